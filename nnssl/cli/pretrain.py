@@ -1,0 +1,79 @@
+"""`nnssl_pretrain`: self-supervised pretraining on nnU-Net datasets."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+
+from nnssl.cli.run import run
+from nnssl.methods.registry import method_names
+
+EPILOG = """examples:
+  nnssl_pretrain -d 500 -m vox2vec                          the paper's schedule on the plans' own network
+  nnssl_pretrain -d 500 501 -m vox2vec -p nnUNetResEncUNetLPlans
+  nnssl_pretrain -d 500 -m vox2vec -p nnsslPlans_vox2vec    the paper's network, spacing, window, patch and batch
+  nnssl_pretrain -d 500 -m vox2vec -p nnsslPlans_tiny -device cpu -o num_epochs=5 steps_per_epoch=20
+  nnssl_pretrain -d 500 -m vox2vec --c                      continue after an interruption
+  torchrun --nproc_per_node 4 --nnodes 2 ... -m nnssl.cli.pretrain -d 500 -m vox2vec
+
+Output: nnUNet_results/DatasetXXX_Name/nnssl_METHOD__PLANS__CONFIGURATION/fold_FOLD/
+Exit code: 0 finished, 1 an error (said in one sentence), 75 interrupted and saved: run again with --c.
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's arguments; nnU-Net's flags where nnU-Net has one."""
+    # fmt: off
+    p = argparse.ArgumentParser(
+        "nnssl_pretrain",
+        description="Self-supervised pretraining on nnU-Net datasets, with or without labels. Plans and preprocesses "
+        "by itself where that is missing.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    p.add_argument("-d", nargs="+", required=True, metavar="ID", dest="dataset_ids",
+                   help="dataset ids; plans and results folder are those of the first")
+    p.add_argument("-m", required=True, metavar="METHOD", dest="method", help=", ".join(method_names()))
+    p.add_argument("-c", default="3d_fullres", metavar="CONFIGURATION", dest="configuration",
+                   help="a 3D configuration of the plans (default: 3d_fullres)")
+    p.add_argument("-p", default="nnUNetPlans", metavar="PLANS", dest="plans",
+                   help="plans, or a preset such as nnsslPlans_vox2vec (default: nnUNetPlans)")
+    p.add_argument("-f", default="all", metavar="FOLD", dest="fold",
+                   help="all: 5 %% of the cases are held out for the validation loss; a number: train on the "
+                        "training cases of that fold of splits_final.json (default: all)")
+    p.add_argument("-device", default="cuda", help="cuda or cpu (default: cuda)")
+    p.add_argument("-num_gpus", type=int, default=1, metavar="N",
+                   help="processes on this machine, with -device cpu too (default: 1)")
+    p.add_argument("--c", action="store_true", dest="continue_run", help="continue an interrupted run")
+    p.add_argument("--overwrite", action="store_true", help="replace an earlier run")
+    p.add_argument("-o", nargs="+", default=[], metavar="KEY=VALUE", dest="options",
+                   help="hyper-parameters of the method, such as num_epochs=100 steps_per_epoch=50 batch_size=4 "
+                        "patch_size=32,96,96 learning_rate=1e-4 seed=1; an unknown key lists them all")
+    p.add_argument("-pretrained", metavar="CHECKPOINT", help="start from the weights of another run")
+    p.add_argument("-np", type=int, default=None, metavar="N", dest="num_processes",
+                   help="processes for preprocessing, where that is still to do (default: nnU-Net's)")
+    # fmt: on
+    return p
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point."""
+    run(_command, argv)
+
+
+def _command(argv: list[str] | None) -> int:
+    arguments = parser().parse_args(argv)
+    # Only now: --help answers without waiting for torch and nnU-Net.
+    from nnssl import pretrain
+    from nnssl.pretraining.signals import EXIT_INTERRUPTED, Interrupted
+
+    try:
+        pretrain(**vars(arguments))
+    except Interrupted as interrupted:
+        logging.getLogger("nnssl").info(str(interrupted))
+        return EXIT_INTERRUPTED
+    return 0
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""What all commands do alike: messages for people, exit codes for scripts."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import sys
+from collections.abc import Callable
+
+from nnssl.errors import UserError
+
+LEFT_OUT = 3  # exit code: done, but some volumes were left out
+
+
+class _Formatter(logging.Formatter):
+    """Plain lines; what is more than information says so."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        message = super().format(record)
+        return message if record.levelno <= logging.INFO else f"{record.levelname.lower()}: {message}"
+
+
+def run(command: Callable[[list[str] | None], int | None], argv: list[str] | None) -> None:
+    """Run a command with its arguments (None: those of the process) and leave the process with its exit code.
+
+    A mistake of the user is one line `error: ...` on standard error and code 1; Ctrl-C is code 130.
+    """
+    logger = logging.getLogger("nnssl")
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(_Formatter())
+    logger.addHandler(handler)
+    if logger.level == logging.NOTSET:
+        logger.setLevel(logging.INFO)
+    try:
+        code = command(argv)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = 130
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(f"error: no space left to write {error.filename or 'the output'}; make room and run it again",
+              file=sys.stderr)  # fmt: skip
+        code = 1
+    finally:
+        logger.removeHandler(handler)
+    if code:
+        sys.exit(code)

@@ -1,0 +1,152 @@
+"""The loader: sample i of step s is a pure function of (seed, stream, s, i), whoever computes it.
+
+Positions i run over the whole batch of all processes, so the data do not depend on the number of processes, of workers,
+or on interruptions. Workers hold no state.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from nnssl.data.volumes import VolumeFolder
+from nnssl.methods.base import Batch, Method, Sample
+
+Stream = Literal["train", "val"]
+Key = tuple[Stream, int, int]  # stream, step, position in the whole batch
+_STREAMS: dict[Stream, int] = {"train": 0, "val": 1}
+
+
+@dataclass(frozen=True)
+class Cases:
+    """The volumes of a run: `folders[folder_of[i]]` holds case `names[i]`; arrays, so that forked workers share them."""
+
+    folders: tuple[VolumeFolder, ...]
+    folder_of: np.ndarray
+    names: np.ndarray
+
+    @classmethod
+    def of(cls, folders: Sequence[VolumeFolder], names: Sequence[Sequence[str]]) -> Cases:
+        """From the case names of every folder."""
+        which = np.repeat(np.arange(len(folders)), [len(n) for n in names])
+        return cls(tuple(folders), which, np.array([c for n in names for c in n], dtype=np.str_))
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def label(self, i: int) -> str:
+        """Dataset and case, for messages."""
+        return f"{self.folders[self.folder_of[i]].name}/{self.names[i]}"
+
+
+@lru_cache(maxsize=4)
+def _permutation(seed: int, stream: int, turn: int, count: int) -> np.ndarray:
+    return np.random.default_rng([seed, stream, turn, count]).permutation(count)
+
+
+def cases_of_step(seed: int, stream: Stream, step: int, distinct: int, count: int) -> np.ndarray:
+    """Indices (distinct,) of the volumes of a step: without repetition where count >= distinct.
+
+    Every volume is drawn once per turn of count // distinct steps (up to the remainder), in an order that changes from
+    turn to turn. The order of the stream "val" does not change: its steps are the same in every epoch.
+    """
+    if count < distinct:
+        return (np.arange(distinct) + step * distinct) % count
+    turn, place = divmod(step, count // distinct)
+    order = _permutation(seed, _STREAMS[stream], 0 if stream == "val" else turn, count)
+    return order[place * distinct : (place + 1) * distinct]
+
+
+class SampleDataset(Dataset[tuple[str, Sample]]):
+    """Samples by key (stream, step, position)."""
+
+    def __init__(self, method: type[Method], config: Any, train: Cases, val: Cases) -> None:
+        self.method, self.config = method, config
+        self.cases: dict[Stream, Cases] = {"train": train, "val": val}
+
+    def __getitem__(self, key: Key) -> tuple[str, Sample]:
+        stream, step, position = key
+        cases, seed = self.cases[stream], self.config.seed
+        distinct = self.method.volumes_per_step(self.config)
+        chosen = cases_of_step(seed, stream, step, distinct, len(cases))
+        index = int(chosen[position % distinct])
+        volume = cases.folders[cases.folder_of[index]].open(str(cases.names[index]), index)
+        rng = np.random.default_rng([seed, _STREAMS[stream], step, position])
+        return cases.label(index), self.method.sample(volume, self.config, rng)
+
+
+@dataclass
+class LoadedBatch:
+    """A collated batch and the cases that it was cut from."""
+
+    cases: list[str]
+    tensors: Batch
+
+    def pin_memory(self) -> LoadedBatch:
+        """Called by the loader's pinning thread."""
+        return LoadedBatch(self.cases, {k: v.pin_memory() for k, v in self.tensors.items()})
+
+
+def positions_of_rank(batch_size: int, rank: int, world_size: int) -> range:
+    """This process's positions of the whole batch; the batch size is a multiple of the number of processes."""
+    share = batch_size // world_size
+    return range(rank * share, (rank + 1) * share)
+
+
+def make_loader(
+    dataset: SampleDataset, steps: Sequence[tuple[Stream, int]], positions: range, device: torch.device
+) -> DataLoader[LoadedBatch]:
+    """Batches of the given steps in order, read ahead by worker processes, in pinned memory for CUDA.
+
+    The number of workers is nnU-Net's `nnUNet_n_proc_DA`, else one less than the cores, between 1 and 8.
+    """
+    workers = number_of_workers()
+    return DataLoader(
+        dataset,
+        batch_sampler=_Batches(steps, positions),
+        num_workers=workers,
+        collate_fn=partial(_collate, dataset.method.collate),
+        pin_memory=device.type == "cuda",
+        prefetch_factor=4 if workers else None,
+        worker_init_fn=_start_worker if workers else None,
+    )
+
+
+def number_of_workers() -> int:
+    """Loader processes: `nnUNet_n_proc_DA` where it is set, else by the number of cores."""
+    value = os.environ.get("nnUNet_n_proc_DA")
+    return int(value) if value else min(8, max(1, (os.cpu_count() or 2) - 1))
+
+
+class _Batches:
+    """The keys of every step's batch."""
+
+    def __init__(self, steps: Sequence[tuple[Stream, int]], positions: range) -> None:
+        self.steps, self.positions = steps, positions
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        for stream, step in self.steps:
+            yield [(stream, step, i) for i in self.positions]
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+
+def _collate(collate: Callable[[list[Sample]], Batch], items: list[tuple[str, Sample]]) -> LoadedBatch:
+    return LoadedBatch([case for case, _ in items], collate([sample for _, sample in items]))
+
+
+def _start_worker(worker: int) -> None:
+    import signal
+
+    torch.set_num_threads(1)
+    # a signal to the process group must not kill the workers: the main process ends the step, saves, and stops them
+    for name in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(name, signal.SIG_IGN)

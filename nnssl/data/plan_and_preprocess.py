@@ -1,0 +1,90 @@
+"""From raw volumes to nnU-Net's preprocessed folder: fingerprint, plans, volumes, body masks."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Sequence
+
+from nnssl.data.dataset_run import DatasetRun, PreparedDataset, RunOptions
+from nnssl.data.folders import dataset_name, require_folders
+from nnssl.data.planning import PlanRequest
+from nnssl.data.pool import default_processes
+from nnssl.errors import UserError
+
+
+def plan_and_preprocess(
+    dataset_ids: Sequence[int | str],
+    *,
+    planner: str | None = None,
+    preset: str | None = None,
+    configuration: str = "3d_fullres",
+    num_processes: int | None = None,
+    gpu_memory_target: float | None = None,
+    overwrite_target_spacing: Sequence[float] | None = None,
+    overwrite_plans_name: str | None = None,
+    overwrite_plans: bool = False,
+    clean: bool = False,
+    preprocess: bool = True,
+    num_parts: int = 1,
+    part_id: int = 0,
+    strict: bool = False,
+    show_progress: bool = True,
+) -> list[PreparedDataset]:
+    """Plan and preprocess datasets with or without labels; what is done already is kept.
+
+    The first dataset is planned; the others get its plans as `<plans>From<id>`, so that all share spacing,
+    normalisation and network. A dataset that nnU-Net has preprocessed is used as it is and gets body masks only.
+
+    Args:
+        dataset_ids: numbers or names.
+        planner: name of a stock planner; None for nnU-Net's default.
+        preset: a preset of `plans/`, or the name of plans that exist or that a stock planner makes.
+        configuration: a 3-D one of the plans.
+        num_processes: None for nnU-Net's number, at most one a core; 1 works in this process.
+        gpu_memory_target: GB, for the planner.
+        overwrite_target_spacing: mm (z, y, x), for the planner.
+        overwrite_plans_name: another name for the plans.
+        overwrite_plans: replace plans of that name, and volumes that they do not fit.
+        clean: read all volumes anew for the fingerprint.
+        preprocess: False to stop after planning.
+        num_parts: jobs that share the cases; more than one needs plans that exist.
+        part_id: which of these jobs this is, from 0.
+        strict: refuse if any volume is left out.
+        show_progress: a bar where standard error is a terminal.
+
+    Returns:
+        One entry a dataset, in the order given.
+
+    Raises:
+        UserError: whatever the user can mend, in a sentence that says how.
+    """
+    raw, preprocessed = require_folders("nnUNet_raw", "nnUNet_preprocessed")
+    spacing = None if overwrite_target_spacing is None else tuple(overwrite_target_spacing)
+    request = PlanRequest(planner, preset, gpu_memory_target, spacing, overwrite_plans_name, overwrite_plans)
+    if not 0 <= part_id < num_parts:
+        raise UserError(f"-part_id {part_id} is not one of the parts 0 to {num_parts - 1} of -num_parts {num_parts}")
+    if num_processes is not None and num_processes < 1:
+        raise UserError(f"-np {num_processes} leaves nobody to work; use -np 1 or more")
+    if not dataset_ids:
+        raise UserError("no dataset given; name one or more, as in -d 500")
+    options = RunOptions(raw, preprocessed, configuration, num_processes or default_processes(), num_parts, part_id,
+                         clean, strict, show_progress)  # fmt: skip
+    names = list(dict.fromkeys(dataset_name(d) for d in dataset_ids))
+    try:
+        return _all_datasets(options, request, names, preprocess)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(f"no space left in {preprocessed}; make room, or let nnUNet_preprocessed name another disk, "
+                        f"and run the same line again: what is done is kept") from error  # fmt: skip
+
+
+def _all_datasets(
+    options: RunOptions, request: PlanRequest, names: list[str], preprocess: bool
+) -> list[PreparedDataset]:
+    """All datasets are planned before the first volume is preprocessed: mistakes show within minutes."""
+    runs = [DatasetRun(options, name) for name in names]
+    plans = runs[0].plan(request)
+    for run in runs[1:]:
+        run.take_plans(plans, runs[0].dataset, request)
+    return [run.preprocess() if preprocess else run.finish() for run in runs]

@@ -1,0 +1,251 @@
+"""nnU-Net plans for a raw dataset: from any stock planner, from a preset, or those of another dataset."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import json
+import logging
+import os
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nnssl.data.presets import plans_from_preset, presets
+from nnssl.data.quiet import quietly
+from nnssl.data.raw import RawDataset
+from nnssl.errors import UserError
+
+DEFAULT_PLANNER = "ExperimentPlanner"
+
+Plans = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class PlanRequest:
+    """Which plans are asked for.
+
+    Args:
+        planner: name of a stock planner; None for nnU-Net's default.
+        preset: a preset, or the name of plans that exist or that a stock planner makes (nnUNetResEncUNetLPlans).
+        gpu_memory_target: GB, for the planner; None for its own.
+        target_spacing: mm, in the file's array axes (z, y, x), for the planner's 3d_fullres; None for its own.
+        plans_name: None for the planner's or the preset's.
+        overwrite: replace plans of that name.
+    """
+
+    planner: str | None = None
+    preset: str | None = None
+    gpu_memory_target: float | None = None
+    target_spacing: tuple[float, ...] | None = None
+    plans_name: str | None = None
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        """Raise UserError where the parts exclude each other."""
+        options = (self.planner, self.gpu_memory_target, self.target_spacing)
+        if self.preset is not None and any(option is not None for option in options):
+            raise UserError("-p takes plans as they are; -pl, -gpu_memory_target and -overwrite_target_spacing make "
+                            "plans: give one or the other")  # fmt: skip
+        if self.target_spacing is not None and (len(self.target_spacing) != 3 or min(self.target_spacing) <= 0):
+            raise UserError("-overwrite_target_spacing needs three positive numbers, in mm, as in 2 1 1 (z y x)")
+        if self.gpu_memory_target is not None and self.gpu_memory_target <= 0:
+            raise UserError("-gpu_memory_target needs a positive number of GB, as in 24")
+        if self.plans_name is not None and ("__" in self.plans_name or os.sep in self.plans_name):
+            raise UserError(f"{self.plans_name} cannot be the name of plans: nnU-Net splits names at __, and plans are "
+                            f"a file; choose letters, digits and single underscores")  # fmt: skip
+
+    @property
+    def explicit(self) -> bool:
+        """Whether plans that exist have to agree with the request."""
+        return any(option is not None for option in (self.planner, self.gpu_memory_target, self.target_spacing))
+
+    def name(self) -> str:
+        """Name of the plans.
+
+        Raises:
+            UserError: there is no such planner.
+        """
+        if self.plans_name or self.preset:
+            return self.plans_name or str(self.preset)
+        return _default_name(planner_class(self.planner or DEFAULT_PLANNER))
+
+
+def planner_classes() -> dict[str, Any]:
+    """nnU-Net's planners by name."""
+    import importlib
+    import pkgutil
+
+    import nnunetv2.experiment_planning.experiment_planners as room
+    from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
+
+    found: dict[str, Any] = {}
+    for module in pkgutil.walk_packages(room.__path__, room.__name__ + "."):
+        for name, value in vars(importlib.import_module(module.name)).items():
+            if inspect.isclass(value) and issubclass(value, ExperimentPlanner) and value.__module__ == module.name:
+                found.setdefault(name, value)
+    return found
+
+
+def planner_class(name: str) -> Any:
+    """One of nnU-Net's planners.
+
+    Raises:
+        UserError: with the names that exist.
+    """
+    planners = planner_classes()
+    if name not in planners:
+        raise UserError(f"there is no planner {name}; nnU-Net's planners: {', '.join(sorted(planners))}")
+    return planners[name]
+
+
+def load_plans(folder: Path, name: str) -> Plans | None:
+    """Plans `name` of the preprocessed dataset `folder`, or None."""
+    file = folder / f"{name}.json"
+    if not file.is_file():
+        return None
+    try:
+        plans = json.loads(file.read_text())
+    except ValueError as error:
+        raise UserError(f"{file} is not valid JSON ({error}); restore it, or add --overwrite_plans") from error
+    if not isinstance(plans, dict) or "configurations" not in plans:
+        raise UserError(f"{file} does not hold nnU-Net plans; choose other plans with -p")
+    return plans
+
+
+def existing_plans(folder: Path) -> list[str]:
+    """Names of the plans of the preprocessed dataset `folder`, sorted."""
+    return sorted(file.stem for file in folder.glob("*.json") if '"configurations"' in file.read_text())
+
+
+def make_plans(request: PlanRequest, dataset: RawDataset, reader: Any, preprocessed: Path) -> Plans:
+    """Plans for the cases of `dataset`, read by `reader`, not yet saved; `preprocessed` holds its fingerprint.
+
+    Raises:
+        UserError: unknown planner or preset, or a preset that does not fit the dataset.
+    """
+    name = request.name()
+    with quietly(if_it_fails=logging.ERROR), _one_thread_at_least():
+        if request.preset in presets():
+            planner = _planner(planner_class(DEFAULT_PLANNER), dataset, reader, request)
+            plans = plans_from_preset(str(request.preset), dataset, planner)
+        else:
+            planner = _planner(_planner_of_plans(request, preprocessed), dataset, reader, request)
+            plans = planner.plan_experiment()
+    plans = renamed(json.loads(json.dumps(plans)), name)
+    if request.target_spacing is not None:
+        _own_data_folders(plans)
+    return plans
+
+
+def moved_plans(source: Plans, name: str, target: RawDataset, reader: Any) -> Plans:
+    """Plans of another dataset for `target`, under another name.
+
+    Spacing, intensities and network stay those of the source, as in nnU-Net's `move_plans_between_datasets`, which
+    would start twelve processes to list the images.
+    """
+    plans = renamed(source, name)
+    plans["dataset_name"] = target.name
+    plans["image_reader_writer"] = reader.__name__
+    return plans
+
+
+def renamed(plans: Plans, name: str) -> Plans:
+    """The same plans under another name, with data folders of that name."""
+    plans, old = deepcopy(plans), plans["plans_name"]
+    plans["plans_name"] = name
+    for configuration in plans["configurations"].values():
+        folder = configuration.get("data_identifier")
+        if folder is not None and old != name:
+            rest = folder[len(old) :] if folder.startswith(old) else f"_{folder}"
+            configuration["data_identifier"] = name + rest
+    return plans
+
+
+def same_plans(a: Plans, b: Plans, configuration: str) -> bool:
+    """Whether two plans agree in everything that volumes, patches and network depend on."""
+    keys = ("transpose_forward", "foreground_intensity_properties_per_channel", "experiment_planner_used")
+    if any(a.get(key) != b.get(key) for key in keys):
+        return False
+    return bool(a["configurations"].get(configuration) == b["configurations"].get(configuration))
+
+
+def merged(new: Plans, old: Plans | None) -> Plans:
+    """New plans plus the old ones' further configurations, which nnU-Net's planners keep too when they overwrite."""
+    if old is None:
+        return new
+    return {**new, "configurations": {**old["configurations"], **new["configurations"]}}
+
+
+def _default_name(planner: Any) -> str:
+    return str(inspect.signature(planner.__init__).parameters["plans_name"].default)
+
+
+def _planner_of_plans(request: PlanRequest, preprocessed: Path) -> Any:
+    """The planner that is asked for, by its name or by that of its plans."""
+    if request.preset is None:
+        return planner_class(request.planner or DEFAULT_PLANNER)
+    planners = {_default_name(planner): planner for planner in reversed(planner_classes().values())}
+    if request.preset not in planners:
+        raise UserError(f"there are no plans {request.preset} of {preprocessed.name}; it has "
+                        f"{', '.join(existing_plans(preprocessed)) or 'none yet'}; presets: {', '.join(presets())}; "
+                        f"plans of nnU-Net's planners: {', '.join(sorted(planners))}")  # fmt: skip
+    return planners[request.preset]
+
+
+def _planner(planner: Any, dataset: RawDataset, reader: Any, request: PlanRequest) -> Any:
+    """A stock planner that knows the healthy cases and keeps its plans in memory."""
+    from nnunetv2.utilities.json_export import recursive_fix_for_json_export
+
+    options: dict[str, Any] = {} if request.preset in presets() else {"plans_name": request.name()}
+    if request.gpu_memory_target is not None:
+        options["gpu_memory_target_in_gb"] = request.gpu_memory_target
+    if request.target_spacing is not None:
+        options["overwrite_target_spacing"] = [float(s) for s in request.target_spacing]
+    with _listed(dataset):
+        try:
+            made = planner(dataset.name, **options)
+        except AssertionError as error:
+            raise UserError(f"{dataset.name}: splits_final.json of nnUNet_raw and of nnUNet_preprocessed name "
+                            f"different cases; delete the one that is wrong") from error  # fmt: skip
+    made.dataset_json.setdefault("numTraining", len(made.dataset_fingerprint["spacings"]))
+    made.determine_reader_writer = lambda: reader  # found already; the planner would read its first image for it
+    made.save_plans = recursive_fix_for_json_export  # called with the finished plans; they are saved when accepted
+    return made
+
+
+@contextlib.contextmanager
+def _listed(dataset: RawDataset) -> Iterator[None]:
+    """Let planners see the healthy cases; their own listing starts twelve processes and wants labels."""
+    from nnunetv2.experiment_planning.experiment_planners import default_experiment_planner as module
+
+    listing = {case.name: {"images": list(case.images), "label": case.label} for case in dataset.cases.values()}
+    stock = module.get_filenames_of_train_images_and_targets
+    module.get_filenames_of_train_images_and_targets = lambda *_args, **_kwargs: listing
+    try:
+        yield
+    finally:
+        module.get_filenames_of_train_images_and_targets = stock
+
+
+@contextlib.contextmanager
+def _one_thread_at_least() -> Iterator[None]:
+    """`nnUNet_n_proc_DA=0` is right for training, but planners give that number to torch, which refuses it."""
+    name = "nnUNet_n_proc_DA"
+    stock = os.environ.get(name)
+    if stock == "0":
+        os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if stock == "0":
+            os.environ[name] = stock
+
+
+def _own_data_folders(plans: Plans) -> None:
+    """Another spacing needs volumes of its own; the ResEnc planners would put them into those of nnUNetPlans."""
+    for name, configuration in plans["configurations"].items():
+        if "data_identifier" in configuration:
+            configuration["data_identifier"] = f"{plans['plans_name']}_{name}"

@@ -1,0 +1,65 @@
+"""The preprocessed datasets of a run; planned and preprocessed first where that is missing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nnssl.data.folders import dataset_id, dataset_name, require_folders
+from nnssl.data.plan_and_preprocess import plan_and_preprocess
+from nnssl.data.planning import load_plans
+from nnssl.data.raw import read_dataset_json
+from nnssl.data.volumes import VolumeFolder
+from nnssl.errors import UserError
+
+
+@dataclass(frozen=True)
+class PreparedDatasets:
+    """What a run reads; plans, dataset.json and fingerprint are those of the first dataset."""
+
+    folders: list[VolumeFolder]
+    plans: dict[str, Any]
+    dataset_json: dict[str, Any]
+    fingerprint: dict[str, Any]
+    results: Path
+
+
+def prepare_datasets(
+    dataset_ids: Sequence[int | str], plans: str, configuration: str, num_processes: int | None, may_preprocess: bool
+) -> PreparedDatasets:
+    """Datasets with plans, volumes and body masks.
+
+    Args:
+        dataset_ids: numbers or names; the first one's plans are shared by all.
+        plans: name of plans or of a preset.
+        configuration: a 3D one of the plans.
+        num_processes: for preprocessing, None for the default.
+        may_preprocess: False where several processes would do it at once; everything has to be there then.
+
+    Raises:
+        UserError: from `plan_and_preprocess`; or something is missing that must not be made here.
+    """
+    _, preprocessed, results = require_folders("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+    names = list(dict.fromkeys(dataset_name(d) for d in dataset_ids))
+    if may_preprocess:
+        # what is done already costs a directory listing
+        plan_and_preprocess(names, preset=plans, configuration=configuration, num_processes=num_processes)
+    plans_names = [plans] + [f"{plans}From{dataset_id(names[0])}"] * (len(names) - 1)
+    found = [load_plans(preprocessed / n, p) for n, p in zip(names, plans_names, strict=True)]
+    for name, content in zip(names, found, strict=True):
+        if content is None:
+            ids = " ".join(str(dataset_id(n)) for n in names)
+            raise UserError(f"{name} has no plans {plans} yet, and processes that train together do not make them; run "
+                            f"nnssl_plan_and_preprocess -d {ids} -p {plans} first")  # fmt: skip
+    own = [content for content in found if content is not None]
+    fingerprint = preprocessed / names[0] / "dataset_fingerprint.json"
+    return PreparedDatasets(
+        [VolumeFolder.from_plans(preprocessed, n, p, configuration) for n, p in zip(names, own, strict=True)],
+        own[0],
+        read_dataset_json(preprocessed / names[0]),
+        json.loads(fingerprint.read_text()) if fingerprint.is_file() else {},
+        results,
+    )

@@ -1,0 +1,71 @@
+"""What preprocessed volumes were made with, so that plans and volumes of different make are never mixed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from nnssl.data.storage import body_folder, done_cases, write_json
+from nnssl.errors import UserError
+
+_FILE = "settings.json"  # beside the body masks: nnU-Net's own folder holds nnU-Net's files only
+_KEYS = (
+    "preprocessor_name", "spacing", "normalization_schemes", "use_mask_for_norm", "resampling_fn_data",
+    "resampling_fn_data_kwargs", "resampling_fn_seg", "resampling_fn_seg_kwargs",
+)  # fmt: skip
+_CT_KEYS = ("mean", "std", "percentile_00_5", "percentile_99_5")
+
+
+def volume_settings(plans: dict[str, Any], configuration: str) -> dict[str, Any]:
+    """The part of plans that decides the values and the grid of a volume, as JSON types."""
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    resolved = PlansManager(plans).get_configuration(configuration).configuration
+    settings = {key: resolved[key] for key in _KEYS}
+    settings["transpose_forward"] = plans["transpose_forward"]
+    settings["ct_window"] = [
+        {key: plans["foreground_intensity_properties_per_channel"][str(c)][key] for key in _CT_KEYS}
+        for c, scheme in enumerate(resolved["normalization_schemes"])
+        if scheme == "CTNormalization"
+    ]
+    return dict(json.loads(json.dumps(settings)))
+
+
+def check_settings(folder: Path, settings: dict[str, Any]) -> None:
+    """Compare with what the volumes of `folder` were made with; note it where nothing is known.
+
+    Raises:
+        UserError: they were made with other settings.
+    """
+    made_with = _made_with(folder)
+    if made_with is None:
+        write_json(body_folder(folder) / _FILE, settings)
+    elif made_with != settings:
+        changed = ", ".join(key for key in settings if made_with.get(key) != settings[key])
+        raise UserError(f"the volumes in {folder} were made with other plans ({changed} changed); give the plans a "
+                        f"name of their own with -overwrite_plans_name, or delete that folder and "
+                        f"{body_folder(folder).name} to make them anew")  # fmt: skip
+
+
+def remove_unfit_volumes(folder: Path, settings: dict[str, Any], before: dict[str, Any] | None) -> bool:
+    """Remove the volumes of `folder` unless they were made with `settings`; whether any were removed.
+
+    Args:
+        folder: of the volumes.
+        settings: of the plans that replace others.
+        before: settings of the plans that are replaced, which speak for volumes of nnU-Net's own making.
+    """
+    made_with = _made_with(folder) or before
+    if made_with == settings or made_with is None:
+        return False
+    any_volumes = bool(done_cases(folder))
+    for old in (folder, body_folder(folder)):
+        shutil.rmtree(old, ignore_errors=True)
+    return any_volumes
+
+
+def _made_with(folder: Path) -> dict[str, Any] | None:
+    file = body_folder(folder) / _FILE
+    return json.loads(file.read_text()) if file.is_file() else None

@@ -1,0 +1,131 @@
+"""Writing preprocessed cases so that a file that exists is whole, and telling which cases are done.
+
+Cases are written to `DatasetXXX/.writing/<folder>/<case>/` and renamed into place. What a killed run leaves there is
+removed by the next one that prepares the same case.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nnssl.data.body_mask import save_body_mask
+from nnssl.errors import UserError
+
+
+def body_folder(folder: Path) -> Path:
+    """Folder of the body masks that belong to nnU-Net's folder of preprocessed volumes."""
+    return folder.with_name(f"{folder.name}_body")
+
+
+def done_cases(folder: Path) -> set[str]:
+    """Cases of which nnU-Net's three files exist in `folder`."""
+    files = {entry.name for entry in os.scandir(folder)} if folder.is_dir() else set()
+    images = {file[: -len(".b2nd")] for file in files if file.endswith(".b2nd")}
+    return {case for case in images if f"{case}_seg.b2nd" in files and f"{case}.pkl" in files}
+
+
+def masked_cases(folder: Path) -> set[str]:
+    """Cases that have a body mask beside `folder`."""
+    bodies = body_folder(folder)
+    return (
+        {e.name[: -len(".b2nd")] for e in os.scandir(bodies) if e.name.endswith(".b2nd")} if bodies.is_dir() else set()
+    )
+
+
+def refuse_older_format(folder: Path) -> None:
+    """Raise UserError where `folder` holds volumes as nnU-Net wrote them before blosc2: it refuses a mixture."""
+    if folder.is_dir() and any(entry.name.endswith((".npz", ".npy")) for entry in os.scandir(folder)):
+        raise UserError(f"{folder} was preprocessed by an older nnU-Net (.npz files); delete it and run this again")
+
+
+def save_case(
+    folder: Path,
+    case: str,
+    image: np.ndarray,
+    seg: np.ndarray,
+    properties: dict[str, Any],
+    body: np.ndarray,
+    patch_size: tuple[int, ...],
+) -> None:
+    """Write nnU-Net's three files of a case, as `DefaultPreprocessor.run_case_save` does, and its body mask.
+
+    The image appears last: whatever lists images finds everything else.
+
+    Args:
+        folder: nnU-Net's, `DatasetXXX/<data_identifier>`.
+        case: name.
+        image: (C, Z, Y, X); becomes float32.
+        seg: (1, Z, Y, X); becomes int16.
+        properties: nnU-Net's, pickled.
+        body: (Z, Y, X) bool.
+        patch_size: of the plans; it decides the sizes of the compressed blocks.
+
+    Raises:
+        OSError: with errno ENOSPC where the disk is full.
+    """
+    from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, nnUNetDatasetBlosc2
+
+    image, seg = image.astype(np.float32, copy=False), seg.astype(np.int16, copy=False)
+    blocks, chunks = comp_blosc2_params(image.shape, patch_size, image.itemsize)
+    blocks_seg, chunks_seg = comp_blosc2_params(seg.shape, patch_size, seg.itemsize)
+    with _writing(folder, case, image.nbytes + seg.nbytes) as temporary:
+        nnUNetDatasetBlosc2.save_case(
+            image, seg, properties, str(temporary / case),
+            chunks=chunks, blocks=blocks, chunks_seg=chunks_seg, blocks_seg=blocks_seg,
+        )  # fmt: skip
+        save_body_mask(temporary / "body", body, image)
+        _replace(temporary / "body", body_folder(folder) / f"{case}.b2nd")
+        for file in (f"{case}.pkl", f"{case}_seg.b2nd", f"{case}.b2nd"):
+            _replace(temporary / file, folder / file)
+
+
+def save_body(folder: Path, case: str, body: np.ndarray, image: np.ndarray) -> None:
+    """Write the body mask alone, for a case that nnU-Net has preprocessed; arguments as in `save_case`."""
+    with _writing(folder, case, body.nbytes) as temporary:
+        save_body_mask(temporary / "body", body, image)
+        _replace(temporary / "body", body_folder(folder) / f"{case}.b2nd")
+
+
+def write_json(file: Path, content: Any) -> None:
+    """Write JSON so that the file is either the old or the new one."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        temporary.write_text(json.dumps(content, indent=4))
+        os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _writing(folder: Path, case: str, num_bytes: int) -> Iterator[Path]:
+    """An empty folder for the files of one case, on the file system of `folder`; removed afterwards."""
+    temporary = folder.parent / ".writing" / folder.name / case
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+    except RuntimeError as error:
+        # blosc2 does not say why it could not write
+        if shutil.disk_usage(folder.parent).free < num_bytes:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
+        raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        with contextlib.suppress(OSError):  # other processes still write there
+            temporary.parent.rmdir()
+            temporary.parent.parent.rmdir()
+
+
+def _replace(source: Path, target: Path) -> None:
+    target.parent.mkdir(exist_ok=True)
+    os.replace(source, target)

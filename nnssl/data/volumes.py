@@ -1,0 +1,161 @@
+"""Reading preprocessed volumes: a folder's listing, a region of one volume, its body mask."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nnssl.errors import UserError
+
+# The intensity window of vox2vec that stands for "the whole range" of a channel without Hounsfield units.
+_RANGE_LOW, _RANGE_WIDTH = -1350.0, 2350.0
+
+
+@dataclass(frozen=True)
+class Channel:
+    """Normalisation of one channel: the plans' scheme, and for CT the mean and deviation that it used."""
+
+    scheme: str
+    mean: float
+    std: float
+
+    @property
+    def is_ct(self) -> bool:
+        """Whether values are Hounsfield units (nnU-Net decides that by the channel's name)."""
+        return self.scheme == "CTNormalization"
+
+
+@dataclass(frozen=True)
+class VolumeFolder:
+    """Where the preprocessed volumes of one dataset lie, and what their values and axes mean.
+
+    Args:
+        name: the dataset, such as Dataset500_Thorax.
+        images: nnU-Net's folder of `case.b2nd` (C, Z, Y, X) float32.
+        bodies: folder of the body masks `case.b2nd` (Z, Y, X) uint8.
+        spacing: millimetres along (Z, Y, X).
+        channels: one entry a channel.
+    """
+
+    name: str
+    images: Path
+    bodies: Path
+    spacing: tuple[float, float, float]
+    channels: tuple[Channel, ...]
+
+    @classmethod
+    def from_plans(cls, preprocessed: Path, name: str, plans: dict[str, Any], configuration: str) -> VolumeFolder:
+        """Folder of a dataset under nnU-Net's preprocessed folder, as its plans describe it."""
+        from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+        resolved = PlansManager(plans).get_configuration(configuration)
+        properties = plans["foreground_intensity_properties_per_channel"]
+        channels = tuple(
+            Channel(scheme, float(properties[str(c)]["mean"]), max(float(properties[str(c)]["std"]), 1e-8))
+            for c, scheme in enumerate(resolved.normalization_schemes)
+        )
+        images = preprocessed / name / resolved.data_identifier
+        z, y, x = (float(s) for s in resolved.spacing)
+        return cls(name, images, images.with_name(images.name + "_body"), (z, y, x), channels)
+
+    def cases(self) -> list[str]:
+        """Identifiers that have an image and a body mask, sorted; two directory listings, no file is opened."""
+        if not self.images.is_dir() or not self.bodies.is_dir():
+            return []
+        images = {e.name[:-5] for e in os.scandir(self.images) if e.name.endswith(".b2nd")}
+        bodies = {e.name[:-5] for e in os.scandir(self.bodies) if e.name.endswith(".b2nd")}
+        return sorted(images & bodies)
+
+    def open(self, case: str, index: int = 0) -> BloscVolume:
+        """One volume, opened for reading; `index` is its number among the volumes of the run."""
+        return BloscVolume(self, case, index)
+
+
+class BloscVolume:
+    """One preprocessed case; a read decompresses only the blocks that the region touches (`Volume`)."""
+
+    def __init__(self, folder: VolumeFolder, case: str, index: int) -> None:
+        self.folder, self.case, self.index = folder, case, index
+        self.spacing = folder.spacing
+        self._image = _open(folder.images / f"{case}.b2nd")
+        self._body = _open(folder.bodies / f"{case}.b2nd")
+        if tuple(self._image.shape[1:]) != tuple(self._body.shape):
+            raise UserError(
+                f"{folder.name}: the body mask of {case} does not fit its image (the dataset was preprocessed anew?); "
+                f"delete {folder.bodies} and run nnssl_plan_and_preprocess again"
+            )
+
+    @property
+    def size(self) -> np.ndarray:
+        """Voxels along (Z, Y, X)."""
+        return np.asarray(self._image.shape[1:])
+
+    @cached_property
+    def is_ct(self) -> np.ndarray:
+        """(C,) bool: which channels are in Hounsfield units."""
+        return np.array([c.is_ct for c in self.folder.channels])
+
+    @cached_property
+    def hu_affine(self) -> np.ndarray:
+        """(C, 2) float32 offset and scale: offset + scale * value is in HU for CT.
+
+        For other channels it maps the range of the case (0.5 and 99.5 percentile inside the body) to [-1350, 1000],
+        so that what is said in HU becomes the same fraction of the range.
+        """
+        rows = []
+        for channel, (low, high) in zip(self.folder.channels, self._body.schunk.vlmeta["intensity_range"], strict=True):
+            if channel.is_ct:
+                rows.append((channel.mean, channel.std))
+            else:
+                scale = _RANGE_WIDTH / max(high - low, 1e-6)
+                rows.append((_RANGE_LOW - scale * low, scale))
+        return np.array(rows, dtype=np.float32)
+
+    def read(self, start: np.ndarray, stop: np.ndarray) -> np.ndarray:
+        """Box [start, stop) of the image as (C, *size) float32.
+
+        Outside the volume it is 0: nnU-Net pads so in training and in prediction, in the units of the plans.
+        """
+        return _read(self._image, start, stop, np.float32)
+
+    def read_body(self, start: np.ndarray, stop: np.ndarray) -> np.ndarray:
+        """Box [start, stop) of the body mask as (*size,) bool; False outside the volume."""
+        return _read(self._body, start, stop, np.uint8).astype(bool)
+
+    def random_body_voxel(self, rng: np.random.Generator) -> np.ndarray:
+        """A voxel (z, y, x), uniform over the body, from the stored counts and one slice of the mask."""
+        counts = np.asarray(self._body.schunk.vlmeta["slice_counts"])
+        n = int(rng.integers(counts.sum()))
+        z = int(np.searchsorted(np.cumsum(counts), n, side="right"))
+        voxels = np.flatnonzero(self._body[z])
+        y, x = np.unravel_index(voxels[n - counts[:z].sum()], self._body.shape[1:])
+        return np.array([z, y, x])
+
+
+def _open(path: Path) -> Any:
+    import blosc2
+
+    blosc2.set_nthreads(1)  # the loader's workers are the parallelism
+    # blosc2 cannot map files into memory on Windows; nnU-Net makes the same exception
+    mapping = {} if os.name == "nt" else {"mmap_mode": "r"}
+    return blosc2.open(urlpath=str(path), mode="r", dparams={"nthreads": 1}, **mapping)
+
+
+def _read(array: Any, start: np.ndarray, stop: np.ndarray, dtype: type) -> np.ndarray:
+    """Box of the last three axes, zero where it leaves the array."""
+    size = np.asarray(array.shape[-3:])
+    lead = tuple(array.shape[:-3])
+    inner_start, inner_stop = np.clip(start, 0, size), np.clip(stop, 0, size)
+    whole = (slice(None),) * len(lead)
+    if np.array_equal(inner_start, start) and np.array_equal(inner_stop, stop):
+        return np.asarray(array[(*whole, *map(slice, start.tolist(), stop.tolist()))], dtype=dtype)
+    out = np.zeros((*lead, *(stop - start)), dtype=dtype)
+    if (inner_stop > inner_start).all():
+        target = map(slice, (inner_start - start).tolist(), (inner_stop - start).tolist())
+        out[(*whole, *target)] = array[(*whole, *map(slice, inner_start.tolist(), inner_stop.tolist()))]
+    return out

@@ -1,0 +1,1 @@
+"""What the trainers are made of: which checkpoint, transfer and its report, schedules of fine-tuning."""

@@ -1,0 +1,116 @@
+"""Boxes of voxels: pure functions of arrays, axes in the order of the volume's array (Z, Y, X)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Integers = NDArray[np.int64]
+
+
+class Box(NamedTuple):
+    """The voxels start <= v < stop of an image; start may be negative and stop beyond the image where it is padded."""
+
+    start: Integers  # (3,)
+    stop: Integers  # (3,)
+
+
+def box_volume(box: Box) -> int:
+    """Return the number of voxels in a box; 0 where a side is empty or negative."""
+    return int(np.prod(np.maximum(box.stop - box.start, 0)))
+
+
+def intersection(a: Box, b: Box) -> Box:
+    """Return the voxels that are in both boxes; boxes that do not meet give a box of volume 0."""
+    start = np.maximum(a.start, b.start)
+    return Box(start, np.maximum(np.minimum(a.stop, b.stop), start))
+
+
+def union_box(a: Box, b: Box) -> Box:
+    """Return the smallest box that holds both boxes."""
+    return Box(np.minimum(a.start, b.start), np.maximum(a.stop, b.stop))
+
+
+def random_crop_start(
+    rng: np.random.Generator,
+    anchor: Sequence[int] | Integers,
+    patch: Sequence[int] | Integers,
+    size: Sequence[int] | Integers,
+) -> Integers:
+    """Draw where a patch that holds the anchor voxel starts, uniformly over all starts (methods.md 1.1, step 2).
+
+    An axis on which the volume is smaller than the patch lies whole inside the patch, and how much of the padding is
+    before it is drawn; the start is then negative or 0.
+
+    Args:
+        rng: source of the draw; one draw an axis.
+        anchor: (3,) voxel, 0 <= anchor < size.
+        patch: (3,) size of the patch in voxels.
+        size: (3,) size of the volume in voxels.
+
+    Returns:
+        (3,) first voxel of the patch.
+
+    Raises:
+        ValueError: the anchor is not in the volume, or a patch axis is not positive.
+    """
+    at, extent, whole = (np.asarray(values, dtype=np.int64) for values in (anchor, patch, size))
+    if np.any(at < 0) or np.any(at >= whole) or np.any(extent < 1):
+        raise ValueError(
+            f"anchor {at.tolist()} must be in a volume of {whole.tolist()}, and patch {extent.tolist()} positive"
+        )
+    room = whole - extent
+    lowest = np.maximum(np.minimum(room, 0), at - extent + 1)
+    highest = np.minimum(np.maximum(room, 0), at)
+    return rng.integers(lowest, highest, endpoint=True)
+
+
+def sliding_window_boxes(image: Sequence[int], patch: Sequence[int], overlap: Sequence[int]) -> list[Box]:
+    """Cover an image with patches that overlap, the last one of each axis shifted inside (methods.md 1.5).
+
+    Args:
+        image: (3,) size of the image in voxels.
+        patch: (3,) size of the patches; an axis on which the image is smaller gets one box of the image's size.
+        overlap: (3,) least number of voxels that neighbours share, 0 <= overlap < patch.
+
+    Returns:
+        Boxes inside the image, last axis fastest.
+
+    Raises:
+        ValueError: an overlap is out of its range.
+    """
+    if not all(0 <= o < p for o, p in zip(overlap, patch, strict=True)):
+        raise ValueError(f"overlap {list(overlap)} must be at least 0 and less than patch {list(patch)}")
+    starts = [
+        [*range(0, size - extent, extent - shared), max(size - extent, 0)]
+        for size, extent, shared in zip(image, patch, overlap, strict=True)
+    ]
+    extents = np.minimum(image, patch).astype(np.int64)
+    corners = (np.array(corner, dtype=np.int64) for corner in product(*starts))
+    return [Box(corner, corner + extents) for corner in corners]
+
+
+def inner_boxes(boxes: Sequence[Box], image: Sequence[int], overlap: Sequence[int]) -> list[Box]:
+    """Cut half the overlap off the sides that have neighbours: the part of each window that is pasted (methods.md 1.5).
+
+    The parts of `sliding_window_boxes` cover the whole image; where they overlap, vox2vec lets later ones overwrite
+    earlier ones.
+
+    Args:
+        boxes: windows inside the image.
+        image: (3,) size of the image in voxels.
+        overlap: (3,) as given to `sliding_window_boxes`.
+
+    Returns:
+        One box a window, in image coordinates.
+    """
+    half = np.asarray(overlap, dtype=np.int64) // 2
+    size = np.asarray(image, dtype=np.int64)
+    return [
+        Box(np.where(box.start > 0, box.start + half, 0), np.where(box.stop < size, box.stop - half, size))
+        for box in boxes
+    ]

@@ -1,0 +1,1 @@
+"""One loss a file, in the symbols of its paper."""

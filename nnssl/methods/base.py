@@ -1,0 +1,176 @@
+"""What a method is: hyper-parameters, views, step. The loop around it lives in `nnssl.pretraining`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from nnssl.errors import UserError
+from nnssl.networks.pyramid import FeaturePyramid
+
+Batch = dict[str, Tensor]
+Sample = dict[str, np.ndarray]
+
+
+class Volume(Protocol):
+    """One preprocessed case as a method sees it in a loader worker (`nnssl.data.volumes` implements it)."""
+
+    index: int
+    spacing: tuple[float, float, float]
+    hu_affine: np.ndarray
+    is_ct: np.ndarray
+
+    @property
+    def size(self) -> np.ndarray:
+        """Voxels along (Z, Y, X)."""
+
+    def read(self, start: np.ndarray, stop: np.ndarray) -> np.ndarray:
+        """Values of the box as (C, *size) float32, zero where the box leaves the volume."""
+
+    def read_body(self, start: np.ndarray, stop: np.ndarray) -> np.ndarray:
+        """Body mask of the box as (*size,) bool, False where the box leaves the volume."""
+
+    def random_body_voxel(self, rng: np.random.Generator) -> np.ndarray:
+        """A voxel (z, y, x), uniform over the body."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodConfig:
+    """Hyper-parameters that every method has; a method's own class adds to them and sets its paper's values."""
+
+    num_epochs: int = 1000
+    steps_per_epoch: int = 100
+    val_steps_per_epoch: int = 10
+    save_every_epochs: int = 10
+    batch_size: int | None = None  # volumes a step over all processes; None: the plans' batch size
+    patch_size: tuple[int, int, int] | None = None  # (Z, Y, X) voxels; None: the plans' patch size
+    optimiser: Literal["adam", "adamw", "sgd"] = "adam"
+    learning_rate: float = 1e-4
+    weight_decay: float = 0.0
+    momentum: float = 0.9  # of SGD
+    betas: tuple[float, float] = (0.9, 0.999)  # of Adam and AdamW
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup_steps: int = 0
+    gradient_clip: float | None = 1.0  # norm over all parameters; None: no clipping
+    precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"  # auto: bf16, else fp16, on CUDA; float32 on CPU
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("num_epochs", "steps_per_epoch", "save_every_epochs", "batch_size", "patch_size"):
+            at_least(self, name, 1)
+        at_least(self, "val_steps_per_epoch", 0)
+        at_least(self, "warmup_steps", 0)
+        at_least(self, "weight_decay", 0.0)
+        at_least(self, "seed", 0)
+        positive(self, "learning_rate")
+        positive(self, "gradient_clip")
+
+
+def at_least(config: MethodConfig, name: str, least: float) -> None:
+    """Refuse a hyper-parameter (or an entry of one) that is below its least value; None is fine."""
+    value = getattr(config, name)
+    if value is not None and not all(v >= least for v in (value if isinstance(value, tuple) else (value,))):
+        raise UserError(f"{name} has to be at least {least}, not {value}")
+
+
+def positive(config: MethodConfig, name: str) -> None:
+    """Refuse a hyper-parameter that is not a finite number above 0; None is fine."""
+    value = getattr(config, name)
+    if value is not None and not 0 < value < math.inf:
+        raise UserError(f"{name} has to be a finite number above 0, not {value}")
+
+
+@dataclass
+class StepOutput:
+    """Result of one step: what to minimise, and what to watch.
+
+    Args:
+        loss: scalar with gradient; its mean over the processes is the loss of the whole batch.
+        terms: named scalars for the log, of any gradient.
+        embeddings: (M, d) vectors of this process for the collapse monitor, before or after normalisation.
+    """
+
+    loss: Tensor
+    terms: dict[str, Tensor]
+    embeddings: Tensor
+
+
+@dataclass
+class Panel:
+    """One picture of `views.png`: an image (rows, columns) with numbered points (row, column) and boxes on it.
+
+    Boxes are (row, column, height, width) in pixels; `aspect` is the height of a pixel over its width.
+    """
+
+    image: np.ndarray
+    title: str
+    points: Sequence[tuple[int, float, float]] = ()
+    boxes: Sequence[tuple[float, float, float, float]] = ()
+    aspect: float = 1.0
+    values: tuple[float, float] | None = field(default=None)  # black and white point; None: the image's own range
+
+
+class Method(nn.Module):
+    """A pretext task. `backbone` is what is transferred; everything else in the module belongs to the pretraining.
+
+    `sample` runs in a loader worker and must depend on its arguments only; `augment` and `step` run on the device.
+    """
+
+    config_class: ClassVar[type[MethodConfig]]
+    levels: ClassVar[Literal["encoder", "decoder"]]  # which maps of the plans' network form the pyramid
+
+    def __init__(self, backbone: FeaturePyramid, config: Any) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.config = config
+
+    @classmethod
+    def check(cls, config: Any, backbone: FeaturePyramid) -> None:
+        """Raise UserError where the options and the network do not fit together."""
+        backbone.check_patch(config.patch_size)
+
+    @classmethod
+    def volumes_per_step(cls, config: Any) -> int:
+        """How many different volumes the samples of one step come from (as far as there are so many)."""
+        return int(config.batch_size)
+
+    @classmethod
+    def sample(cls, volume: Volume, config: Any, rng: np.random.Generator) -> Sample:
+        """Crops of one volume, as raw arrays and geometry."""
+        raise NotImplementedError
+
+    @staticmethod
+    def collate(samples: list[Sample]) -> Batch:
+        """Samples of one process and step as one batch; arrays are stacked along a new first axis."""
+        return {key: torch.from_numpy(np.stack([s[key] for s in samples])) for key in samples[0]}
+
+    def augment(self, batch: Batch) -> Batch:
+        """The batch with its views augmented; deterministic, all random numbers come with the samples."""
+        return batch
+
+    def step(self, batch: Batch) -> StepOutput:
+        """Loss of an augmented batch."""
+        raise NotImplementedError
+
+    def after_step(self, step: int) -> None:
+        """What happens after the optimiser's step, such as a momentum network's update."""
+
+    @classmethod
+    def panels(cls, batch: Batch, config: Any) -> list[list[Panel]]:
+        """Rows of pictures that show the views of an augmented batch on the CPU."""
+        raise NotImplementedError
+
+    def forward(self, batch: Batch) -> StepOutput:
+        """`step`, under the name that DistributedDataParallel calls."""
+        return self.step(batch)
+
+
+def to_device(batch: Mapping[str, Tensor], device: torch.device) -> Batch:
+    """The batch on the device; copies from pinned memory do not block."""
+    return {key: value.to(device, non_blocking=True) for key, value in batch.items()}

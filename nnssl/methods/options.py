@@ -1,0 +1,93 @@
+"""`-o key=value`: hyper-parameters from the command line, typed by the method's dataclass."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+from nnssl.errors import UserError
+from nnssl.methods.base import MethodConfig
+
+Config = TypeVar("Config", bound=MethodConfig)
+
+
+def override(config: Config, options: Iterable[str]) -> Config:
+    """Copy of `config` with `key=value` strings applied.
+
+    Values are read as the field's type: numbers, `true`/`false`, `none`, one of the listed words, or comma-separated
+    numbers for tuples.
+
+    Raises:
+        UserError: for an unknown key (the valid ones are listed), a value of another type, or a missing `=`.
+    """
+    hints = typing.get_type_hints(type(config))
+    values: dict[str, Any] = {}
+    for option in options:
+        key, equals, text = option.partition("=")
+        if not equals:
+            raise UserError(f"-o takes key=value, not {option!r}")
+        if key not in hints:
+            valid = ", ".join(f"{f.name}={_show(getattr(config, f.name))}" for f in dataclasses.fields(config))
+            raise UserError(f"there is no option {key!r}; the options and their values now are: {valid}")
+        try:
+            values[key] = _parse(text, hints[key])
+        except ValueError:
+            raise UserError(f"-o {key} takes {describe_type(hints[key])}, not {text!r}") from None
+    return dataclasses.replace(config, **values)
+
+
+def to_plain(config: MethodConfig) -> dict[str, Any]:
+    """The hyper-parameters as JSON types (tuples become lists)."""
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(config).items()}
+
+
+def from_plain(config_class: type[Config], values: dict[str, Any]) -> Config:
+    """Inverse of `to_plain`; keys that the class no longer has are a UserError."""
+    names = {f.name for f in dataclasses.fields(config_class)}
+    unknown = sorted(set(values) - names)
+    if unknown:
+        raise UserError(f"the stored options {', '.join(unknown)} do not exist in this version; install the version "
+                        f"that config.json names, or start a new run with --overwrite")  # fmt: skip
+    return config_class(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+def describe_type(hint: Any) -> str:
+    """A type in words for messages and help."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        return "one of " + ", ".join(str(a) for a in arguments)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(describe_type(a) for a in arguments)
+    if origin is tuple:
+        return f"{len(arguments)} comma-separated {describe_type(arguments[0])}s"
+    names = {int: "integer", float: "number", bool: "true or false", str: "text", type(None): "none"}
+    return names.get(hint, str(hint))
+
+
+def _parse(text: str, hint: Any) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if text.lower() == "none" and type(None) in arguments:
+            return None
+        return _parse(text, next(a for a in arguments if a is not type(None)))
+    if origin is typing.Literal:
+        if text in arguments:
+            return text
+        raise ValueError(text)
+    if origin is tuple:
+        parts = text.strip("()[]").split(",")
+        if len(parts) != len(arguments):
+            raise ValueError(text)
+        return tuple(_parse(part.strip(), a) for part, a in zip(parts, arguments, strict=True))
+    if hint is bool:
+        if text.lower() not in ("true", "false"):
+            raise ValueError(text)
+        return text.lower() == "true"
+    return hint(text)
+
+
+def _show(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value).lower()

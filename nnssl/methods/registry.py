@@ -1,0 +1,29 @@
+"""Every method of the package, by the name that `-m` takes."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from nnssl.errors import UserError
+
+if TYPE_CHECKING:  # a method imports torch, and `--help` only needs the names
+    from nnssl.methods.base import Method
+
+_METHODS = {
+    "vox2vec": "nnssl.methods.vox2vec:Vox2vec",
+}
+
+
+def method_names() -> list[str]:
+    """The names that `-m` takes."""
+    return list(_METHODS)
+
+
+def get_method(name: str) -> type[Method]:
+    """Class of a method; UserError that lists the methods where there is none of that name."""
+    if name not in _METHODS:
+        raise UserError(f"there is no method {name!r}; choose one of: {', '.join(_METHODS)}")
+    module, class_name = _METHODS[name].split(":")
+    method: type[Method] = getattr(import_module(module), class_name)
+    return method

@@ -1,0 +1,118 @@
+"""Networks from nnU-Net plans."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from torch import nn
+
+from nnssl.errors import UserError
+from nnssl.networks.fpn import FPN3d
+from nnssl.networks.fpn_unet import FPN3dUNet, check_strides
+from nnssl.networks.pyramid import FeaturePyramid
+from nnssl.networks.unet import UNetPyramid
+
+_FPN_NAME = f"{FPN3dUNet.__module__}.{FPN3dUNet.__qualname__}"
+_UNET_CLASSES = ("PlainConvUNet", "ResidualEncoderUNet", "ResidualUNet")
+# The segmentation layers are no part of a backbone, whatever their number of classes.
+_ANY_NUMBER_OF_CLASSES = 2
+
+
+def build_network(plans: dict[str, Any], configuration: str, num_classes: int) -> nn.Module:
+    """Build the segmentation network that the plans name, freshly initialised as nnU-Net does it.
+
+    Args:
+        plans: Content of an nnU-Net plans file.
+        configuration: Name of a 3D configuration, such as "3d_fullres".
+        num_classes: Number of output channels.
+
+    Returns:
+        The network without deep supervision: an image (B, C, Z, Y, X) to logits (B, num_classes, Z, Y, X), where C is
+        the number of normalisation schemes of the configuration.
+
+    Raises:
+        UserError: The configuration is missing or two-dimensional.
+    """
+    resolved = _resolve_3d(plans, configuration)
+    if _network_name(resolved) == _FPN_NAME:
+        input_channels = len(resolved["normalization_schemes"])
+        return FPN3dUNet(input_channels, num_classes, **resolved["architecture"]["arch_kwargs"])
+    return _build_with_nnunet(plans, configuration, num_classes)
+
+
+def build_backbone(plans: dict[str, Any], configuration: str, levels: Literal["encoder", "decoder"]) -> FeaturePyramid:
+    """Build the network of the plans as a feature pyramid.
+
+    Args:
+        plans: Content of an nnU-Net plans file.
+        configuration: Name of a 3D configuration, such as "3d_fullres".
+        levels: "encoder" for the maps of the encoder; "decoder" for those of the decoder and the bottleneck.
+
+    Returns:
+        `UNetPyramid` around a U-Net of dynamic_network_architectures, or `FPN3d` for plans that name `FPN3dUNet`.
+
+    Raises:
+        UserError: The configuration is missing or two-dimensional, or its network is of another kind.
+    """
+    resolved = _resolve_3d(plans, configuration)
+    name = _network_name(resolved)
+    if name == _FPN_NAME:
+        arguments = resolved["architecture"]["arch_kwargs"]
+        check_strides(arguments["strides"], arguments["num_scales"])
+        input_channels = len(resolved["normalization_schemes"])
+        return FPN3d(input_channels, arguments["base_channels"], arguments["num_scales"], levels)
+    if name.rsplit(".", 1)[-1] not in _UNET_CLASSES:
+        raise UserError(
+            f"The network {name} of configuration {configuration} is not supported: use plans whose network is one of "
+            f"{', '.join(_UNET_CLASSES)} (dynamic_network_architectures) or {_FPN_NAME}."
+        )
+    return UNetPyramid(_build_with_nnunet(plans, configuration, _ANY_NUMBER_OF_CLASSES), levels)
+
+
+def _build_with_nnunet(plans: dict[str, Any], configuration: str, num_classes: int) -> nn.Module:
+    from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    manager = PlansManager(plans).get_configuration(configuration)
+    return get_network_from_plans(
+        manager.network_arch_class_name,
+        manager.network_arch_init_kwargs,
+        manager.network_arch_init_kwargs_req_import,
+        len(manager.normalization_schemes),
+        num_classes,
+        allow_init=True,
+        deep_supervision=False,
+    )
+
+
+def _resolve_3d(plans: dict[str, Any], name: str) -> dict[str, Any]:
+    """Return a 3D configuration with what it inherits."""
+    configurations = plans["configurations"]
+    usable = [n for n in configurations if len(_resolve(configurations, n).get("patch_size", ())) == 3]
+    if name not in usable:
+        reason = "is not three-dimensional" if name in configurations else "is not in the plans"
+        raise UserError(
+            f"Configuration {name} {reason}: choose a 3D one of the plans ({', '.join(usable) or 'there is none'})."
+        )
+    return _resolve(configurations, name)
+
+
+def _resolve(configurations: dict[str, Any], name: str) -> dict[str, Any]:
+    """Merge a configuration over its ancestors, as nnU-Net's PlansManager does, which needs all of nnU-Net."""
+    chain: list[dict[str, Any]] = []
+    parent: str | None = name
+    while parent is not None:
+        if parent not in configurations or len(chain) > len(configurations):
+            raise UserError(
+                f"Mend `inherits_from` of configuration {name} in the plans: it leads to {parent}, no further."
+            )
+        chain.append(configurations[parent])
+        parent = configurations[parent].get("inherits_from")
+    return {key: value for configuration in reversed(chain) for key, value in configuration.items()}
+
+
+def _network_name(configuration: dict[str, Any]) -> str:
+    """Return the full class name; plans of nnU-Net before 2.4 state the bare name."""
+    if "architecture" in configuration:
+        return configuration["architecture"]["network_class_name"]
+    return configuration.get("UNet_class_name", "unknown")

@@ -1,0 +1,1 @@
+"""The loop, once for all methods: checkpoints, schedules, distribution, logging."""

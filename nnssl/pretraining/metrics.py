@@ -1,0 +1,104 @@
+"""Running means of an epoch, `metrics.jsonl`, the line of an epoch, the collapse monitor."""
+
+from __future__ import annotations
+
+import json
+import math
+import resource
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nnssl.losses.normalise import l2_normalise
+
+Row = dict[str, Any]
+
+
+def embedding_std(embeddings: Tensor) -> Tensor:
+    """Mean over the dimensions of the deviation over the rows (M, d) after L2 normalisation.
+
+    Healthy is about 1/sqrt(d), collapsed is 0 (SimSiam, section 4.1).
+    """
+    if len(embeddings) < 2:
+        return embeddings.new_zeros((), dtype=torch.float32)
+    return l2_normalise(embeddings.detach().float()).std(dim=0).mean()
+
+
+class RunningMeans:
+    """Sums of named scalars; plain numbers, so that a checkpoint can hold them."""
+
+    def __init__(self, sums: dict[str, float] | None = None, count: int = 0) -> None:
+        self.sums, self.count = dict(sums or {}), count
+
+    def add(self, names: Sequence[str], values: Sequence[float]) -> None:
+        """One step's values."""
+        for name, value in zip(names, values, strict=True):
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        self.count += 1
+
+    def means(self, prefix: str = "") -> dict[str, float]:
+        """Mean of every name."""
+        return {prefix + name: value / self.count for name, value in self.sums.items()}
+
+    def state(self) -> Row:
+        """What a checkpoint keeps."""
+        return {"sums": dict(self.sums), "count": self.count}
+
+
+def read_rows(file: Path) -> list[Row]:
+    """Rows of `metrics.jsonl`; none where it does not exist. A last line that a kill cut short is left out."""
+    if not file.is_file():
+        return []
+    rows = []
+    for line in file.read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def write_rows(file: Path, rows: list[Row]) -> None:
+    """All rows, replacing the file in one piece."""
+    temporary = file.with_name(file.name + ".writing")
+    temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    temporary.replace(file)
+
+
+def memory_gib(device: torch.device) -> float:
+    """Peak memory: allocated on the card for CUDA, else resident in the main process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**30 if sys.platform == "darwin" else 2**20)
+
+
+def epoch_line(row: Row, num_epochs: int) -> str:
+    """One line for the terminal and the log."""
+    parts = [f"epoch {row['epoch']}/{num_epochs}", f"loss {row['loss']:.4f}"]
+    if "val_loss" in row:
+        parts.append(f"val {row['val_loss']:.4f}")
+    parts += [
+        f"std {row['embedding_std']:.4f}",
+        f"lr {row['learning_rate']:.2e}",
+        f"{row['samples_per_second']:.2f} samples/s",
+        f"data-wait {100 * row['data_wait']:.1f} %",
+        f"{row['memory_gib']:.2f} GiB",
+        f"{row['seconds']:.1f} s",
+    ]
+    return "  ".join(parts)
+
+
+def collapse_warning(row: Row) -> str | None:
+    """A sentence where the embeddings of the epoch have (nearly) become one point."""
+    healthy = 1 / math.sqrt(row["embedding_dim"])
+    if row["embedding_std"] >= 0.1 * healthy:
+        return None
+    return (
+        f"the embeddings are collapsing: their deviation is {row['embedding_std']:.4f}, healthy is about {healthy:.4f}; "
+        f"lower the learning rate with -o learning_rate=..., or look at views.png"
+    )

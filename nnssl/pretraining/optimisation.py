@@ -1,0 +1,49 @@
+"""Optimiser, learning rate and precision, as a method's hyper-parameters name them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import nn, optim
+
+from nnssl.methods.base import MethodConfig
+
+
+def build_optimiser(config: MethodConfig, parameters: Iterable[nn.Parameter]) -> optim.Optimizer:
+    """Adam, AdamW or SGD over the parameters that need a gradient."""
+    trainable = [p for p in parameters if p.requires_grad]
+    rate, decay = config.learning_rate, config.weight_decay
+    if config.optimiser == "adam":
+        return optim.Adam(trainable, rate, config.betas, weight_decay=decay)
+    if config.optimiser == "adamw":
+        return optim.AdamW(trainable, rate, config.betas, weight_decay=decay)
+    return optim.SGD(trainable, rate, config.momentum, weight_decay=decay, nesterov=config.momentum > 0)
+
+
+def learning_rate(config: MethodConfig, step: int) -> float:
+    """Rate of step 0, 1, ...: linear warm-up, then constant or a half cosine down to 0 at the last step."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    if config.schedule == "constant":
+        return config.learning_rate
+    total = config.num_epochs * config.steps_per_epoch
+    progress = (step - config.warmup_steps) / max(1, total - config.warmup_steps)
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def set_learning_rate(optimiser: optim.Optimizer, rate: float) -> None:
+    """Give all parameter groups one rate."""
+    for group in optimiser.param_groups:
+        group["lr"] = rate
+
+
+def choose_precision(config: MethodConfig, device: torch.device) -> torch.dtype:
+    """Type of the autocast; `auto` is bfloat16 where the card has it, else float16, and float32 on the CPU."""
+    named = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    if config.precision != "auto":
+        return named[config.precision]
+    if device.type != "cuda":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16

@@ -1,0 +1,94 @@
+"""`progress.png` and `views.png`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nnssl.methods.base import Panel
+from nnssl.pretraining.metrics import Row
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's colours: told apart with every kind of colour vision
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#FFFFFF")
+
+
+def draw_progress(rows: list[Row], file: Path, title: str) -> None:
+    """Loss, embedding deviation, learning rate and speed against the epochs, as one PNG."""
+    figure, axes = _figure(4, 1, (9.0, 12.0))
+    epochs = [row["epoch"] for row in rows]
+    panels: list[tuple[str, list[tuple[str, str]]]] = [
+        ("loss", [("loss", "training"), ("val_loss", "held-out cases")]),
+        ("embedding deviation", [("embedding_std", "training"), ("val_embedding_std", "held-out cases")]),
+        ("learning rate", [("learning_rate", "")]),
+        ("samples/s", [("samples_per_second", "")]),
+    ]
+    for axis, (label, series) in zip(axes, panels, strict=True):
+        for colour, (key, name) in zip(COLOURS, series, strict=False):
+            points = [(e, row[key]) for e, row in zip(epochs, rows, strict=True) if key in row]
+            if points:
+                axis.plot(*zip(*points, strict=True), color=colour, marker="." if len(points) < 60 else "", label=name)
+        if label == "embedding deviation" and rows:
+            axis.axhline(rows[-1]["embedding_dim"] ** -0.5, color="0.5", linestyle=":", label="spread evenly: 1/√d")
+        if label == "learning rate":
+            axis.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+        axis.set_ylabel(label)
+        axis.grid(alpha=0.3)
+        if axis.get_legend_handles_labels()[1] and series[0][1]:
+            axis.legend(loc="best", frameon=False)
+    waiting = axes[-1].twinx()
+    waiting.plot(epochs, [100 * row["data_wait"] for row in rows], color=COLOURS[1], linestyle="--")
+    waiting.set_ylabel("data-wait in %", color=COLOURS[1])
+    waiting.set_ylim(0, 100)
+    axes[-1].set_ylim(bottom=0)
+    axes[-1].set_xlabel("epoch")
+    axes[0].set_title(title)
+    _save(figure, file)
+
+
+def draw_panels(rows: list[list[Panel]], file: Path, title: str) -> None:
+    """Rows of pictures with numbered points and boxes, as one PNG."""
+    columns = max(len(row) for row in rows)
+    figure, axes = _figure(len(rows), columns, (4.2 * columns, 4.2 * len(rows) + 0.6))
+    for i, row in enumerate(rows):
+        for j in range(columns):
+            axis = axes[i * columns + j]
+            axis.set_axis_off()
+            if j < len(row):
+                _draw_panel(axis, row[j])
+    figure.suptitle(title)
+    _save(figure, file)
+
+
+def _draw_panel(axis: Axes, panel: Panel) -> None:
+    from matplotlib.patches import Rectangle
+
+    low, high = panel.values or (float(panel.image.min()), float(panel.image.max()))
+    axis.imshow(panel.image, cmap="gray", vmin=low, vmax=high, aspect=panel.aspect, interpolation="nearest")
+    for number, row, column in panel.points:
+        colour = COLOURS[(number - 1) % len(COLOURS)]
+        axis.plot(column, row, "o", markersize=7, markerfacecolor="none", markeredgecolor=colour, markeredgewidth=1.6)
+        axis.annotate(str(number), (column, row), (6, 4), textcoords="offset points", color=colour, fontsize=9)
+    for number, (row, column, height, width) in enumerate(panel.boxes):
+        colour = COLOURS[number % len(COLOURS)]
+        axis.add_patch(Rectangle((column - 0.5, row - 0.5), width, height, fill=False, edgecolor=colour))
+    axis.set_title(panel.title, fontsize=10)
+
+
+def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    # no pyplot: it would hold global state and choose a display
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, list(figure.subplots(rows, columns, squeeze=False).ravel())
+
+
+def _save(figure: Figure, file: Path) -> None:
+    temporary = file.with_name(file.name + ".writing")
+    figure.savefig(temporary, dpi=110, format="png")
+    temporary.replace(file)

@@ -1,0 +1,163 @@
+"""`nnssl.pretrain`: from dataset ids to a finished run."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nnssl.data.prepared import prepare_datasets
+from nnssl.errors import UserError
+from nnssl.methods.options import from_plain, override, to_plain
+from nnssl.methods.registry import get_method
+from nnssl.pretraining.checkpoint import FINAL, load_checkpoint, package_versions, remove_leftovers
+from nnssl.pretraining.launch import check_device, launch, number_of_processes, started_by_torchrun
+from nnssl.pretraining.setup import (
+    Setup,
+    case_labels,
+    check_output,
+    check_same_run,
+    hold_out,
+    resolve_sizes,
+    run_folder,
+)
+
+log = logging.getLogger("nnssl")
+
+
+def pretrain(
+    dataset_ids: Sequence[int | str],
+    method: str,
+    configuration: str = "3d_fullres",
+    plans: str = "nnUNetPlans",
+    fold: str = "all",
+    device: str = "cuda",
+    num_gpus: int = 1,
+    continue_run: bool = False,
+    overwrite: bool = False,
+    options: Sequence[str] = (),
+    pretrained: str | Path | None = None,
+    num_processes: int | None = None,
+) -> Path:
+    """Pretrain on nnU-Net datasets, planning and preprocessing them first where that is missing.
+
+    Args:
+        dataset_ids: ids or names; the first one's plans and results folder are used.
+        method: name of the method, see `nnssl.methods.registry`.
+        configuration: a 3D configuration of the plans.
+        plans: plans of the first dataset, or a preset such as nnsslPlans_vox2vec.
+        fold: "all" holds 5 % of the cases out; a number takes the fold of splits_final.json.
+        device: "cuda" or "cpu".
+        num_gpus: processes on this machine (on the CPU too); under torchrun, torchrun's count applies.
+        continue_run: go on with an interrupted run; start anew where there is none.
+        overwrite: replace an earlier run.
+        options: `key=value` for the method's hyper-parameters.
+        pretrained: checkpoint of another run to start from (weights only).
+        num_processes: for preprocessing; None: nnU-Net's default.
+
+    Returns:
+        The run's folder, with checkpoint_final.pth in it.
+
+    Raises:
+        UserError: any mistake in the request, found before anything is written, or a run that cannot go on.
+        Interrupted: SIGTERM or SIGUSR1; the run is saved.
+    """
+    method_class = get_method(method)
+    config = override(method_class.config_class(), options)
+    check_device(device, num_gpus)
+    if pretrained and continue_run:
+        raise UserError("--c continues a run with its own weights and -pretrained starts a new one; give one of them")
+    prepared = prepare_datasets(dataset_ids, plans, configuration, num_processes, not started_by_torchrun())
+    folder = run_folder(prepared.results, prepared.folders[0].name, method, prepared.plans["plans_name"], configuration, fold)
+    resume = check_output(folder, continue_run, overwrite)
+    checkpoint = load_checkpoint(resume) if resume else None
+    if checkpoint:
+        stored = from_plain(method_class.config_class, checkpoint["config"])
+        config = _same_options(stored, override(stored, options))
+    elif continue_run:
+        log.warning(f"there is no run to continue in {folder}: a new one starts")
+    config = resolve_sizes(config, prepared.plans, configuration, number_of_processes(num_gpus))
+    train, val = hold_out(prepared.folders, fold, config.seed)
+    setup = Setup(method, config, prepared.plans, prepared.dataset_json, prepared.fingerprint, configuration, fold,
+                  train, val, folder, resume, Path(pretrained) if pretrained else None)  # fmt: skip
+    if checkpoint:
+        check_same_run(setup, checkpoint)
+        if resume == folder / FINAL:
+            log.info(f"this run is finished: {resume}")
+            return folder
+    _check_network_and_space(setup)
+    if setup.pretrained:
+        load_checkpoint(setup.pretrained)  # a wrong file is better refused now than after the start
+    _announce(setup)
+    if os.environ.get("RANK", "0") == "0":
+        _open_folder(setup, device, overwrite)
+    launch(setup, device, num_gpus)
+    log.info(f"finished: {folder / FINAL}")
+    return folder
+
+
+def _same_options(stored: Any, asked: Any) -> Any:
+    before, now = to_plain(stored), to_plain(asked)
+    changed = [f"{k} ({before[k]} -> {now[k]})" for k in before if before[k] != now[k]]
+    if changed:
+        raise UserError(f"--c continues with the options the run began with, but these differ: {', '.join(changed)}; "
+                        f"leave them out, or start anew with --overwrite")  # fmt: skip
+    return stored
+
+
+def _check_network_and_space(setup: Setup) -> None:
+    """Build the network without memory: it must take the patch, and its checkpoints must fit on the disk."""
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in setup.build_method().parameters())
+    parent = setup.folder
+    while not parent.is_dir():
+        parent = parent.parent
+    # weights and two moments in float32, in a new and an old checkpoint of each of two names, at most two at once new
+    needed, free = parameters * 12 * 3, shutil.disk_usage(parent).free
+    if free < needed:
+        raise UserError(f"the checkpoints need {needed / 2**30:.1f} GiB in {parent}, but {free / 2**30:.1f} GiB are "
+                        f"free; make room, or set nnUNet_results to another disk")  # fmt: skip
+
+
+def _announce(setup: Setup) -> None:
+    config = setup.config
+    held = f"{len(setup.val)} held out" if len(setup.val) else "none held out: there is no validation loss"
+    log.info(f"{setup.method} on {len(setup.train)} volumes ({held}), {config.num_epochs} epochs of "
+             f"{config.steps_per_epoch} steps of {config.batch_size} volumes, patch {config.patch_size}")  # fmt: skip
+    distinct = get_method(setup.method).volumes_per_step(config)
+    if len(setup.train) < distinct:
+        log.warning(f"a step takes {distinct} volumes but there are {len(setup.train)}: some are drawn more than once")
+    log.info(f"output: {setup.folder}")
+
+
+def _open_folder(setup: Setup, device: str, overwrite: bool) -> None:
+    folder = setup.folder
+    if overwrite and folder.is_dir():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(folder)
+    described = {
+        "method": setup.method,
+        "options": to_plain(setup.config),
+        "configuration": setup.configuration,
+        "plans": setup.plans["plans_name"],
+        "fold": setup.fold,
+        "datasets": [f.name for f in setup.train.folders],
+        "training_cases": len(setup.train),
+        "held_out_cases": case_labels(setup.val),
+        "pretrained": str(setup.pretrained) if setup.pretrained else None,
+        "device": device,
+        "seed": setup.config.seed,
+        "versions": package_versions(),
+    }
+    contents = (("config.json", described), ("plans.json", setup.plans), ("dataset.json", setup.dataset_json))
+    for name, content in contents:
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n")
+
+

@@ -1,0 +1,180 @@
+"""Everything that a run is made of, resolved and checked before anything is written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from nnssl.data.loader import Cases
+from nnssl.data.volumes import VolumeFolder
+from nnssl.errors import UserError
+from nnssl.methods.base import Method, MethodConfig
+from nnssl.methods.registry import get_method
+from nnssl.networks.build import build_backbone
+from nnssl.pretraining.checkpoint import FINAL, LATEST
+
+HELD_OUT = 0.05  # fraction of the cases that give the validation loss
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A resolved run; plain and picklable, so that it can be handed to other processes.
+
+    Args:
+        method: name of the method.
+        config: its hyper-parameters, with batch and patch size resolved.
+        plans, dataset_json, fingerprint: nnU-Net's files of the first dataset.
+        configuration: of the plans.
+        fold: "all" or a number.
+        train, val: the volumes; `val` may be empty.
+        folder: the run's output folder.
+        resume: checkpoint to continue from.
+        pretrained: checkpoint whose weights to start from.
+    """
+
+    method: str
+    config: MethodConfig
+    plans: dict[str, Any]
+    dataset_json: dict[str, Any]
+    fingerprint: dict[str, Any]
+    configuration: str
+    fold: str
+    train: Cases
+    val: Cases
+    folder: Path
+    resume: Path | None = None
+    pretrained: Path | None = None
+
+    def build_method(self) -> Method:
+        """The method with a freshly initialised backbone."""
+        method = get_method(self.method)
+        backbone = build_backbone(self.plans, self.configuration, method.levels)
+        method.check(self.config, backbone)
+        return method(backbone, self.config)
+
+
+def run_folder(results: Path, dataset: str, method: str, plans_name: str, configuration: str, fold: str) -> Path:
+    """Where a run's files lie: beside nnU-Net's own models of the dataset."""
+    return results / dataset / f"nnssl_{method}__{plans_name}__{configuration}" / f"fold_{fold}"
+
+
+def resolve_sizes(config: MethodConfig, plans: dict[str, Any], configuration: str, world_size: int) -> MethodConfig:
+    """The hyper-parameters with the plans' batch and patch size where none is given.
+
+    Raises:
+        UserError: the plans lack the configuration or it is 2D; the batch does not divide among the processes.
+    """
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    three_d = [c for c in plans["configurations"] if c != "2d"]
+    if configuration not in three_d:
+        raise UserError(f"the plans {plans['plans_name']} have no 3D configuration {configuration!r}; choose one with "
+                        f"-c: {', '.join(three_d) or 'they have none: plan a 3D dataset'}")  # fmt: skip
+    resolved = PlansManager(plans).get_configuration(configuration)
+    if len(resolved.patch_size) != 3:
+        raise UserError(f"configuration {configuration!r} is not 3D; choose one with -c: {', '.join(three_d)}")
+    z, y, x = (int(p) for p in (config.patch_size or resolved.patch_size))
+    batch_size = config.batch_size or int(resolved.batch_size)
+    if batch_size % world_size:
+        raise UserError(f"a batch of {batch_size} cannot be divided among {world_size} processes; set "
+                        f"-o batch_size={-(-batch_size // world_size) * world_size}")  # fmt: skip
+    return replace(config, patch_size=(z, y, x), batch_size=batch_size)
+
+
+def hold_out(datasets: Sequence[VolumeFolder], fold: str, seed: int) -> tuple[Cases, Cases]:
+    """Training and held-out cases.
+
+    Fold "all": 5 % of the cases (at least one, none if there is but one), chosen by a hash of their names, so that
+    volumes that are added later do not shuffle the others. A number: the fold of every dataset's `splits_final.json`;
+    a dataset without that file (it has no labels) gives all its cases to the training.
+
+    Raises:
+        UserError: no volumes; the fold is not a number, or no dataset has it.
+    """
+    names = [d.cases() for d in datasets]
+    for dataset, cases in zip(datasets, names, strict=True):
+        if not cases:
+            raise UserError(f"{dataset.images} holds no preprocessed volumes with body masks; run "
+                            f"nnssl_plan_and_preprocess -d {int(dataset.name[7:10])}")  # fmt: skip
+    if fold == "all":
+        chosen = _held_out_by_hash(datasets, names, seed)
+    else:
+        chosen = [_held_out_by_split(d.images.parent / "splits_final.json", fold) for d in datasets]
+        if all(c is None for c in chosen):
+            raise UserError(f"-f {fold} needs {datasets[0].images.parent / 'splits_final.json'}, which nnUNetv2_train "
+                            f"writes; use -f all to pretrain on all cases")  # fmt: skip
+    train = [[c for c in cases if held is None or c in held[0]] for cases, held in zip(names, chosen, strict=True)]
+    val = [[c for c in cases if held is not None and c in held[1]] for cases, held in zip(names, chosen, strict=True)]
+    if not any(train):
+        raise UserError(f"fold {fold} leaves no preprocessed case for the training; run nnssl_plan_and_preprocess for "
+                        f"all cases of splits_final.json")  # fmt: skip
+    return Cases.of(datasets, train), Cases.of(datasets, val)
+
+
+Split = tuple[set[str], set[str]]  # training and held-out cases
+
+
+def _held_out_by_hash(datasets: Sequence[VolumeFolder], names: list[list[str]], seed: int) -> list[Split | None]:
+    keyed = sorted(
+        (hashlib.blake2b(f"{seed}/{d.name}/{c}".encode(), digest_size=8).digest(), i, c)
+        for i, (d, cases) in enumerate(zip(datasets, names, strict=True))
+        for c in cases
+    )
+    count = min(len(keyed) - 1, max(1, round(HELD_OUT * len(keyed))))
+    held = {(i, c) for _, i, c in keyed[:count]}
+    return [
+        ({c for c in cases if (i, c) not in held}, {c for c in cases if (i, c) in held})
+        for i, cases in enumerate(names)
+    ]
+
+
+def _held_out_by_split(file: Path, fold: str) -> Split | None:
+    if not file.is_file():
+        return None
+    splits = json.loads(file.read_text())
+    if not fold.isdecimal() or int(fold) >= len(splits):
+        raise UserError(f"there is no fold {fold!r} in {file}; use -f all, or a number below {len(splits)}")
+    return set(splits[int(fold)]["train"]), set(splits[int(fold)]["val"])
+
+
+def check_output(folder: Path, resume: bool, overwrite: bool) -> Path | None:
+    """Checkpoint to continue from, or None for a new run.
+
+    Raises:
+        UserError: the folder holds a run that the request would overwrite.
+    """
+    final, latest = folder / FINAL, folder / LATEST
+    if resume and overwrite:
+        raise UserError("--c continues a run and --overwrite starts anew; give one of them")
+    if resume:
+        return final if final.is_file() else latest if latest.is_file() else None
+    if overwrite:
+        return None
+    if final.is_file():
+        raise UserError(f"{folder} holds a finished run; start anew with --overwrite, or use its {FINAL}")
+    if latest.is_file():
+        raise UserError(f"{folder} holds an interrupted run; continue it with --c, or start anew with --overwrite")
+    return None
+
+
+def check_same_run(setup: Setup, checkpoint: dict[str, Any]) -> None:
+    """Refuse to continue a run with other plans or volumes than it began with.
+
+    Raises:
+        UserError: naming what differs.
+    """
+    if checkpoint["plans"] != setup.plans:
+        raise UserError(f"the plans {setup.plans['plans_name']} have changed since {setup.resume} was written; start "
+                        f"anew with --overwrite")  # fmt: skip
+    if checkpoint["train_cases"] != case_labels(setup.train) or checkpoint["val_cases"] != case_labels(setup.val):
+        raise UserError(f"the preprocessed volumes are not those that {setup.resume} was trained on; restore them, or "
+                        f"start anew with --overwrite")  # fmt: skip
+
+
+def case_labels(cases: Cases) -> list[str]:
+    """Names of the volumes with their datasets."""
+    return [cases.label(i) for i in range(len(cases))]

@@ -1,0 +1,41 @@
+"""Starting a run from another run's weights."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from nnssl.errors import UserError
+from nnssl.methods.base import Method
+from nnssl.pretraining.checkpoint import load_checkpoint
+
+log = logging.getLogger("nnssl")
+
+
+def load_weights(method: Method, path: Path) -> None:
+    """Start from another run's weights: the backbone must fit entirely, the rest only where it does.
+
+    Raises:
+        UserError: a tensor of the backbone is missing or has another shape; the first ones are named.
+    """
+    checkpoint = load_checkpoint(path)
+    state: dict[str, Tensor] = checkpoint["method_state"]
+    own = method.state_dict()
+    wrong = [f"{k} {tuple(state[k].shape) if k in state else 'missing'} instead of {tuple(v.shape)}"
+             for k, v in own.items() if k.startswith("backbone.") and (k not in state or state[k].shape != v.shape)]  # fmt: skip
+    if wrong:
+        raise UserError(f"{path} holds another network than these plans: {_first(wrong)}; give a checkpoint of the "
+                        f"same architecture, or the plans that it was made with (-p)")  # fmt: skip
+    fitting = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
+    method.load_state_dict(fitting, strict=False)
+    fresh = [k for k in own if k not in fitting]
+    log.info(f"{path}: {len(fitting)} of {len(own)} tensors loaded, {len(fresh)} fresh"
+             + (f" ({_first(fresh)})" if fresh else ""))  # fmt: skip
+
+
+def _first(names: Sequence[str], count: int = 3) -> str:
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return ", ".join(names[:count]) + more

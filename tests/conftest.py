@@ -1,0 +1,14 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+# Many tiny operations: a second thread costs more than it brings, and much more where tests share the cores.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _no_folders_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test must never see the nnU-Net folders of whoever runs it."""
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results", "nnUNet_extTrainer"):
+        monkeypatch.delenv(name, raising=False)

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nnssl.data.check_case import BadCase, check_image, check_label, load_case, orientation
+from nnssl.data.raw import RawCase
+from tests.phantoms import write_volume
+
+GOOD = np.random.default_rng(0).normal(size=(1, 5, 6, 7)).astype(np.float32)
+SPACING = (3.0, 1.0, 1.0)
+
+
+def _with(index: tuple[int, ...], value: float) -> np.ndarray:
+    image = GOOD.copy()
+    image[index] = value
+    return image
+
+
+@pytest.mark.parametrize(
+    ("image", "ct_channel", "reason"),
+    [
+        (np.zeros((1, 0, 6, 7)), None, "empty: no voxels"),
+        (np.zeros((1, 5, 6, 7)), None, "empty: every voxel is 0"),
+        (np.zeros((1, 5, 6, 7)), 0, "empty: every voxel is 0"),
+        (np.full((1, 5, 6, 7), -1000.0), 0, "all air"),
+        (GOOD - 800, 0, "all air"),
+        (_with((0, 1, 2, 3), np.nan), None, "non-finite"),
+        (_with((0, 1, 2, 3), -np.inf), 0, "non-finite"),
+        (np.concatenate([GOOD, GOOD]), None, "wrong number of channels: 2, dataset.json names 1"),
+        (GOOD[:, :1], None, "2-D: 1x6x7 voxels"),
+        (GOOD[:, :, :3], None, "too small: 5x3x7 voxels"),
+    ],
+)
+def test_check_image__reasons(image: np.ndarray, ct_channel: int | None, reason: str) -> None:
+    with pytest.raises(BadCase, match=reason):
+        check_image(image, SPACING, 1, ct_channel)
+
+
+def test_check_image__healthy() -> None:
+    check_image(GOOD, SPACING, 1, 0)
+    check_image(np.concatenate([GOOD, 0 * GOOD]), SPACING, 2, None)  # one missing sequence, filled with zeros
+
+
+def test_check_image__spacing() -> None:
+    with pytest.raises(BadCase, match="spacing"):
+        check_image(GOOD, (1.0, 0.0, 1.0), 1, None)
+
+
+def test_check_label__reasons() -> None:
+    check_label(np.zeros((1, 5, 6, 7)), GOOD)
+    with pytest.raises(BadCase, match="label of another shape: 5x6x6 voxels, the image has 5x6x7"):
+        check_label(np.zeros((1, 5, 6, 6)), GOOD)
+    with pytest.raises(BadCase, match="in the label"):
+        check_label(np.full((1, 5, 6, 7), np.nan), GOOD)
+
+
+def test_load_case__why_it_cannot_be_read(tmp_path: Path) -> None:
+    from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+
+    (tmp_path / "bad.nii.gz").write_bytes(b"no image")
+    write_volume(tmp_path / "a.nii.gz", GOOD[0], SPACING)
+    write_volume(tmp_path / "b.nii.gz", GOOD[0, 1:], SPACING)
+    write_volume(tmp_path / "c.nii.gz", GOOD[0], (1.0, 1.0, 1.0))
+    for names, reason in (
+        (("bad",), "unreadable image"),
+        (("missing",), "unreadable image"),
+        (("a", "b"), "^channels of different shapes$"),
+        (("a", "c"), "^channels of different spacings$"),
+    ):
+        with pytest.raises(BadCase, match=reason) as caught:
+            load_case(RawCase("x", tuple(str(tmp_path / f"{n}.nii.gz") for n in names)), SimpleITKIO, len(names), None)
+        assert "\n" not in str(caught.value)
+
+
+def test_load_case__four_dimensional_file_has_all_channels(tmp_path: Path) -> None:
+    import SimpleITK as sitk
+    from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+
+    images = [sitk.GetImageFromArray(GOOD[0]), sitk.GetImageFromArray(GOOD[0] + 1)]
+    sitk.WriteImage(sitk.JoinSeries(images), str(tmp_path / "x.nii.gz"))
+    loaded = load_case(RawCase("x", (str(tmp_path / "x.nii.gz"),)), SimpleITKIO, 2, None)
+    assert loaded.image.shape == (2, 5, 6, 7)
+    assert loaded.orientation == "LPS"
+
+
+@pytest.mark.parametrize("reader_name", ["SimpleITKIO", "NibabelIO"])
+def test_orientation__same_letters_from_both_libraries(tmp_path: Path, reader_name: str) -> None:
+    from nnunetv2.imageio.reader_writer_registry import recursive_find_reader_writer_by_name
+
+    reader = recursive_find_reader_writer_by_name(reader_name)
+    directions = {"LPS": (1, 0, 0, 0, 1, 0, 0, 0, 1), "RAS": (-1, 0, 0, 0, -1, 0, 0, 0, 1)}
+    for letters, direction in directions.items():
+        write_volume(tmp_path / "x.nii.gz", GOOD[0], SPACING, direction)
+        loaded = load_case(RawCase("x", (str(tmp_path / "x.nii.gz"),)), reader, 1, None)
+        assert loaded.orientation == letters
+
+
+def test_orientation__unknown_format() -> None:
+    assert orientation({"spacing": (1, 1, 1)}) is None

@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import errno
+import os
+import signal
+
+import pytest
+
+from nnssl.data.pool import default_processes, map_cases
+from nnssl.errors import UserError
+
+
+def _double(x: int) -> int:
+    return 2 * x
+
+
+def _die(x: int) -> int:
+    if x == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return x
+
+
+def _no_memory(x: int) -> int:
+    raise MemoryError
+
+
+def _full_disk(x: int) -> int:
+    raise OSError(errno.ENOSPC, "full")
+
+
+def test_map_cases__here_and_in_processes() -> None:
+    assert list(map_cases(_double, [1, 2, 3], 1, "t")) == [2, 4, 6]
+    assert list(map_cases(_double, [], 4, "t")) == []
+    assert sorted(map_cases(_double, [1, 2, 3], 2, "t")) == [2, 4, 6]
+
+
+def test_map_cases__killed_process_is_an_error_not_a_hang() -> None:
+    with pytest.raises(UserError, match=r"not enough memory for 2 processes .* -np 1"):
+        list(map_cases(_die, [0, 1, 2, 3], 2, "t"))
+
+
+def test_map_cases__errors_come_through() -> None:
+    with pytest.raises(UserError, match="not enough memory"):
+        list(map_cases(_no_memory, [0], 1, "t"))
+    with pytest.raises(OSError, match="full") as caught:
+        list(map_cases(_full_disk, [0, 1], 2, "t"))
+    assert caught.value.errno == errno.ENOSPC
+
+
+def test_default_processes__not_more_than_cores() -> None:
+    assert 1 <= default_processes() <= (os.cpu_count() or 1)

@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+from typing import Any
+
+import blosc2
+import numpy as np
+import pytest
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+
+from nnssl.data import preprocessing
+from nnssl.data.planning import PlanRequest, make_plans
+from nnssl.data.preprocessing import PreprocessingJob, prepare_case
+from nnssl.data.raw import RawDataset
+from nnssl.data.storage import body_folder
+from tests.data.conftest import Folders
+from tests.data.test_planning import _ready
+from tests.phantoms import write_ct_dataset, write_mr_dataset
+
+
+def _job(folders: Folders, name: str, preset: str) -> tuple[PreprocessingJob, RawDataset]:
+    dataset, reader, home = _ready(folders, name)
+    plans = make_plans(PlanRequest(preset=preset), dataset, reader, home)
+    folder = home / plans["configurations"]["3d_fullres"]["data_identifier"]
+    return PreprocessingJob(plans, "3d_fullres", dataset.dataset_json, folder, dataset.ct_channel), dataset
+
+
+def _load(folder: Path, case: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    image, seg, _, _ = nnUNetDatasetBlosc2(str(folder)).load_case(case)
+    body = blosc2.open(str(body_folder(folder) / f"{case}.b2nd"), mode="r")
+    return image[:], seg[:], body[:].astype(bool)
+
+
+def test_prepare_case__vox2vec_values_and_body(folders: Folders) -> None:
+    write_ct_dataset(folders.raw, 1, "X", 1)
+    job, dataset = _job(folders, "Dataset001_X", "nnsslPlans_vox2vec")
+    assert prepare_case(dataset.cases["case_000"], job).reason is None
+    image, _, body = _load(job.folder, "case_000")
+    assert image.shape == (1, 36, 60, 60)  # 24 x 3 mm at 2 mm, 40 x 1.5 mm at 1 mm
+    assert image.min() >= 0
+    assert image.max() <= 1
+    hu = image[0] * 2350 - 1350
+    # The body lines up with the image: outside air around it, tissue and enclosed lung in it.
+    assert hu[~body].max() < -200
+    assert (hu[~body] < -900).mean() > 0.8
+    assert (hu[body] < -700).any()
+    assert 0.9 < body[:, 30, 30].mean()
+    outside_body = (hu >= -500) & ~body
+    assert outside_body.sum() < 0.03 * body.sum()  # only the interpolated rim
+
+
+def test_prepare_case__transposed_axes(folders: Folders) -> None:
+    """Slices along the file's second axis: the body mask follows nnU-Net's transpose."""
+    write_ct_dataset(folders.raw, 1, "X", 1, shape=(40, 24, 40), spacing=(1.5, 3.0, 1.5))
+    job, dataset = _job(folders, "Dataset001_X", "nnsslPlans_tiny")
+    assert job.plans["transpose_forward"] == [1, 0, 2]
+    assert prepare_case(dataset.cases["case_000"], job).reason is None
+    image, _, body = _load(job.folder, "case_000")
+    assert image.shape == (1, 24, 40, 40)
+    assert body.shape == (24, 40, 40)
+    air = image[0] == image.min()
+    assert not (air & body).any() or (air & body).sum() < 0.02 * body.sum()
+
+
+def test_prepare_case__mr_two_channels_body_is_nonzero(folders: Folders) -> None:
+    write_mr_dataset(folders.raw, 1, "X", 1)
+    job, dataset = _job(folders, "Dataset001_X", "nnsslPlans_tiny")
+    assert prepare_case(dataset.cases["case_000"], job).reason is None
+    image, seg, body = _load(job.folder, "case_000")
+    assert image.shape[0] == 2
+    np.testing.assert_array_equal(body, seg[0] >= 0)
+    assert 0.2 < body.mean() < 0.9
+    stored = blosc2.open(str(body_folder(job.folder) / "case_000.b2nd"), mode="r")
+    assert len(stored.schunk.vlmeta["intensity_range"]) == 2
+
+
+def test_prepare_case__labelled_equals_stock(folders: Folders, tmp_path: Path) -> None:
+    from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    write_ct_dataset(folders.raw, 1, "X", 1, labelled=True)
+    job, dataset = _job(folders, "Dataset001_X", "nnsslPlans_tiny")
+    case = dataset.cases["case_000"]
+    assert prepare_case(case, job).reason is None
+    plans = PlansManager(job.plans)
+    (tmp_path / "stock").mkdir()
+    DefaultPreprocessor(verbose=False).run_case_save(
+        str(tmp_path / "stock" / "case_000"), list(case.images), case.label, plans,
+        plans.get_configuration("3d_fullres"), job.dataset_json,
+    )  # fmt: skip
+    for file in ("case_000.b2nd", "case_000_seg.b2nd", "case_000.pkl"):
+        assert (job.folder / file).read_bytes() == (tmp_path / "stock" / file).read_bytes(), file
+
+
+def test_prepare_case__adds_the_mask_to_a_preprocessed_case(folders: Folders) -> None:
+    write_ct_dataset(folders.raw, 1, "X", 1)
+    job, dataset = _job(folders, "Dataset001_X", "nnsslPlans_vox2vec")
+    prepare_case(dataset.cases["case_000"], job)
+    _, _, from_raw = _load(job.folder, "case_000")
+    (body_folder(job.folder) / "case_000.b2nd").unlink()
+    before = {file.name: file.read_bytes() for file in job.folder.iterdir()}
+    added = prepare_case("case_000", job)
+    assert (added.reason, added.orientation) == (None, "LPS")
+    _, _, from_image = _load(job.folder, "case_000")
+    assert (from_image != from_raw).mean() < 0.01  # the threshold falls before or after the resampling
+    assert {file.name: file.read_bytes() for file in job.folder.iterdir()} == before
+
+
+def test_prepare_case__odd_failure_is_a_reason_full_disk_is_not(
+    folders: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_mr_dataset(folders.raw, 1, "X", 1, num_channels=1)
+    job, dataset = _job(folders, "Dataset001_X", "nnsslPlans_tiny")
+
+    def raising(error: Exception) -> Any:
+        def save(*_: Any) -> None:
+            raise error
+
+        return save
+
+    monkeypatch.setattr(preprocessing, "save_case", raising(ZeroDivisionError("odd")))
+    assert prepare_case(dataset.cases["case_000"], job).reason == "preprocessing failed: ZeroDivisionError: odd"
+    for error in (OSError(errno.ENOSPC, "full"), MemoryError()):
+        monkeypatch.setattr(preprocessing, "save_case", raising(error))
+        with pytest.raises(type(error)):
+            prepare_case(dataset.cases["case_000"], job)

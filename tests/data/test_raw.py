@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from nnssl.data.raw import RawCase, first_ct_channel, read_dataset_json, read_raw_dataset
+from nnssl.errors import UserError
+
+
+def _dataset(folder: Path, files: list[str], channels: int = 1, labels: tuple[str, ...] = (), **more: object) -> Path:
+    """Empty files: listing must not open them."""
+    (folder / "imagesTr").mkdir(parents=True)
+    content = {"channel_names": {str(c): f"T{c}" for c in range(channels)}, "labels": {"background": 0}}
+    (folder / "dataset.json").write_text(json.dumps({**content, "file_ending": ".nii.gz", **more}))
+    for file in files:
+        (folder / "imagesTr" / file).write_text("")
+    if labels:
+        (folder / "labelsTr").mkdir()
+    for label in labels:
+        (folder / "labelsTr" / label).write_text("")
+    return folder
+
+
+def test_read_raw_dataset__without_labels(tmp_path: Path) -> None:
+    folder = _dataset(tmp_path / "D", ["b_0000.nii.gz", "a_1_0000.nii.gz", "a_1.json"])
+    dataset = read_raw_dataset(tmp_path, "D")
+    assert list(dataset.cases) == ["a_1", "b"]
+    assert dataset.cases["b"] == RawCase("b", (str(folder / "imagesTr" / "b_0000.nii.gz"),))
+    assert not dataset.labelled
+    assert dataset.left_out == {}
+    assert dataset.ct_channel is None
+
+
+def test_read_raw_dataset__labelled_leaves_out_cases_without_label(tmp_path: Path) -> None:
+    folder = _dataset(tmp_path / "D", ["a_0000.nii.gz", "b_0000.nii.gz"], labels=("a.nii.gz",))
+    dataset = read_raw_dataset(tmp_path, "D")
+    assert dataset.labelled
+    assert dataset.cases == {
+        "a": RawCase("a", (str(folder / "imagesTr" / "a_0000.nii.gz"),), str(folder / "labelsTr" / "a.nii.gz"))
+    }
+    assert "no label" in dataset.left_out["b"]
+
+
+def test_read_raw_dataset__missing_channel_is_left_out(tmp_path: Path) -> None:
+    files = ["a_0000.nii.gz", "a_0001.nii.gz", "b_0001.nii.gz", "c_0000.nii.gz", "d_0000.nii.gz", "d_0002.nii.gz"]
+    _dataset(tmp_path / "D", files, channels=2)
+    dataset = read_raw_dataset(tmp_path, "D")
+    assert [len(case.images) for case in dataset.cases.values()] == [2, 1]  # c may be a 4-D file with both
+    assert set(dataset.left_out) == {"b", "d"}
+    assert dataset.left_out["d"] == "wrong channels: has 0000 0002, needs 0000 0001"
+
+
+def test_read_raw_dataset__odd_names_are_left_out(tmp_path: Path) -> None:
+    _dataset(tmp_path / "D", ["a_0000.nii.gz", "b.nii.gz", "c_seg_0000.nii.gz"])
+    dataset = read_raw_dataset(tmp_path, "D")
+    assert set(dataset.cases) == {"a"}
+    assert "channel number" in dataset.left_out["b"]
+    assert "_seg" in dataset.left_out["c_seg"]
+
+
+def test_read_raw_dataset__key_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ELSEWHERE", str(tmp_path / "far"))
+    listing = {
+        "b": {"images": ["imagesTr/x.nii.gz"], "label": None},
+        "a": {"images": ["$ELSEWHERE/y.nii.gz"]},
+    }
+    folder = _dataset(tmp_path / "D", [], dataset=listing)
+    dataset = read_raw_dataset(tmp_path, "D")
+    assert dataset.cases == {
+        "a": RawCase("a", (str(tmp_path / "far" / "y.nii.gz"),)),
+        "b": RawCase("b", (str(folder / "imagesTr" / "x.nii.gz"),)),
+    }
+    assert list(dataset.cases) == ["a", "b"]
+
+
+@pytest.mark.parametrize("listing", [{"a": {"label": "x"}}, {"a": "x.nii.gz"}, {}])
+def test_read_raw_dataset__wrong_key_dataset(tmp_path: Path, listing: dict[str, object]) -> None:
+    _dataset(tmp_path / "D", [], dataset=listing)
+    with pytest.raises(UserError, match='"dataset"'):
+        read_raw_dataset(tmp_path, "D")
+
+
+def test_read_raw_dataset__no_images_of_the_ending(tmp_path: Path) -> None:
+    _dataset(tmp_path / "D", ["a_0000.nii", "b_0000.nii"])
+    with pytest.raises(UserError, match=r"2 of \.nii"):
+        read_raw_dataset(tmp_path, "D")
+
+
+def test_read_raw_dataset__no_images_at_all(tmp_path: Path) -> None:
+    _dataset(tmp_path / "D", [])
+    with pytest.raises(UserError, match="holds no images"):
+        read_raw_dataset(tmp_path, "D")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "is missing"),
+        ("{", "not valid JSON"),
+        ("[]", "object"),
+        ('{"labels": {"background": 0}}', "lacks channel_names, file_ending"),
+        ('{"channel_names": {"0": "CT"}, "file_ending": ".nii.gz"}', "lacks labels"),
+        ('{"channel_names": {"0": "CT"}, "file_ending": ".nii.gz", "labels": {"liver": 1}}', "background"),
+    ],
+)
+def test_read_dataset_json__wrong(tmp_path: Path, text: str | None, message: str) -> None:
+    if text is not None:
+        (tmp_path / "dataset.json").write_text(text)
+    with pytest.raises(UserError, match=message):
+        read_dataset_json(tmp_path)
+
+
+def test_first_ct_channel() -> None:
+    assert first_ct_channel(["ZScoreNormalization", "CTNormalization", "CTNormalization"]) == 1
+    assert first_ct_channel(["ZScoreNormalization"]) is None

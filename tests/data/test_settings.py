@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from nnssl.data.settings import check_settings, remove_unfit_volumes
+from nnssl.errors import UserError
+
+ONE, OTHER = {"spacing": [1, 1, 1], "preprocessor_name": "P"}, {"spacing": [2, 1, 1], "preprocessor_name": "P"}
+
+
+def _volume(folder: Path) -> None:
+    folder.mkdir()
+    for name in ("a.b2nd", "a_seg.b2nd", "a.pkl"):
+        (folder / name).write_text("")
+
+
+def test_check_settings__notes_and_compares(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    check_settings(folder, ONE)
+    check_settings(folder, ONE)
+    with pytest.raises(UserError, match=r"spacing changed.*-overwrite_plans_name"):
+        check_settings(folder, OTHER)
+    assert not folder.exists()  # the note lies beside the body masks
+
+
+def test_remove_unfit_volumes__only_those_made_with_other_settings(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    _volume(folder)
+    assert not remove_unfit_volumes(folder, ONE, before=None)  # nothing is known
+    assert not remove_unfit_volumes(folder, ONE, before=ONE)
+    check_settings(folder, ONE)
+    assert not remove_unfit_volumes(folder, ONE, before=OTHER)  # the note counts
+    assert folder.exists()
+    assert remove_unfit_volumes(folder, OTHER, before=None)
+    assert not list(tmp_path.iterdir())
+
+
+def test_remove_unfit_volumes__replaced_plans_speak_for_nnunets_volumes(tmp_path: Path) -> None:
+    _volume(tmp_path / "data")
+    assert remove_unfit_volumes(tmp_path / "data", OTHER, before=ONE)
+    assert not (tmp_path / "data").exists()

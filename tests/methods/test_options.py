@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from nnssl.errors import UserError
+from nnssl.methods.options import from_plain, override, to_plain
+from nnssl.methods.registry import get_method, method_names
+from nnssl.methods.vox2vec import Vox2vecConfig
+
+
+def test_override__values_are_read_as_their_type() -> None:
+    options = ["num_epochs=3", "learning_rate=1e-2", "patch_size=32,48,40", "views_from_one_volume=true",
+               "reduction=sum", "gradient_clip=none", "batch_size=4", "betas=0.9,0.95"]  # fmt: skip
+    config = override(Vox2vecConfig(), options)
+    assert (config.num_epochs, config.learning_rate, config.patch_size) == (3, 0.01, (32, 48, 40))
+    assert (config.views_from_one_volume, config.reduction, config.gradient_clip) == (True, "sum", None)
+    assert (config.batch_size, config.betas) == (4, (0.9, 0.95))
+    assert Vox2vecConfig().num_epochs == 1000, "the defaults were changed"
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("epochs=3", "there is no option 'epochs'.*num_epochs=1000.*temperature=0.1"),
+        ("num_epochs", "key=value"),
+        ("num_epochs=many", "num_epochs takes integer, not 'many'"),
+        ("num_epochs=1.5", "num_epochs takes integer"),
+        ("reduction=average", "one of mean, sum"),
+        ("patch_size=32,32", "3 comma-separated integers or none"),
+        ("views_from_one_volume=1", "true or false"),
+        ("num_epochs=0", "num_epochs has to be at least 1"),
+        ("batch_size=-2", "batch_size has to be at least 1"),
+        ("learning_rate=nan", "learning_rate has to be"),
+        ("learning_rate=-1", "learning_rate has to be"),
+        ("patch_size=0,32,32", "patch_size has to be at least 1"),
+        ("temperature=0", "temperature has to be"),
+        ("voxels_per_pair=0", "voxels_per_pair has to be at least 1"),
+    ],
+)
+def test_override__mistakes_name_the_fix(option: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        override(Vox2vecConfig(), [option])
+
+
+def test_plain__there_and_back() -> None:
+    config = override(Vox2vecConfig(), ["patch_size=1,2,3", "num_epochs=7"])
+    assert from_plain(Vox2vecConfig, to_plain(config)) == config
+    with pytest.raises(UserError, match="gone"):
+        from_plain(Vox2vecConfig, {**to_plain(config), "gone": 1})
+
+
+def test_get_method__an_unknown_name_lists_the_methods() -> None:
+    with pytest.raises(UserError, match="vox2vec"):
+        get_method("simclr")
+
+
+@pytest.mark.parametrize("name", method_names())
+def test_registry__every_method_has_frozen_hyper_parameters_with_defaults(name: str) -> None:
+    config = get_method(name).config_class()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.num_epochs = 1  # type: ignore[misc]

@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from nnssl.networks.projection import l2_normalise, projection_head
+from tests.networks.helpers import count_parameters, fill_by_rule, input_by_rule, load_reference
+
+
+def test_projection_head__has_the_published_size() -> None:
+    assert count_parameters(projection_head(1008, 1008, 128)) == 2_167_328
+
+
+def test_projection_head__gives_the_official_vectors() -> None:
+    vector = load_reference("arch_vectors.json")["vox2vec.proj_head(6->6->6->3)"]
+    output = l2_normalise(fill_by_rule(projection_head(6, 6, 3))(input_by_rule(vector["input"])))
+    expected = torch.tensor(vector["out"], dtype=torch.float64)
+    torch.testing.assert_close(output, expected, rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_l2_normalise__zero_stays_zero_with_a_finite_gradient(dtype: torch.dtype) -> None:
+    x = torch.tensor([[0.0, 0.0], [3.0, 4.0]], dtype=dtype, requires_grad=True)
+    unit = l2_normalise(x)
+    expected = torch.tensor([[0.0, 0.0], [0.6, 0.8]], dtype=unit.dtype)
+    torch.testing.assert_close(unit, expected)
+    unit[1].sum().backward()
+    assert x.grad is not None
+    assert torch.isfinite(x.grad).all()
+
+
+def test_l2_normalise__gradient_of_a_zero_vector_is_finite() -> None:
+    x = torch.zeros(1, 3, requires_grad=True)
+    l2_normalise(x).sum().backward()
+    assert x.grad is not None
+    assert torch.isfinite(x.grad).all()

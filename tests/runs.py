@@ -1,0 +1,69 @@
+"""Small runs of the loop on volumes made by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from nnssl.data.loader import Cases
+from nnssl.methods.registry import get_method
+from nnssl.pretraining.loop import Pretraining
+from nnssl.pretraining.setup import Setup
+from tests.volumes import add_volume, make_folder
+
+CPU = torch.device("cpu")
+
+
+def fpn_plans(base_channels: int = 4, num_scales: int = 3) -> dict[str, Any]:
+    """Plans of a small network of the paper's kind (with batch normalisation)."""
+    return {
+        "plans_name": "nnUNetPlans",
+        "dataset_name": "Dataset500_Test",
+        "foreground_intensity_properties_per_channel": {"0": {"mean": -1350.0, "std": 2350.0}},
+        "configurations": {
+            "3d_fullres": {
+                "data_identifier": "nnUNetPlans_3d_fullres",
+                "batch_size": 2,
+                "patch_size": [8, 16, 16],
+                "spacing": [2.0, 1.0, 1.0],
+                "normalization_schemes": ["CTNormalization"],
+                "architecture": {
+                    "network_class_name": "nnssl.networks.fpn_unet.FPN3dUNet",
+                    "arch_kwargs": {
+                        "base_channels": base_channels,
+                        "num_scales": num_scales,
+                        "strides": [[1, 1, 1], *[[2, 2, 2]] * (num_scales - 1)],
+                    },
+                    "_kw_requires_import": [],
+                },
+            }
+        },
+    }
+
+
+def make_setup(root: Path, method: str = "vox2vec", volumes: int = 6, held_out: int = 1, **options: Any) -> Setup:
+    """A run over random volumes; options are the method's hyper-parameters."""
+    folder = make_folder(root / "preprocessed")
+    rng = np.random.default_rng(0)
+    for i in range(volumes):
+        # smooth structures, different in every volume
+        coarse = rng.random((1, 4, 6, 6)).repeat(4, 1).repeat(4, 2).repeat(4, 3)
+        add_volume(folder, f"case_{i}", coarse + 0.05 * rng.random(coarse.shape))
+    names = folder.cases()
+    defaults = {"num_epochs": 2, "steps_per_epoch": 3, "val_steps_per_epoch": 1, "batch_size": 2,
+                "patch_size": (8, 16, 16), "voxels_per_pair": 24}  # fmt: skip
+    config = get_method(method).config_class(**{**defaults, **options})
+    out = root / "run"
+    out.mkdir()
+    split = len(names) - held_out
+    return Setup(method, config, fpn_plans(), {"labels": {"background": 0}}, {}, "3d_fullres", "all",
+                 Cases.of([folder], [names[:split]]), Cases.of([folder], [names[split:]]), out)  # fmt: skip
+
+
+def resumed(setup: Setup, checkpoint: str) -> Pretraining:
+    """The run as `--c` continues it."""
+    return Pretraining(replace(setup, resume=setup.folder / checkpoint), CPU)
