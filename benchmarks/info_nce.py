@@ -3,7 +3,8 @@
     python benchmarks/info_nce.py [-n 10240] [-d 128] [-device cpu|cuda] [-repeats 3]
 
 Memory is what the first forward and backward pass add to the process (CPU: largest resident set) or to the allocator
-(CUDA: largest allocation); times are the least of the repeats. The gradients of the two are compared with each other.
+(CUDA: largest allocation); times are the least of the repeats, CPU seconds those of forward and backward together. The
+gradients of the two are compared with each other.
 """
 
 from __future__ import annotations
@@ -70,10 +71,10 @@ def measure(name: str, n: int, d: int, device: str, repeats: int, gradients_to: 
     loss = LOSSES[name]
     loss(*vectors(64, d, device)).backward()  # what the libraries take once
     h1, h2 = vectors(n, d, device)
-    before, forward, backward = peak_bytes(device), math.inf, math.inf
+    before, forward, backward, processor = peak_bytes(device), math.inf, math.inf, math.inf
     for repeat in range(repeats):
         h1.grad = h2.grad = None
-        start = wait(device)
+        start, busy = wait(device), time.process_time()
         value = loss(h1, h2)
         middle = wait(device)
         value.backward()
@@ -81,9 +82,10 @@ def measure(name: str, n: int, d: int, device: str, repeats: int, gradients_to: 
         if repeat == 0:
             memory = peak_bytes(device) - before
         forward, backward = min(forward, middle - start), min(backward, end - middle)
+        processor = min(processor, time.process_time() - busy)
     print(
-        f"{name:9} forward {forward:8.4f} s  backward {backward:8.4f} s  peak memory {memory / 2**20:9.1f} MiB  "
-        f"loss {value.item():.7f}",
+        f"{name:9} forward {forward:7.3f} s  backward {backward:7.3f} s  CPU {processor:7.2f} s  "
+        f"peak memory {memory / 2**20:8.1f} MiB  loss {value.item():.7f}",
         flush=True,
     )
     torch.save([h1.grad, h2.grad], gradients_to)

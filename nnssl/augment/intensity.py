@@ -14,6 +14,10 @@ from nnssl.augment.gaussian import gaussian_in_plane
 
 FIXED_WINDOW_HU = (-1350.0, 1000.0)
 NO_FILTER, BLUR, SHARPEN = 0, 1, 2
+# the parameters of a view, as `sample_intensity` draws them
+INTENSITY_KEYS = (
+    "filter", "sigma", "alpha", "noise_sigma", "noise_seed", "window_low", "window_high", "window_random",
+)  # fmt: skip
 
 _FILTER_PROBABILITY = 0.5  # then blur and sharpen are equally likely
 _BLUR_SIGMA = (0.25, 1.5)  # voxels

@@ -14,6 +14,7 @@ from nnssl.data.quiet import quietly
 from nnssl.data.raw import RawCase
 
 SMALLEST = 4  # voxels along an axis
+_NON_FINITE = "non-finite values (NaN or infinity)"
 
 
 class BadCase(Exception):
@@ -45,6 +46,8 @@ def load_case(case: RawCase, reader: Callable[[], Any], num_channels: int, ct_ch
     """
     image, properties = _read(reader().read_images, case.images, "image")
     check_image(image, properties["spacing"], num_channels, ct_channel)
+    if "sitk_stuff" in properties and any(map(_hides_non_finite, case.images)):
+        raise BadCase(_NON_FINITE)
     label = None
     if case.label is not None:
         label, _ = _read(reader().read_seg, case.label, "label")
@@ -67,7 +70,7 @@ def check_image(image: np.ndarray, spacing: Any, num_channels: int, ct_channel: 
         raise BadCase(f"spacing {[float(s) for s in spacing]} mm is not positive")
     lowest, highest = [c.min() for c in image], [c.max() for c in image]  # NaN and infinity show in one of them
     if not np.isfinite([lowest, highest]).all():
-        raise BadCase("non-finite values (NaN or infinity)")
+        raise BadCase(_NON_FINITE)
     # Any voxel that is not air is never flooded, so that no mask has to be computed to see whether it would be empty.
     if ct_channel is not None and highest[ct_channel] < AIR_HU:
         raise BadCase(f"all air: no voxel reaches {AIR_HU:g} HU")
@@ -81,7 +84,7 @@ def check_label(label: np.ndarray, image: np.ndarray) -> None:
         found, wanted = ("x".join(map(str, a.shape[1:])) for a in (label, image))
         raise BadCase(f"label of another shape: {found} voxels, the image has {wanted}")
     if not np.isfinite(label).all():
-        raise BadCase("non-finite values (NaN or infinity) in the label")
+        raise BadCase(f"{_NON_FINITE} in the label")
 
 
 def orientation(properties: dict[str, Any]) -> str | None:
@@ -100,6 +103,19 @@ def orientation(properties: dict[str, Any]) -> str | None:
         stuff = properties["nibabel_stuff"]
         return "".join(nibabel.aff2axcodes(stuff.get("reoriented_affine", stuff["original_affine"])))
     return None
+
+
+def _hides_non_finite(file: str) -> bool:
+    """Whether a NIfTI file holds NaN or infinity, which ITK turns into zeros while reading; integers cannot."""
+    if not file.lower().endswith((".nii", ".nii.gz")):
+        return False
+    import nibabel
+
+    image: Any = nibabel.load(file)
+    if image.get_data_dtype().kind != "f":
+        return False
+    stored = image.dataobj.get_unscaled()
+    return not np.isfinite([stored.min(), stored.max()]).all()
 
 
 def _read(read: Callable[[Any], tuple[np.ndarray, dict[str, Any]]], files: Any, what: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -131,14 +132,16 @@ class DatasetRun:
         ]
         self._recall_orientations(ready)
         logger.info("%s: %d volumes to prepare, %d are done", self.dataset.name, len(todo), len(ready))
+        prepared: set[str] = set()
         task = partial(prepare_case, job=self._job())
         for case in map_cases(task, todo, options.num_processes, "Preprocessing", options.show_progress):
             if case.reason is None:
-                ready.add(case.name)
+                prepared.add(case.name)
                 self.orientations[case.name] = case.orientation
             else:
                 self.left_out[case.name] = case.reason
-        self._copy_labels(ready)
+        ready |= prepared
+        self._copy_labels(ready, prepared)
         return self.finish(sorted(ready))
 
     def finish(self, ready: list[str] | None = None) -> PreparedDataset:
@@ -230,14 +233,16 @@ class DatasetRun:
         for file in {report_file(self.home, name), report_file(self.home, name, parts, self.options.part_id)}:
             self.orientations = {**earlier_orientations(file, ready), **self.orientations}
 
-    def _copy_labels(self, ready: set[str]) -> None:
-        """Labels for nnU-Net's validation, where it has none or older ones."""
-        for name in ready & self.dataset.cases.keys() if self.dataset.labelled else ():
-            source = Path(str(self.dataset.cases[name].label))
-            target = self.home / "gt_segmentations" / (name + self.dataset.dataset_json["file_ending"])
-            if not target.is_file() or target.stat().st_mtime < source.stat().st_mtime:
-                target.parent.mkdir(exist_ok=True)
-                shutil.copy2(source, target)
+    def _copy_labels(self, ready: set[str], prepared: set[str]) -> None:
+        """Labels for nnU-Net's validation: where there is none yet, and anew with a volume."""
+        if not self.dataset.labelled:
+            return
+        folder, ending = self.home / "gt_segmentations", self.dataset.dataset_json["file_ending"]
+        folder.mkdir(exist_ok=True)
+        copied = {entry.name for entry in os.scandir(folder)}
+        for name in ready & self.dataset.cases.keys():
+            if name in prepared or name + ending not in copied:
+                shutil.copy2(str(self.dataset.cases[name].label), folder / (name + ending))
 
     def _report(self) -> None:
         options = self.options

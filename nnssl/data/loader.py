@@ -26,7 +26,7 @@ _STREAMS: dict[Stream, int] = {"train": 0, "val": 1}
 
 @dataclass(frozen=True)
 class Cases:
-    """The volumes of a run: `folders[folder_of[i]]` holds case `names[i]`; arrays, so that forked workers share them."""
+    """The volumes of a run: `folders[folder_of[i]]` holds case `names[i]`; arrays, which forked workers share."""
 
     folders: tuple[VolumeFolder, ...]
     folder_of: np.ndarray
@@ -102,7 +102,7 @@ def positions_of_rank(batch_size: int, rank: int, world_size: int) -> range:
 
 def make_loader(
     dataset: SampleDataset, steps: Sequence[tuple[Stream, int]], positions: range, device: torch.device
-) -> DataLoader[LoadedBatch]:
+) -> DataLoader[Any]:
     """Batches of the given steps in order, read ahead by worker processes, in pinned memory for CUDA.
 
     The number of workers is nnU-Net's `nnUNet_n_proc_DA`, else one less than the cores, between 1 and 8.

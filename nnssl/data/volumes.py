@@ -149,13 +149,12 @@ def _open(path: Path) -> Any:
 def _read(array: Any, start: np.ndarray, stop: np.ndarray, dtype: type) -> np.ndarray:
     """Box of the last three axes, zero where it leaves the array."""
     size = np.asarray(array.shape[-3:])
-    lead = tuple(array.shape[:-3])
     inner_start, inner_stop = np.clip(start, 0, size), np.clip(stop, 0, size)
-    whole = (slice(None),) * len(lead)
+    inside: tuple[Any, ...] = (..., *map(slice, inner_start.tolist(), inner_stop.tolist()))
     if np.array_equal(inner_start, start) and np.array_equal(inner_stop, stop):
-        return np.asarray(array[(*whole, *map(slice, start.tolist(), stop.tolist()))], dtype=dtype)
-    out = np.zeros((*lead, *(stop - start)), dtype=dtype)
+        return np.asarray(array[inside], dtype=dtype)
+    out = np.zeros((*array.shape[:-3], *(stop - start)), dtype=dtype)
     if (inner_stop > inner_start).all():
-        target = map(slice, (inner_start - start).tolist(), (inner_stop - start).tolist())
-        out[(*whole, *target)] = array[(*whole, *map(slice, inner_start.tolist(), inner_stop.tolist()))]
+        target: tuple[Any, ...] = (..., *map(slice, (inner_start - start).tolist(), (inner_stop - start).tolist()))
+        out[target] = array[inside]
     return out

@@ -51,8 +51,8 @@ def info_nce(
             means the same on all ranks and is below 2^24. Voxels j of the same volume within `exclude_radius_mm` of i
             are no negatives.
         exclude_radius_mm: radius of that ball, >= 0; at 0 only coincident voxels (within 0.001 mm) are left out.
-        chunk_rows: rows of the 2N x 2N matrix that are computed at a time (always whole voxels, thus at least two); None
-            takes as many as suit the device. The result does not depend on it but for rounding.
+        chunk_rows: rows of the 2N x 2N matrix that are computed at a time (whole voxels, thus at least two); None takes
+            as many as suit the device. The result does not depend on it but for rounding.
 
     Returns:
         () loss, attached to the graph.
@@ -111,10 +111,9 @@ class _Terms(torch.autograd.Function):
 
     With s_ab = <z_a, z_b>/tau over all 2N vectors, S_a the sum of e^{s_ab} over a's negatives and p_a its positive
     logit, a term is log(1 + S_a e^{-p_a}): the positive stays out of the sum, so that small losses keep their digits.
-    No maximum is
-    subtracted: |s| <= 1/tau. The matrix of the e^{s_ab} is symmetric, so that only its upper triangle is computed, in
-    strips of rows [start, stop) and columns [start, end); what lies right of the diagonal counts for its columns as
-    well.
+    No maximum is subtracted, as |s| <= 1/tau. The matrix of the e^{s_ab} is symmetric: only its upper triangle is
+    computed, in strips of rows [start, stop) and columns [start, end), whose part right of the diagonal block counts
+    for its columns as well. Columns of other ranks come last and have no such second half here.
     """
 
     @staticmethod
@@ -148,8 +147,7 @@ class _Terms(torch.autograd.Function):
         temperature, radius, chunk_rows, counts = ctx.settings
         own = terms.shape[0]
         # Term a moves with s_ab by w_a e^{s_ab}, where w_a = upstream_a / (S_a + e^{p_a}), and term b with the same s
-        # by w_b e^{s_ab}. All ranks' w are known here, so that each rank finds the whole gradient of its own rows by
-        # itself.
+        # by w_b e^{s_ab}. With all ranks' w each rank finds the whole gradient of its own rows by itself.
         weights = _own_first((upstream * (-positives - terms).exp()).view(-1, 2), counts).flatten()
         gradient = torch.zeros_like(columns[:own])
         buffer = columns.new_empty(_most_numbers(own, columns.shape[0], chunk_rows))
@@ -183,8 +181,7 @@ def _most_numbers(own: int, columns: int, chunk_rows: int) -> int:
 def _strips(
     columns: Tensor, places: Tensor | None, own: int, radius: float, chunk_rows: int
 ) -> Iterator[tuple[int, int, Tensor]]:
-    """Yield (start, stop, strip): e^{s} of the rows [start, stop) with the columns [start, end), 0 where no negative
-    is.
+    """Yield (start, stop, strip): e^{s} of rows [start, stop) with columns [start, end), 0 where no negative is.
 
     The strips share their memory: each is valid until the next one is asked for, and may be written to.
     """

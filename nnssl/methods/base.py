@@ -23,8 +23,14 @@ class Volume(Protocol):
 
     index: int
     spacing: tuple[float, float, float]
-    hu_affine: np.ndarray
-    is_ct: np.ndarray
+
+    @property
+    def hu_affine(self) -> np.ndarray:
+        """(C, 2) offset and scale: offset + scale * value is in HU for CT, a fraction of the range for the others."""
+
+    @property
+    def is_ct(self) -> np.ndarray:
+        """(C,) bool: which channels are in HU."""
 
     @property
     def size(self) -> np.ndarray:
@@ -124,6 +130,8 @@ class Method(nn.Module):
 
     config_class: ClassVar[type[MethodConfig]]
     levels: ClassVar[Literal["encoder", "decoder"]]  # which maps of the plans' network form the pyramid
+    host_keys: ClassVar[frozenset[str]] = frozenset()  # entries of a batch that stay on the CPU: reading a parameter
+    # that lies on the card, to decide what to launch, would wait for everything launched before
 
     def __init__(self, backbone: FeaturePyramid, config: Any) -> None:
         super().__init__()
@@ -133,7 +141,7 @@ class Method(nn.Module):
     @classmethod
     def check(cls, config: Any, backbone: FeaturePyramid) -> None:
         """Raise UserError where the options and the network do not fit together."""
-        backbone.check_patch(config.patch_size)
+        backbone.check_patch(config.patch_size, config.batch_size)
 
     @classmethod
     def volumes_per_step(cls, config: Any) -> int:
@@ -171,6 +179,6 @@ class Method(nn.Module):
         return self.step(batch)
 
 
-def to_device(batch: Mapping[str, Tensor], device: torch.device) -> Batch:
-    """The batch on the device; copies from pinned memory do not block."""
-    return {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+def to_device(batch: Mapping[str, Tensor], device: torch.device, host_keys: frozenset[str] = frozenset()) -> Batch:
+    """The batch on the device, but for `host_keys`; copies from pinned memory do not block."""
+    return {k: v if k in host_keys else v.to(device, non_blocking=True) for k, v in batch.items()}

@@ -51,7 +51,8 @@ def from_plain(config_class: type[Config], values: dict[str, Any]) -> Config:
     if unknown:
         raise UserError(f"the stored options {', '.join(unknown)} do not exist in this version; install the version "
                         f"that config.json names, or start a new run with --overwrite")  # fmt: skip
-    return config_class(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    typed: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    return config_class(**typed)
 
 
 def describe_type(hint: Any) -> str:

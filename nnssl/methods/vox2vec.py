@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nnssl.augment.intensity import apply_intensity, sample_intensity
+from nnssl.augment.intensity import INTENSITY_KEYS, apply_intensity, sample_intensity
 from nnssl.geometry import random_crop_start
 from nnssl.losses.info_nce import info_nce
 from nnssl.losses.normalise import l2_normalise
@@ -64,6 +64,7 @@ class Vox2vec(Method):
 
     config_class = Vox2vecConfig
     levels = "decoder"
+    host_keys = frozenset({"hu_affine", "is_ct", *INTENSITY_KEYS})
     config: Vox2vecConfig
 
     def __init__(self, backbone: FeaturePyramid, config: Vox2vecConfig) -> None:
@@ -92,7 +93,7 @@ class Vox2vec(Method):
         starts = np.stack([random_crop_start(rng, anchor, patch, volume.size) for _ in range(2)])
         origin = starts.min(0)
         region = volume.read(origin, starts.max(0) + patch)  # one read for both crops
-        crops = [region[(slice(None), *map(slice, s - origin, s - origin + patch))] for s in starts]
+        boxes = [(slice(None), *map(slice, s - origin, s - origin + patch)) for s in starts]
 
         start, stop = np.maximum(starts.max(0), 0), np.minimum(origin + patch, volume.size)
         candidates = np.flatnonzero(volume.read_body(start, stop))
@@ -100,7 +101,7 @@ class Vox2vec(Method):
             candidates = rng.choice(candidates, config.voxels_per_pair, replace=False, shuffle=False)
         position = np.stack(np.unravel_index(candidates, tuple(stop - start)), axis=1) + start
         return {
-            "crops": np.stack(crops),
+            "crops": np.stack([region[box] for box in boxes]),
             "voxels": position[:, None] - starts,
             "source": np.column_stack([np.full(len(position), volume.index), position * volume.spacing]),
             "hu_affine": np.stack([volume.hu_affine] * 2),
@@ -121,10 +122,10 @@ class Vox2vec(Method):
     def augment(self, batch: Batch) -> Batch:
         """Independent intensity augmentation of every view; `crops` keeps its shape (B, 2, C, *P)."""
         crops = batch["crops"]
-        keys = ("hu_affine", "is_ct", *sample_intensity(np.random.default_rng(0), 1))
-        flat = {key: batch[key].flatten(0, 1) for key in keys}
-        affine, is_ct = flat.pop("hu_affine"), flat.pop("is_ct")
-        return {**batch, "crops": apply_intensity(crops.flatten(0, 1), flat, affine, is_ct).view_as(crops)}
+        affine, is_ct = batch["hu_affine"].flatten(0, 1), batch["is_ct"].flatten(0, 1)
+        parameters = {key: batch[key].flatten(0, 1) for key in INTENSITY_KEYS}
+        augmented = apply_intensity(crops.flatten(0, 1), parameters, affine, is_ct)
+        return {"crops": augmented.view_as(crops), "voxels": batch["voxels"], "source": batch["source"]}
 
     def step(self, batch: Batch) -> StepOutput:
         """InfoNCE of the matched voxels of an augmented batch (paper, section 3.3)."""

@@ -112,7 +112,7 @@ def _resolve(configurations: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _network_name(configuration: dict[str, Any]) -> str:
-    """Return the full class name; plans of nnU-Net before 2.4 state the bare name."""
+    """Return the full class name; plans of older nnU-Net versions state the bare name."""
     if "architecture" in configuration:
         return configuration["architecture"]["network_class_name"]
     return configuration.get("UNet_class_name", "unknown")

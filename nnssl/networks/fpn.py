@@ -19,7 +19,7 @@ _MANY_CHANNELS = 256
 
 
 class FPN3d(FeaturePyramid):
-    """Feature pyramid network (methods.md 1.2; vox2vec, section 3.2), with the names of the authors' state dict.
+    """Feature pyramid network (vox2vec; methods.md 1.2), with the names of the authors' state dict.
 
     Level l has base_channels * 2^l channels at stride 2^l. Any size is accepted: pooling rounds up and an upsampled map
     is cropped to its skip connection. The maps with few channels are kept in `torch.channels_last_3d` inside, whatever
@@ -74,7 +74,7 @@ class FPN3d(FeaturePyramid):
         for up, skip, right, fine in zip(
             self.up_blocks, self.skip_blocks, self.right_blocks, reversed(maps[:-1]), strict=True
         ):
-            x = right(add_upsampled(skip(fine), _in_own_layout(up(x))))
+            x = right(add_upsampled(_in_own_layout(skip(fine)), _in_own_layout(up(x))))
             pyramid.append(x)
         return pyramid[::-1]
 

@@ -1,9 +1,8 @@
-"""From the representation of a voxel or a patch to the unit vector that a contrastive loss compares."""
+"""From the representation of a voxel or a patch to the vector that a contrastive loss compares."""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 
 def projection_head(in_features: int, hidden_features: int, out_features: int) -> nn.Sequential:
@@ -20,13 +19,3 @@ def projection_head(in_features: int, hidden_features: int, out_features: int) -
         nn.ReLU(inplace=True),
         nn.Linear(hidden_features, out_features),
     )
-
-
-def l2_normalise(x: Tensor, eps: float = 1e-8) -> Tensor:
-    """Divide each vector of the last axis by max(its length, eps): a zero vector stays zero, with a finite gradient.
-
-    Half precision is raised to float32, where eps is not rounded to zero.
-    """
-    if x.dtype in (torch.bfloat16, torch.float16):
-        x = x.float()
-    return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(eps)

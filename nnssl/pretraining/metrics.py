@@ -99,6 +99,6 @@ def collapse_warning(row: Row) -> str | None:
     if row["embedding_std"] >= 0.1 * healthy:
         return None
     return (
-        f"the embeddings are collapsing: their deviation is {row['embedding_std']:.4f}, healthy is about {healthy:.4f}; "
-        f"lower the learning rate with -o learning_rate=..., or look at views.png"
+        f"the embeddings are collapsing: their deviation is {row['embedding_std']:.4f}, healthy is about "
+        f"{healthy:.4f}; lower the learning rate with -o learning_rate=..., or look at views.png"
     )

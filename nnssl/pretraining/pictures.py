@@ -18,6 +18,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F
 
 def draw_progress(rows: list[Row], file: Path, title: str) -> None:
     """Loss, embedding deviation, learning rate and speed against the epochs, as one PNG."""
+    from matplotlib.ticker import MaxNLocator
+
     figure, axes = _figure(4, 1, (9.0, 12.0))
     epochs = [row["epoch"] for row in rows]
     panels: list[tuple[str, list[tuple[str, str]]]] = [
@@ -36,6 +38,7 @@ def draw_progress(rows: list[Row], file: Path, title: str) -> None:
         if label == "learning rate":
             axis.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
         axis.set_ylabel(label)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(alpha=0.3)
         if axis.get_legend_handles_labels()[1] and series[0][1]:
             axis.legend(loc="best", frameon=False)

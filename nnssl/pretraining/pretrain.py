@@ -74,7 +74,9 @@ def pretrain(
     if pretrained and continue_run:
         raise UserError("--c continues a run with its own weights and -pretrained starts a new one; give one of them")
     prepared = prepare_datasets(dataset_ids, plans, configuration, num_processes, not started_by_torchrun())
-    folder = run_folder(prepared.results, prepared.folders[0].name, method, prepared.plans["plans_name"], configuration, fold)
+    folder = run_folder(
+        prepared.results, prepared.folders[0].name, method, prepared.plans["plans_name"], configuration, fold
+    )
     resume = check_output(folder, continue_run, overwrite)
     checkpoint = load_checkpoint(resume) if resume else None
     if checkpoint:
@@ -159,5 +161,3 @@ def _open_folder(setup: Setup, device: str, overwrite: bool) -> None:
     contents = (("config.json", described), ("plans.json", setup.plans), ("dataset.json", setup.dataset_json))
     for name, content in contents:
         (folder / name).write_text(json.dumps(content, indent=2) + "\n")
-
-

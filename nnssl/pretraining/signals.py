@@ -7,7 +7,6 @@ import signal
 from types import FrameType, TracebackType
 from typing import Any
 
-
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: run again, with --c
 
 

@@ -24,8 +24,11 @@ def load_weights(method: Method, path: Path) -> None:
     checkpoint = load_checkpoint(path)
     state: dict[str, Tensor] = checkpoint["method_state"]
     own = method.state_dict()
-    wrong = [f"{k} {tuple(state[k].shape) if k in state else 'missing'} instead of {tuple(v.shape)}"
-             for k, v in own.items() if k.startswith("backbone.") and (k not in state or state[k].shape != v.shape)]  # fmt: skip
+    wrong = [
+        f"{k} {tuple(state[k].shape) if k in state else 'missing'} instead of {tuple(v.shape)}"
+        for k, v in own.items()
+        if k.startswith("backbone.") and (k not in state or state[k].shape != v.shape)
+    ]
     if wrong:
         raise UserError(f"{path} holds another network than these plans: {_first(wrong)}; give a checkpoint of the "
                         f"same architecture, or the plans that it was made with (-p)")  # fmt: skip

@@ -75,6 +75,18 @@ def test_load_case__why_it_cannot_be_read(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("ending", [".nii.gz", ".nrrd"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_load_case__non_finite_in_a_file(tmp_path: Path, ending: str, value: float) -> None:
+    """ITK reads NaN in NIfTI files as zero without a word."""
+    from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+
+    file = tmp_path / f"x{ending}"
+    write_volume(file, _with((0, 1, 2, 3), value)[0], SPACING)
+    with pytest.raises(BadCase, match="non-finite"):
+        load_case(RawCase("x", (str(file),)), SimpleITKIO, 1, None)
+
+
 def test_load_case__four_dimensional_file_has_all_channels(tmp_path: Path) -> None:
     import SimpleITK as sitk
     from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO

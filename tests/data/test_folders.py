@@ -20,7 +20,7 @@ def test_require_folders__makes_all_but_raw(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setenv("nnUNet_raw", str(tmp_path / "typo"))
     assert require_folders("nnUNet_preprocessed") == (tmp_path / "a" / "b",)
     assert (tmp_path / "a" / "b").is_dir()
-    with pytest.raises(UserError, match="nnUNet_raw=.*typo is not a folder"):
+    with pytest.raises(UserError, match=r"nnUNet_raw=.*typo is not a folder"):
         require_folders("nnUNet_raw")
     assert not (tmp_path / "typo").exists()
 

@@ -61,9 +61,7 @@ def test_make_plans__any_planner_without_labels(folders: Folders, planner: str) 
     assert "ResidualEncoderUNet" in configuration.network_arch_class_name
 
 
-def test_make_plans__no_numTraining_and_no_loader_processes(  # noqa: N802
-    folders: Folders, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_make_plans__no_numTraining_and_no_loader_processes(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_ct_dataset(folders.raw, 1, "X", 2)
     content = json.loads((folder / "dataset.json").read_text())
     del content["numTraining"]
@@ -71,7 +69,7 @@ def test_make_plans__no_numTraining_and_no_loader_processes(  # noqa: N802
     monkeypatch.setenv("nnUNet_n_proc_DA", "0")  # right for training, but planners hand it to torch
     plans = make_plans(PlanRequest(), *_ready(folders, "Dataset001_X"))
     assert plans["configurations"]["3d_fullres"]["batch_size"] == 2
-    assert os.environ["nnUNet_n_proc_DA"] == "0"  # noqa: SIM112
+    assert os.environ["nnUNet_n_proc_DA"] == "0"
 
 
 def test_make_plans__planner_options(folders: Folders) -> None:
@@ -117,7 +115,7 @@ def test_make_plans__preset_tiny_takes_the_rest_from_the_data(folders: Folders) 
     plans = make_plans(PlanRequest(preset="nnsslPlans_tiny"), dataset, reader, home)
     stock = make_plans(PlanRequest(), dataset, reader, home)
     for key in ("transpose_forward", "transpose_backward", "foreground_intensity_properties_per_channel",
-                "original_median_spacing_after_transp", "original_median_shape_after_transp", "image_reader_writer"):  # fmt: skip
+                "original_median_spacing_after_transp", "original_median_shape_after_transp"):  # fmt: skip
         assert plans[key] == stock[key], key
     assert plans["transpose_forward"] == [1, 0, 2]
     for key in ("spacing", "median_image_size_in_voxels", "normalization_schemes", "use_mask_for_norm"):
@@ -168,7 +166,7 @@ def test_planner_class__unknown_lists_them() -> None:
         {"plans_name": "a/b"},
     ],
 )
-def test_PlanRequest__refuses(options: dict[str, Any]) -> None:  # noqa: N802
+def test_PlanRequest__refuses(options: dict[str, Any]) -> None:
     with pytest.raises(UserError):
         PlanRequest(**options)
 

@@ -36,9 +36,7 @@ def test_save_case__only_nnunet_files_in_its_folder(tmp_path: Path) -> None:
     assert properties == {"spacing": [1, 1, 1]}
 
 
-def test_save_case__interrupted_leaves_nothing_that_looks_done(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_save_case__interrupted_leaves_nothing_that_looks_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed after any number of renames: the case is not done, and doing it again succeeds."""
     stock = storage._replace
     for survive in range(4):

@@ -51,6 +51,24 @@ def test_build_backbone__unet(configuration: str, levels: Any) -> None:
     assert state_dict_shapes(backbone.network) == state_dict_shapes(build_network(_plans(), configuration, 2))
 
 
+def test_build_backbone__reads_plans_of_old_nnunet() -> None:
+    configuration = {
+        "patch_size": [8, 16, 16],
+        "normalization_schemes": ["ZScoreNormalization"],
+        "UNet_class_name": "PlainConvUNet",
+        "UNet_base_num_features": 4,
+        "unet_max_num_features": 6,
+        "n_conv_per_stage_encoder": [1, 1, 1],
+        "n_conv_per_stage_decoder": [1, 1],
+        "num_pool_per_axis": [1, 2, 2],
+        "pool_op_kernel_sizes": STRIDES,
+        "conv_kernel_sizes": [[3, 3, 3]] * 3,
+    }
+    backbone = build_backbone({"configurations": {"3d_fullres": configuration}}, "3d_fullres", "decoder")
+    assert backbone.channels == (4, 6, 6)
+    assert backbone.strides[-1] == (2, 4, 4)
+
+
 @pytest.mark.parametrize("levels", ["encoder", "decoder"])
 def test_build_backbone__fpn(levels: Any) -> None:
     backbone = build_backbone(_plans(), "fpn", levels)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -57,8 +58,18 @@ def test_fpn3d__keeps_few_channels_last_and_many_in_the_default_layout(input_cha
     assert all(m.is_contiguous(memory_format=layout) for m, layout in zip(pyramid, layouts, strict=True))
 
 
+@pytest.fixture
+def _two_threads() -> Iterator[None]:
+    """With one thread, torch runs 1x1x1 convolutions by code that knows the default layout only."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("_two_threads")
 def test_fpn3d__no_layer_leaves_the_layout() -> None:
-    network = FPN3d(1, 4, 3)
+    network = FPN3d(1, 16, 2)
     seen: list[str] = []
     wrong: list[str] = []
 
@@ -74,7 +85,7 @@ def test_fpn3d__no_layer_leaves_the_layout() -> None:
     leaves = [(name, layer) for name, layer in network.named_modules() if not list(layer.children())]
     for name, layer in leaves:
         layer.register_forward_hook(partial(check_output, name=name))
-    sum((m**2).sum() for m in network(torch.randn(2, 1, 8, 8, 8))).backward()
+    sum((m**2).sum() for m in network(torch.randn(2, 1, 16, 16, 16))).backward()
     assert len(seen) == 2 * len(leaves)
     # torch's backward pass of nearest upsampling writes its result, the smaller map, in the default layout.
     assert [name for name in wrong if not name.startswith("gradient of up_blocks")] == []

@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nnssl.networks.projection import l2_normalise, projection_head
+from nnssl.losses.normalise import l2_normalise
+from nnssl.networks.projection import projection_head
 from tests.networks.helpers import count_parameters, fill_by_rule, input_by_rule, load_reference
 
 

@@ -11,7 +11,7 @@ from nnssl.networks.build import build_network
 from nnssl.networks.unet import UNetPyramid
 from tests.networks.helpers import unet_configuration
 
-KINDS = ["PlainConvUNet", "ResidualEncoderUNet"]
+KINDS = ["PlainConvUNet", "ResidualEncoderUNet", "ResidualUNet"]
 STRIDES = [[1, 1, 1], [1, 2, 2], [2, 2, 2]]
 FEATURES = [4, 6, 8]
 

@@ -19,7 +19,9 @@ def test_learning_rate__vox2vec_is_constant() -> None:
     assert {learning_rate(Vox2vecConfig(), s) for s in (0, 50_000, 99_999)} == {3e-4}
 
 
-@pytest.mark.parametrize(("name", "kind"), [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW), ("sgd", torch.optim.SGD)])
+@pytest.mark.parametrize(
+    ("name", "kind"), [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW), ("sgd", torch.optim.SGD)]
+)
 def test_build_optimiser__takes_what_needs_a_gradient(name: str, kind: type) -> None:
     parameters = [torch.nn.Parameter(torch.zeros(2)) for _ in range(2)]
     parameters[1].requires_grad_(False)

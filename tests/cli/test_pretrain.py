@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from nnssl.cli.pretrain import main
+from nnssl.data.plan_and_preprocess import plan_and_preprocess
+from nnssl.pretraining.checkpoint import load_checkpoint
+from nnssl.pretraining.metrics import read_rows
+from tests.phantoms import write_ct_dataset
+
+QUICK = ["-p", "nnsslPlans_tiny", "-device", "cpu", "-o", "num_epochs=2", "steps_per_epoch=2", "val_steps_per_epoch=1",
+         "patch_size=16,16,16", "voxels_per_pair=64"]  # fmt: skip
+RUN = "nnssl_vox2vec__nnsslPlans_tiny__3d_fullres/fold_all"
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """nnU-Net's folders with a preprocessed dataset."""
+    root = tmp_path_factory.mktemp("nnunet")
+    with pytest.MonkeyPatch.context() as patch:
+        _set_folders(patch, root)
+        write_ct_dataset(root / "raw", 500, "Phantom", 4, shape=(20, 32, 32))
+        plan_and_preprocess([500], preset="nnsslPlans_tiny", num_processes=1, show_progress=False)
+    return root
+
+
+@pytest.fixture
+def folders(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same folders with results of their own."""
+    _set_folders(monkeypatch, prepared)
+    monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    return prepared
+
+
+def _set_folders(patch: pytest.MonkeyPatch, root: Path) -> None:
+    (root / "raw").mkdir(exist_ok=True)
+    for name in ("raw", "preprocessed", "results"):
+        patch.setenv(f"nnUNet_{name}", str(root / name))
+
+
+def _fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one line that the command says before it exits with 1."""
+    with pytest.raises(SystemExit) as exit_:
+        main(list(arguments))
+    assert exit_.value.code == 1
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: "), lines
+    return lines[0]
+
+
+def test_main__from_raw_volumes_to_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole command in a fresh process: plan, preprocess, train; killed, continued, finished, not overwritten."""
+    _set_folders(monkeypatch, tmp_path)
+    monkeypatch.setenv("nnUNet_n_proc_DA", "1")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    write_ct_dataset(tmp_path / "raw", 500, "Phantom", 4, shape=(20, 32, 32))
+    command = [sys.executable, "-m", "nnssl.cli.pretrain", "-d", "500", "-m", "vox2vec", "-np", "1", *QUICK]
+    command = [
+        w.replace("num_epochs=2", "num_epochs=3").replace("steps_per_epoch=2", "steps_per_epoch=40") for w in command
+    ]
+    folder = tmp_path / "results" / "Dataset500_Phantom" / RUN
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    until = time.monotonic() + 300
+    while not (folder / "metrics.jsonl").exists() and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=300)[0]
+    assert process.returncode == 75, said
+    assert "stopped after step" in said and "continue with --c" in said
+    step = load_checkpoint(folder / "checkpoint_latest.pth")["step"]
+    assert 40 < step < 120
+
+    again = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert again.returncode == 1 and "continue it with --c" in again.stderr and "Traceback" not in again.stderr
+
+    done = subprocess.run([*command, "--c"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "epoch 3/3  loss " in done.stdout and "data-wait" in done.stdout
+    assert {f.name for f in folder.iterdir()} == {
+        "checkpoint_latest.pth", "checkpoint_final.pth", "config.json", "plans.json", "dataset.json", "metrics.jsonl",
+        "progress.png", "views.png", "pretraining_log.txt",
+    }  # fmt: skip
+    config = json.loads((folder / "config.json").read_text())
+    assert config["options"]["patch_size"] == [16, 16, 16] and config["options"]["temperature"] == 0.1
+    assert config["versions"]["torch"] and config["seed"] == 0 and len(config["held_out_cases"]) == 1
+    assert [r["epoch"] for r in read_rows(folder / "metrics.jsonl")] == [1, 2, 3]
+    checkpoint = load_checkpoint(folder / "checkpoint_final.pth")
+    assert checkpoint["step"] == 120 and checkpoint["plans"]["plans_name"] == "nnsslPlans_tiny"
+    assert checkpoint["fingerprint"]["spacings"] and len(checkpoint["train_cases"]) == 3
+
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert finished.returncode == 1 and "--overwrite" in finished.stderr
+
+
+def test_main__a_number_as_fold_takes_the_training_cases_of_the_splits(folders: Path) -> None:
+    splits = folders / "preprocessed" / "Dataset500_Phantom" / "splits_final.json"
+    cases = sorted(f.name[:-5] for f in splits.parent.glob("*_body/*.b2nd"))
+    splits.write_text(json.dumps([{"train": cases[2:], "val": cases[:2]}]))
+    try:
+        main(["-d", "500", "-m", "vox2vec", *QUICK, "-f", "0"])
+    finally:
+        splits.unlink()
+    out = Path(os.environ["nnUNet_results"]) / "Dataset500_Phantom" / RUN.replace("fold_all", "fold_0")
+    checkpoint = load_checkpoint(out / "checkpoint_final.pth")
+    assert checkpoint["train_cases"] == [f"Dataset500_Phantom/{c}" for c in cases[2:]]
+    assert checkpoint["val_cases"] == [f"Dataset500_Phantom/{c}" for c in cases[:2]]
+
+
+def test_main__two_datasets_share_the_first_ones_plans(folders: Path) -> None:
+    write_ct_dataset(folders / "raw", 501, "More", 2, shape=(20, 32, 32), spacing=(2.0, 2.0, 2.0), seed=9)
+    main(["-d", "500", "501", "-m", "vox2vec", "-np", "1", *QUICK])
+    out = Path(os.environ["nnUNet_results"]) / "Dataset500_Phantom" / RUN
+    checkpoint = load_checkpoint(out / "checkpoint_final.pth")
+    cases = checkpoint["train_cases"] + checkpoint["val_cases"]
+    assert sorted(c.split("/")[0] for c in cases) == ["Dataset500_Phantom"] * 4 + ["Dataset501_More"] * 2
+    shutil.rmtree(folders / "raw" / "Dataset501_More")
+
+
+def test_main__continue_overwrite_and_pretrained(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = ["-d", "500", "-m", "vox2vec", *QUICK]
+    out = Path(os.environ["nnUNet_results"]) / "Dataset500_Phantom" / RUN
+    main([*run, "--c"])
+    assert "a new one starts" in capsys.readouterr().out
+    assert "finished run" in _fails(capsys, *run) and (out / "checkpoint_final.pth").is_file()
+    main([*run, "--c"])
+    assert "this run is finished" in capsys.readouterr().out
+    error = _fails(capsys, *run, "learning_rate=1", "--c")
+    assert "learning_rate (0.0003 -> 1.0)" in error
+    assert "give one of them" in _fails(capsys, *run, "--c", "--overwrite")
+    (out / "checkpoint_final.pth").rename(out.parent / "kept.pth")
+    main([*run, "seed=1", "--overwrite", "-pretrained", str(out.parent / "kept.pth")])
+    first, second = (load_checkpoint(p) for p in (out.parent / "kept.pth", out / "checkpoint_final.pth"))
+    assert first["config"]["seed"] == 0 and second["config"]["seed"] == 1
+
+
+def test_main__mistakes_are_one_sentence_and_leave_nothing(
+    folders: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    run = ["-d", "500", "-m", "vox2vec"]
+    tiny = [*run, "-p", "nnsslPlans_tiny", "-device", "cpu"]
+    assert "choose one of: vox2vec" in _fails(capsys, "-d", "500", "-m", "simclr", *QUICK)
+    assert "'epochs'; the options" in _fails(capsys, *tiny, "-o", "epochs=3")
+    assert "Dataset500_Phantom" in _fails(capsys, "-d", "77", "-m", "vox2vec", *QUICK)
+    assert "3d_fullres" in _fails(capsys, *tiny, "-c", "3d_lowres")
+    assert "3d_fullres" in _fails(capsys, *tiny, "-c", "2d")
+    assert "16,16" in _fails(capsys, *tiny, "-o", "patch_size=16,15,16")
+    assert "-device cpu" in _fails(capsys, *run, "-p", "nnsslPlans_tiny")
+    assert "presets: nnsslPlans_tiny, nnsslPlans_vox2vec" in _fails(capsys, *run, "-p", "noPlans", "-device", "cpu")
+    assert "splits_final.json" in _fails(capsys, *tiny, "-f", "0")
+    assert "there is no checkpoint" in _fails(capsys, *tiny, "-pretrained", "/none.pth")
+    assert "batch_size=3" in _fails(capsys, *tiny, "-num_gpus", "3")
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    assert "are free; make room" in _fails(capsys, *tiny)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    monkeypatch.delenv("nnUNet_results")
+    assert "export nnUNet_results=" in _fails(capsys, *tiny)
+    assert not list(folders.rglob("nnssl_vox2vec*"))
+
+
+def test_main__volumes_without_masks_are_refused_under_torchrun(
+    folders: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launched = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    for name, value in launched.items():
+        monkeypatch.setenv(name, value)
+    error = _fails(capsys, "-d", "500", "-m", "vox2vec", "-p", "nnUNetPlans", "-device", "cpu")
+    assert "run nnssl_plan_and_preprocess -d 500 -p nnUNetPlans first" in error
+
+
+def test_parser__help_needs_no_torch() -> None:
+    code = ("import sys\nfrom nnssl.cli.pretrain import main\n"
+            "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
+            "sys.exit(len({'torch', 'nnunetv2', 'matplotlib'} & sys.modules.keys()))")  # fmt: skip
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert shown.returncode == 0 and "vox2vec" in shown.stdout
