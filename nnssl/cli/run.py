@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import sys
 from collections.abc import Callable
 
@@ -23,18 +24,24 @@ class _Formatter(logging.Formatter):
 def run(command: Callable[[list[str] | None], int | None], argv: list[str] | None) -> None:
     """Run a command with its arguments (None: those of the process) and leave the process with its exit code.
 
-    A mistake of the user is one line `error: ...` on standard error and code 1; Ctrl-C is code 130.
+    A mistake of the user is one line `error: ...` on standard error and code 1; Ctrl-C is code 130. Of the processes
+    that a launcher such as torchrun started, only the first one speaks.
     """
     logger = logging.getLogger("nnssl")
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(_Formatter())
     logger.addHandler(handler)
+    level = logger.level
+    speaks = os.environ.get("RANK", "0") == "0"
+    if not speaks:
+        logger.setLevel(logging.CRITICAL)
     if logger.level == logging.NOTSET:
         logger.setLevel(logging.INFO)
     try:
         code = command(argv)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if speaks:
+            print(f"error: {error}", file=sys.stderr)
         code = 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -47,5 +54,6 @@ def run(command: Callable[[list[str] | None], int | None], argv: list[str] | Non
         code = 1
     finally:
         logger.removeHandler(handler)
+        logger.setLevel(level)
     if code:
         sys.exit(code)

@@ -134,6 +134,10 @@ def _log_file(folder: Path | None) -> Iterator[None]:
     log.addHandler(handler)
     try:
         yield
+    except (UserError, Interrupted) as end:
+        # the command says it on the terminal; whoever opens the log later wants to know it too
+        handler.handle(logging.LogRecord(log.name, logging.ERROR, __file__, 0, str(end), None, None))
+        raise
     finally:
         log.removeHandler(handler)
         handler.close()

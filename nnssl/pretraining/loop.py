@@ -238,7 +238,7 @@ class Pretraining:
 
     def _draw_views(self, batch: LoadedBatch) -> None:
         panels = type(self.method).panels({k: v.cpu() for k, v in self._views(batch).items()}, self.config)
-        cases = ", ".join(dict.fromkeys(batch.cases[:4]))
+        cases = "\n".join(dict.fromkeys(batch.cases[: len(panels)]))
         draw_panels(panels, self.setup.folder / "views.png", f"{self.setup.method}: views of the first step\n{cases}")
 
     def _bar(self, total: int) -> tqdm[Any]:
@@ -250,8 +250,7 @@ class Pretraining:
         if world_size() == 1:
             return self.method
         ids = [self.device.index] if self.device.type == "cuda" else None
-        # buffers need no broadcast: batch statistics are those of all processes
-        return nn.parallel.DistributedDataParallel(self.method, device_ids=ids, broadcast_buffers=False)
+        return nn.parallel.DistributedDataParallel(self.method, device_ids=ids)
 
     def _save(self, name: str) -> None:
         if is_main():

@@ -55,7 +55,7 @@ def draw_progress(rows: list[Row], file: Path, title: str) -> None:
 def draw_panels(rows: list[list[Panel]], file: Path, title: str) -> None:
     """Rows of pictures with numbered points and boxes, as one PNG."""
     columns = max(len(row) for row in rows)
-    figure, axes = _figure(len(rows), columns, (4.2 * columns, 4.2 * len(rows) + 0.6))
+    figure, axes = _figure(len(rows), columns, (4.2 * columns, 4.2 * len(rows) + 0.2 + 0.25 * title.count("\n")))
     for i, row in enumerate(rows):
         for j in range(columns):
             axis = axes[i * columns + j]

@@ -51,3 +51,13 @@ def test_run__messages_and_exit_code_of_the_command(capsys: pytest.CaptureFixtur
     with pytest.raises(SystemExit) as caught:
         run(command, ["x"])
     assert caught.value.code == 3
+
+
+def test_run__only_the_first_process_of_a_launcher_speaks(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(SystemExit) as caught:
+        run(_raising(UserError("type this")), [])  # type: ignore[arg-type]
+    said = capsys.readouterr()
+    assert caught.value.code == 1 and said.out == said.err == ""

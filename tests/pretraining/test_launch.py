@@ -27,7 +27,7 @@ def _double_gradients(rank: int, setup: Setup, world: int, port: int) -> None:
         dist.init_process_group("gloo", rank=rank, world_size=world)
     run = Pretraining(setup, CPU)
     method = run.method.double()
-    model = nn.parallel.DistributedDataParallel(method, broadcast_buffers=False) if world > 1 else method
+    model = nn.parallel.DistributedDataParallel(method) if world > 1 else method
     dataset = SampleDataset(type(method), setup.config, setup.train, setup.val)
     (batch,) = make_loader(dataset, [("train", 0)], positions_of_rank(4, rank, world), CPU)
     views = method.augment(batch.tensors)
