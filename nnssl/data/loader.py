@@ -17,6 +17,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from nnssl.data.volumes import VolumeFolder
+from nnssl.errors import UserError
 from nnssl.methods.base import Batch, Method, Sample
 
 Stream = Literal["train", "val"]
@@ -64,34 +65,42 @@ def cases_of_step(seed: int, stream: Stream, step: int, distinct: int, count: in
     return order[place * distinct : (place + 1) * distinct]
 
 
-class SampleDataset(Dataset[tuple[str, Sample]]):
-    """Samples by key (stream, step, position)."""
+class SampleDataset(Dataset[tuple[str, "Sample | str"]]):
+    """Samples by key (stream, step, position): the case's name, and its sample or a sentence that says what failed."""
 
     def __init__(self, method: type[Method], config: Any, train: Cases, val: Cases) -> None:
         self.method, self.config = method, config
         self.cases: dict[Stream, Cases] = {"train": train, "val": val}
 
-    def __getitem__(self, key: Key) -> tuple[str, Sample]:
+    def __getitem__(self, key: Key) -> tuple[str, Sample | str]:
         stream, step, position = key
         cases, seed = self.cases[stream], self.config.seed
         distinct = self.method.volumes_per_step(self.config)
         chosen = cases_of_step(seed, stream, step, distinct, len(cases))
         index = int(chosen[position % distinct])
-        volume = cases.folders[cases.folder_of[index]].open(str(cases.names[index]), index)
+        folder, label = cases.folders[cases.folder_of[index]], cases.label(index)
         rng = np.random.default_rng([seed, _STREAMS[stream], step, position])
-        return cases.label(index), self.method.sample(volume, self.config, rng)
+        try:
+            volume = folder.open(str(cases.names[index]), index)
+            return label, self.method.sample(volume, self.config, rng)
+        except UserError as error:  # torch would wrap an error of a worker in the worker's traceback
+            return label, str(error)
+        except (OSError, RuntimeError, ValueError) as error:  # what blosc2 raises for a file that is cut or damaged
+            return label, (f"{label} cannot be read ({error}); delete {folder.images / str(cases.names[index])}.b2nd "
+                           f"and run nnssl_plan_and_preprocess again")  # fmt: skip
 
 
 @dataclass
 class LoadedBatch:
-    """A collated batch and the cases that it was cut from."""
+    """A collated batch and the cases that it was cut from; or what failed, without tensors."""
 
     cases: list[str]
     tensors: Batch
+    failure: str | None = None
 
     def pin_memory(self) -> LoadedBatch:
         """Called by the loader's pinning thread."""
-        return LoadedBatch(self.cases, {k: v.pin_memory() for k, v in self.tensors.items()})
+        return LoadedBatch(self.cases, {k: v.pin_memory() for k, v in self.tensors.items()}, self.failure)
 
 
 def positions_of_rank(batch_size: int, rank: int, world_size: int) -> range:
@@ -120,8 +129,14 @@ def make_loader(
 
 
 def number_of_workers() -> int:
-    """Loader processes: `nnUNet_n_proc_DA` where it is set, else by the number of cores."""
+    """Loader processes: `nnUNet_n_proc_DA` where it is set, else by the number of cores.
+
+    Raises:
+        UserError: the variable is not a number.
+    """
     value = os.environ.get("nnUNet_n_proc_DA")
+    if value and not value.isdecimal():
+        raise UserError(f"nnUNet_n_proc_DA={value} is not a number of processes; type: export nnUNet_n_proc_DA=8")
     return int(value) if value else min(8, max(1, (os.cpu_count() or 2) - 1))
 
 
@@ -139,8 +154,23 @@ class _Batches:
         return len(self.steps)
 
 
-def _collate(collate: Callable[[list[Sample]], Batch], items: list[tuple[str, Sample]]) -> LoadedBatch:
-    return LoadedBatch([case for case, _ in items], collate([sample for _, sample in items]))
+def stop_workers(batches: Iterator[LoadedBatch]) -> None:
+    """End the worker processes of an iterator over a loader.
+
+    They ignore signals, and a traceback may keep the iterator alive: without this the interpreter would wait for them
+    for ever at its end. torch has no public function for it.
+    """
+    shutdown = getattr(batches, "_shutdown_workers", None)
+    if shutdown is not None:
+        shutdown()
+
+
+def _collate(collate: Callable[[list[Sample]], Batch], items: list[tuple[str, Sample | str]]) -> LoadedBatch:
+    cases = [case for case, _ in items]
+    failures = [sample for _, sample in items if isinstance(sample, str)]
+    if failures:
+        return LoadedBatch(cases, {}, failures[0])
+    return LoadedBatch(cases, collate([sample for _, sample in items if not isinstance(sample, str)]))
 
 
 def _start_worker(worker: int) -> None:

@@ -17,7 +17,7 @@ _CPU_STRIP = 2**22
 _GPU_STRIP = 2**24
 # exp(1 / temperature) times the number of pairs has to stay far below the largest float32 (e^88) or float64 (e^709).
 _LEAST_TEMPERATURE_FLOAT32 = 1 / 60
-_LEAST_TEMPERATURE = 1 / 650
+LEAST_TEMPERATURE = 1 / 650
 _COINCIDENT_MM = 1e-3
 
 
@@ -91,8 +91,8 @@ def _check(
         raise ValueError(f"h1 and h2 must both have the shape (N, d), got {tuple(h1.shape)} and {tuple(h2.shape)}")
     if sources is not None and sources.shape != (h1.shape[0], 4):
         raise ValueError(f"sources must have the shape ({h1.shape[0]}, 4), got {tuple(sources.shape)}")
-    if not temperature >= _LEAST_TEMPERATURE:
-        raise ValueError(f"temperature must be at least {_LEAST_TEMPERATURE:.4f}, got {temperature}")
+    if not temperature >= LEAST_TEMPERATURE:
+        raise ValueError(f"temperature must be at least {LEAST_TEMPERATURE:.4f}, got {temperature}")
     if reduction not in ("mean", "sum"):
         raise ValueError(f"reduction must be 'mean' or 'sum', got {reduction!r}")
     if not exclude_radius_mm >= 0:

@@ -74,6 +74,11 @@ class MethodConfig:
         at_least(self, "warmup_steps", 0)
         at_least(self, "weight_decay", 0.0)
         at_least(self, "seed", 0)
+        if self.seed >= 2**63:
+            raise UserError(f"seed has to be below 2^63, not {self.seed}")
+        for name, value in (("momentum", self.momentum), ("betas", self.betas[0]), ("betas", self.betas[1])):
+            if not 0 <= value < 1:
+                raise UserError(f"{name} has to be at least 0 and below 1, not {value}")
         positive(self, "learning_rate")
         positive(self, "gradient_clip")
 

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from nnssl.augment.intensity import INTENSITY_KEYS, apply_intensity, sample_intensity
+from nnssl.errors import UserError
 from nnssl.geometry import random_crop_start
-from nnssl.losses.info_nce import info_nce
+from nnssl.losses.info_nce import LEAST_TEMPERATURE, info_nce
 from nnssl.losses.normalise import l2_normalise
 from nnssl.methods.base import (
     Batch,
@@ -28,7 +29,6 @@ from nnssl.methods.base import (
     StepOutput,
     Volume,
     at_least,
-    positive,
 )
 from nnssl.networks.projection import projection_head
 from nnssl.networks.pyramid import FeaturePyramid, gather_voxels
@@ -56,7 +56,7 @@ class Vox2vecConfig(MethodConfig):
         at_least(self, "voxels_per_pair", 1)
         at_least(self, "projection_dim", 1)
         at_least(self, "exclude_radius_mm", 0.0)
-        positive(self, "temperature")
+        at_least(self, "temperature", LEAST_TEMPERATURE)
 
 
 class Vox2vec(Method):
@@ -71,6 +71,13 @@ class Vox2vec(Method):
         super().__init__(backbone, config)
         features = sum(backbone.channels)
         self.head = projection_head(features, features, config.projection_dim)
+
+    @classmethod
+    def check(cls, config: Vox2vecConfig, backbone: FeaturePyramid) -> None:
+        """Also refuse a step of a single voxel, which batch normalisation cannot take."""
+        super().check(config, backbone)
+        if int(config.batch_size or 0) * config.voxels_per_pair < 2:
+            raise UserError("one voxel a step is too few for batch normalisation; set -o batch_size=2 or more voxels")
 
     @classmethod
     def volumes_per_step(cls, config: Vox2vecConfig) -> int:

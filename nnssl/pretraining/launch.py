@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import os
 import signal
@@ -15,9 +16,11 @@ from types import FrameType
 import torch
 import torch.distributed as dist
 
+from nnssl.distributed import gather_objects
 from nnssl.errors import UserError
+from nnssl.methods.options import to_plain
 from nnssl.pretraining.loop import Pretraining
-from nnssl.pretraining.setup import Setup
+from nnssl.pretraining.setup import Setup, case_labels
 from nnssl.pretraining.signals import EXIT_INTERRUPTED, Interrupted
 
 log = logging.getLogger("nnssl")
@@ -118,9 +121,23 @@ def _run(setup: Setup, device: str, rank: int, local_rank: int, count: int) -> N
     dist.init_process_group("nccl" if device == "cuda" else "gloo", rank=rank, world_size=count)
     try:
         with _log_file(setup.folder if rank == 0 else None):
+            _check_same_everywhere(setup)
             Pretraining(setup, where).run()
+    except UserError as error:
+        if rank > 0:  # this process's command is silent, since most mistakes are found by all
+            print(f"error in process {rank}: {error}", file=sys.stderr)
+        raise
     finally:
         dist.destroy_process_group()
+
+
+def _check_same_everywhere(setup: Setup) -> None:
+    """Refuse processes that see different volumes or plans (another disk, a listing that is not up to date)."""
+    seen = (case_labels(setup.train), case_labels(setup.val), setup.plans, to_plain(setup.config), setup.resume is None)
+    digests = gather_objects(hashlib.blake2b(repr(seen).encode()).hexdigest())
+    if len(set(digests)) > 1:
+        raise UserError(f"the processes do not see the same volumes, plans or checkpoint; make {setup.folder} and the "
+                        f"preprocessed folder the same on all machines")  # fmt: skip
 
 
 @contextlib.contextmanager

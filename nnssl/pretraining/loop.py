@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from nnssl.data.loader import LoadedBatch, SampleDataset, Stream, make_loader, positions_of_rank
+from nnssl.data.loader import LoadedBatch, SampleDataset, Stream, make_loader, positions_of_rank, stop_workers
 from nnssl.distributed import barrier, gather_objects, is_main, rank, world_size
 from nnssl.errors import UserError
 from nnssl.methods.base import Batch, Method, StepOutput, to_device
@@ -93,6 +93,8 @@ class Pretraining:
                 raise UserError(f"the card's memory does not suffice for a batch of {self.config.batch_size} with "
                                 f"patches of {self.config.patch_size}; set a smaller -o batch_size=... or -o "
                                 f"patch_size=...") from error  # fmt: skip
+            finally:
+                stop_workers(batches)
         self._save(FINAL)
 
     def _steps(self) -> Iterator[tuple[Stream, int]]:
@@ -114,7 +116,7 @@ class Pretraining:
         with self._bar(last - first) as bar:
             while self.step < last:
                 asked = time.perf_counter()
-                batch = next(batches)
+                batch = _next(batches)
                 waited += time.perf_counter() - asked
                 if self.step == 0 and is_main():
                     self._draw_views(batch)
@@ -140,9 +142,10 @@ class Pretraining:
         self.optimiser.zero_grad(set_to_none=True)
         self.scaler.scale(output.loss).backward()
         terms = {"loss": output.loss.detach(), **output.terms, "embedding_std": embedding_std(output.embeddings)}
-        if self.config.gradient_clip is not None:
-            self.scaler.unscale_(self.optimiser)
-            terms["gradient_norm"] = nn.utils.clip_grad_norm_(self.method.parameters(), self.config.gradient_clip)
+        self.scaler.unscale_(self.optimiser)
+        norm = nn.utils.clip_grad_norm_(self.method.parameters(), self.config.gradient_clip or float("inf"))
+        # with fp16 a gradient that overflows is expected: the scaler leaves that step out
+        terms["gradient_norm"] = norm.nan_to_num(0.0, 0.0) if self.scaler.is_enabled() else norm
         self.scaler.step(self.optimiser)
         self.scaler.update()
         self.method.after_step(self.step)
@@ -166,7 +169,7 @@ class Pretraining:
         self.means["val"] = RunningMeans()
         self.method.eval()
         for step in range(self._val_steps()):
-            batch = next(batches)
+            batch = _next(batches)
             output = self._forward(self.method, batch)
             terms = {"loss": output.loss, **output.terms, "embedding_std": embedding_std(output.embeddings)}
             self._watch("val", step, batch, terms)
@@ -190,12 +193,13 @@ class Pretraining:
     def _read(self, pending: _Pending) -> None:
         *values, stop = pending.values.tolist()
         self.stop = stop > 0
-        loss = values[pending.names.index("loss")]
-        if not np.isfinite(loss):
+        watched = {n: v for n, v in zip(pending.names, values, strict=True) if n in ("loss", "gradient_norm")}
+        if not np.isfinite(list(watched.values())).all():
+            name, value = next((n, v) for n, v in watched.items() if not np.isfinite(v))
             last = [f for f in (LATEST, FINAL) if (self.setup.folder / f).is_file()]
             good = str(self.setup.folder / last[0]) if last else "none was written yet"
             cases = sorted({case for share in gather_objects(pending.cases) for case in share})
-            raise UserError(f"the loss is {loss} at step {pending.step} ({pending.stream}), cases "
+            raise UserError(f"the {name.replace('_', ' ')} is {value} at step {pending.step} ({pending.stream}), cases "
                             f"{', '.join(cases)}; last good checkpoint: {good}; look at those "
                             f"volumes, or lower the rate with -o learning_rate=...")  # fmt: skip
         self.means[pending.stream].add(pending.names, values)
@@ -285,3 +289,10 @@ class Pretraining:
         self.step, self.epoch = checkpoint["step"], checkpoint["epoch"]
         self.means["train"] = RunningMeans(**checkpoint["train_means"])
         self.embedding_dim = checkpoint["embedding_dim"]
+
+
+def _next(batches: Iterator[LoadedBatch]) -> LoadedBatch:
+    batch = next(batches)
+    if batch.failure:
+        raise UserError(batch.failure)
+    return batch

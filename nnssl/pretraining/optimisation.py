@@ -23,7 +23,7 @@ def build_optimiser(config: MethodConfig, parameters: Iterable[nn.Parameter]) ->
 
 
 def learning_rate(config: MethodConfig, step: int) -> float:
-    """Rate of step 0, 1, ...: linear warm-up, then constant or a half cosine down to 0 at the last step."""
+    """Rate of step 0, 1, ...: linear warm-up, then constant or a half cosine towards 0 after the last step."""
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
     if config.schedule == "constant":

@@ -12,12 +12,14 @@ from typing import Any
 
 import torch
 
+from nnssl.data.loader import number_of_workers
 from nnssl.data.prepared import prepare_datasets
 from nnssl.errors import UserError
 from nnssl.methods.options import from_plain, override, to_plain
 from nnssl.methods.registry import get_method
 from nnssl.pretraining.checkpoint import FINAL, load_checkpoint, package_versions, remove_leftovers
 from nnssl.pretraining.launch import check_device, launch, number_of_processes, started_by_torchrun
+from nnssl.pretraining.optimisation import build_optimiser
 from nnssl.pretraining.setup import (
     Setup,
     case_labels,
@@ -27,6 +29,7 @@ from nnssl.pretraining.setup import (
     resolve_sizes,
     run_folder,
 )
+from nnssl.pretraining.weights import fitting_weights
 
 log = logging.getLogger("nnssl")
 
@@ -71,6 +74,8 @@ def pretrain(
     method_class = get_method(method)
     config = override(method_class.config_class(), options)
     check_device(device, num_gpus)
+    if fold != "all" and not (fold.isdecimal() and fold == str(int(fold))):
+        raise UserError(f"-f takes all or the number of a fold, not {fold!r}")
     if pretrained and continue_run:
         raise UserError("--c continues a run with its own weights and -pretrained starts a new one; give one of them")
     prepared = prepare_datasets(dataset_ids, plans, configuration, num_processes, not started_by_torchrun())
@@ -93,9 +98,7 @@ def pretrain(
         if resume == folder / FINAL:
             log.info(f"this run is finished: {resume}")
             return folder
-    _check_network_and_space(setup)
-    if setup.pretrained:
-        load_checkpoint(setup.pretrained)  # a wrong file is better refused now than after the start
+    _check_before_writing(setup, overwrite)
     _announce(setup)
     if os.environ.get("RANK", "0") == "0":
         _open_folder(setup, device, overwrite)
@@ -113,10 +116,22 @@ def _same_options(stored: Any, asked: Any) -> Any:
     return stored
 
 
-def _check_network_and_space(setup: Setup) -> None:
-    """Build the network without memory: it must take the patch, and its checkpoints must fit on the disk."""
+def _check_before_writing(setup: Setup, overwrite: bool) -> None:
+    """Whatever can be refused before the folder of an earlier run is touched.
+
+    The network is built without memory: it must take the patch and the weights to start from, and its checkpoints must
+    fit on the disk.
+    """
+    number_of_workers()
     with torch.device("meta"):
-        parameters = sum(p.numel() for p in setup.build_method().parameters())
+        method = setup.build_method()
+    build_optimiser(setup.config, method.parameters())
+    if setup.pretrained:
+        if overwrite and setup.pretrained.resolve().is_relative_to(setup.folder.resolve()):
+            raise UserError(f"--overwrite would delete {setup.pretrained}, the weights to start from; move the file "
+                            f"out of the run's folder first")  # fmt: skip
+        fitting_weights(method, setup.pretrained)
+    parameters = sum(p.numel() for p in method.parameters())
     parent = setup.folder
     while not parent.is_dir():
         parent = parent.parent

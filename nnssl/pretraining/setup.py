@@ -135,7 +135,10 @@ def _held_out_by_hash(datasets: Sequence[VolumeFolder], names: list[list[str]], 
 def _held_out_by_split(file: Path, fold: str) -> Split | None:
     if not file.is_file():
         return None
-    splits = json.loads(file.read_text())
+    try:
+        splits = json.loads(file.read_text())
+    except ValueError as error:
+        raise UserError(f"{file} is not valid JSON ({error}); delete it, nnUNetv2_train writes it anew") from error
     if not fold.isdecimal() or int(fold) >= len(splits):
         raise UserError(f"there is no fold {fold!r} in {file}; use -f all, or a number below {len(splits)}")
     return set(splits[int(fold)]["train"]), set(splits[int(fold)]["val"])

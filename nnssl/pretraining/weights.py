@@ -21,8 +21,16 @@ def load_weights(method: Method, path: Path) -> None:
     Raises:
         UserError: a tensor of the backbone is missing or has another shape; the first ones are named.
     """
-    checkpoint = load_checkpoint(path)
-    state: dict[str, Tensor] = checkpoint["method_state"]
+    own, fitting = method.state_dict(), fitting_weights(method, path)
+    method.load_state_dict(fitting, strict=False)
+    fresh = [k for k in own if k not in fitting]
+    log.info(f"{path}: {len(fitting)} of {len(own)} tensors loaded, {len(fresh)} fresh"
+             + (f" ({_first(fresh)})" if fresh else ""))  # fmt: skip
+
+
+def fitting_weights(method: Method, path: Path) -> dict[str, Tensor]:
+    """Tensors of a checkpoint that the method has a place for; raises as `load_weights` does."""
+    state: dict[str, Tensor] = load_checkpoint(path)["method_state"]
     own = method.state_dict()
     wrong = [
         f"{k} {tuple(state[k].shape) if k in state else 'missing'} instead of {tuple(v.shape)}"
@@ -32,11 +40,7 @@ def load_weights(method: Method, path: Path) -> None:
     if wrong:
         raise UserError(f"{path} holds another network than these plans: {_first(wrong)}; give a checkpoint of the "
                         f"same architecture, or the plans that it was made with (-p)")  # fmt: skip
-    fitting = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
-    method.load_state_dict(fitting, strict=False)
-    fresh = [k for k in own if k not in fitting]
-    log.info(f"{path}: {len(fitting)} of {len(own)} tensors loaded, {len(fresh)} fresh"
-             + (f" ({_first(fresh)})" if fresh else ""))  # fmt: skip
+    return {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
 
 
 def _first(names: Sequence[str], count: int = 3) -> str:

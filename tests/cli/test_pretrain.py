@@ -139,6 +139,8 @@ def test_main__continue_overwrite_and_pretrained(folders: Path, capsys: pytest.C
     assert "learning_rate (0.0003 -> 1.0)" in error
     assert "give one of them" in _fails(capsys, *run, "--c", "--overwrite")
     (out / "checkpoint_final.pth").rename(out.parent / "kept.pth")
+    inside = str(out / "checkpoint_latest.pth")
+    assert "move the file" in _fails(capsys, *run, "--overwrite", "-pretrained", inside) and Path(inside).is_file()
     main([*run, "seed=1", "--overwrite", "-pretrained", str(out.parent / "kept.pth")])
     first, second = (load_checkpoint(p) for p in (out.parent / "kept.pth", out / "checkpoint_final.pth"))
     assert first["config"]["seed"] == 0 and second["config"]["seed"] == 1
@@ -159,6 +161,11 @@ def test_main__mistakes_are_one_sentence_and_leave_nothing(
     assert "-device cpu" in _fails(capsys, *run, "-p", "nnsslPlans_tiny")
     assert "presets: nnsslPlans_tiny, nnsslPlans_vox2vec" in _fails(capsys, *run, "-p", "noPlans", "-device", "cpu")
     assert "splits_final.json" in _fails(capsys, *tiny, "-f", "0")
+    assert "-f takes all or the number" in _fails(capsys, *tiny, "-f", "7x")
+    assert "one voxel a step" in _fails(capsys, *tiny, "-o", "batch_size=1", "voxels_per_pair=1")
+    with monkeypatch.context() as patch:
+        patch.setenv("nnUNet_n_proc_DA", "abc")
+        assert "export nnUNet_n_proc_DA=8" in _fails(capsys, *tiny)
     assert "there is no checkpoint" in _fails(capsys, *tiny, "-pretrained", "/none.pth")
     assert "batch_size=3" in _fails(capsys, *tiny, "-num_gpus", "3")
     usage = shutil.disk_usage("/")

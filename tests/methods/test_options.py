@@ -35,7 +35,9 @@ def test_override__values_are_read_as_their_type() -> None:
         ("learning_rate=nan", "learning_rate has to be"),
         ("learning_rate=-1", "learning_rate has to be"),
         ("patch_size=0,32,32", "patch_size has to be at least 1"),
-        ("temperature=0", "temperature has to be"),
+        ("temperature=0.001", "temperature has to be at least"),
+        ("betas=2,0.9", "betas has to be at least 0 and below 1"),
+        ("seed=99999999999999999999999", "seed has to be below"),
         ("voxels_per_pair=0", "voxels_per_pair has to be at least 1"),
     ],
 )

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 from pathlib import Path
@@ -144,3 +145,31 @@ def test_pretrained__weights_only_and_other_networks_are_refused(tmp_path: Path)
     object.__setattr__(wider, "pretrained", first.folder / FINAL)
     with pytest.raises(UserError, match=r"another network.*\(4, 1, 3, 3, 3\) instead of \(6, 1, 3, 3, 3\)"):
         Pretraining(wider, CPU)
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_run__a_damaged_volume_is_named_and_no_worker_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: str
+) -> None:
+    monkeypatch.setenv("nnUNet_n_proc_DA", workers)
+    setup = make_setup(tmp_path)
+    for file in setup.train.folders[0].images.iterdir():
+        file.write_bytes(file.read_bytes()[:300])
+    with pytest.raises(UserError, match=r"Dataset500_Test/case_\d cannot be read .*nnssl_plan_and_preprocess again"):
+        Pretraining(setup, CPU).run()
+    assert not multiprocessing.active_children()
+
+
+def test_run__a_gradient_that_is_not_finite_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    setup = make_setup(tmp_path, num_epochs=1, gradient_clip=None, held_out=0)
+    step = Vox2vec.step
+
+    def poisoned(self: Vox2vec, batch: Batch) -> StepOutput:
+        output = step(self, batch)
+        output.loss.register_hook(lambda gradient: gradient * torch.inf)
+        return output
+
+    monkeypatch.setattr(Vox2vec, "step", poisoned)
+    with pytest.raises(UserError, match=r"the gradient norm is (inf|nan) at step 0"):
+        Pretraining(setup, CPU).run()
+    assert not (setup.folder / FINAL).exists()
