@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install test demo lint types format clean
+.PHONY: install test lint types format clean
 
 # The stamp says that this pyproject.toml is installed.
 $(VENV)/installed: pyproject.toml
