@@ -33,7 +33,7 @@ def build_network(plans: dict[str, Any], configuration: str, num_classes: int) -
     Raises:
         UserError: The configuration is missing or two-dimensional.
     """
-    resolved = _resolve_3d(plans, configuration)
+    resolved = resolve_configuration(plans, configuration)
     if _network_name(resolved) == _FPN_NAME:
         input_channels = len(resolved["normalization_schemes"])
         return FPN3dUNet(input_channels, num_classes, **resolved["architecture"]["arch_kwargs"])
@@ -54,7 +54,7 @@ def build_backbone(plans: dict[str, Any], configuration: str, levels: Literal["e
     Raises:
         UserError: The configuration is missing or two-dimensional, or its network is of another kind.
     """
-    resolved = _resolve_3d(plans, configuration)
+    resolved = resolve_configuration(plans, configuration)
     name = _network_name(resolved)
     if name == _FPN_NAME:
         arguments = resolved["architecture"]["arch_kwargs"]
@@ -85,8 +85,12 @@ def _build_with_nnunet(plans: dict[str, Any], configuration: str, num_classes: i
     )
 
 
-def _resolve_3d(plans: dict[str, Any], name: str) -> dict[str, Any]:
-    """Return a 3D configuration with what it inherits."""
+def resolve_configuration(plans: dict[str, Any], name: str) -> dict[str, Any]:
+    """Return a 3D configuration of the plans with what it inherits.
+
+    Raises:
+        UserError: The configuration is missing or two-dimensional; the 3D ones are listed.
+    """
     configurations = plans["configurations"]
     usable = [n for n in configurations if len(_resolve(configurations, n).get("patch_size", ())) == 3]
     if name not in usable:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
@@ -14,6 +13,7 @@ import torch
 
 from nnssl.data.loader import number_of_workers
 from nnssl.data.prepared import prepare_datasets
+from nnssl.data.storage import write_json
 from nnssl.errors import UserError
 from nnssl.methods.options import from_plain, override, to_plain
 from nnssl.methods.registry import get_method
@@ -135,7 +135,7 @@ def _check_before_writing(setup: Setup, overwrite: bool) -> None:
     parent = setup.folder
     while not parent.is_dir():
         parent = parent.parent
-    # weights and two moments in float32, in a new and an old checkpoint of each of two names, at most two at once new
+    # weights and two moments in float32; the latest and the final checkpoint, and one of them while it is replaced
     needed, free = parameters * 12 * 3, shutil.disk_usage(parent).free
     if free < needed:
         raise UserError(f"the checkpoints need {needed / 2**30:.1f} GiB in {parent}, but {free / 2**30:.1f} GiB are "
@@ -175,4 +175,4 @@ def _open_folder(setup: Setup, device: str, overwrite: bool) -> None:
     }
     contents = (("config.json", described), ("plans.json", setup.plans), ("dataset.json", setup.dataset_json))
     for name, content in contents:
-        (folder / name).write_text(json.dumps(content, indent=2) + "\n")
+        write_json(folder / name, content)

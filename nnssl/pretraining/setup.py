@@ -14,7 +14,7 @@ from nnssl.data.volumes import VolumeFolder
 from nnssl.errors import UserError
 from nnssl.methods.base import Method, MethodConfig
 from nnssl.methods.registry import get_method
-from nnssl.networks.build import build_backbone
+from nnssl.networks.build import build_backbone, resolve_configuration
 from nnssl.pretraining.checkpoint import FINAL, LATEST
 
 HELD_OUT = 0.05  # fraction of the cases that give the validation loss
@@ -68,17 +68,9 @@ def resolve_sizes(config: MethodConfig, plans: dict[str, Any], configuration: st
     Raises:
         UserError: the plans lack the configuration or it is 2D; the batch does not divide among the processes.
     """
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
-    three_d = [c for c in plans["configurations"] if c != "2d"]
-    if configuration not in three_d:
-        raise UserError(f"the plans {plans['plans_name']} have no 3D configuration {configuration!r}; choose one with "
-                        f"-c: {', '.join(three_d) or 'they have none: plan a 3D dataset'}")  # fmt: skip
-    resolved = PlansManager(plans).get_configuration(configuration)
-    if len(resolved.patch_size) != 3:
-        raise UserError(f"configuration {configuration!r} is not 3D; choose one with -c: {', '.join(three_d)}")
-    z, y, x = (int(p) for p in (config.patch_size or resolved.patch_size))
-    batch_size = config.batch_size or int(resolved.batch_size)
+    resolved = resolve_configuration(plans, configuration)
+    z, y, x = (int(p) for p in (config.patch_size or resolved["patch_size"]))
+    batch_size = config.batch_size or int(resolved["batch_size"])
     if batch_size % world_size:
         raise UserError(f"a batch of {batch_size} cannot be divided among {world_size} processes; set "
                         f"-o batch_size={-(-batch_size // world_size) * world_size}")  # fmt: skip
