@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any, Literal
 
 from torch import nn
@@ -37,24 +38,32 @@ def build_network(plans: dict[str, Any], configuration: str, num_classes: int) -
     if _network_name(resolved) == _FPN_NAME:
         input_channels = len(resolved["normalization_schemes"])
         return FPN3dUNet(input_channels, num_classes, **resolved["architecture"]["arch_kwargs"])
-    return _build_with_nnunet(plans, configuration, num_classes)
+    return _build_with_nnunet(resolved, num_classes)
 
 
 def build_backbone(plans: dict[str, Any], configuration: str, levels: Literal["encoder", "decoder"]) -> FeaturePyramid:
-    """Build the network of the plans as a feature pyramid.
+    """Build the network of the plans as a feature pyramid, see `backbone_of`.
 
     Args:
         plans: Content of an nnU-Net plans file.
         configuration: Name of a 3D configuration, such as "3d_fullres".
         levels: "encoder" for the maps of the encoder; "decoder" for those of the decoder and the bottleneck.
 
+    Raises:
+        UserError: The configuration is missing or two-dimensional, or its network is of another kind.
+    """
+    return backbone_of(resolve_configuration(plans, configuration), levels)
+
+
+def backbone_of(resolved: dict[str, Any], levels: Literal["encoder", "decoder"]) -> FeaturePyramid:
+    """Build the network of a resolved 3D configuration as a feature pyramid.
+
     Returns:
         `UNetPyramid` around a U-Net of dynamic_network_architectures, or `FPN3d` for plans that name `FPN3dUNet`.
 
     Raises:
-        UserError: The configuration is missing or two-dimensional, or its network is of another kind.
+        UserError: Its network is of another kind.
     """
-    resolved = resolve_configuration(plans, configuration)
     name = _network_name(resolved)
     if name == _FPN_NAME:
         arguments = resolved["architecture"]["arch_kwargs"]
@@ -63,17 +72,17 @@ def build_backbone(plans: dict[str, Any], configuration: str, levels: Literal["e
         return FPN3d(input_channels, arguments["base_channels"], arguments["num_scales"], levels)
     if name.rsplit(".", 1)[-1] not in _UNET_CLASSES:
         raise UserError(
-            f"The network {name} of configuration {configuration} is not supported: use plans whose network is one of "
+            f"The network {name} of the plans is not supported: use plans whose network is one of "
             f"{', '.join(_UNET_CLASSES)} (dynamic_network_architectures) or {_FPN_NAME}."
         )
-    return UNetPyramid(_build_with_nnunet(plans, configuration, _ANY_NUMBER_OF_CLASSES), levels)
+    return UNetPyramid(_build_with_nnunet(resolved, _ANY_NUMBER_OF_CLASSES), levels)
 
 
-def _build_with_nnunet(plans: dict[str, Any], configuration: str, num_classes: int) -> nn.Module:
+def _build_with_nnunet(resolved: dict[str, Any], num_classes: int) -> nn.Module:
     from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+    from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
-    manager = PlansManager(plans).get_configuration(configuration)
+    manager = ConfigurationManager(deepcopy(resolved))  # it adds to plans of older versions
     return get_network_from_plans(
         manager.network_arch_class_name,
         manager.network_arch_init_kwargs,

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnssl.errors import UserError
-from nnssl.networks.pyramid import FeaturePyramid, check_three_axes, format_size, to_channels_last
+from nnssl.networks.pyramid import FeaturePyramid, Stride, check_three_axes, format_size, to_channels_last
 
 # From here on the weights of a convolution outweigh its map and the default layout is the faster one; below it
 # channels-last is (forward and backward of a 3x3x3 convolution on a CPU).
@@ -55,6 +55,7 @@ class FPN3d(FeaturePyramid):
         self.skip_blocks = nn.ModuleList(nn.Conv3d(c, c, 1) for c in reversed(finer))
         self.right_blocks = nn.ModuleList(ResidualStage(c) for c in reversed(finer))
         if levels == "encoder":
+            self.unused = ("up_blocks.", "skip_blocks.", "right_blocks.")
             for unused in (self.up_blocks, self.skip_blocks, self.right_blocks):
                 unused.requires_grad_(False)
 
@@ -130,9 +131,9 @@ def pyramid_channels(base_channels: int, num_scales: int) -> list[int]:
     return [base_channels * 2**level for level in range(num_scales)]
 
 
-def add_upsampled(fine: Tensor, coarse: Tensor) -> Tensor:
-    """Add the coarse map (B, C, ceil(Z / 2), ...) in place to the fine one (B, C, Z, Y, X), cells repeated 2x2x2."""
-    upsampled = F.interpolate(coarse, scale_factor=2, mode="nearest")
+def add_upsampled(fine: Tensor, coarse: Tensor, factor: Stride = (2, 2, 2)) -> Tensor:
+    """Add the coarse map (B, C, ceil(Z / factor), ...) in place to the fine one (B, C, Z, Y, X), its cells repeated."""
+    upsampled = F.interpolate(coarse, scale_factor=tuple(float(f) for f in factor), mode="nearest")
     if upsampled.shape != fine.shape:
         size_z, size_y, size_x = fine.shape[2:]
         upsampled = upsampled[:, :, :size_z, :size_y, :size_x]

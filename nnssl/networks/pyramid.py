@@ -32,6 +32,13 @@ class FeaturePyramid(nn.Module):
         self.channels: tuple[int, ...] = tuple(channels)
         self.strides: tuple[Stride, ...] = tuple(strides)
         self.input_channels = input_channels
+        self.divisor: Stride = (1, 1, 1)  # what every axis of an input has to be divisible by
+        self.unused: tuple[str, ...] = ()  # how the names of parameters begin that the maps do not depend on
+
+    def used_tensors(self) -> dict[str, Tensor]:
+        """Parameters and buffers that the maps depend on; a tensor with several names comes once."""
+        everything = {**dict(self.named_parameters()), **dict(self.named_buffers())}
+        return {name: tensor for name, tensor in everything.items() if not name.startswith(self.unused)}
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Map a volume (B, C, Z, Y, X) to the levels [(B, channels[l], Z_l, Y_l, X_l)], finest first."""

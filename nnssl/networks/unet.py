@@ -39,6 +39,8 @@ class UNetPyramid(FeaturePyramid):
             _first_convolution(encoder).in_channels,
         )
         self.levels = levels
+        self.divisor = self.strides[-1]
+        self.unused = ("network.decoder.",) if levels == "encoder" else ("network.decoder.seg_layers.",)
         self.network: Any = network
         decoder.seg_layers.requires_grad_(False)
         if levels == "encoder":

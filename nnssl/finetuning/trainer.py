@@ -1,0 +1,224 @@
+"""nnU-Net trainers that start from a pretraining: what `nnssl_trainers` is made of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from nnunetv2.paths import nnUNet_results
+from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from nnssl.data.check_case import orientation
+from nnssl.errors import UserError
+from nnssl.finetuning.quick_run import set_lengths
+from nnssl.finetuning.segmentation import PyramidSegmentation, build_segmentation
+from nnssl.finetuning.start import Start, find_start, refuse_mixture, write_record
+from nnssl.finetuning.transfer import load_backbone
+from nnssl.finetuning.unfreezing import vox2vec_unfreezing_rate
+
+_PAPER_EPOCHS = 150  # of 300 steps: 45,000 steps
+_ORIENTED = 20  # training volumes whose orientation is looked at
+
+
+class PretrainedTrainer(nnUNetTrainer):
+    """A pretrained feature pyramid and a segmentation head, trained with nnU-Net's data, augmentation and loss.
+
+    Adam at a rate of 3e-4 without decay for 150 epochs of 300 steps, as in vox2vec (paper, section 4; methods.md 1.5).
+    The network is that of the plans. `plans["nnssl"]` says which checkpoint fills it and, once the training has begun,
+    all that prediction needs to build it again.
+    """
+
+    method: ClassVar[str | None] = None  # the only one whose checkpoints will do
+    head: ClassVar[Literal["linear", "nonlinear"]] = "nonlinear"
+    from_scratch: ClassVar[bool] = False
+    network: Any
+    optimizer: Any
+    lr_scheduler: Any
+
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int | str,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),  # noqa: B008  (as in nnU-Net, which reads the signature)
+    ) -> None:
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.initial_lr = 3e-4
+        self.weight_decay = 0.0
+        self.enable_deep_supervision = False  # the heads give one output
+        self.num_epochs, self.num_iterations_per_epoch = _PAPER_EPOCHS, 300
+        set_lengths(self, self._block)
+        self._goes_on = False  # with a checkpoint of this trainer
+
+    @staticmethod
+    def build_network_architecture(
+        plans_manager: PlansManager,
+        configuration_manager: ConfigurationManager,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = True,
+    ) -> nn.Module:
+        """Build the network from the plans alone, as prediction does; there is no deep supervision."""
+        network = plans_manager.plans.get("nnssl", {}).get("network")
+        if network is None:
+            raise UserError("these plans do not say how the network is built (nnssl: network); predict with the "
+                            "plans.json that the training wrote into its model folder")  # fmt: skip
+        return build_segmentation(network, configuration_manager.configuration, num_input_channels, num_output_channels)
+
+    def initialize(self) -> None:
+        """Build the network and fill it from the pretraining; a continued training needs no pretraining any more."""
+        if self._goes_on or self.was_initialized:
+            super().initialize()
+            return
+        start = self._find_start()
+        refuse_mixture(start, Path(self.output_folder_base), Path(self.output_folder))
+        self._block.update(start.block)
+        super().initialize()
+        backbone = self.network_module.backbone
+        patch = [-(-p // d) * d for p, d in zip(self.configuration_manager.patch_size, backbone.divisor, strict=True)]
+        backbone.check_patch(patch, self.batch_size)
+        self._fill(start)
+
+    def load_checkpoint(self, filename_or_checkpoint: Any) -> None:
+        """Go on with a checkpoint of this trainer, which says how its network is built."""
+        content = filename_or_checkpoint
+        if not isinstance(content, dict):
+            content = torch.load(content, map_location="cpu", weights_only=False)
+        self._block.clear()
+        self._block.update(content["init_args"]["plans"]["nnssl"])
+        self._goes_on = True
+        if not self.was_initialized:
+            self.initialize()
+        self.prepare_optimiser(len(content["optimizer_state"]["param_groups"]))
+        super().load_checkpoint(filename_or_checkpoint)
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
+        """Adam at a constant rate over what is trained; a frozen backbone is not in it."""
+        trained = [p for p in self.network_module.parameters() if p.requires_grad]
+        optimiser = torch.optim.Adam(trained, self.initial_lr, weight_decay=self.weight_decay)
+        return optimiser, PolyLRScheduler(optimiser, self.initial_lr, self.num_epochs, exponent=0)
+
+    def prepare_optimiser(self, groups: int) -> None:
+        """Make the optimiser ready for the state of one with so many parameter groups."""
+
+    def set_deep_supervision_enabled(self, enabled: bool) -> None:
+        """Do nothing: the heads give one output."""
+
+    @property
+    def network_module(self) -> PyramidSegmentation:
+        """The network without what DistributedDataParallel and torch.compile wrap around it."""
+        module: Any = self.network
+        if isinstance(module, DistributedDataParallel):
+            module = module.module
+        return getattr(module, "_orig_mod", module)
+
+    @property
+    def _block(self) -> dict[str, Any]:
+        block: dict[str, Any] = self.plans_manager.plans.setdefault("nnssl", {})
+        return block
+
+    def _find_start(self) -> Start:
+        if not nnUNet_results.is_set():
+            raise UserError("the folder variable nnUNet_results is not set; type: export nnUNet_results=/path/to/it")
+        start = find_start(
+            self.plans_manager.plans,
+            self.configuration_name,
+            type(self).__name__,
+            self.method,
+            self.head,
+            self.from_scratch,
+            Path(str(nnUNet_results)),
+            () if self.from_scratch else self._orientations(),
+        )
+        for warning in start.warnings:
+            self.print_to_log_file(f"WARNING: {warning}")
+        return start
+
+    def _orientations(self) -> list[str | None]:
+        training, _ = self.get_tr_and_val_datasets()
+        return [orientation(training.load_case(case)[3]) for case in sorted(training.identifiers)[:_ORIENTED]]
+
+    def _fill(self, start: Start) -> None:
+        """Load the pretrained weights, and say what became of every tensor."""
+        network, report = self.network_module, None
+        self.print_to_log_file(f"Backbone from {start.block['checkpoint']} ({start.block['levels']} levels)")
+        if start.source is not None:
+            report = load_backbone(network, start.source, start.advice)
+            for line in report.lines():
+                self.print_to_log_file(line, add_timestamp=False)
+        trained, backbone = (
+            sum(p.numel() for p in m.parameters() if p.requires_grad) for m in (network, network.backbone)
+        )
+        total = sum(p.numel() for p in network.backbone.parameters())
+        self.print_to_log_file(f"{trained:,} trainable parameters, {backbone:,} of them in the backbone of {total:,}")
+        if self.local_rank == 0:
+            write_record(start, report, Path(self.output_folder))
+
+
+class ProbeTrainer(PretrainedTrainer):
+    """The backbone stays frozen, bitwise; only the head is trained."""
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
+        """Freeze first: neither the optimiser nor DistributedDataParallel shall know the backbone."""
+        self.network_module.freeze()
+        return super().configure_optimizers()
+
+
+class FinetuneTrainer(PretrainedTrainer):
+    """The backbone stays frozen for a third of the training (15,000 of 45,000 steps), then it is trained as well.
+
+    Its rate rises from a tenth of the head's to the head's within 1,200 steps, in parts of 300 (paper, section 4;
+    methods.md 1.5). A shorter training shrinks all this in proportion.
+    """
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
+        """The head alone; the backbone joins with a group of its own."""
+        self.network_module.freeze()
+        return super().configure_optimizers()
+
+    def on_train_epoch_start(self) -> None:
+        """Also count the steps of the epoch."""
+        super().on_train_epoch_start()
+        self._iteration = 0
+        self.print_to_log_file(f"Current learning rate of the backbone: {self.backbone_rate():.2e}")
+
+    def backbone_rate(self) -> float:
+        """Rate of the backbone at the step that comes."""
+        step = self.current_epoch * self.num_iterations_per_epoch + self._iteration
+        return vox2vec_unfreezing_rate(
+            _PAPER_EPOCHS * step // (self.num_epochs * self.num_iterations_per_epoch), head_rate=self.initial_lr
+        )
+
+    def train_step(self, batch: dict) -> dict:
+        """nnU-Net's step, at the backbone's own rate."""
+        rate = self.backbone_rate()
+        if rate > 0 and self.network_module.frozen:
+            self._unfreeze()
+        for group in self.optimizer.param_groups[1:]:
+            group["lr"] = rate
+        self._iteration += 1
+        return super().train_step(batch)
+
+    def prepare_optimiser(self, groups: int) -> None:
+        """One group is a frozen backbone, two are a trained one."""
+        if groups != len(self.optimizer.param_groups):
+            self.optimizer, self.lr_scheduler = self.configure_optimizers()
+            if groups == 2:
+                self._unfreeze()
+
+    def _unfreeze(self) -> None:
+        self.optimizer.add_param_group({"params": self.network_module.unfreeze(), "lr": 0.0})
+        if isinstance(self.network, DistributedDataParallel):  # it only synchronises what was trained when it was made
+            self.network = DistributedDataParallel(self.network.module, device_ids=[self.local_rank])
+
+
+class ScratchTrainer(PretrainedTrainer):
+    """The network, optimiser and number of steps of the fine-tuning, from random weights; nothing is ever frozen."""
+
+    from_scratch = True

@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nnssl.errors import UserError
+from nnssl.finetuning.start import RECORD, Start, find_start, refuse_mixture, write_record
+from nnssl.finetuning.transfer import TransferReport
+from tests.finetuning.plans import CT_WINDOW, small_plans
+from tests.pretrainings import write_pretraining
+
+
+def _start(tmp_path: Path, plans: dict[str, Any], **changes: Any) -> Start:
+    arguments = {
+        "configuration": "3d_fullres", "trainer": "nnUNetTrainer_Vox2vecProbe", "method": "vox2vec",
+        "head": "nonlinear", "from_scratch": False, "results": tmp_path,
+    }  # fmt: skip
+    return find_start(plans, **{**arguments, **changes})
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return write_pretraining(tmp_path, small_plans(dataset="Dataset500_Source"))
+
+
+def test_find_start__describes_the_network_in_json(tmp_path: Path, source: Path) -> None:
+    start = _start(tmp_path, small_plans())
+    assert start.source is not None
+    assert start.source.path == source
+    assert start.warnings == []
+    assert json.loads(json.dumps(start.block)) == {
+        "checkpoint": "Dataset500_Source/nnssl_vox2vec__nnUNetPlans__3d_fullres/fold_all/checkpoint_final.pth",
+        "method": "vox2vec",
+        "levels": "decoder",
+        "network": {"levels": "decoder", "head": "nonlinear", "intensity": None},
+    }
+    assert "nnssl_transfer -s 500 -t 17 -m vox2vec" in start.advice
+
+
+def test_find_start__keeps_what_else_the_block_says(tmp_path: Path, source: Path) -> None:
+    plans = small_plans() | {"nnssl": {"num_epochs": 3}}
+    assert _start(tmp_path, plans).block["num_epochs"] == 3
+    assert "network" not in plans["nnssl"]
+
+
+def test_find_start__bridges_other_intensities(tmp_path: Path, source: Path) -> None:
+    plans = small_plans()
+    plans["foreground_intensity_properties_per_channel"]["0"] = CT_WINDOW | {"mean": 0.0, "percentile_00_5": -500.0}
+    start = _start(tmp_path, plans)
+    assert start.block["network"]["intensity"][0]["offset"] == pytest.approx(-0.2)
+    assert "these plans keep -500 to 700" in start.warnings[0]
+
+
+def test_find_start__from_scratch_and_random_need_no_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert _start(tmp_path, small_plans(), from_scratch=True).source is None
+    monkeypatch.setenv("nnssl_checkpoint", "random")
+    for method, levels in (("vox2vec", "decoder"), (None, "decoder")):
+        start = _start(tmp_path, small_plans(), method=method)
+        assert (start.source, start.block["checkpoint"], start.block["levels"]) == (None, "random", levels)
+    monkeypatch.delenv("nnssl_checkpoint")
+    block = {"checkpoint": "random", "method": "vox2vec", "levels": "encoder"}
+    assert _start(tmp_path, small_plans() | {"nnssl": block}).block["network"]["levels"] == "encoder"
+
+
+def test_find_start__warns_of_spacing(tmp_path: Path, source: Path) -> None:
+    assert _start(tmp_path, small_plans(spacing=[2.3, 1.0, 0.9])).warnings == []
+    (warning,) = _start(tmp_path, small_plans(spacing=[2.5, 1.0, 1.0])).warnings
+    assert "2.5 x 1 x 1 mm, differs from that of the pretraining, 2 x 1 x 1 mm" in warning
+    assert "nnssl_transfer -s 500 -t 17" in warning
+
+
+def test_find_start__warns_of_axes_and_orientation(tmp_path: Path, source: Path) -> None:
+    (axes,) = _start(tmp_path, small_plans() | {"transpose_forward": [2, 0, 1]}).warnings
+    assert "[2, 0, 1]" in axes
+    assert "nnssl_transfer" in axes
+    (oriented,) = _start(tmp_path, small_plans(), orientations=["LPS", None, "RAS"]).warnings
+    assert "oriented RAS and those of the pretraining LPS" in oriented
+    assert "DICOMOrient(image, 'LPS')" in oriented
+    assert _start(tmp_path, small_plans(), orientations=["LPS", None]).warnings == []
+
+
+def test_find_start__says_nothing_of_an_unknown_orientation(tmp_path: Path) -> None:
+    write_pretraining(tmp_path, small_plans(dataset="Dataset500_Source"), orientation=None)
+    assert _start(tmp_path, small_plans(), orientations=["RAS"]).warnings == []
+
+
+def test_find_start__refuses_two_dimensions_and_cascades(tmp_path: Path) -> None:
+    plans = small_plans(previous_stage="3d_lowres")
+    plans["configurations"]["2d"] = {"patch_size": [16, 16]}
+    with pytest.raises(UserError, match="also reads the segmentation of 3d_lowres"):
+        _start(tmp_path, plans, from_scratch=True)
+    with pytest.raises(UserError, match="2d is not three-dimensional"):
+        _start(tmp_path, plans, configuration="2d", from_scratch=True)
+
+
+def test_find_start__refuses_another_method(tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("nnssl_checkpoint", str(source))
+    trainer = {"trainer": "nnUNetTrainer_VocoProbe", "method": "voco"}
+    with pytest.raises(UserError, match=r"is for voco and .* with vox2vec; use nnUNetTrainer_SSLProbe"):
+        _start(tmp_path, small_plans(), **trainer)
+
+
+@pytest.fixture
+def model(tmp_path: Path, source: Path) -> tuple[Start, Path]:
+    """A model folder whose fold 0 began from `source`."""
+    start, folder = _start(tmp_path, small_plans()), tmp_path / "model"
+    fold = folder / "fold_0"
+    fold.mkdir(parents=True)
+    write_record(start, TransferReport(loaded={"x": 3}), fold)
+    (fold / "checkpoint_best.pth").touch()
+    (folder / "plans.json").write_text(json.dumps(small_plans() | {"nnssl": start.block}))
+    return start, folder
+
+
+def test_write_record__says_what_was_loaded(model: tuple[Start, Path]) -> None:
+    record = json.loads((model[1] / "fold_0" / RECORD).read_text())
+    assert record["report"]["loaded"] == {"x": 3}
+    assert record["checkpoint"].endswith("checkpoint_final.pth")
+
+
+def test_refuse_mixture__lets_the_same_training_begin_anew(model: tuple[Start, Path]) -> None:
+    start, folder = model
+    refuse_mixture(start, folder, folder / "fold_0")
+    refuse_mixture(start, folder, folder / "fold_1")
+
+
+def test_refuse_mixture__replaces_no_fold_that_began_elsewhere(model: tuple[Start, Path]) -> None:
+    start, folder = model
+    other = replace(start, block=start.block | {"checkpoint": "random"})
+    with pytest.raises(UserError, match=r"fold_0 holds a training that started from .* start from random"):
+        refuse_mixture(other, folder, folder / "fold_0")
+    refuse_mixture(other, folder, folder / "fold_1")  # each fold may have its own pretraining
+    (folder / "fold_0" / "checkpoint_best.pth").unlink()  # it came to nothing
+    refuse_mixture(other, folder, folder / "fold_0")
+
+
+def test_refuse_mixture__all_folds_predict_with_one_network(model: tuple[Start, Path]) -> None:
+    start, folder = model
+    network = start.block["network"] | {"intensity": [{"scale": 2.0, "offset": 0.0, "low": -1.0, "high": 1.0}]}
+    other = replace(start, block=start.block | {"network": network})
+    with pytest.raises(UserError, match=r"other folds in .* were trained with another network"):
+        refuse_mixture(other, folder, folder / "fold_1")
