@@ -5,8 +5,8 @@ BIN := $(VENV)/bin
 
 .PHONY: install test lint types format clean
 
-# The stamp says that this pyproject.toml is installed.
-$(VENV)/installed: pyproject.toml
+# The stamp says that the package is installed as these files describe it.
+$(VENV)/installed: pyproject.toml hatch_build.py nnssl_trainers.pth
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -e ".[dev]"

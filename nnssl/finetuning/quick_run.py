@@ -1,7 +1,8 @@
-"""Number of epochs and iterations of a training without a class of its own."""
+"""Length and learning rate of a training without a class of its own."""
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -9,19 +10,37 @@ from typing import Any
 from nnssl.errors import UserError
 
 LENGTHS = ("num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch")
+RATE = "initial_lr"
 
 
-def set_lengths(trainer: Any, block: Mapping[str, Any]) -> None:
-    """Set an nnU-Net trainer's lengths: those of `nnssl_num_epochs` and so on, else those of the plans' block.
+def apply_settings(trainer: Any, block: Mapping[str, Any]) -> None:
+    """Set an nnU-Net trainer's lengths and rate: those of `nnssl_num_epochs` and so on, else those of the plans' block.
 
     Raises:
-        UserError: a value is no whole number of at least 1.
+        UserError: a length is no whole number of at least 1, or the rate is no number above 0.
     """
     for name in LENGTHS:
-        variable = f"nnssl_{name}"
-        value = os.environ.get(variable) or block.get(name)
+        value = _given(name, block)
         if value is None:
             continue
-        if not str(value).isdecimal() or int(value) < 1:
-            raise UserError(f"{variable} takes a whole number of at least 1, not {value!r}; type: export {variable}=10")
+        if not value.isdecimal() or int(value) < 1:
+            raise UserError(f"nnssl_{name} takes a whole number of at least 1, not {value}; type: export "
+                            f"nnssl_{name}=10")  # fmt: skip
         setattr(trainer, name, int(value))
+    if (value := _given(RATE, block)) is not None:
+        setattr(trainer, RATE, _rate(value))
+
+
+def _given(name: str, block: Mapping[str, Any]) -> str | None:
+    value = os.environ.get(f"nnssl_{name}") or block.get(name)
+    return None if value is None else str(value)
+
+
+def _rate(value: str) -> float:
+    try:
+        rate = float(value)
+    except ValueError:
+        rate = math.nan
+    if not 0 < rate < math.inf:
+        raise UserError(f"nnssl_{RATE} takes a number above 0, not {value}; type: export nnssl_{RATE}=0.001")
+    return rate

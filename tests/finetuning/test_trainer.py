@@ -135,6 +135,18 @@ def test_probe__holds_the_pretrained_values(folders: Path) -> None:
     assert record["report"]["loaded"]
 
 
+def test_nothing_is_mirrored__in_training_or_prediction(folders: Path) -> None:
+    from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
+
+    trainer = _make(folders, "Vox2vecLinearProbe")
+    trainer.on_train_start()
+    transforms = trainer.dataloader_train.data_loader.transforms.transforms
+    assert not any(isinstance(transform, MirrorTransform) for transform in transforms)
+    file = Path(trainer.output_folder) / "checkpoint.pth"
+    trainer.save_checkpoint(str(file))
+    assert torch.load(file, weights_only=False)["inference_allowed_mirroring_axes"] is None
+
+
 def test_predictor__builds_the_same_network_without_the_pretraining(folders: Path) -> None:
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 

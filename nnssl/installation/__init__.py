@@ -1,0 +1,30 @@
+"""Is everything in place? What `nnssl_doctor` looks at, and what to type where something is not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from nnssl.installation.check import Check
+from nnssl.installation.environment import check_device, check_other_package, check_packages, check_python
+from nnssl.installation.folders import check_folders, check_pretrainings
+from nnssl.installation.trainers import check_trainers
+
+__all__ = ["Check", "check_installation"]
+
+
+def check_installation(report: Callable[[Check], None] | None = None) -> list[Check]:
+    """Look at versions, name clashes, folders, pretrainings, device and trainers; nothing is changed.
+
+    Args:
+        report: called with each check as soon as it is made: the last ones import torch and nnU-Net, which takes
+            some ten seconds.
+    """
+    looks = (check_python, check_packages, check_other_package, check_folders, check_pretrainings, check_device,
+             check_trainers)  # fmt: skip
+    checks: list[Check] = []
+    for look in looks:
+        for check in look():
+            checks.append(check)
+            if report is not None:
+                report(check)
+    return checks

@@ -1,0 +1,51 @@
+"""nnU-Net's three folders, and the finished pretrainings in them."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from nnssl.installation.check import Check
+
+FREE_GIB = 10.0  # less than this is soon full of preprocessed volumes or checkpoints
+FINISHED = "*/nnssl_*/fold_*/checkpoint_final.pth"
+
+
+def check_folders() -> Iterator[Check]:
+    """Whether the folders are set, exist, and have the rights and the room."""
+    yield _check("nnUNet_raw", written=False)
+    yield _check("nnUNet_preprocessed", written=True)
+    yield _check("nnUNet_results", written=True)
+
+
+def _check(name: str, written: bool) -> Check:
+    value = os.environ.get(name)
+    choose = f"export {name}=/path/to/{name}"
+    if not value:
+        return Check(name, "fail", "is not set", choose)
+    if not os.path.isdir(value):
+        # what is written to is made when it is first needed
+        return Check(name, "warn" if written else "fail", f"{value} is not a folder", f"mkdir -p {shlex.quote(value)}")
+    if not os.access(value, os.R_OK | os.X_OK):
+        return Check(name, "fail", f"{value} cannot be read", choose)
+    if written and not os.access(value, os.W_OK):
+        return Check(name, "fail", f"{value} cannot be written to", choose)
+    free = shutil.disk_usage(value).free / 2**30
+    if written and free < FREE_GIB:
+        return Check(name, "warn", f"{value}, only {free:.1f} GiB free", f"{choose}   (on a larger disk; or make room)")
+    return Check(name, "ok", f"{value}, {free:.0f} GiB free")
+
+
+def check_pretrainings() -> Iterator[Check]:
+    """The runs that a trainer can start from, one line each."""
+    results = os.environ.get("nnUNet_results")
+    if not results:
+        return  # said by check_folders
+    found = sorted(Path(results).glob(FINISHED))
+    for checkpoint in found:
+        yield Check("pretraining", "ok", str(checkpoint.relative_to(results)))
+    if not found:
+        yield Check("pretraining", "ok", "none is finished yet; nnssl_pretrain makes one")
