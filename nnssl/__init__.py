@@ -6,14 +6,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nnssl.data.plan_and_preprocess import plan_and_preprocess
+    from nnssl.finetuning.transfer_plans import transfer
+    from nnssl.installation import check_installation
     from nnssl.pretraining.pretrain import pretrain
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "plan_and_preprocess", "pretrain"]
+__all__ = ["__version__", "check_installation", "plan_and_preprocess", "pretrain", "transfer"]
 
 _WHERE = {
+    "check_installation": "nnssl.installation",
     "plan_and_preprocess": "nnssl.data.plan_and_preprocess",
     "pretrain": "nnssl.pretraining.pretrain",
+    "transfer": "nnssl.finetuning.transfer_plans",
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
@@ -12,7 +13,16 @@ from typing import Any
 
 from nnssl.data.fingerprint import make_fingerprint, scan_dataset
 from nnssl.data.folders import dataset_id
-from nnssl.data.planning import PlanRequest, Plans, load_plans, make_plans, merged, moved_plans, same_plans
+from nnssl.data.planning import (
+    PlanRequest,
+    Plans,
+    load_plans,
+    make_plans,
+    merged,
+    moved_plans,
+    renamed,
+    same_plans,
+)
 from nnssl.data.pool import map_cases
 from nnssl.data.preprocessing import PreprocessingJob, prepare_case
 from nnssl.data.raw import RawCase, RawDataset, first_ct_channel, read_dataset_json, read_raw_dataset
@@ -106,14 +116,29 @@ class DatasetRun:
 
     def take_plans(self, source: Plans, first: RawDataset, request: PlanRequest) -> None:
         """The first dataset's plans for this one."""
-        plans_name = f"{source['plans_name']}From{dataset_id(first.name)}"
-        existing = self._existing(plans_name, request)
-        if existing is not None and not self.dataset.cases:
-            self.plans = existing
-            return
-        self._may_plan(request, existing)
         _check_channels(first, self.dataset)
-        self._accept(moved_plans(source, plans_name, self.dataset, self.reader), existing, request)
+        self.adopt_plans(renamed(source, f"{source['plans_name']}From{dataset_id(first.name)}"), request)
+        if self.dataset.labelled:
+            self._scan()  # stock training copies the fingerprint, though these plans do not need it
+
+    def adopt_plans(self, plans: Plans, request: PlanRequest) -> None:
+        """Another dataset's plans for this one, under the name that they have.
+
+        Raises:
+            UserError: other plans of that name exist and may not be replaced; or the raw images are missing.
+        """
+        existing = self._existing(plans["plans_name"], request)
+        if existing is None or request.overwrite or self.dataset.cases:
+            self._may_plan(request, existing)
+            plans = moved_plans(plans, plans["plans_name"], self.dataset, self.reader)
+        self._accept(plans, existing, request)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Content of dataset_fingerprint.json, which is made where it is missing and there are raw images."""
+        file = self.home / "dataset_fingerprint.json"
+        if self.dataset.cases:
+            self._scan()
+        return dict(json.loads(file.read_text())) if file.is_file() else {}
 
     def preprocess(self) -> PreparedDataset:
         """Prepare what is not done yet, copy labels for nnU-Net's validation, and report."""
@@ -228,10 +253,12 @@ class DatasetRun:
         return PreprocessingJob(self.plans, options.configuration, content, self.folder, ct_channel)
 
     def _recall_orientations(self, ready: set[str]) -> None:
-        """What earlier runs found out about volumes that are not read again."""
+        """What earlier runs found out about volumes that are not read again, those with other plans last."""
         name, parts = self.plans["plans_name"], self.options.num_parts
-        for file in {report_file(self.home, name), report_file(self.home, name, parts, self.options.part_id)}:
-            self.orientations = {**earlier_orientations(file, ready), **self.orientations}
+        own = [report_file(self.home, name), report_file(self.home, name, parts, self.options.part_id)]
+        for file in (*own, *sorted(self.home.glob("*_left_out*.json"))):
+            known = {case: letters for case, letters in earlier_orientations(file, ready).items() if letters}
+            self.orientations = {**known, **self.orientations}
 
     def _copy_labels(self, ready: set[str], prepared: set[str]) -> None:
         """Labels for nnU-Net's validation: where there is none yet, and anew with a volume."""

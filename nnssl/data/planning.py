@@ -19,6 +19,7 @@ from nnssl.data.raw import RawDataset
 from nnssl.errors import UserError
 
 DEFAULT_PLANNER = "ExperimentPlanner"
+BLOCK = "nnssl"  # entry of plans: which pretraining a network starts from, see `nnssl.finetuning`
 
 Plans = dict[str, Any]
 
@@ -165,18 +166,26 @@ def renamed(plans: Plans, name: str) -> Plans:
 
 
 def same_plans(a: Plans, b: Plans, configuration: str) -> bool:
-    """Whether two plans agree in everything that volumes, patches and network depend on."""
+    """Whether two plans agree in everything that volumes, patches, network and its weights depend on."""
     keys = ("transpose_forward", "foreground_intensity_properties_per_channel", "experiment_planner_used")
-    if any(a.get(key) != b.get(key) for key in keys):
+    if any(a.get(key) != b.get(key) for key in keys) or _pretrained(a) != _pretrained(b):
         return False
     return bool(a["configurations"].get(configuration) == b["configurations"].get(configuration))
 
 
 def merged(new: Plans, old: Plans | None) -> Plans:
-    """New plans plus the old ones' further configurations, which nnU-Net's planners keep too when they overwrite."""
-    if old is None:
+    """New plans plus the old ones' further configurations, which nnU-Net's planners keep too when they overwrite.
+
+    Plans that name a pretraining are for its configuration only.
+    """
+    if old is None or BLOCK in new:
         return new
     return {**new, "configurations": {**old["configurations"], **new["configurations"]}}
+
+
+def _pretrained(plans: Plans) -> list[Any]:
+    """Which pretraining plans name; what else their block says, such as the epochs of a quick run, is the user's."""
+    return [plans.get(BLOCK, {}).get(key) for key in ("checkpoint", "method", "levels")]
 
 
 def _default_name(planner: Any) -> str:

@@ -12,19 +12,21 @@ from nnssl.data.folders import dataset_id, dataset_name, require_folders
 from nnssl.data.plan_and_preprocess import plan_and_preprocess
 from nnssl.data.planning import load_plans
 from nnssl.data.raw import read_dataset_json
+from nnssl.data.report import report_file
 from nnssl.data.volumes import VolumeFolder
 from nnssl.errors import UserError
 
 
 @dataclass(frozen=True)
 class PreparedDatasets:
-    """What a run reads; plans, dataset.json and fingerprint are those of the first dataset."""
+    """What a run reads; plans, dataset.json, fingerprint and orientation are those of the first dataset."""
 
     folders: list[VolumeFolder]
     plans: dict[str, Any]
     dataset_json: dict[str, Any]
     fingerprint: dict[str, Any]
     results: Path
+    orientation: str | None
 
 
 def prepare_datasets(
@@ -62,4 +64,12 @@ def prepare_datasets(
         read_dataset_json(preprocessed / names[0]),
         json.loads(fingerprint.read_text()) if fingerprint.is_file() else {},
         results,
+        majority_orientation(preprocessed / names[0], plans),
     )
+
+
+def majority_orientation(folder: Path, plans_name: str) -> str | None:
+    """Commonest orientation of a preprocessed dataset's volumes, such as LPS, from its report; None where unknown."""
+    file = report_file(folder, plans_name)
+    majority: str | None = json.loads(file.read_text())["orientation"]["majority"] if file.is_file() else None
+    return majority

@@ -277,6 +277,7 @@ class Pretraining:
             "configuration": setup.configuration,
             "dataset_json": setup.dataset_json,
             "fingerprint": setup.fingerprint,
+            "orientation": setup.orientation,
             "train_cases": case_labels(setup.train),
             "val_cases": case_labels(setup.val),
             "versions": package_versions(),

@@ -19,6 +19,7 @@ from nnssl.methods.options import from_plain, override, to_plain
 from nnssl.methods.registry import get_method
 from nnssl.pretraining.checkpoint import FINAL, load_checkpoint, package_versions, remove_leftovers
 from nnssl.pretraining.launch import check_device, launch, number_of_processes, started_by_torchrun
+from nnssl.pretraining.nnunet_weights import NNUNET_WEIGHTS, write_nnunet_weights
 from nnssl.pretraining.optimisation import build_optimiser
 from nnssl.pretraining.setup import (
     Setup,
@@ -65,7 +66,7 @@ def pretrain(
         num_processes: for preprocessing; None: nnU-Net's default.
 
     Returns:
-        The run's folder, with checkpoint_final.pth in it.
+        The run's folder, with checkpoint_final.pth and nnunet_weights.pth in it.
 
     Raises:
         UserError: any mistake in the request, found before anything is written, or a run that cannot go on.
@@ -92,19 +93,33 @@ def pretrain(
     config = resolve_sizes(config, prepared.plans, configuration, number_of_processes(num_gpus))
     train, val = hold_out(prepared.folders, fold, config.seed)
     setup = Setup(method, config, prepared.plans, prepared.dataset_json, prepared.fingerprint, configuration, fold,
-                  train, val, folder, resume, Path(pretrained) if pretrained else None)  # fmt: skip
+                  train, val, folder, resume, Path(pretrained) if pretrained else None,
+                  prepared.orientation)  # fmt: skip
     if checkpoint:
         check_same_run(setup, checkpoint)
         if resume == folder / FINAL:
             log.info(f"this run is finished: {resume}")
+            if not (folder / NNUNET_WEIGHTS).is_file():
+                _for_stock_trainers(folder)
             return folder
     _check_before_writing(setup, overwrite)
     _announce(setup)
-    if os.environ.get("RANK", "0") == "0":
+    if _is_main():
         _open_folder(setup, device, overwrite)
     launch(setup, device, num_gpus)
+    _for_stock_trainers(folder)
     log.info(f"finished: {folder / FINAL}")
     return folder
+
+
+def _is_main() -> bool:
+    """Whether this is the process that writes; the others were started by torchrun."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _for_stock_trainers(folder: Path) -> None:
+    if _is_main():
+        write_nnunet_weights(folder)
 
 
 def _same_options(stored: Any, asked: Any) -> Any:

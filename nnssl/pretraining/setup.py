@@ -34,6 +34,7 @@ class Setup:
         folder: the run's output folder.
         resume: checkpoint to continue from.
         pretrained: checkpoint whose weights to start from.
+        orientation: the first dataset's commonest one, such as LPS; None where it is unknown.
     """
 
     method: str
@@ -48,6 +49,7 @@ class Setup:
     folder: Path
     resume: Path | None = None
     pretrained: Path | None = None
+    orientation: str | None = None
 
     def build_method(self) -> Method:
         """The method with a freshly initialised backbone."""

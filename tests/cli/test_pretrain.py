@@ -89,8 +89,9 @@ def test_main__from_raw_volumes_to_a_checkpoint(tmp_path: Path, monkeypatch: pyt
     assert "epoch 3/3  loss " in done.stdout and "data-wait" in done.stdout
     assert {f.name for f in folder.iterdir()} == {
         "checkpoint_latest.pth", "checkpoint_final.pth", "config.json", "plans.json", "dataset.json", "metrics.jsonl",
-        "progress.png", "views.png", "pretraining_log.txt",
+        "progress.png", "views.png", "pretraining_log.txt", "nnunet_weights.pth",
     }  # fmt: skip
+    assert "for nnUNetv2_train -pretrained_weights: 62 tensors (351,152 values) pretrained" in done.stdout
     config = json.loads((folder / "config.json").read_text())
     assert config["options"]["patch_size"] == [16, 16, 16] and config["options"]["temperature"] == 0.1
     assert config["versions"]["torch"] and config["seed"] == 0 and len(config["held_out_cases"]) == 1
@@ -98,6 +99,7 @@ def test_main__from_raw_volumes_to_a_checkpoint(tmp_path: Path, monkeypatch: pyt
     checkpoint = load_checkpoint(folder / "checkpoint_final.pth")
     assert checkpoint["step"] == 120 and checkpoint["plans"]["plans_name"] == "nnsslPlans_tiny"
     assert checkpoint["fingerprint"]["spacings"] and len(checkpoint["train_cases"]) == 3
+    assert checkpoint["orientation"] == "LPS"
 
     finished = subprocess.run(command, capture_output=True, text=True, check=False)
     assert finished.returncode == 1 and "--overwrite" in finished.stderr
@@ -133,8 +135,12 @@ def test_main__continue_overwrite_and_pretrained(folders: Path, capsys: pytest.C
     main([*run, "--c"])
     assert "a new one starts" in capsys.readouterr().out
     assert "finished run" in _fails(capsys, *run) and (out / "checkpoint_final.pth").is_file()
-    main([*run, "--c"])
-    assert "this run is finished" in capsys.readouterr().out
+    (out / "nnunet_weights.pth").unlink()
+    for made_again in (True, False):
+        main([*run, "--c"])
+        said = capsys.readouterr().out
+        assert "this run is finished" in said and ("nnunet_weights.pth" in said) == made_again
+    assert (out / "nnunet_weights.pth").is_file()
     error = _fails(capsys, *run, "learning_rate=1", "--c")
     assert "learning_rate (0.0003 -> 1.0)" in error
     assert "give one of them" in _fails(capsys, *run, "--c", "--overwrite")

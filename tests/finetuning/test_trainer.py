@@ -43,6 +43,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         configuration["patch_size"] = [16, 24, 20]  # 20 is no multiple of the total stride of 8
         configuration["architecture"]["arch_kwargs"]["features_per_stage"] = [4, 6, 8, 8]
         (root / "preprocessed" / dataset / "nnsslPlans_tiny.json").write_text(json.dumps(plans))
+    plans["configurations"]["3d_fullres"]["patch_size"] = [16, 24, 24]
     write_pretraining(root / "results", plans | {"dataset_name": "Dataset500_Source"})
     yield root
 

@@ -47,7 +47,9 @@ def test_linear_head__gives_the_official_logits_of_plain_numbers() -> None:
     head = _head(LinearHead, 1, 3, 2).double()
     pyramid = []
     with torch.no_grad():
-        for level, layer in enumerate(head.layers):
+        layers = head.layers
+        assert isinstance(layers, nn.ModuleList)
+        for level, layer in enumerate(layers):
             assert isinstance(layer, nn.Conv3d)
             channels, size = 2**level, 4 // 2**level
             layer.weight.copy_(torch.arange(1, 1 + 2 * channels).reshape(2, channels, 1, 1, 1) / 10)

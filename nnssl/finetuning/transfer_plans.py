@@ -1,0 +1,197 @@
+"""`nnssl.transfer`: plans and volumes of a labelled dataset that carry the spacing, intensities and network of a
+pretraining, and say which pretraining it is."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nnssl.data.dataset_run import DatasetRun, PreparedDataset, RunOptions
+from nnssl.data.folders import dataset_id, dataset_name, require_folders
+from nnssl.data.planning import BLOCK, PlanRequest, Plans
+from nnssl.data.pool import default_processes
+from nnssl.data.prepared import majority_orientation
+from nnssl.data.raw import RawDataset
+from nnssl.errors import UserError
+from nnssl.finetuning.pretrained import RANDOM, Pretrained, name_of
+from nnssl.finetuning.source_run import RunFilter, choose_pretraining, source_name
+from nnssl.networks.build import resolve_configuration
+from nnssl.pretraining.nnunet_weights import NNUNET_WEIGHTS
+
+_COARSER = 2.0  # volumes whose voxels are more than so many times as long give the network little to see
+_FOLDS = 5  # that nnU-Net splits a dataset into
+_STAGES = ("inherits_from", "previous_stage", "next_stage")  # other configurations, which are not transferred
+_TRAINERS = {"vox2vec": "nnUNetTrainer_Vox2vecProbe"}
+_ANY_TRAINER = "nnUNetTrainer_SSLProbe"
+
+log = logging.getLogger("nnssl")
+
+
+@dataclass(frozen=True)
+class TransferredPlans:
+    """What `transfer` leaves.
+
+    Args:
+        prepared: the target with its plans and volumes.
+        command: to type next: train on the pretrained maps, with a trainer of this package.
+        stock_command: or this: start nnU-Net's own trainer from the pretrained weights; None where it could not.
+    """
+
+    prepared: PreparedDataset
+    command: str
+    stock_command: str | None
+
+
+def transfer(
+    source: int | str,
+    target: int | str,
+    method: str | None = None,
+    configuration: str | None = None,
+    plans: str | None = None,
+    fold: str | None = None,
+    num_processes: int | None = None,
+    overwrite_plans: bool = False,
+    overwrite_plans_name: str | None = None,
+) -> TransferredPlans:
+    """Plan and preprocess a labelled dataset as a finished pretraining was, so that its weights fit exactly.
+
+    The target gets plans `<plans>From<source>_<method>` with the pretraining's spacing, intensities, network, patch,
+    batch and axes, and its volumes in `<plans>From<source>_<configuration>`, which all methods share. The pretraining
+    is read from its checkpoint: its raw and its preprocessed dataset may be gone. What is done already is kept.
+
+    Args:
+        source: dataset of the pretraining, number or name.
+        target: labelled dataset, number or name.
+        method: of the pretraining; `random` for the baseline with the same network (`random:METHOD` where methods
+            differ in it); None if only one pretraining is finished.
+        configuration: of the pretraining, where there are several; plans and fold likewise.
+        plans: of the pretraining.
+        fold: of the pretraining, "all" or a number.
+        num_processes: for preprocessing; None for nnU-Net's number, at most one a core.
+        overwrite_plans: replace plans of that name, and volumes that do not fit them.
+        overwrite_plans_name: another name for the plans, with a data folder of their own.
+
+    Returns:
+        Where everything is, and the lines to type next; they are logged too.
+
+    Raises:
+        UserError: no such pretraining, or several; the target has no labels, or other channels; other plans of that
+            name exist; or what `nnssl.plan_and_preprocess` raises.
+    """
+    raw, preprocessed, results = require_folders("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+    if num_processes is not None and num_processes < 1:
+        raise UserError(f"-np {num_processes} leaves nobody to work; use -np 1 or more")
+    wanted = RunFilter(method, plans, configuration, fold)
+    name, target_name = source_name(source, results), dataset_name(target)
+    pretrained = choose_pretraining(results, name, target, wanted)
+    options = RunOptions(raw, preprocessed, pretrained.configuration, num_processes or default_processes(), 1, 0,
+                         clean=False, strict=False, show_progress=True)  # fmt: skip
+    run = DatasetRun(options, target_name)
+    _check_labels(run.dataset)
+    _check_channels(pretrained, run.dataset)
+    base = f"{pretrained.plans['plans_name']}From{dataset_id(name)}"
+    request = PlanRequest(
+        plans_name=overwrite_plans_name or f"{base}_{RANDOM if wanted.is_random else pretrained.method}",
+        overwrite=overwrite_plans,
+    )
+    block = {
+        "checkpoint": RANDOM if wanted.is_random else name_of(pretrained.path, results),
+        "method": pretrained.method,
+        "levels": pretrained.levels,
+    }
+    folder = f"{overwrite_plans_name or base}_{pretrained.configuration}"
+    run.adopt_plans(plans_of(pretrained, request.name(), folder, block, len(run.dataset.channel_names)), request)
+    fingerprint = run.fingerprint()
+    prepared = run.preprocess()
+    _warn_of_orientation(pretrained, majority_orientation(run.home, prepared.plans_name), run)
+    _warn_of_spacing(run.plans, prepared, fingerprint)
+    return _announce(pretrained, prepared, wanted.is_random, len(run.dataset.channel_names))
+
+
+def plans_of(source: Pretrained, name: str, folder: str, block: dict[str, str], num_channels: int) -> Plans:
+    """Plans `name` of a pretraining for a dataset of `num_channels`, with its volumes in `folder`.
+
+    Only the pretraining's configuration is kept. The normalisation of one channel serves all channels.
+    """
+    plans: Plans = json.loads(json.dumps(source.plans))
+    resolved = resolve_configuration(plans, source.configuration)
+    mine = {key: value for key, value in resolved.items() if key not in _STAGES}
+    mine["data_identifier"] = folder
+    if len(mine["normalization_schemes"]) == 1:
+        for key in ("normalization_schemes", "use_mask_for_norm"):
+            mine[key] = mine[key] * num_channels
+        properties = plans["foreground_intensity_properties_per_channel"]["0"]
+        plans["foreground_intensity_properties_per_channel"] = {str(c): properties for c in range(num_channels)}
+    return {**plans, "plans_name": name, "configurations": {source.configuration: mine}, BLOCK: block}
+
+
+def _check_labels(target: RawDataset) -> None:
+    """Raise UserError unless nnU-Net could train on the target."""
+    if len(target.dataset_json["labels"]) < 2 or (target.cases and not target.labelled):
+        raise UserError(f"{target.name} has no labels to train with; put them into {target.folder / 'labelsTr'} and "
+                        f"name them in its dataset.json, or choose a labelled dataset with -t")  # fmt: skip
+
+
+def _check_channels(source: Pretrained, target: RawDataset) -> None:
+    """Raise UserError unless every channel of the target is of the kind that the pretraining has seen there."""
+    given, wanted = _channel_kinds(source.dataset_json), _channel_kinds(target.dataset_json)
+    if len(given) not in (1, len(wanted)):
+        raise UserError(f"the pretraining read {len(given)} channels and {target.name} has {len(wanted)}; only one "
+                        f"channel can serve several: pretrain on images with the target's channels")  # fmt: skip
+    given = given * (len(wanted) // len(given))
+    for (pretrained, scheme), (channel, own) in zip(given, wanted, strict=True):
+        if scheme != own:
+            raise UserError(f"{target.name} has the channel {channel}, for which nnU-Net uses {own}, and the "
+                            f"pretraining saw {pretrained} with {scheme}; pretrain on images of the target's kind, or "
+                            f"mend channel_names in dataset.json if both are of one kind")  # fmt: skip
+
+
+def _channel_kinds(dataset_json: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Name and nnU-Net's normalisation scheme of each channel."""
+    from nnunetv2.preprocessing.normalization.map_channel_name_to_normalization import get_normalization_scheme
+
+    names = RawDataset("", Path(), dict(dataset_json), {}, {}, False).channel_names
+    return [(name, get_normalization_scheme(name).__name__) for name in names]
+
+
+def _warn_of_orientation(source: Pretrained, orientation: str | None, run: DatasetRun) -> None:
+    if orientation and source.orientation and orientation != source.orientation:
+        log.warning(f"most volumes of {run.dataset.name} are oriented {orientation}, those of the pretraining "
+                    f"{source.orientation}: nnU-Net does not reorient, and the network would see them mirrored or "
+                    f"turned. Reorient images, labels and test images (SimpleITK.DICOMOrient(image, "
+                    f"'{source.orientation}')), delete {run.home}, and run this again")  # fmt: skip
+
+
+def _warn_of_spacing(plans: Plans, prepared: PreparedDataset, fingerprint: Mapping[str, Any]) -> None:
+    if not fingerprint:
+        return
+    spacing = np.asarray(plans["configurations"][prepared.configuration]["spacing"])
+    native = np.median(fingerprint["spacings"], axis=0)[plans["transpose_forward"]]
+    if (native > _COARSER * spacing).any():
+        text = ["x".join(f"{s:.2g}" for s in each) for each in (native, spacing)]
+        log.warning(f"{prepared.name} has voxels of {text[0]} mm (median) and the pretraining had {text[1]} mm: most "
+                    f"of what the network sees along the coarser axes is interpolated, and there is little to gain. "
+                    f"Pretrain with a spacing nearer to the target's (nnssl_plan_and_preprocess "
+                    f"-overwrite_target_spacing)")  # fmt: skip
+
+
+def _announce(source: Pretrained, prepared: PreparedDataset, is_random: bool, num_channels: int) -> TransferredPlans:
+    splits = prepared.folder.parent / "splits_final.json"
+    fold = "0" if len(prepared.cases) >= _FOLDS or splits.is_file() else "all"
+    trainer = _ANY_TRAINER if is_random else _TRAINERS.get(source.method, _ANY_TRAINER)
+    train = f"nnUNetv2_train {dataset_id(prepared.name)} {prepared.configuration} {fold}"
+    command, stock = f"{train} -tr {trainer} -p {prepared.plans_name}", None
+    log.info(f"now train a head on the {'random' if is_random else 'pretrained'} maps:\n  {command}")
+    weights = source.path.with_name(NNUNET_WEIGHTS)
+    same_channels = num_channels == len(_channel_kinds(source.dataset_json))
+    if not is_random and same_channels and weights.is_file():
+        stock = f"{train} -p {prepared.plans_name} -pretrained_weights {shlex.quote(str(weights))}"
+        log.info(f"or fine-tune the whole network with nnU-Net's own trainer:\n  {stock}")
+    return TransferredPlans(prepared, command, stock)

@@ -1,0 +1,101 @@
+"""`nnunet_weights.pth`: the pretrained part in the plans' whole network, for `nnUNetv2_train -pretrained_weights`.
+
+Stock nnU-Net then starts from it with a stock trainer. It wants every tensor of its network but `seg_layers`, under all
+of its names: in a U-Net `encoder` and `decoder.encoder` are one module.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nnssl.errors import UserError
+from nnssl.methods.registry import get_method
+from nnssl.networks.build import build_backbone, build_network
+from nnssl.pretraining.checkpoint import FINAL, load_checkpoint, save_checkpoint
+
+NNUNET_WEIGHTS = "nnunet_weights.pth"
+_BACKBONE = "backbone."
+_CLASSES = 2  # any number: nnU-Net takes everything but the segmentation layers
+_NAMED = 3  # tensors that a message names
+
+log = logging.getLogger("nnssl")
+
+
+def write_nnunet_weights(folder: Path) -> Path:
+    """Write `nnunet_weights.pth` beside the final checkpoint of a run, in one piece.
+
+    Raises:
+        UserError: the checkpoint does not fit the network of its own plans, or no space is left.
+    """
+    file = folder / NNUNET_WEIGHTS
+    network, pretrained = pretrained_network(load_checkpoint(folder / FINAL), folder / FINAL)
+    save_checkpoint({"network_weights": dict(network.state_dict())}, file)
+    fresh = {name: tensor for name, tensor in _tensors(network).items() if name not in pretrained}
+    log.info(f"{file.name}, for nnUNetv2_train -pretrained_weights: {_count(pretrained.values())} pretrained, "
+             f"{_count(fresh.values())} fresh")  # fmt: skip
+    return file
+
+
+def pretrained_network(checkpoint: dict[str, Any], path: Path) -> tuple[nn.Module, dict[str, Tensor]]:
+    """The segmentation network of a checkpoint's plans, on the CPU, with the pretrained part loaded.
+
+    Pretrained is what the method's feature maps depend on: the encoder, or encoder and decoder without segmentation
+    layers. The rest is initialised anew, from the run's seed.
+
+    Args:
+        checkpoint: content of a checkpoint of `nnssl_pretrain`.
+        path: where it lies, for messages.
+
+    Returns:
+        The network, and its pretrained parameters and buffers by name; one with several names comes once.
+
+    Raises:
+        UserError: a tensor of the pretrained part is missing, has another shape, or differs under its other names.
+    """
+    plans, configuration = checkpoint["plans"], checkpoint["configuration"]
+    with torch.device("meta"):  # for the names only
+        backbone = build_backbone(plans, configuration, get_method(checkpoint["method"]).levels)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(checkpoint["config"]["seed"])
+        network = build_network(plans, configuration, _CLASSES)
+    state: dict[str, Tensor] = checkpoint["method_state"]
+    given = {_in_network(k[len(_BACKBONE) :]): v for k, v in state.items() if k.startswith(_BACKBONE)}
+    pretrained = {name: tensor for name, tensor in _tensors(network).items()
+                  if name in {_in_network(n) for n in backbone.used_tensors()}}  # fmt: skip
+    wrong = [k for k, v in pretrained.items() if k not in given or given[k].shape != v.shape]
+    if wrong or not pretrained:
+        raise UserError(f"{NNUNET_WEIGHTS} cannot be made: {path} does not hold the network of its own plans "
+                        f"({', '.join(wrong[:_NAMED]) or 'no tensor'}); it is whole otherwise")  # fmt: skip
+    with torch.no_grad():
+        for name, tensor in pretrained.items():
+            tensor.copy_(given[name])
+    _check_copies(network, given, pretrained, path)
+    return network, pretrained
+
+
+def _check_copies(network: nn.Module, given: dict[str, Tensor], pretrained: dict[str, Tensor], path: Path) -> None:
+    """nnU-Net loads a tensor once for each of its names, so that the last name would win silently."""
+    loaded = {id(tensor) for tensor in pretrained.values()}
+    for name, tensor in network.state_dict(keep_vars=True).items():
+        if id(tensor) in loaded and name in given and not torch.equal(tensor, given[name]):
+            raise UserError(f"{NNUNET_WEIGHTS} cannot be made: {path} holds two different values for {name}")
+
+
+def _in_network(name: str) -> str:
+    """A tensor's name in the segmentation network: `UNetPyramid` holds that network, `FPN3dUNet` holds an `FPN3d`."""
+    held = "network."
+    return name[len(held) :] if name.startswith(held) else _BACKBONE + name
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+
+def _count(tensors: Collection[Tensor]) -> str:
+    return f"{len(tensors)} tensors ({sum(t.numel() for t in tensors):,} values)"

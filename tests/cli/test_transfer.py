@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from nnssl.cli.transfer import main
+from tests.data.conftest import Folders, folders
+from tests.phantoms import write_ct_dataset
+from tests.pretrainings import CT_JSON, finish_pretraining, tiny_plans
+
+__all__ = ["folders"]  # the fixture
+
+
+def test_main__says_what_to_type_next_and_what_was_left_out(
+    folders: Folders, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finish_pretraining(folders.results, "Dataset500_Source", tiny_plans(), CT_JSON)
+    target = write_ct_dataset(folders.raw, 17, "Target", 2, labelled=True)
+    command = ["-s", "500", "-t", "17", "-m", "vox2vec", "-np", "1"]
+    main(command)
+    line = "nnUNetv2_train 17 3d_fullres all -tr nnUNetTrainer_Vox2vecProbe -p nnsslPlans_tinyFrom500_vox2vec"
+    assert capsys.readouterr().out.splitlines()[-1].strip() == line
+    (target / "labelsTr" / "case_001.nii.gz").unlink()
+    with pytest.raises(SystemExit) as exit_:
+        main([*command[:-2], "-np", "1", "-overwrite_plans_name", "again"])
+    assert exit_.value.code == 3
+    assert "left out: case_001: no label" in capsys.readouterr().out
+
+
+def test_main__a_mistake_is_a_sentence(folders: Folders, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("Dataset500_Source", "Dataset017_Target"):
+        (folders.raw / name).mkdir()
+    with pytest.raises(SystemExit) as exit_:
+        main(["-s", "500", "-t", "17"])
+    assert exit_.value.code == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: there is no finished pretraining of Dataset500_Source") and error.count("\n") == 1
+
+
+def test_parser__help_needs_no_torch() -> None:
+    code = ("import sys\nfrom nnssl.cli.transfer import main\n"
+            "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
+            "sys.exit(len({'torch', 'nnunetv2', 'numpy'} & sys.modules.keys()))")  # fmt: skip
+    begin = time.perf_counter()
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert shown.returncode == 0 and "vox2vec" in shown.stdout
+    assert time.perf_counter() - begin < 5  # far below a second on an idle machine

@@ -1,0 +1,135 @@
+"""The README's commands, as they stand, in one shell; then what has to hold of what they leave."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from tests.phantoms import ct_volume, write_ct_dataset, write_volume
+
+README = Path(__file__).parent.parent / "README.md"
+SOURCE, TARGET = "Dataset500_Thorax", "Dataset017_Organs"
+PLANS = "nnsslPlans_tinyFrom500_vox2vec"
+MODEL = f"nnUNetTrainer_Vox2vecProbe__{PLANS}__3d_fullres"
+INSTALLATION = "pip install .\n"  # tests/test_installation.py does it
+
+
+class Walk:
+    """A folder, an environment, and a shell that runs commands in both."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.raw = folder, folder / "nnUNet_raw"
+        own = ("nnUNet_", "nnssl_")
+        self.environment = {k: v for k, v in os.environ.items() if not k.startswith(own)} | {
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "nnUNet_n_proc_DA": "1",
+            "nnUNet_def_n_proc": "1",
+            "MPLBACKEND": "agg",
+        }
+        for name in ("raw", "preprocessed", "results"):
+            self.environment[f"nnUNet_{name}"] = str(folder / f"nnUNet_{name}")
+
+    def run(self, script: str, **variables: str) -> str:
+        """What the script printed; a failing command is shown with all that was printed before it."""
+        done = subprocess.run(
+            ["bash", "-c", f"set -euxo pipefail\n{script}"],
+            cwd=self.folder,
+            env=self.environment | variables,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        assert done.returncode == 0, done.stdout[-5000:]
+        return done.stdout
+
+    @property
+    def model(self) -> Path:
+        return self.folder / "nnUNet_results" / TARGET / MODEL
+
+
+def blocks(language: str) -> list[str]:
+    """The fenced blocks of the README in a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", README.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
+def volume(folder: Path, case: str = "case_000") -> np.ndarray:
+    return sitk.GetArrayFromImage(sitk.ReadImage(str(folder / f"{case}.nii.gz")))
+
+
+@pytest.fixture(scope="module")
+def walk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Walk]:
+    """The README's walk, done."""
+    walk = Walk(tmp_path_factory.mktemp("walk"))
+    source = write_ct_dataset(walk.raw, 500, "Thorax", 3)
+    (source / "dataset.json").write_text(blocks("json")[0])
+    target = write_ct_dataset(walk.raw, 17, "Organs", 5, labelled=True)
+    hu, _ = ct_volume((24, 40, 40), np.random.default_rng(7))
+    write_volume(target / "imagesTs" / "case_000_0000.nii.gz", hu, (3.0, 1.5, 1.5))
+    commands = [block for block in blocks("bash") if block != INSTALLATION]
+    assert len(commands) == len(blocks("bash")) - 1
+    walk.run("".join(commands).replace("/data/", f"{walk.folder}/"))
+    yield walk
+    shutil.rmtree(walk.folder)
+
+
+def test_readme__the_training_log_holds_the_transfer_report(walk: Walk) -> None:
+    log = next((walk.model / "fold_0").glob("training_log_*.txt")).read_text()
+    assert f"Backbone from {SOURCE}/nnssl_vox2vec__nnsslPlans_tiny__3d_fullres/fold_all/checkpoint_final.pth" in log
+    assert re.search(r"loaded: +62 tensors, +351,152 values", log)
+    assert "WARNING" not in log
+    record = json.loads((walk.model / "fold_0" / "nnssl_transfer.json").read_text())
+    assert (record["warnings"], record["report"]["adapted"]) == ([], {})
+
+
+def test_readme__names_the_files_that_are_written(walk: Walk) -> None:
+    listing = README.read_text().split("## Where outputs lie")[1].split("One line an epoch")[0]
+    run = walk.folder / "nnUNet_results" / SOURCE / "nnssl_vox2vec__nnsslPlans_tiny__3d_fullres" / "fold_all"
+    named = set(re.findall(r"\b[\w]+\.(?:pth|json|jsonl|png|txt)\b", listing.split("nnUNet_results/")[1]))
+    assert named == {file.name for file in run.iterdir()}
+
+
+def test_predictions__do_not_need_the_pretraining(walk: Walk) -> None:
+    for folder in (walk.folder / "nnUNet_results" / SOURCE).iterdir():
+        folder.rename(walk.folder / "gone")
+    predict = "nnUNetv2_predict -d 17 -i $nnUNet_raw/Dataset017_Organs/imagesTs -c 3d_fullres -device cpu -npp 1 -nps 1"
+    walk.run(f"{predict} -o again -f 0 -tr nnUNetTrainer_Vox2vecProbe -p {PLANS}")
+    assert np.array_equal(volume(walk.folder / "again"), volume(walk.folder / "predicted"))
+
+
+def test_training__goes_on_and_validates_without_the_pretraining(walk: Walk) -> None:
+    train = f"nnUNetv2_train 17 3d_fullres 0 -tr nnUNetTrainer_Vox2vecProbe -p {PLANS} -device cpu"
+    lengths = {"nnssl_num_iterations_per_epoch": "2", "nnssl_num_val_iterations_per_epoch": "1"}
+    printed = walk.run(f"{train} --c", nnssl_num_epochs="3", **lengths)
+    assert "Epoch 2" in printed
+    assert "Epoch 1" not in printed
+    assert "Backbone from" not in printed
+    (walk.model / "fold_0" / "validation" / "summary.json").unlink()
+    walk.run(f"{train} --val")
+    assert (walk.model / "fold_0" / "validation" / "summary.json").is_file()
+
+
+def test_zip__predicts_elsewhere(walk: Walk) -> None:
+    elsewhere = walk.folder / "elsewhere"
+    elsewhere.mkdir()
+    walk.run(
+        "nnUNetv2_install_pretrained_model_from_zip model.zip\n"
+        f"nnUNetv2_predict_from_modelfolder -i nnUNet_raw/{TARGET}/imagesTs -o there "
+        f"-m $nnUNet_results/{TARGET}/{MODEL} -f 0 1 -device cpu -npp 1 -nps 1",
+        nnUNet_results=str(elsewhere),
+    )
+    assert np.array_equal(volume(walk.folder / "there"), volume(walk.folder / "predicted_both"))
+
+
+def test_python__runs(walk: Walk) -> None:
+    (script,) = blocks("python")
+    walk.run(f"python -c '{script}'")
