@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install test lint types format clean
+.PHONY: install test lint types format demo clean
 
 # The stamp says that the package is installed as these files describe it.
 $(VENV)/installed: pyproject.toml hatch_build.py nnssl_trainers.pth
@@ -27,6 +27,10 @@ types: install
 format: install
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# The whole job on drawn CTs, some ten minutes on two cores; the report lies in demo/.
+demo: install
+	$(BIN)/nnssl_demo -o demo
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build dist

@@ -114,3 +114,53 @@ def inner_boxes(boxes: Sequence[Box], image: Sequence[int], overlap: Sequence[in
         Box(np.where(box.start > 0, box.start + half, 0), np.where(box.stop < size, box.stop - half, size))
         for box in boxes
     ]
+
+
+def random_starts_around(
+    rng: np.random.Generator,
+    size: Sequence[int] | Integers,
+    patch: Sequence[int] | Integers,
+    count: int,
+    reach: Sequence[int] | Integers,
+) -> tuple[Integers, Integers]:
+    """Draw where patches around a random anchor patch start, all uniformly (PiMPiC; methods.md 3.1).
+
+    The anchor patch lies anywhere in the volume, and each patch starts at most `reach` voxels from where it does and
+    lies in the volume too; patches do not depend on each other. Bounds are inclusive. An axis on which the volume is
+    smaller than the patch lies whole inside every patch, and how much of the padding is before it is drawn.
+
+    Args:
+        rng: source of the draws.
+        size: (3,) size of the volume in voxels.
+        patch: (3,) size of the patches in voxels.
+        count: number of patches.
+        reach: (3,) voxels, >= 0.
+
+    Returns:
+        First voxel of the anchor (3,) and of the patches (count, 3); negative where a patch begins before the volume.
+    """
+    room, away = np.subtract(size, patch), np.asarray(reach)
+    lowest, highest = np.minimum(room, 0), np.maximum(room, 0)
+    anchor = rng.integers(lowest, highest, endpoint=True)
+    first, last = np.maximum(lowest, anchor - away), np.minimum(highest, anchor + away)
+    return anchor, rng.integers(first, last, (count, 3), endpoint=True)
+
+
+def overlaps_of_patches(starts: Integers, patch: Sequence[int] | Integers) -> tuple[NDArray[np.float64], Integers]:
+    """Return what equally sized patches have in common, pair by pair (PiMPiC's matrix S; methods.md 3.1).
+
+    Args:
+        starts: (N, 3) first voxel of each patch.
+        patch: (3,) size of the patches in voxels.
+
+    Returns:
+        fraction: (N, N), number of common voxels over those of a patch; 1 on the diagonal, symmetric.
+        boxes: (N, N, 2, 3), [i, j] is [start, stop) of what patches i and j have in common, in voxels of patch i; all 0
+            where they have nothing.
+    """
+    shift = starts - starts[:, None]
+    start, stop = np.maximum(shift, 0), np.minimum(shift, 0) + np.asarray(patch)
+    sides = np.maximum(stop - start, 0)
+    fraction = (sides / np.asarray(patch)).prod(-1)
+    meet = (sides > 0).all(-1)[..., None, None]
+    return fraction, np.where(meet, np.stack([start, stop], axis=2), 0)

@@ -16,6 +16,11 @@ from nnssl.pretraining.setup import Setup
 from tests.volumes import add_volume, make_folder
 
 CPU = torch.device("cpu")
+SMALL: dict[str, dict[str, Any]] = {  # what keeps a run of a method short
+    "vox2vec": {"voxels_per_pair": 24},
+    "voco": {"grid": (1, 2, 2), "projection_dim": 16},
+    "pimpic": {"crops": 4, "pim_hidden_dim": 8, "pic_hidden_dim": 8, "projection_dim": 8},
+}
 
 
 def fpn_plans(base_channels: int = 4, num_scales: int = 3) -> dict[str, Any]:
@@ -55,7 +60,7 @@ def make_setup(root: Path, method: str = "vox2vec", volumes: int = 6, held_out: 
         add_volume(folder, f"case_{i}", coarse + 0.05 * rng.random(coarse.shape))
     names = folder.cases()
     defaults = {"num_epochs": 2, "steps_per_epoch": 3, "val_steps_per_epoch": 1, "batch_size": 2,
-                "patch_size": (8, 16, 16), "voxels_per_pair": 24}  # fmt: skip
+                "patch_size": (8, 16, 16), **SMALL.get(method, {})}  # fmt: skip
     config = get_method(method).config_class(**{**defaults, **options})
     out = root / "run"
     out.mkdir()

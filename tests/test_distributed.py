@@ -88,6 +88,12 @@ def loss_and_gradients(this: int | None, settings: dict[str, Any], at: int = CUT
     return [loss.detach(), weight.grad, h1.grad]
 
 
+def _rows_of_one_rank(this: int) -> tuple[list[Tensor], list[Tensor]]:
+    """The batches of "nested", all of whose rows are on rank 1."""
+    batches, weights = network_data("nested")
+    return [cut(b, this, 0) for b in batches], [cut(w, this, 0) for w in weights]
+
+
 def on_one_rank(this: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=this, world_size=WORLD)
@@ -108,6 +114,9 @@ def on_one_rank(this: int, folder: str) -> None:
         network = synchronise_batch_norm(built(name))
         out[name] = run_network(network, [cut(b, this) for b in batches], [cut(w, this) for w in weights])
     out["no rows here"] = synchronise_batch_norm(built("1d"))(cut(data(ROWS, 4), this, 0)).detach()
+    out["one rank's rows"] = run_network(synchronise_batch_norm(built("nested")), *_rows_of_one_rank(this))
+    empty = synchronise_batch_norm(built("1d"))
+    out["no rows"] = run_network(empty, [torch.zeros(0, 4, dtype=torch.float64)] * 2, [torch.zeros(0, 4)] * 2)
     out["half"] = synchronise_batch_norm(nn.BatchNorm3d(4))(cut(data(ROWS, 4, 2, 2, 2), this).bfloat16()).detach()
     try:
         synchronise_batch_norm(built("1d"))(cut(data(1, 4), this, 1))
@@ -184,6 +193,25 @@ def test_synchronise_batch_norm__equals_one_process_with_all_rows(ranks: list[di
 def test_synchronise_batch_norm__a_rank_without_rows(ranks: list[dict[str, Any]]) -> None:
     assert ranks[0]["no rows here"].shape == (0, 4)
     torch.testing.assert_close(ranks[1]["no rows here"], built("1d")(data(ROWS, 4)).detach())
+
+
+def test_synchronise_batch_norm__all_rows_on_one_rank_and_the_gradient_too(ranks: list[dict[str, Any]]) -> None:
+    expected = run_network(built("nested"), *network_data("nested"))
+    mine, others = ranks[1]["one rank's rows"], ranks[0]["one rank's rows"]
+    for key, value in expected.items():
+        torch.testing.assert_close(mine[key], value)
+        if key.startswith("buffer"):
+            torch.testing.assert_close(others[key], value)
+        elif not key.startswith(("y", "dx", "evaluated")):
+            assert key.startswith("d") and not others[key].any(), "a rank without rows has no share of the gradient"
+
+
+def test_synchronise_batch_norm__no_rows_at_all_leave_the_statistics_alone(ranks: list[dict[str, Any]]) -> None:
+    before = {f"buffer {name}": b for name, b in built("1d").named_buffers() if "running" in name}
+    for out in ranks:
+        got = out["no rows"]
+        assert before and all(torch.equal(got[name], value) for name, value in before.items())
+        assert got["y0"].shape == (0, 4) and not got["dweight"].any() and not got["dbias"].any()
 
 
 def test_synchronise_batch_norm__half_precision(ranks: list[dict[str, Any]]) -> None:

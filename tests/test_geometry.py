@@ -11,12 +11,15 @@ from nnssl.geometry import (
     box_volume,
     inner_boxes,
     intersection,
+    overlaps_of_patches,
     random_crop_start,
+    random_starts_around,
     sliding_window_boxes,
     union_box,
 )
 
 REFERENCE = json.loads((Path(__file__).parent / "reference" / "vox2vec.json").read_text())["sliding_window"]
+PIMPIC = json.loads((Path(__file__).parent / "reference" / "pimpic.json").read_text())
 
 
 def box(start: list[int], stop: list[int]) -> Box:
@@ -106,3 +109,58 @@ def test_sliding_window_boxes__no_box_twice() -> None:
 def test_sliding_window_boxes__bad_overlap() -> None:
     with pytest.raises(ValueError, match="overlap"):
         sliding_window_boxes((8, 8, 8), (4, 4, 4), (4, 0, 0))
+
+
+def test_random_starts_around__bounds_are_reached_and_kept() -> None:
+    rng, reach = np.random.default_rng(0), np.array([2, 3, 4])
+    draws = [random_starts_around(rng, (12, 6, 4), (4, 4, 4), 50, reach) for _ in range(200)]
+    anchors = np.array([anchor for anchor, _ in draws])
+    assert anchors.min(0).tolist() == [0, 0, 0] and anchors.max(0).tolist() == [8, 2, 0]
+    away = np.array([starts - anchor for anchor, starts in draws])
+    assert away.min((0, 1)).tolist() == [-2, -2, 0] and away.max((0, 1)).tolist() == [2, 2, 0]
+    starts = np.array([starts for _, starts in draws])
+    assert starts.min((0, 1)).tolist() == [0, 0, 0] and starts.max((0, 1)).tolist() == [8, 2, 0]
+
+
+def test_random_starts_around__small_volume_lies_inside_every_patch() -> None:
+    rng = np.random.default_rng(1)
+    draws = [random_starts_around(rng, (5, 1, 6), (8, 8, 6), 20, (6, 6, 4))[1] for _ in range(100)]
+    starts = np.concatenate(draws)
+    assert starts.min(0).tolist() == [-3, -7, 0] and starts.max(0).tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("size", ["80x90x100", "160x160x128", "220x220x200"])
+def test_random_starts_around__overlap_as_in_the_authors_sampler(size: str) -> None:
+    """Their upper bounds are exclusive, which makes the means up to 2 % larger."""
+    expected, rng = PIMPIC["sampler"][size], np.random.default_rng(0)
+    pairs, shares = [], []
+    for _ in range(100):
+        _, starts = random_starts_around(rng, [int(n) for n in size.split("x")], [64] * 3, 32, [51] * 3)
+        share = overlaps_of_patches(starts, [64] * 3)[0][np.triu_indices(32, 1)]
+        pairs.append((share >= PIMPIC["pair_threshold"]["value"]).sum())
+        shares.append(share.mean())
+    for found, name in ((shares, "mean_S"), (pairs, "pairs_used_by_PiC_of_496")):
+        of_mean = expected[name]["std"] / np.sqrt(expected[name]["n"])
+        assert abs(np.mean(found) - expected[name]["mean"]) <= 4 * of_mean + 0.02 * expected[name]["mean"], name
+
+
+def test_overlaps_of_patches__reference_matrix() -> None:
+    case = PIMPIC["intersection_matrix"]
+    fraction, _ = overlaps_of_patches(np.array(case["coords"])[:, 0], case["patch"])
+    np.testing.assert_allclose(fraction, case["S"], rtol=0, atol=1e-12)
+
+
+def test_overlaps_of_patches__boxes_show_the_same_voxels_of_the_volume() -> None:
+    rng, patch = np.random.default_rng(0), np.array([4, 5, 6])
+    volume = np.arange(14 * 15 * 16).reshape(14, 15, 16)
+    starts = rng.integers(0, [10, 10, 10], (9, 3), endpoint=True)
+    crops = [volume[tuple(map(slice, s, s + patch))] for s in starts]
+    fraction, boxes = overlaps_of_patches(starts, patch)
+    np.testing.assert_array_equal(fraction, fraction.T)
+    assert (np.diag(fraction) == 1).all() and (fraction == 0).any()
+    sides = np.maximum(patch - np.abs(starts[:, None] - starts), 0) / patch
+    np.testing.assert_allclose(fraction, sides.prod(-1))
+    for i, j in np.ndindex(9, 9):
+        both = [crops[a][tuple(map(slice, *boxes[a, b]))] for a, b in ((i, j), (j, i))]
+        np.testing.assert_array_equal(both[0], both[1])
+        assert both[0].size == len(np.intersect1d(crops[i], crops[j])) == round(fraction[i, j] * patch.prod())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from nnssl.errors import UserError
 from nnssl.finetuning.intensity import IntensityBridge
-from nnssl.networks.build import backbone_of
+from nnssl.networks.build import backbone_of, pretrained_part, segmentation_of
 from nnssl.networks.heads import LinearHead, NonLinearHead, SegmentationHead, upsampled_to
 from nnssl.networks.pyramid import FeaturePyramid
 
+UNET = "unet"
 _HEADS: dict[str, type[SegmentationHead]] = {"linear": LinearHead, "nonlinear": NonLinearHead}
 
 
@@ -30,7 +31,7 @@ class PyramidSegmentation(nn.Module):
     def __init__(self, backbone: FeaturePyramid, head: SegmentationHead, bridge: IntensityBridge | None) -> None:
         super().__init__()
         self.bridge, self.backbone, self.head = bridge, backbone, head
-        self.frozen = False
+        self.input_channels, self.frozen = backbone.input_channels, False
         self._of_maps = [p for p in backbone.parameters() if p.requires_grad]  # the others would have no gradient
 
     def forward(self, x: Tensor) -> Tensor:
@@ -42,6 +43,20 @@ class PyramidSegmentation(nn.Module):
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             pyramid = self.backbone(x)
         return upsampled_to(self.head(pyramid), self.backbone.strides[0], size)
+
+    def pretrained_tensors(self) -> Mapping[str, Tensor]:
+        """All of the backbone that its maps depend on."""
+        return self.backbone.used_tensors()
+
+    def own_tensors(self) -> Mapping[str, Tensor]:
+        """Backbone and head, without what the maps do not depend on."""
+        idle = tuple(f"backbone.{prefix}" for prefix in self.backbone.unused)
+        return {name: tensor for name, tensor in saved_tensors(self).items() if not name.startswith(idle)}
+
+    def check_patch(self, patch_size: Sequence[int], batch_size: int) -> None:
+        """Raise UserError where the backbone cannot train on such patches, padded."""
+        padded = [-(-size // d) * d for size, d in zip(patch_size, self.backbone.divisor, strict=True)]
+        self.backbone.check_patch(padded, batch_size)
 
     def freeze(self) -> None:
         """Keep the backbone as it is: no gradient, and its normalisation layers stay in evaluation mode."""
@@ -65,30 +80,79 @@ class PyramidSegmentation(nn.Module):
         return self
 
 
+class UNetSegmentation(nn.Module):
+    """Intensity bridge and the plans' whole segmentation network, of which the pretraining fills a part.
+
+    Args:
+        network: From `nnssl.networks.build.segmentation_of`.
+        part: Its pretrained part, see `nnssl.networks.build.pretrained_part`.
+        input_channels: Number of channels of the image.
+        bridge: What gives the image the intensities of the pretraining; None where it has them already.
+    """
+
+    def __init__(
+        self, network: nn.Module, part: Mapping[str, Tensor], input_channels: int, bridge: IntensityBridge | None
+    ) -> None:
+        super().__init__()
+        self.bridge, self.network, self.input_channels = bridge, network, input_channels
+        names = {id(tensor): name for name, tensor in saved_tensors(network).items()}
+        self._part = {name: names[id(tensor)] for name, tensor in part.items()}  # names survive a move to the device
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map an image (B, C, Z, Y, X) in the plans' normalised values to logits (B, num_classes, Z, Y, X)."""
+        logits: Tensor = self.network(x if self.bridge is None else self.bridge(x))
+        return logits
+
+    def pretrained_tensors(self) -> Mapping[str, Tensor]:
+        """What the pretraining fills, by the names of its backbone."""
+        tensors = saved_tensors(self.network)
+        return {name: tensors[own] for name, own in self._part.items()}
+
+    def own_tensors(self) -> Mapping[str, Tensor]:
+        """All of the network."""
+        return saved_tensors(self)
+
+    def check_patch(self, patch_size: Sequence[int], batch_size: int) -> None:
+        """Nothing to check: plans and their network fit, as for nnU-Net's own trainers."""
+
+
 def build_segmentation(
     network: Mapping[str, Any], configuration: dict[str, Any], num_input_channels: int, num_classes: int
-) -> PyramidSegmentation:
+) -> Any:
     """The network that a training and every prediction with it use.
 
     Args:
-        network: `plans["nnssl"]["network"]`: levels ("encoder" or "decoder"), head ("linear" or "nonlinear"), intensity
-            (channels of `IntensityBridge`, or None).
+        network: `plans["nnssl"]["network"]`: levels ("encoder" or "decoder"), head ("linear" and "nonlinear": on the
+            feature maps; "unet": the plans' whole network), intensity (channels of `IntensityBridge`, or None).
         configuration: Resolved 3D configuration of the plans.
         num_input_channels: Number of channels of the image.
         num_classes: Number of output channels.
 
+    Returns:
+        `PyramidSegmentation` or `UNetSegmentation`.
+
     Raises:
         UserError: The plans describe a network of another kind, or a cascade.
     """
-    if network["head"] not in _HEADS:
-        raise UserError(f"the plans name the head {network['head']!r}; choose one of: {', '.join(_HEADS)}")
-    backbone = backbone_of(configuration, network["levels"])
-    if num_input_channels != backbone.input_channels:
+    levels, kind, channels = network["levels"], network["head"], network["intensity"]
+    if kind not in (*_HEADS, UNET):
+        raise UserError(f"the plans name the head {kind!r}; choose one of: {', '.join((*_HEADS, UNET))}")
+    if num_input_channels != len(configuration["normalization_schemes"]):
         raise UserError("the second stage of a cascade also reads the first one's segmentation, which pretraining did "
                         "not; train 3d_fullres or 3d_lowres")  # fmt: skip
-    head = _HEADS[network["head"]](backbone.channels, backbone.strides, num_classes)
-    channels = network["intensity"]
-    return PyramidSegmentation(backbone, head, None if channels is None else IntensityBridge(channels))
+    bridge = None if channels is None else IntensityBridge(channels)
+    if kind == UNET:
+        whole = segmentation_of(configuration, num_classes)
+        return UNetSegmentation(whole, pretrained_part(whole, configuration, levels), num_input_channels, bridge)
+    backbone = backbone_of(configuration, levels)
+    return PyramidSegmentation(backbone, _HEADS[kind](backbone.channels, backbone.strides, num_classes), bridge)
+
+
+def saved_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and persistent buffers by name; a tensor with several names comes once."""
+    saved = module.state_dict(keep_vars=True)
+    everything = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    return {name: tensor for name, tensor in everything.items() if name in saved}
 
 
 def padded_to_multiple(x: Tensor, divisor: tuple[int, int, int]) -> Tensor:

@@ -7,7 +7,6 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from nnunetv2.paths import nnUNet_results
-from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
@@ -16,10 +15,10 @@ from torch.nn.parallel import DistributedDataParallel
 from nnssl.data.check_case import orientation
 from nnssl.errors import UserError
 from nnssl.finetuning.quick_run import apply_settings
-from nnssl.finetuning.segmentation import PyramidSegmentation, build_segmentation
+from nnssl.finetuning.schedules import RateByEpoch, vox2vec_unfreezing_rate
+from nnssl.finetuning.segmentation import build_segmentation
 from nnssl.finetuning.start import Start, find_start, refuse_mixture, write_record
-from nnssl.finetuning.transfer import load_backbone
-from nnssl.finetuning.unfreezing import vox2vec_unfreezing_rate
+from nnssl.finetuning.transfer import load_pretrained
 
 _PAPER_EPOCHS = 150  # of 300 steps: 45,000 steps
 _ORIENTED = 20  # training volumes whose orientation is looked at
@@ -37,7 +36,7 @@ class PretrainedTrainer(nnUNetTrainer):
     """
 
     method: ClassVar[str | None] = None  # the only one whose checkpoints will do
-    head: ClassVar[Literal["linear", "nonlinear"]] = "nonlinear"
+    head: ClassVar[Literal["linear", "nonlinear", "unet"]] = "nonlinear"
     from_scratch: ClassVar[bool] = False
     network: Any
     optimizer: Any
@@ -67,7 +66,7 @@ class PretrainedTrainer(nnUNetTrainer):
         num_output_channels: int,
         enable_deep_supervision: bool = True,
     ) -> nn.Module:
-        """Build the network from the plans alone, as prediction does; there is no deep supervision."""
+        """Build the network from the plans alone, as prediction does."""
         network = plans_manager.plans.get("nnssl", {}).get("network")
         if network is None:
             raise UserError("these plans do not say how the network is built (nnssl: network); predict with the "
@@ -83,9 +82,7 @@ class PretrainedTrainer(nnUNetTrainer):
         refuse_mixture(start, Path(self.output_folder_base), Path(self.output_folder))
         self._block.update(start.block)
         super().initialize()
-        backbone = self.network_module.backbone
-        patch = [-(-p // d) * d for p, d in zip(self.configuration_manager.patch_size, backbone.divisor, strict=True)]
-        backbone.check_patch(patch, self.batch_size)
+        self.network_module.check_patch(self.configuration_manager.patch_size, self.batch_size)
         self._fill(start)
 
     def load_checkpoint(self, filename_or_checkpoint: Any) -> None:
@@ -105,7 +102,7 @@ class PretrainedTrainer(nnUNetTrainer):
         """Adam at a constant rate over what is trained; a frozen backbone is not in it."""
         trained = [p for p in self.network_module.parameters() if p.requires_grad]
         optimiser = torch.optim.Adam(trained, self.initial_lr, weight_decay=self.weight_decay)
-        return optimiser, PolyLRScheduler(optimiser, self.initial_lr, self.num_epochs, exponent=0)
+        return optimiser, RateByEpoch(optimiser, lambda _: self.initial_lr)
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, bool, Any, tuple[int, ...]]:
         """As nnU-Net's, but without mirroring."""
@@ -120,7 +117,7 @@ class PretrainedTrainer(nnUNetTrainer):
         """Do nothing: the heads give one output."""
 
     @property
-    def network_module(self) -> PyramidSegmentation:
+    def network_module(self) -> Any:
         """The network without what DistributedDataParallel and torch.compile wrap around it."""
         module: Any = self.network
         if isinstance(module, DistributedDataParallel):
@@ -158,14 +155,15 @@ class PretrainedTrainer(nnUNetTrainer):
         network, report = self.network_module, None
         self.print_to_log_file(f"Backbone from {start.block['checkpoint']} ({start.block['levels']} levels)")
         if start.source is not None:
-            report = load_backbone(network, start.source, start.advice)
+            report = load_pretrained(network, start.source, start.advice)
             for line in report.lines():
                 self.print_to_log_file(line, add_timestamp=False)
-        trained, backbone = (
-            sum(p.numel() for p in m.parameters() if p.requires_grad) for m in (network, network.backbone)
-        )
-        total = sum(p.numel() for p in network.backbone.parameters())
-        self.print_to_log_file(f"{trained:,} trainable parameters, {backbone:,} of them in the backbone of {total:,}")
+        trained = {id(p): p.numel() for p in network.parameters() if p.requires_grad}
+        pretrained = network.pretrained_tensors().values()
+        of_backbone = sum(trained.get(id(tensor), 0) for tensor in pretrained)
+        backbone = sum(tensor.numel() for tensor in pretrained if isinstance(tensor, nn.Parameter))
+        self.print_to_log_file(f"{sum(trained.values()):,} trainable parameters, {of_backbone:,} of them among the "
+                               f"{backbone:,} of the backbone")  # fmt: skip
         if self.local_rank == 0:
             write_record(start, report, Path(self.output_folder))
 

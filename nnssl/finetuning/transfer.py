@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nnssl.errors import UserError
 from nnssl.finetuning.pretrained import Pretrained
-from nnssl.networks.pyramid import FeaturePyramid
 
 _NAMED = 3  # tensors that a message names
 
@@ -45,30 +45,41 @@ class TransferReport:
         ]
 
 
-def load_backbone(network: nn.Module, source: Pretrained, advice: str) -> TransferReport:
-    """Give the network's `backbone` (a `FeaturePyramid`) the pretrained values.
+class PretrainedNetwork(Protocol):
+    """A network of which a part is pretrained (`nnssl.finetuning.segmentation`)."""
 
-    All tensors that the maps depend on have to be there with their shapes. The only exception is the first convolution:
-    weights of one channel are shared evenly among several, so that equal channels give what the one gave.
+    input_channels: int
+
+    def pretrained_tensors(self) -> Mapping[str, Tensor]:
+        """Its pretrained part, by the names of the pretraining's backbone; every tensor once."""
+
+    def own_tensors(self) -> Mapping[str, Tensor]:
+        """Every tensor that its state dict holds and its logits depend on, once, by its name there."""
+
+
+def load_pretrained(network: PretrainedNetwork, source: Pretrained, advice: str) -> TransferReport:
+    """Give the network's pretrained part the pretrained values; the rest of it stays fresh.
+
+    All tensors of that part have to be there with their shapes. The only exception are convolutions that read the
+    image: weights of one channel are shared evenly among several, so that equal channels give what the one gave.
 
     Args:
-        network: with the attribute `backbone`; the rest of it stays fresh.
+        network: what to load into.
         source: what to load.
         advice: what to do when the architectures differ, as the end of a sentence.
 
     Raises:
         UserError: another architecture, with the first differing tensors and their shapes, or nothing to load.
     """
-    backbone: FeaturePyramid = network.backbone  # type: ignore[assignment]
-    report, given = TransferReport(), dict(source.backbone)
-    wanted, different = backbone.used_tensors(), []
+    report, wanted, given = TransferReport(), network.pretrained_tensors(), source.backbone
     values: dict[str, Tensor] = {}
+    different = []
     for name, tensor in wanted.items():
         found = given.get(name)
         if found is not None and found.shape == tensor.shape:
             values[name], report.loaded[name] = found, tensor.numel()
-        elif found is not None and _widens_input(found.shape, tensor.shape, backbone.input_channels):
-            values[name] = found.expand(tensor.shape) / backbone.input_channels
+        elif found is not None and _widens_input(found.shape, tensor.shape, network.input_channels):
+            values[name] = found.expand(tensor.shape) / network.input_channels
             report.adapted[name] = tensor.numel()
         else:
             shape = "no such tensor" if found is None else tuple(found.shape)
@@ -83,15 +94,15 @@ def load_backbone(network: nn.Module, source: Pretrained, advice: str) -> Transf
         for name, tensor in wanted.items():
             tensor.copy_(values[name])
     used = {id(tensor) for tensor in wanted.values()}
-    idle = tuple(f"backbone.{prefix}" for prefix in backbone.unused)
-    of_network, saved = {**dict(network.named_parameters()), **dict(network.named_buffers())}, network.state_dict()
-    report.fresh = {
-        n: t.numel() for n, t in of_network.items() if id(t) not in used and n in saved and not n.startswith(idle)
-    }
-    names = backbone.state_dict(keep_vars=True)  # every name of every tensor: a shared one has several
-    report.unused = {n: t.numel() for n, t in given.items() if n not in names or id(names[n]) not in used}
-    report.unused.update(source.others)
+    report.fresh = {n: t.numel() for n, t in network.own_tensors().items() if id(t) not in used}
+    report.unused = {n: t.numel() for n, t in _once(given).items() if n not in wanted} | source.others
     return report
+
+
+def _once(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict without the further names of shared tensors (a checkpoint keeps them shared)."""
+    first: dict[int, str] = {}
+    return {n: t for n, t in state.items() if first.setdefault(t.data_ptr(), n) == n or not t.numel()}
 
 
 def _widens_input(found: Sequence[int], wanted: Sequence[int], channels: int) -> bool:

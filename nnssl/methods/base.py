@@ -61,6 +61,7 @@ class MethodConfig:
     weight_decay: float = 0.0
     momentum: float = 0.9  # of SGD
     betas: tuple[float, float] = (0.9, 0.999)  # of Adam and AdamW
+    amsgrad: bool = False  # of Adam and AdamW: divide by the largest second moment so far
     schedule: Literal["constant", "cosine"] = "constant"
     warmup_steps: int = 0
     gradient_clip: float | None = 1.0  # norm over all parameters; None: no clipping
@@ -116,7 +117,9 @@ class StepOutput:
 class Panel:
     """One picture of `views.png`: an image (rows, columns) with numbered points (row, column) and boxes on it.
 
-    Boxes are (row, column, height, width) in pixels; `aspect` is the height of a pixel over its width.
+    Boxes are (row, column, height, width) in pixels, each in a colour of its own; `frames` are boxes drawn thin and
+    white beneath them, such as a grid. `texts` are (text, row, column) of their centres. `aspect` is the height of a
+    pixel over its width.
     """
 
     image: np.ndarray
@@ -125,6 +128,8 @@ class Panel:
     boxes: Sequence[tuple[float, float, float, float]] = ()
     aspect: float = 1.0
     values: tuple[float, float] | None = field(default=None)  # black and white point; None: the image's own range
+    frames: Sequence[tuple[float, float, float, float]] = ()
+    texts: Sequence[tuple[str, float, float]] = ()
 
 
 class Method(nn.Module):

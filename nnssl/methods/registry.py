@@ -12,6 +12,8 @@ if TYPE_CHECKING:  # a method imports torch, and `--help` only needs the names
 
 _METHODS = {
     "vox2vec": "nnssl.methods.vox2vec:Vox2vec",
+    "voco": "nnssl.methods.voco:VoCo",
+    "pimpic": "nnssl.methods.pimpic:Pimpic",
 }
 
 

@@ -2,21 +2,53 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import deepcopy
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from nnssl.errors import UserError
 from nnssl.networks.fpn import FPN3d
 from nnssl.networks.fpn_unet import FPN3dUNet, check_strides
+from nnssl.networks.pimpic_unet import PimpicUNet, pimpic_pyramid
 from nnssl.networks.pyramid import FeaturePyramid
+from nnssl.networks.swin import SwinPyramid, SwinUNETR, check_swin_strides
 from nnssl.networks.unet import UNetPyramid
 
-_FPN_NAME = f"{FPN3dUNet.__module__}.{FPN3dUNet.__qualname__}"
+Levels = Literal["encoder", "decoder"]
+
 _UNET_CLASSES = ("PlainConvUNet", "ResidualEncoderUNet", "ResidualUNet")
 # The segmentation layers are no part of a backbone, whatever their number of classes.
 _ANY_NUMBER_OF_CLASSES = 2
+
+
+class _OwnNetwork(NamedTuple):
+    """A network of this package: what plans name, and the same as a pyramid."""
+
+    segmentation: type[nn.Module]  # (input_channels, num_classes, **arch_kwargs)
+    pyramid: Callable[..., FeaturePyramid]  # (input_channels, levels, **arch_kwargs)
+
+
+def _fpn(input_channels: int, levels: Levels, strides: Any, num_scales: int, **arguments: Any) -> FeaturePyramid:
+    check_strides(strides, num_scales)
+    return FPN3d(input_channels, num_scales=num_scales, levels=levels, **arguments)
+
+
+def _swin(input_channels: int, levels: Levels, strides: Any, **arguments: Any) -> FeaturePyramid:
+    check_swin_strides(strides)
+    return SwinPyramid(input_channels, levels=levels, **arguments)
+
+
+_OWN = {
+    f"{own.segmentation.__module__}.{own.segmentation.__qualname__}": own
+    for own in (
+        _OwnNetwork(FPN3dUNet, _fpn),
+        _OwnNetwork(SwinUNETR, _swin),
+        _OwnNetwork(PimpicUNet, pimpic_pyramid),
+    )
+}
 
 
 def build_network(plans: dict[str, Any], configuration: str, num_classes: int) -> nn.Module:
@@ -34,14 +66,45 @@ def build_network(plans: dict[str, Any], configuration: str, num_classes: int) -
     Raises:
         UserError: The configuration is missing or two-dimensional.
     """
-    resolved = resolve_configuration(plans, configuration)
-    if _network_name(resolved) == _FPN_NAME:
-        input_channels = len(resolved["normalization_schemes"])
-        return FPN3dUNet(input_channels, num_classes, **resolved["architecture"]["arch_kwargs"])
-    return _build_with_nnunet(resolved, num_classes)
+    return segmentation_of(resolve_configuration(plans, configuration), num_classes)
 
 
-def build_backbone(plans: dict[str, Any], configuration: str, levels: Literal["encoder", "decoder"]) -> FeaturePyramid:
+def segmentation_of(resolved: dict[str, Any], num_classes: int) -> nn.Module:
+    """Build the segmentation network of a resolved 3D configuration, see `build_network`."""
+    own = _OWN.get(_network_name(resolved))
+    if own is None:
+        return _build_with_nnunet(resolved, num_classes)
+    input_channels = len(resolved["normalization_schemes"])
+    return own.segmentation(input_channels, num_classes, **resolved["architecture"]["arch_kwargs"])
+
+
+def pretrained_part(network: nn.Module, resolved: dict[str, Any], levels: Levels) -> dict[str, Tensor]:
+    """Parameters and buffers of a segmentation network that a pretraining fills.
+
+    Args:
+        network: From `segmentation_of`.
+        resolved: The configuration that it was built from.
+        levels: Of the pretraining.
+
+    Returns:
+        The network's tensors, by their names in the pyramid of `backbone_of`; one with several names comes once.
+    """
+    with torch.device("meta"):  # for the names only
+        pyramid = backbone_of(resolved, levels)
+    tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+    return {name: tensors[name_in_network(name)] for name in pyramid.used_tensors()}
+
+
+def name_in_network(name: str) -> str:
+    """What a pyramid's tensor is called in the segmentation network.
+
+    `UNetPyramid` holds that network; the networks of this package hold their pyramid.
+    """
+    held = "network."
+    return name[len(held) :] if name.startswith(held) else f"backbone.{name}"
+
+
+def build_backbone(plans: dict[str, Any], configuration: str, levels: Levels) -> FeaturePyramid:
     """Build the network of the plans as a feature pyramid, see `backbone_of`.
 
     Args:
@@ -55,25 +118,24 @@ def build_backbone(plans: dict[str, Any], configuration: str, levels: Literal["e
     return backbone_of(resolve_configuration(plans, configuration), levels)
 
 
-def backbone_of(resolved: dict[str, Any], levels: Literal["encoder", "decoder"]) -> FeaturePyramid:
+def backbone_of(resolved: dict[str, Any], levels: Levels) -> FeaturePyramid:
     """Build the network of a resolved 3D configuration as a feature pyramid.
 
     Returns:
-        `UNetPyramid` around a U-Net of dynamic_network_architectures, or `FPN3d` for plans that name `FPN3dUNet`.
+        `UNetPyramid` around a U-Net of dynamic_network_architectures; `FPN3d`, `SwinPyramid` or `Pimpic3d` for plans
+        that name `FPN3dUNet`, `SwinUNETR` or `PimpicUNet`.
 
     Raises:
         UserError: Its network is of another kind.
     """
     name = _network_name(resolved)
-    if name == _FPN_NAME:
-        arguments = resolved["architecture"]["arch_kwargs"]
-        check_strides(arguments["strides"], arguments["num_scales"])
+    if name in _OWN:
         input_channels = len(resolved["normalization_schemes"])
-        return FPN3d(input_channels, arguments["base_channels"], arguments["num_scales"], levels)
+        return _OWN[name].pyramid(input_channels, levels, **resolved["architecture"]["arch_kwargs"])
     if name.rsplit(".", 1)[-1] not in _UNET_CLASSES:
         raise UserError(
             f"The network {name} of the plans is not supported: use plans whose network is one of "
-            f"{', '.join(_UNET_CLASSES)} (dynamic_network_architectures) or {_FPN_NAME}."
+            f"{', '.join(_UNET_CLASSES)} (dynamic_network_architectures), {' or '.join(_OWN)}."
         )
     return UNetPyramid(_build_with_nnunet(resolved, _ANY_NUMBER_OF_CLASSES), levels)
 

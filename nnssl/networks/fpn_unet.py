@@ -55,12 +55,15 @@ class SegmentationLayers(nn.Module):
         channels: Number of channels of each level, finest first.
         num_classes: Number of output channels.
         deep_supervision: Return the logits of all levels; nnU-Net switches this attribute.
+        kernel_size: Of the layers, odd.
     """
 
-    def __init__(self, channels: Sequence[int], num_classes: int, deep_supervision: bool) -> None:
+    def __init__(self, channels: Sequence[int], num_classes: int, deep_supervision: bool, kernel_size: int = 1) -> None:
         super().__init__()
         self.deep_supervision = deep_supervision
-        self.seg_layers = nn.ModuleList(nn.Conv3d(c, num_classes, 1) for c in reversed(channels))
+        self.seg_layers = nn.ModuleList(
+            nn.Conv3d(c, num_classes, kernel_size, padding=kernel_size // 2) for c in reversed(channels)
+        )
 
     def forward(self, pyramid: list[Tensor]) -> Tensor | list[Tensor]:
         """Return the logits of the finest level, or with deep supervision of every level, finest first."""
@@ -71,7 +74,7 @@ class SegmentationLayers(nn.Module):
 
 
 def check_strides(strides: Sequence[Sequence[int]], num_scales: int) -> None:
-    """Make sure that the strides of the plans are those of `FPN3d`: 1, then 2 on every axis.
+    """Make sure that the strides of the plans are 1, then 2 on every axis.
 
     Raises:
         UserError: They are not.
@@ -79,5 +82,5 @@ def check_strides(strides: Sequence[Sequence[int]], num_scales: int) -> None:
     expected = [[1, 1, 1]] + [[2, 2, 2]] * (num_scales - 1)
     if [list(stride) for stride in strides] != expected:
         raise UserError(
-            f"FPN3dUNet halves every axis at every scale: set `strides` in the architecture of the plans to {expected}."
+            f"This network halves every axis at each scale: set `strides` in the plans' architecture to {expected}."
         )

@@ -35,8 +35,9 @@ class _Synchronised(_BatchNorm):
     """The forward pass that the three layers share.
 
     In training with several ranks mean and variance are those of all ranks' rows (ranks may have different numbers of
-    rows), and the running variance takes the unbiased one, as in nn.BatchNorm; else this is nn.BatchNorm. The gradients
-    of weight and bias are this rank's share, as torch.nn.parallel.DistributedDataParallel expects.
+    rows), and the running variance takes the unbiased one, as in nn.BatchNorm; else, and where no rank has a row, this
+    is nn.BatchNorm. The gradients of weight and bias are this rank's share, as
+    torch.nn.parallel.DistributedDataParallel expects.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -48,7 +49,10 @@ class _Synchronised(_BatchNorm):
         if not self.training or world_size() == 1:
             return super().forward(x)
         self._check_input_dim(x)
-        mean, squares, count = _global_statistics(x)
+        statistics = _global_statistics(x)
+        if statistics is None:
+            return super().forward(x)  # which leaves the running statistics of no rows as they are
+        mean, squares, count = statistics
         variance = squares / count
         if self.track_running_stats:
             self._update_running(mean, squares / (count - 1))
@@ -85,8 +89,11 @@ _SYNCHRONISED: dict[type[_BatchNorm], type[_Synchronised]] = {
 
 
 @torch.no_grad()
-def _global_statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean (C,), sum of squared deviations from it (C,) and values a channel () over all ranks, in float64."""
+def _global_statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Mean (C,), sum of squared deviations from it (C,) and values a channel () over all ranks, in float64.
+
+    None where no rank has a value.
+    """
     channels = x.shape[1]
     count = x.numel() // channels
     mine = torch.zeros(2 * channels + 1, dtype=torch.float64, device=x.device)
@@ -98,6 +105,8 @@ def _global_statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     means, squares, counts = rows[:, :channels], rows[:, channels:-1], rows[:, -1:]
     total = counts.sum()
     # A total of one can only be where no rank has two, so that most calls need not wait for the device here.
+    if count == 0 and total == 0:
+        return None
     if count < 2 and total < 2:
         raise ValueError(
             f"Expected more than 1 value per channel on all ranks together when training, got {list(x.shape)} here"
@@ -133,11 +142,14 @@ class _Normalise(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, scale, mean, variance, count = ctx.saved_tensors
-        # torch's fused backward pass with the statistics held fixed: its gradients of weight and bias are the two sums
-        # over rows that the statistics' share needs as well.
-        through_x, for_scale, for_shift = torch.ops.aten.native_batch_norm_backward(
-            gradient, x, scale, mean, variance, None, None, False, ctx.eps, [True, True, True]
-        )
+        if x.numel():
+            # torch's fused backward pass with the statistics held fixed: its gradients of weight and bias are the two
+            # sums over rows that the statistics' share needs as well.
+            through_x, for_scale, for_shift = torch.ops.aten.native_batch_norm_backward(
+                gradient, x, scale, mean, variance, None, None, False, ctx.eps, [True, True, True]
+            )
+        else:  # it divides by the number of rows and ends the process; the other ranks still wait for the sums
+            through_x, for_scale, for_shift = torch.zeros_like(x), torch.zeros_like(scale), torch.zeros_like(scale)
         sums = all_reduce_sum(torch.stack([for_scale, for_shift])) / count
         slope = -scale * torch.rsqrt(variance + ctx.eps)
         through_x += functional.batch_norm(x, mean, variance, slope * sums[0], slope * sums[1], False, 0.0, ctx.eps)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from nnssl.errors import UserError
 from nnssl.methods.registry import get_method
-from nnssl.networks.build import build_backbone, build_network
+from nnssl.networks.build import name_in_network, pretrained_part, resolve_configuration, segmentation_of
 from nnssl.pretraining.checkpoint import FINAL, load_checkpoint, save_checkpoint
 
 NNUNET_WEIGHTS = "nnunet_weights.pth"
@@ -59,15 +59,14 @@ def pretrained_network(checkpoint: dict[str, Any], path: Path) -> tuple[nn.Modul
         UserError: a tensor of the pretrained part is missing, has another shape, or differs under its other names.
     """
     plans, configuration = checkpoint["plans"], checkpoint["configuration"]
-    with torch.device("meta"):  # for the names only
-        backbone = build_backbone(plans, configuration, get_method(checkpoint["method"]).levels)
+    resolved = resolve_configuration(plans, configuration)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(checkpoint["config"]["seed"])
-        network = build_network(plans, configuration, _CLASSES)
+        network = segmentation_of(resolved, _CLASSES)
     state: dict[str, Tensor] = checkpoint["method_state"]
-    given = {_in_network(k[len(_BACKBONE) :]): v for k, v in state.items() if k.startswith(_BACKBONE)}
-    pretrained = {name: tensor for name, tensor in _tensors(network).items()
-                  if name in {_in_network(n) for n in backbone.used_tensors()}}  # fmt: skip
+    given = {name_in_network(k[len(_BACKBONE) :]): v for k, v in state.items() if k.startswith(_BACKBONE)}
+    part = pretrained_part(network, resolved, get_method(checkpoint["method"]).levels)
+    pretrained = {name_in_network(name): tensor for name, tensor in part.items()}
     wrong = [k for k, v in pretrained.items() if k not in given or given[k].shape != v.shape]
     if wrong or not pretrained:
         raise UserError(f"{NNUNET_WEIGHTS} cannot be made: {path} does not hold the network of its own plans "
@@ -85,12 +84,6 @@ def _check_copies(network: nn.Module, given: dict[str, Tensor], pretrained: dict
     for name, tensor in network.state_dict(keep_vars=True).items():
         if id(tensor) in loaded and name in given and not torch.equal(tensor, given[name]):
             raise UserError(f"{NNUNET_WEIGHTS} cannot be made: {path} holds two different values for {name}")
-
-
-def _in_network(name: str) -> str:
-    """A tensor's name in the segmentation network: `UNetPyramid` holds that network, `FPN3dUNet` holds an `FPN3d`."""
-    held = "network."
-    return name[len(held) :] if name.startswith(held) else _BACKBONE + name
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:

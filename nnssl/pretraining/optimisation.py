@@ -16,9 +16,9 @@ def build_optimiser(config: MethodConfig, parameters: Iterable[nn.Parameter]) ->
     trainable = [p for p in parameters if p.requires_grad]
     rate, decay = config.learning_rate, config.weight_decay
     if config.optimiser == "adam":
-        return optim.Adam(trainable, rate, config.betas, weight_decay=decay)
+        return optim.Adam(trainable, rate, config.betas, weight_decay=decay, amsgrad=config.amsgrad)
     if config.optimiser == "adamw":
-        return optim.AdamW(trainable, rate, config.betas, weight_decay=decay)
+        return optim.AdamW(trainable, rate, config.betas, weight_decay=decay, amsgrad=config.amsgrad)
     return optim.SGD(trainable, rate, config.momentum, weight_decay=decay, nesterov=config.momentum > 0)
 
 

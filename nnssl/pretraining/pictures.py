@@ -68,6 +68,7 @@ def draw_panels(rows: list[list[Panel]], file: Path, title: str) -> None:
 
 def _draw_panel(axis: Axes, panel: Panel) -> None:
     from matplotlib.patches import Rectangle
+    from matplotlib.patheffects import withStroke
 
     low, high = panel.values or (float(panel.image.min()), float(panel.image.max()))
     axis.imshow(panel.image, cmap="gray", vmin=low, vmax=high, aspect=panel.aspect, interpolation="nearest")
@@ -75,9 +76,15 @@ def _draw_panel(axis: Axes, panel: Panel) -> None:
         colour = COLOURS[(number - 1) % len(COLOURS)]
         axis.plot(column, row, "o", markersize=7, markerfacecolor="none", markeredgecolor=colour, markeredgewidth=1.6)
         axis.annotate(str(number), (column, row), (6, 4), textcoords="offset points", color=colour, fontsize=9)
-    for number, (row, column, height, width) in enumerate(panel.boxes):
-        colour = COLOURS[number % len(COLOURS)]
-        axis.add_patch(Rectangle((column - 0.5, row - 0.5), width, height, fill=False, edgecolor=colour))
+    thin = [(box, "white", 0.6) for box in panel.frames]
+    for (row, column, height, width), colour, line in [
+        *thin, *((box, COLOURS[number % len(COLOURS)], 1.5) for number, box in enumerate(panel.boxes))
+    ]:  # fmt: skip
+        corner = (column - 0.5, row - 0.5)
+        axis.add_patch(Rectangle(corner, width, height, fill=False, edgecolor=colour, linewidth=line))
+    for text, row, column in panel.texts:
+        label = axis.text(column, row, text, color="white", fontsize=9, ha="center", va="center")
+        label.set_path_effects([withStroke(linewidth=2, foreground="black")])
     axis.set_title(panel.title, fontsize=10)
 
 

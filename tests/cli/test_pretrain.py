@@ -165,7 +165,7 @@ def test_main__mistakes_are_one_sentence_and_leave_nothing(
     assert "3d_fullres" in _fails(capsys, *tiny, "-c", "2d")
     assert "16,16" in _fails(capsys, *tiny, "-o", "patch_size=16,15,16")
     assert "-device cpu" in _fails(capsys, *run, "-p", "nnsslPlans_tiny")
-    assert "presets: nnsslPlans_tiny, nnsslPlans_vox2vec" in _fails(capsys, *run, "-p", "noPlans", "-device", "cpu")
+    assert "nnsslPlans_voco, nnsslPlans_vox2vec" in _fails(capsys, *run, "-p", "noPlans", "-device", "cpu")
     assert "splits_final.json" in _fails(capsys, *tiny, "-f", "0")
     assert "-f takes all or the number" in _fails(capsys, *tiny, "-f", "7x")
     assert "one voxel a step" in _fails(capsys, *tiny, "-o", "batch_size=1", "voxels_per_pair=1")

@@ -171,7 +171,7 @@ def test_PlanRequest__refuses(options: dict[str, Any]) -> None:
         PlanRequest(**options)
 
 
-PLANS = {
+PLANS: dict[str, Any] = {
     "plans_name": "nnUNetPlans",
     "dataset_name": "D",
     "transpose_forward": [0, 1, 2],
@@ -204,6 +204,16 @@ def test_same_plans__and_merged() -> None:
     both = merged(other, PLANS)  # as nnU-Net's planners: custom configurations survive
     assert both["configurations"]["mine"] == {"inherits_from": "3d_fullres"}
     assert both["configurations"]["3d_fullres"]["batch_size"] == 3
+
+
+def test_same_plans__and_merged_where_plans_name_a_pretraining() -> None:
+    block: dict[str, Any] = {"checkpoint": "a.pth", "method": "vox2vec", "levels": "decoder"}
+    mine = {**PLANS, "nnssl": block}
+    assert same_plans(mine, {**mine, "nnssl": {**block, "num_epochs": 3}}, "3d_fullres")  # a quick run is the user's
+    for other in (PLANS, {**mine, "nnssl": {**block, "checkpoint": "b.pth"}}):
+        assert not same_plans(mine, other, "3d_fullres")
+    one = {**mine, "configurations": {"3d_fullres": {}}}
+    assert merged(one, mine) == one  # the block is about this configuration only
 
 
 def test_load_plans__wrong_files(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 from nnssl.errors import UserError
 from nnssl.finetuning.pretrained import Pretrained, read_pretrained
 from nnssl.finetuning.segmentation import PyramidSegmentation, build_segmentation
-from nnssl.finetuning.transfer import load_backbone
+from nnssl.finetuning.transfer import load_pretrained
 from nnssl.networks.build import resolve_configuration
 from tests.finetuning.plans import small_plans
 from tests.pretrainings import write_pretraining
@@ -28,10 +28,10 @@ def _pretrained(tmp_path: Path, kind: str = "PlainConvUNet", channels: int = 1) 
 
 
 @pytest.mark.parametrize("kind", ["PlainConvUNet", "ResidualEncoderUNet", "FPN3dUNet"])
-def test_load_backbone__gives_every_tensor_of_the_maps(tmp_path: Path, kind: str) -> None:
+def test_load_pretrained__gives_every_tensor_of_the_maps(tmp_path: Path, kind: str) -> None:
     source, network = _pretrained(tmp_path, kind), _network(small_plans(kind))
     fresh = {name: tensor.clone() for name, tensor in network.head.state_dict().items()}
-    report = load_backbone(network, source, "")
+    report = load_pretrained(network, source, "")
     state = network.backbone.state_dict()
     for name, tensor in source.backbone.items():
         assert torch.equal(state[name], tensor) or ".seg_layers." in name
@@ -43,13 +43,13 @@ def test_load_backbone__gives_every_tensor_of_the_maps(tmp_path: Path, kind: str
     assert report.unused.keys() >= source.others.keys()
 
 
-def test_load_backbone__with_the_pretrained_maps(tmp_path: Path) -> None:
+def test_load_pretrained__with_the_pretrained_maps(tmp_path: Path) -> None:
     """What the pretraining's backbone answers is what the network's answers."""
     from nnssl.networks.build import build_backbone
 
     plans = small_plans()
     source, network = _pretrained(tmp_path), _network(plans)
-    load_backbone(network, source, "")
+    load_pretrained(network, source, "")
     backbone = build_backbone(plans, "3d_fullres", "decoder")
     backbone.load_state_dict(source.backbone)
     image = torch.randn(1, 1, 8, 16, 16)
@@ -57,10 +57,10 @@ def test_load_backbone__with_the_pretrained_maps(tmp_path: Path) -> None:
         assert torch.equal(a, b)
 
 
-def test_load_backbone__of_an_encoder_leaves_the_decoder_out(tmp_path: Path) -> None:
+def test_load_pretrained__of_an_encoder_leaves_the_decoder_out(tmp_path: Path) -> None:
     source = replace(_pretrained(tmp_path), levels="encoder")
     network = _network(small_plans(), "encoder")
-    report = load_backbone(network, source, "")
+    report = load_pretrained(network, source, "")
     assert report.loaded
     assert all(name.startswith("network.encoder.") for name in report.loaded)
     assert any(name.startswith("network.decoder.stages.") for name in report.unused)
@@ -68,12 +68,12 @@ def test_load_backbone__of_an_encoder_leaves_the_decoder_out(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("kind", ["PlainConvUNet", "ResidualEncoderUNet", "FPN3dUNet"])
-def test_load_backbone__shares_one_channel_among_several(tmp_path: Path, kind: str) -> None:
+def test_load_pretrained__shares_one_channel_among_several(tmp_path: Path, kind: str) -> None:
     source, network = _pretrained(tmp_path, kind), _network(small_plans(kind, channels=3))
-    report = load_backbone(network, source, "")
+    report = load_pretrained(network, source, "")
     assert len(report.adapted) == 1
     single = _network(small_plans(kind))
-    load_backbone(single, source, "")
+    load_pretrained(single, source, "")
     image = torch.randn(1, 1, 8, 16, 16)
     for a, b in zip(network.eval().backbone(image.expand(1, 3, 8, 16, 16)), single.eval().backbone(image), strict=True):
         torch.testing.assert_close(a, b)
@@ -82,31 +82,31 @@ def test_load_backbone__shares_one_channel_among_several(tmp_path: Path, kind: s
 @pytest.mark.parametrize(
     "other", [small_plans(features=(4, 6, 10)), small_plans(features=(4, 6)), small_plans("ResidualEncoderUNet")]
 )
-def test_load_backbone__names_the_shapes_of_another_architecture(tmp_path: Path, other: dict[str, Any]) -> None:
+def test_load_pretrained__names_the_shapes_of_another_architecture(tmp_path: Path, other: dict[str, Any]) -> None:
     network = _network(other)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     source = _pretrained(tmp_path)
     if other["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["features_per_stage"] == [4, 6]:
         source = replace(source, backbone={k: v for k, v in source.backbone.items() if "stages.1" not in k})
     with pytest.raises(UserError, match=r"holds another network.*in the checkpoint, \(.*\) in these plans.*run this"):
-        load_backbone(network, source, "run this")
+        load_pretrained(network, source, "run this")
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
 
 
-def test_load_backbone__refuses_several_channels_for_one(tmp_path: Path) -> None:
+def test_load_pretrained__refuses_several_channels_for_one(tmp_path: Path) -> None:
     source = _pretrained(tmp_path, channels=2)
     with pytest.raises(UserError, match=r"\(4, 2, 3, 3, 3\) in the checkpoint, \(4, 1, 3, 3, 3\) in these plans"):
-        load_backbone(_network(small_plans()), source, "")
+        load_pretrained(_network(small_plans()), source, "")
 
 
-def test_load_backbone__refuses_a_checkpoint_of_nothing(tmp_path: Path) -> None:
+def test_load_pretrained__refuses_a_checkpoint_of_nothing(tmp_path: Path) -> None:
     source = replace(_pretrained(tmp_path), backbone={})
     with pytest.raises(UserError, match="no such tensor in the checkpoint"):
-        load_backbone(_network(small_plans()), source, "")
+        load_pretrained(_network(small_plans()), source, "")
 
 
 def test_report__has_a_line_a_group(tmp_path: Path) -> None:
-    report = load_backbone(_network(small_plans(channels=2)), _pretrained(tmp_path), "")
+    report = load_pretrained(_network(small_plans(channels=2)), _pretrained(tmp_path), "")
     lines = report.lines()
     assert [line.split(":")[0] for line in lines] == ["loaded", "adapted", "fresh", "unused"]
     assert "1 tensors" in lines[1]

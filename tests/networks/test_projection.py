@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from nnssl.losses.normalise import l2_normalise
-from nnssl.networks.projection import projection_head
+from nnssl.networks.projection import batch_statistics_head, projection_head
 from tests.networks.helpers import count_parameters, fill_by_rule, input_by_rule, load_reference
 
 
@@ -17,6 +17,20 @@ def test_projection_head__gives_the_official_vectors() -> None:
     output = l2_normalise(fill_by_rule(projection_head(6, 6, 3))(input_by_rule(vector["input"])))
     expected = torch.tensor(vector["out"], dtype=torch.float64)
     torch.testing.assert_close(output, expected, rtol=0, atol=1e-7)
+
+
+def test_batch_statistics_head__gives_the_official_vectors_in_training_and_evaluation() -> None:
+    vector = load_reference("voco.json")["projection_head(6,5,4)"]
+    head = fill_by_rule(batch_statistics_head(6, 5, 4))
+    expected = torch.tensor(vector["out"], dtype=torch.float64)
+    for mode in (True, False):  # there are no running statistics
+        output = head.train(mode)(input_by_rule(vector["input"]))
+        torch.testing.assert_close(output, expected, rtol=0, atol=1e-9)
+    assert not list(head.buffers())
+
+
+def test_batch_statistics_head__has_the_published_size() -> None:
+    assert count_parameters(batch_statistics_head(1152, 2048, 2048)) == 10_754_048
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from nnssl.errors import UserError
-from nnssl.methods.base import Batch, StepOutput
-from nnssl.methods.registry import method_names
+from nnssl.methods.base import Batch, Method, StepOutput
+from nnssl.methods.registry import get_method, method_names
 from nnssl.methods.vox2vec import Vox2vec
 from nnssl.pretraining.checkpoint import FINAL, LATEST, load_checkpoint
 from nnssl.pretraining.loop import Pretraining
@@ -50,23 +50,26 @@ def test_run__every_method_writes_its_files_and_moves_its_weights(tmp_path: Path
     assert rows[0]["embedding_std"] > 0
 
 
-@pytest.mark.parametrize("stop_after", [1, 3, 4])
+@pytest.mark.parametrize(
+    ("method", "stop_after"), [("vox2vec", 1), ("vox2vec", 3), *((name, 4) for name in method_names())]
+)
 def test_run__interrupted_and_resumed_ends_bitwise_as_uninterrupted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_after: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, stop_after: int
 ) -> None:
-    whole = make_setup(tmp_path / "whole", schedule="cosine", warmup_steps=2)
+    whole = make_setup(tmp_path / "whole", method, schedule="cosine", warmup_steps=2)
     Pretraining(whole, CPU).run()
 
-    parts = make_setup(tmp_path / "parts", schedule="cosine", warmup_steps=2)
+    parts = make_setup(tmp_path / "parts", method, schedule="cosine", warmup_steps=2)
     run = Pretraining(parts, CPU)
-    after_step = Vox2vec.after_step
+    method_class = get_method(method)
+    after_step = method_class.after_step
 
-    def stop(self: Vox2vec, step: int) -> None:
+    def stop(self: Method, step: int) -> None:
         after_step(self, step)
         if step + 1 == stop_after:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(Vox2vec, "after_step", stop)
+    monkeypatch.setattr(method_class, "after_step", stop)
     with pytest.raises(Interrupted, match="--c"):
         run.run()
     monkeypatch.undo()

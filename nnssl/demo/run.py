@@ -1,0 +1,92 @@
+"""The demo: data that it draws, the commands a user would type, and what came of them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from nnssl.demo.datasets import LABELLED, UNLABELLED, write_labelled, write_unlabelled
+from nnssl.demo.execute import duration, run_step
+from nnssl.demo.record import Record
+from nnssl.demo.report import Score, read_scores, remove_report, write_report
+from nnssl.demo.steps import RANDOM, Folders, demo_steps
+from nnssl.errors import UserError
+from nnssl.methods.registry import method_names
+
+_SCANS, _TRAINING, _VALIDATION, _TEST = 24, 3, 1, 6
+
+log = logging.getLogger("nnssl")
+
+
+def run_demo(
+    folder: Path | str, method: str = "vox2vec", seeds: Sequence[int] = (0,), device: str = "cpu"
+) -> list[Score]:
+    """Pretrain on drawn torso CTs, probe with a few labels, predict, evaluate, and compare with random weights.
+
+    Every command is logged before it runs. What a demo in the same folder has finished is kept, so that an interrupted
+    one goes on; `report.md`, `dice.csv` and `comparison.png` are written when everything is done.
+
+    Args:
+        folder: made if it is missing; all three nnU-Net folders lie in it.
+        method: of the pretraining.
+        seeds: one pretraining and two probes for each; the data are the same.
+        device: "cpu" or "cuda"; the sizes are for two CPU cores.
+
+    Returns:
+        Dice of every organ and their mean, for each seed, with the pretrained and with the random frozen network.
+
+    Raises:
+        UserError: the folder holds something else, or a demo with other settings; or a command fails.
+    """
+    _check(method, seeds)
+    record = Record.open(Path(folder).absolute(), {"method": method, "device": device})
+    remove_report(record.home)  # nobody shall take an earlier one for this demo's
+    steps = demo_steps(record.home, method, tuple(seeds), device)
+    _make_data(steps[0].folders, record)
+    for number, step in enumerate(steps, 1):
+        log.info(f"\n[{number}/{len(steps)}] {step.title}")
+        run_step(step, record)
+    scores = [
+        score
+        for seed in seeds
+        for backbone in (method, RANDOM)
+        for score in read_scores(Folders(record.home, seed).summary(backbone), seed, backbone)
+    ]
+    commands = [(step.line(), record.seconds[step.key]) for step in steps]
+    caption = (f"Dice on {_TEST} test scans: a linear head on the frozen network, trained with {_TRAINING} labelled "
+               f"scans")  # fmt: skip
+    report = write_report(steps[0].folders, scores, (method, RANDOM), caption, commands)
+    total = record.seconds["data"] + sum(seconds for _, seconds in commands)
+    log.info(f"\n{report}\n\neverything together took {duration(total)}")
+    return scores
+
+
+def _check(method: str, seeds: Sequence[int]) -> None:
+    if method not in method_names():
+        raise UserError(f"there is no method {method!r}; choose one of: {', '.join(method_names())}")
+    if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
+        raise UserError("the demo needs one or more different seeds, such as -seeds 3 for 0, 1 and 2")
+
+
+def _make_data(folders: Folders, record: Record) -> None:
+    """Both raw datasets, and nnU-Net's file that leaves few labelled scans for the training."""
+    log.info(
+        f"Draw torso CTs, in nnU-Net's raw format:\n"
+        f"  {UNLABELLED}: {_SCANS} scans without labels\n"
+        f"  {LABELLED}: {_TRAINING} labelled scans to train with and {_VALIDATION} to validate (splits_final.json says "
+        f"which), {_TEST} to test"
+    )
+    if "data" not in record.finished:
+        began = time.monotonic()
+        write_unlabelled(folders.raw, _SCANS)
+        dataset = write_labelled(folders.raw, _TRAINING + _VALIDATION, _TEST)
+        cases = sorted(file.name.removesuffix(".nii.gz") for file in (dataset / "labelsTr").iterdir())
+        folders.splits.parent.mkdir(parents=True, exist_ok=True)
+        folders.splits.write_text(json.dumps([{"train": cases[:_TRAINING], "val": cases[_TRAINING:]}], indent=2))
+        record.spend("data", time.monotonic() - began, anew=True)
+        record.finish("data")
+    for name, value in folders.environment().items():
+        log.info(f"$ export {name}={value}")

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from nnssl.cli import plan_and_preprocess, pretrain, transfer
+from nnssl.demo.steps import Folders, demo_steps
+from nnssl.methods.options import override
+from nnssl.methods.registry import get_method
+
+PARSERS = {
+    "nnssl_plan_and_preprocess": plan_and_preprocess.parser,
+    "nnssl_pretrain": pretrain.parser,
+    "nnssl_transfer": transfer.parser,
+}
+
+
+def test_demo_steps__the_commands_of_one_seed_in_order(tmp_path: Path) -> None:
+    steps = demo_steps(tmp_path, "vox2vec", (0,), "cpu")
+    assert [step.command[0] for step in steps] == [
+        "nnssl_plan_and_preprocess", "nnssl_pretrain", "nnssl_transfer", "nnssl_transfer",
+        *["nnUNetv2_train", "nnUNetv2_predict", "nnUNetv2_evaluate_folder"] * 2,
+    ]  # fmt: skip
+    assert len({step.key for step in steps}) == len(steps)
+    train = [step for step in steps if step.command[0] == "nnUNetv2_train"]
+    first = " ".join(train[0].command)
+    assert first.startswith("nnUNetv2_train 17 3d_fullres 0 -tr nnUNetTrainer_SSLLinearProbe")
+    # both probes differ in nothing but the plans, which name the weights
+    assert train[1].command == tuple(shlex.split(first.replace("From500_vox2vec", "From500_random")))
+    assert train[0].variables == train[1].variables and "nnssl_num_epochs" in train[0].variables
+
+
+def test_demo_steps__our_commands_understand_their_arguments(tmp_path: Path) -> None:
+    for step in demo_steps(tmp_path, "vox2vec", (0, 1), "cpu"):
+        if step.command[0] in PARSERS:
+            arguments = PARSERS[step.command[0]]().parse_args(list(step.command[1:]))
+            if step.command[0] == "nnssl_pretrain":
+                override(get_method("vox2vec").config_class(), arguments.options)
+
+
+def test_demo_steps__a_seed_has_results_of_its_own_and_shares_the_data(tmp_path: Path) -> None:
+    one, two = demo_steps(tmp_path, "vox2vec", (0,), "cpu"), demo_steps(tmp_path, "vox2vec", (0, 1), "cpu")
+    assert [step.key for step in two[: len(one)]] == [step.key for step in one]  # so that a demo can be extended
+    added = two[len(one) :]
+    assert [step.command[0] for step in added if step.command[0].startswith("nnssl")] == ["nnssl_pretrain"]
+    assert "seed=1" in added[0].command
+    assert {step.folders.results for step in added} == {tmp_path / "nnUNet_results_seed1"}
+    assert {step.folders.preprocessed for step in two} == {tmp_path / "nnUNet_preprocessed"}
+    products = [step.product for step in two if step.product]
+    assert len(set(products)) == len(products)
+
+
+def test_folders__predictions_are_those_that_are_evaluated(tmp_path: Path) -> None:
+    folders = Folders(tmp_path, 2)
+    assert folders.summary("random").parent == folders.predictions("random")
+    steps = {step.key: step for step in demo_steps(tmp_path, "vox2vec", (2,), "cpu")}
+    out = str(folders.predictions("random"))
+    assert out in steps["predict_random_seed2"].command and out in steps["evaluate_random_seed2"].command
+
+
+def test_line__can_be_typed_into_a_shell(tmp_path: Path) -> None:
+    home = tmp_path / "with space"
+    for step in demo_steps(home, "vox2vec", (0,), "cpu"):
+        words = shlex.split(step.line())
+        assert tuple(words[len(step.variables) :]) == step.command
+        assert dict(word.split("=", 1) for word in words[: len(step.variables)]) == step.variables

@@ -1,0 +1,44 @@
+"""Volumes, options and batches of PiMPiC's tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nnssl.data.volumes import BloscVolume
+from nnssl.geometry import overlaps_of_patches
+from nnssl.methods.base import Batch
+from nnssl.methods.pimpic import Pimpic, PimpicConfig
+from tests.volumes import CT, add_volume, index_volume, make_folder
+
+
+def small_config(**changed: Any) -> PimpicConfig:
+    small = {"patch_size": (8, 8, 8), "crops": 5, "pim_hidden_dim": 8, "pic_hidden_dim": 8, "projection_dim": 8}
+    return PimpicConfig(**{**small, **changed})
+
+
+def numbered_volume(
+    root: Path, size: tuple[int, int, int] = (20, 24, 22), channels: tuple[Any, ...] = (CT,)
+) -> BloscVolume:
+    """Values are the linear index, 0 is the padding."""
+    folder = make_folder(root, channels)
+    add_volume(folder, "a", index_volume(size, len(channels)) + 1)
+    return folder.open("a")
+
+
+def random_batch(root: Path, config: PimpicConfig, channels: tuple[Any, ...] = (CT,), volumes: int = 2) -> Batch:
+    folder, rng = make_folder(root, channels), np.random.default_rng(0)
+    for i in range(volumes):
+        add_volume(folder, f"case_{i}", rng.random((len(channels), 20, 24, 22)))
+    samples = [Pimpic.sample(folder.open(f"case_{i}", i), config, np.random.default_rng(i)) for i in range(volumes)]
+    return Pimpic.collate(samples)
+
+
+def crops_at(starts: list[list[int]], config: PimpicConfig) -> Batch:
+    """Crops of noise at given places."""
+    overlap, boxes = overlaps_of_patches(np.array(starts), config.patch_size or ())
+    crops = np.random.default_rng(0).random((len(starts), 1, *(config.patch_size or ())), dtype=np.float32)
+    pairs = np.argwhere(np.triu(overlap >= config.least_overlap, k=1))
+    return Pimpic.collate([{"crops": crops, "overlap": overlap, "boxes": boxes, "pairs": pairs}])
