@@ -38,6 +38,11 @@ class PretrainedTrainer(nnUNetTrainer):
     method: ClassVar[str | None] = None  # the only one whose checkpoints will do
     head: ClassVar[Literal["linear", "nonlinear", "unet"]] = "nonlinear"
     from_scratch: ClassVar[bool] = False
+    mirrors: ClassVar[bool] = False
+    rate: ClassVar[float] = 3e-4
+    decay: ClassVar[float] = 0.0
+    epochs: ClassVar[int] = _PAPER_EPOCHS
+    steps: ClassVar[int] = 300  # an epoch
     network: Any
     optimizer: Any
     lr_scheduler: Any
@@ -51,10 +56,9 @@ class PretrainedTrainer(nnUNetTrainer):
         device: torch.device = torch.device("cuda"),  # noqa: B008  (as in nnU-Net, which reads the signature)
     ) -> None:
         super().__init__(plans, configuration, fold, dataset_json, device)
-        self.initial_lr = 3e-4
-        self.weight_decay = 0.0
+        self.initial_lr, self.weight_decay = self.rate, self.decay
         self.enable_deep_supervision = False  # the heads give one output
-        self.num_epochs, self.num_iterations_per_epoch = _PAPER_EPOCHS, 300
+        self.num_epochs, self.num_iterations_per_epoch = self.epochs, self.steps
         apply_settings(self, self._block)
         self._goes_on = False  # with a checkpoint of this trainer
 
@@ -105,10 +109,11 @@ class PretrainedTrainer(nnUNetTrainer):
         return optimiser, RateByEpoch(optimiser, lambda _: self.initial_lr)
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, bool, Any, tuple[int, ...]]:
-        """As nnU-Net's, but without mirroring."""
-        rotation, flat, initial_patch_size, _ = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
-        self.inference_allowed_mirroring_axes = None
-        return rotation, flat, initial_patch_size, ()
+        """As nnU-Net's, but without mirroring unless the trainer `mirrors`."""
+        rotation, flat, size, axes = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        if not self.mirrors:
+            axes, self.inference_allowed_mirroring_axes = (), None
+        return rotation, flat, size, axes
 
     def prepare_optimiser(self, groups: int) -> None:
         """Make the optimiser ready for the state of one with so many parameter groups."""
@@ -213,10 +218,11 @@ class FinetuneTrainer(PretrainedTrainer):
         return super().train_step(batch)
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, bool, Any, tuple[int, ...]]:
-        """As nnU-Net's, but without mirroring."""
-        rotation, flat, initial_patch_size, _ = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
-        self.inference_allowed_mirroring_axes = None
-        return rotation, flat, initial_patch_size, ()
+        """As nnU-Net's, but without mirroring unless the trainer `mirrors`."""
+        rotation, flat, size, axes = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        if not self.mirrors:
+            axes, self.inference_allowed_mirroring_axes = (), None
+        return rotation, flat, size, axes
 
     def prepare_optimiser(self, groups: int) -> None:
         """One group is a frozen backbone, two are a trained one."""

@@ -28,7 +28,11 @@ from nnssl.pretraining.nnunet_weights import NNUNET_WEIGHTS
 _COARSER = 2.0  # volumes whose voxels are more than so many times as long give the network little to see
 _FOLDS = 5  # that nnU-Net splits a dataset into
 _STAGES = ("inherits_from", "previous_stage", "next_stage")  # other configurations, which are not transferred
-_TRAINERS = {"vox2vec": "nnUNetTrainer_Vox2vecProbe"}
+_TRAINERS = {
+    "vox2vec": "nnUNetTrainer_Vox2vecProbe",
+    "pimpic": "nnUNetTrainer_PimpicFinetune",
+    "voco": "nnUNetTrainer_VoCoFinetune",
+}
 _ANY_TRAINER = "nnUNetTrainer_SSLProbe"
 
 log = logging.getLogger("nnssl")
@@ -40,7 +44,7 @@ class TransferredPlans:
 
     Args:
         prepared: the target with its plans and volumes.
-        command: to type next: train on the pretrained maps, with a trainer of this package.
+        command: to type next: train from the pretraining, with a trainer of this package.
         stock_command: or this: start nnU-Net's own trainer from the pretrained weights; None where it could not.
     """
 
@@ -188,7 +192,7 @@ def _announce(source: Pretrained, prepared: PreparedDataset, is_random: bool, nu
     trainer = _ANY_TRAINER if is_random else _TRAINERS.get(source.method, _ANY_TRAINER)
     train = f"nnUNetv2_train {dataset_id(prepared.name)} {prepared.configuration} {fold}"
     command, stock = f"{train} -tr {trainer} -p {prepared.plans_name}", None
-    log.info(f"now train a head on the {'random' if is_random else 'pretrained'} maps:\n  {command}")
+    log.info(f"now train from the {'random' if is_random else 'pretrained'} weights:\n  {command}")
     weights = source.path.with_name(NNUNET_WEIGHTS)
     same_channels = num_channels == len(_channel_kinds(source.dataset_json))
     if not is_random and same_channels and weights.is_file():

@@ -217,6 +217,32 @@ def test_finetune__goes_on_with_a_thawed_backbone(folders: Path) -> None:
     assert again.network_module.frozen
 
 
+@pytest.mark.parametrize("method", ["pimpic", "voco"])
+def test_unet__is_filled_from_the_encoder_and_trained_whole(folders: Path, method: str) -> None:
+    plans = json.loads((folders / "preprocessed" / "Dataset017_Target" / "nnsslPlans_tiny.json").read_text())
+    plans["configurations"]["3d_fullres"]["patch_size"] = [16, 24, 24]
+    source = plans | {"dataset_name": "Dataset501_Encoder"}
+    checkpoint = write_pretraining(folders / "results", source, method=method)
+    home = folders / "preprocessed" / "Dataset017_Target" / "nnsslPlans_tiny.json"
+    home.write_text(json.dumps(plans))
+    trainer = _make(folders, {"pimpic": "PimpicFinetune", "voco": "VoCoFinetune"}[method])
+    trainer.on_train_start()
+    module = trainer.network_module
+    state = torch.load(checkpoint, weights_only=True)["method_state"]
+    for name, tensor in module.network.encoder.state_dict().items():
+        assert torch.equal(tensor, state[f"backbone.network.encoder.{name}"])
+    record = json.loads((Path(trainer.output_folder) / "nnssl_transfer.json").read_text())
+    assert all(name.startswith("network.decoder.") for name in record["report"]["fresh"])
+    before = _state(module)
+    trainer.on_train_epoch_start()
+    trainer.train_step(next(trainer.dataloader_train))
+    after = _state(module)
+    assert all(not torch.equal(tensor, before[name]) for name, tensor in after.items() if name.endswith("conv.weight"))
+    expected = {"pimpic": (torch.optim.Adam, 1e-5), "voco": (torch.optim.AdamW, 3e-4)}[method]
+    assert (type(trainer.optimizer), trainer.optimizer.param_groups[0]["lr"]) == expected
+    assert trainer.inference_allowed_mirroring_axes == (0, 1, 2)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_scratch__trains_everything_and_needs_no_checkpoint(folders: Path, family: str) -> None:
     _forget_the_pretraining(folders)
