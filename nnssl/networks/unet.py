@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from nnssl.errors import UserError
-from nnssl.networks.pyramid import FeaturePyramid, Stride, check_three_axes, format_size
+from nnssl.networks.pyramid import FeaturePyramid, Stride, check_three_axes, format_size, to_channels_last
 
 
 class UNetPyramid(FeaturePyramid):
@@ -41,7 +41,8 @@ class UNetPyramid(FeaturePyramid):
         self.levels = levels
         self.divisor = self.strides[-1]
         self.unused = ("network.decoder.",) if levels == "encoder" else ("network.decoder.seg_layers.",)
-        self.network: Any = network
+        # The faster layout of a CPU's convolutions; the maps take it from the weights.
+        self.network: Any = network.to(memory_format=torch.channels_last_3d)
         decoder.seg_layers.requires_grad_(False)
         if levels == "encoder":
             # `decoder.encoder` is the encoder itself.
@@ -52,7 +53,7 @@ class UNetPyramid(FeaturePyramid):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Map a volume (B, C, Z, Y, X) to its levels, finest first."""
-        skips = self.network.encoder(x)
+        skips = self.network.encoder(to_channels_last(x))
         return skips if self.levels == "encoder" else self._decode(skips)
 
     def _decode(self, skips: list[Tensor]) -> list[Tensor]:
