@@ -14,8 +14,13 @@ PRESET = "nnsslPlans_tiny"
 _SOURCE, _TARGET = UNLABELLED[7:10].lstrip("0"), LABELLED[7:10].lstrip("0")
 _TRAINER = "nnUNetTrainer_SSLLinearProbe"
 _CONFIGURATION = "3d_fullres"
-# 400 steps of two pairs: some minutes on two cores. So few steps need a higher rate than the paper's 100,000.
-_PRETRAINING = ("num_epochs=20", "steps_per_epoch=20", "val_steps_per_epoch=2", "learning_rate=1e-3")
+# Some minutes on two cores for every method. So few steps need a higher rate than the papers' 100,000.
+_PRETRAINING = ("num_epochs=20", "val_steps_per_epoch=2")
+_OF_METHOD = {
+    "voco": ("steps_per_epoch=12", "learning_rate=3e-4", "warmup_steps=10", "crops=4", "patch_size=16,32,32"),
+    "pimpic": ("steps_per_epoch=8", "learning_rate=1e-3", "crops=12", "batch_size=1"),
+}
+_OF_OTHERS = ("steps_per_epoch=20", "learning_rate=1e-3")
 _PROBE = {
     "nnssl_num_epochs": "8",
     "nnssl_num_iterations_per_epoch": "50",
@@ -140,7 +145,7 @@ def _pretraining(folders: Folders, method: str, device: str, transfer: bool) -> 
         f"pretrain_seed{seed}",
         f"Pretrain with {method}: the network learns from scans alone",
         ("nnssl_pretrain", "-d", _SOURCE, "-m", method, "-p", PRESET, "-device", device, "-o", *_PRETRAINING,
-         f"seed={seed}"),
+         *_OF_METHOD.get(method, _OF_OTHERS), f"seed={seed}"),
         folders,
         product=run,
         continues=run / "checkpoint_latest.pth",
