@@ -14,8 +14,9 @@ $(VENV)/installed: pyproject.toml hatch_build.py nnssl_trainers.pth
 
 install: $(VENV)/installed
 
+# Two processes of one thread each; idle threads of nnU-Net's commands, which take all cores, shall sleep.
 test: install lint types
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: install
 	$(BIN)/ruff check .

@@ -5,18 +5,41 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from nnssl.data.label_maps import check_annotated_labels, propose_annotated_labels
     from nnssl.data.plan_and_preprocess import plan_and_preprocess
+    from nnssl.deployment.efficiency import measure_efficiency
+    from nnssl.deployment.export import export_onnx
+    from nnssl.deployment.predict import predict_onnx
     from nnssl.finetuning.transfer_plans import transfer
     from nnssl.installation import check_installation
+    from nnssl.matching.run import match
     from nnssl.pretraining.pretrain import pretrain
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "check_installation", "plan_and_preprocess", "pretrain", "transfer"]
+__all__ = [
+    "__version__",
+    "check_annotated_labels",
+    "check_installation",
+    "export_onnx",
+    "match",
+    "measure_efficiency",
+    "plan_and_preprocess",
+    "predict_onnx",
+    "pretrain",
+    "propose_annotated_labels",
+    "transfer",
+]
 
 _WHERE = {
+    "check_annotated_labels": "nnssl.data.label_maps",
     "check_installation": "nnssl.installation",
+    "export_onnx": "nnssl.deployment.export",
+    "match": "nnssl.matching.run",
+    "measure_efficiency": "nnssl.deployment.efficiency",
     "plan_and_preprocess": "nnssl.data.plan_and_preprocess",
+    "predict_onnx": "nnssl.deployment.predict",
     "pretrain": "nnssl.pretraining.pretrain",
+    "propose_annotated_labels": "nnssl.data.label_maps",
     "transfer": "nnssl.finetuning.transfer_plans",
 }
 

@@ -35,6 +35,22 @@ def union_box(a: Box, b: Box) -> Box:
     return Box(np.minimum(a.start, b.start), np.maximum(a.stop, b.stop))
 
 
+def bounding_box(mask: NDArray[np.bool_]) -> Box:
+    """Smallest box of a three-dimensional mask that holds all its voxels.
+
+    Raises:
+        ValueError: the mask is empty.
+    """
+    plane: NDArray[np.bool_] = np.any(mask, axis=0)
+    occupied = [
+        np.flatnonzero(line) for line in (np.any(mask, axis=(1, 2)), np.any(plane, axis=1), np.any(plane, axis=0))
+    ]
+    if len(occupied[0]) == 0:
+        raise ValueError("the mask is empty")
+    start, stop = np.array([(line[0], line[-1] + 1) for line in occupied], dtype=np.int64).T
+    return Box(start, stop)
+
+
 def random_crop_start(
     rng: np.random.Generator,
     anchor: Sequence[int] | Integers,

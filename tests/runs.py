@@ -20,6 +20,28 @@ SMALL: dict[str, dict[str, Any]] = {  # what keeps a run of a method short
     "vox2vec": {"voxels_per_pair": 24},
     "voco": {"grid": (1, 2, 2), "projection_dim": 16},
     "pimpic": {"crops": 4, "pim_hidden_dim": 8, "pic_hidden_dim": 8, "projection_dim": 8},
+    "lapn": {"points_per_pair": 24, "queue_size": 100},
+    "sam": {
+        "points_per_pair": 60,
+        "embedding_dim": 8,
+        "fine_queries": 12,
+        "fine_ignore_mm": 4.0,
+        "fine_ranked": 60,
+        "fine_negatives": 20,
+        "global_negatives": 10,
+        "warmup_steps": 2,
+    },
+    "mae": {"token_width": 12, "decoder_width": 12, "decoder_depth": 1, "decoder_heads": 2, "warmup_steps": 2},
+    "alice": {
+        "token_width": 12,
+        "decoder_width": 12,
+        "decoder_depth": 1,
+        "decoder_heads": 2,
+        "head_dim": 8,
+        "head_hidden": 16,
+        "head_bottleneck": 6,
+        "warmup_steps": 2,
+    },
 }
 
 

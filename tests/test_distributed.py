@@ -14,6 +14,7 @@ from torch.multiprocessing.spawn import spawn
 
 from nnssl.distributed import all_reduce_sum, gather_rows, is_main, rank, row_counts, world_size
 from nnssl.losses.info_nce import info_nce
+from nnssl.losses.partial_label import PartialLabelLoss
 from nnssl.networks.sync_batch_norm import SyncBatchNorm1d, SyncBatchNorm3d, synchronise_batch_norm
 
 WORLD = 2
@@ -88,6 +89,29 @@ def loss_and_gradients(this: int | None, settings: dict[str, Any], at: int = CUT
     return [loss.detach(), weight.grad, h1.grad]
 
 
+def batch_dice_and_gradient(this: int | None, kind: str) -> list[Tensor]:
+    """The Dice of this rank's three cases of six or (None) of all; of partial labels, of complete ones, of nnU-Net."""
+    annotated = torch.tensor([[True, True, False], [True, False, False], [True, False, True]] * 2)
+    if kind != "partial":
+        annotated.fill_(True)
+    logits, labels = data(6, 3, 2, 2, 2, seed=8), (data(6, 1, 2, 2, 2, seed=9) > 0).long()
+    logits, labels, annotated = (t if this is None else cut(t, this) for t in (logits, labels, annotated))
+    logits = logits.float().requires_grad_()
+    ddp = this is not None
+    if kind == "nnunet":
+        from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
+        from nnunetv2.utilities.helpers import softmax_helper_dim1
+
+        loss = MemoryEfficientSoftDiceLoss(softmax_helper_dim1, batch_dice=True, do_bg=False, smooth=1e-5, ddp=ddp)(
+            logits, labels
+        )
+    else:
+        loss = PartialLabelLoss(batch_dice=True, ddp=ddp, weight_ce=0)(logits, labels, annotated)
+    loss.backward()
+    assert logits.grad is not None
+    return [loss.detach(), logits.grad]
+
+
 def _rows_of_one_rank(this: int) -> tuple[list[Tensor], list[Tensor]]:
     """The batches of "nested", all of whose rows are on rank 1."""
     batches, weights = network_data("nested")
@@ -125,6 +149,8 @@ def on_one_rank(this: int, folder: str) -> None:
     for name, settings in LOSSES.items():
         out[f"loss {name}"] = loss_and_gradients(this, settings)
     out["loss without rows here"] = loss_and_gradients(this, {}, at=0)
+    for kind in ("partial", "complete", "nnunet"):
+        out[f"batch dice {kind}"] = batch_dice_and_gradient(this, kind)
     torch.save(out, f"{folder}/{this}.pt")
     dist.destroy_process_group()
 
@@ -248,3 +274,15 @@ def test_info_nce__mean_over_ranks_is_the_loss_of_all_rows(ranks: list[dict[str,
     # DistributedDataParallel averages a weight's gradient over the ranks.
     torch.testing.assert_close((got[0][1] + got[1][1]) / WORLD, expected[1])
     torch.testing.assert_close(torch.cat([got[0][2], got[1][2]]) / WORLD, expected[2])
+
+
+@pytest.mark.parametrize("kind", ["partial", "complete"])
+def test_partial_label_loss__batch_dice_is_that_of_all_ranks(ranks: list[dict[str, Any]], kind: str) -> None:
+    dice, gradient = batch_dice_and_gradient(None, kind)
+    for this, out in enumerate(ranks):
+        torch.testing.assert_close(out[f"batch dice {kind}"][0], dice)
+        # the gradient of the sum of both ranks' losses, of which DistributedDataParallel takes the mean
+        torch.testing.assert_close(out[f"batch dice {kind}"][1], 2 * cut(gradient, this))
+        if kind == "complete":
+            for value, of_nnunet in zip(out["batch dice complete"], out["batch dice nnunet"], strict=True):
+                torch.testing.assert_close(value, of_nnunet)

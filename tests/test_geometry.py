@@ -8,6 +8,7 @@ import pytest
 
 from nnssl.geometry import (
     Box,
+    bounding_box,
     box_volume,
     inner_boxes,
     intersection,
@@ -164,3 +165,12 @@ def test_overlaps_of_patches__boxes_show_the_same_voxels_of_the_volume() -> None
         both = [crops[a][tuple(map(slice, *boxes[a, b]))] for a, b in ((i, j), (j, i))]
         np.testing.assert_array_equal(both[0], both[1])
         assert both[0].size == len(np.intersect1d(crops[i], crops[j])) == round(fraction[i, j] * patch.prod())
+
+
+def test_bounding_box__is_the_smallest() -> None:
+    mask = np.zeros((6, 7, 8), dtype=bool)
+    mask[2, 3, 4] = mask[4, 1, 7] = True
+    box = bounding_box(mask)
+    assert box.start.tolist() == [2, 1, 4] and box.stop.tolist() == [5, 4, 8]
+    with pytest.raises(ValueError, match="empty"):
+        bounding_box(np.zeros((2, 2, 2), dtype=bool))

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import SimpleITK as sitk
 
 from tests.phantoms import ct_volume, write_ct_dataset, write_volume
+from tests.shell import Walk, volume
 
 README = Path(__file__).parent.parent / "README.md"
 SOURCE, TARGET = "Dataset500_Thorax", "Dataset017_Organs"
@@ -24,46 +21,13 @@ MODEL = f"nnUNetTrainer_Vox2vecProbe__{PLANS}__3d_fullres"
 INSTALLATION = "pip install .\n"  # tests/test_installation.py does it
 
 
-class Walk:
-    """A folder, an environment, and a shell that runs commands in both."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.raw = folder, folder / "nnUNet_raw"
-        own = ("nnUNet_", "nnssl_")
-        self.environment = {k: v for k, v in os.environ.items() if not k.startswith(own)} | {
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-            "nnUNet_n_proc_DA": "1",
-            "nnUNet_def_n_proc": "1",
-            "MPLBACKEND": "agg",
-        }
-        for name in ("raw", "preprocessed", "results"):
-            self.environment[f"nnUNet_{name}"] = str(folder / f"nnUNet_{name}")
-
-    def run(self, script: str, **variables: str) -> str:
-        """What the script printed; a failing command is shown with all that was printed before it."""
-        done = subprocess.run(
-            ["bash", "-c", f"set -euxo pipefail\n{script}"],
-            cwd=self.folder,
-            env=self.environment | variables,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        assert done.returncode == 0, done.stdout[-5000:]
-        return done.stdout
-
-    @property
-    def model(self) -> Path:
-        return self.folder / "nnUNet_results" / TARGET / MODEL
+def model(walk: Walk) -> Path:
+    return walk.folder / "nnUNet_results" / TARGET / MODEL
 
 
 def blocks(language: str) -> list[str]:
     """The fenced blocks of the README in a language."""
     return re.findall(rf"^```{language}\n(.*?)^```$", README.read_text(), flags=re.MULTILINE | re.DOTALL)
-
-
-def volume(folder: Path, case: str = "case_000") -> np.ndarray:
-    return sitk.GetArrayFromImage(sitk.ReadImage(str(folder / f"{case}.nii.gz")))
 
 
 @pytest.fixture(scope="module")
@@ -83,11 +47,11 @@ def walk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Walk]:
 
 
 def test_readme__the_training_log_holds_the_transfer_report(walk: Walk) -> None:
-    log = next((walk.model / "fold_0").glob("training_log_*.txt")).read_text()
+    log = next((model(walk) / "fold_0").glob("training_log_*.txt")).read_text()
     assert f"Backbone from {SOURCE}/nnssl_vox2vec__nnsslPlans_tiny__3d_fullres/fold_all/checkpoint_final.pth" in log
     assert re.search(r"loaded: +62 tensors, +351,152 values", log)
     assert "WARNING" not in log
-    record = json.loads((walk.model / "fold_0" / "nnssl_transfer.json").read_text())
+    record = json.loads((model(walk) / "fold_0" / "nnssl_transfer.json").read_text())
     assert (record["warnings"], record["report"]["adapted"]) == ([], {})
 
 
@@ -113,9 +77,9 @@ def test_training__goes_on_and_validates_without_the_pretraining(walk: Walk) -> 
     assert "Epoch 2" in printed
     assert "Epoch 1" not in printed
     assert "Backbone from" not in printed
-    (walk.model / "fold_0" / "validation" / "summary.json").unlink()
+    (model(walk) / "fold_0" / "validation" / "summary.json").unlink()
     walk.run(f"{train} --val")
-    assert (walk.model / "fold_0" / "validation" / "summary.json").is_file()
+    assert (model(walk) / "fold_0" / "validation" / "summary.json").is_file()
 
 
 def test_zip__predicts_elsewhere(walk: Walk) -> None:

@@ -1,4 +1,4 @@
-"""Crops of a volume, flipped, turned and resized in one trilinear sampling, batched on any device."""
+"""Crops of a volume, resized (and flipped and turned) in one trilinear sampling, batched on any device."""
 
 from __future__ import annotations
 
@@ -68,9 +68,39 @@ def resized_crops(
         )
     shape = (batch, crops, depth, height, width)
     grid = torch.stack([axis.expand(shape) for axis in (columns[:, :, None], rows[:, :, None], z[..., None, None])], -1)
-    flat = grid.view(batch, crops * depth, height, width, 3)
-    sampled = F.grid_sample(volumes, flat, mode="bilinear", padding_mode="border", align_corners=False)
+    sampled = _sampled(volumes, grid.view(batch, crops * depth, height, width, 3))
     return sampled.view(batch, -1, crops, depth, height, width).transpose(1, 2)
+
+
+@torch.no_grad()
+def scaled_crops(regions: Tensor, scales: Tensor, patch: tuple[int, int, int]) -> Tensor:
+    """Sample patches from regions that begin one voxel before their crops (methods.md 5.1).
+
+    Voxel i of a patch lies at 1 + (i + 0.5) * scale - 0.5 of its region: unlike in `resized_crops`, scales need no box
+    of whole voxels, and what lies around the crop is looked at.
+
+    Args:
+        regions: (N, C, Z, Y, X) floating, as large as `nnssl.methods.overlapping_crops.region_size` or larger.
+        scales: (N,) voxels of the region for one of the patch.
+        patch: (Z, Y, X) size of the results.
+
+    Returns:
+        (N, C, *patch), of the regions' type.
+    """
+    axes = []
+    for size, length in zip(regions.shape[2:], patch, strict=True):
+        steps = torch.arange(length, device=regions.device, dtype=regions.dtype) + 0.5
+        voxels = 0.5 + steps * scales.to(regions.dtype)[:, None]
+        axes.append((2 * voxels + 1) / size - 1)
+    z, y, x = axes
+    shape = (len(regions), *patch)
+    lines = (x[:, None, None, :], y[:, None, :, None], z[:, :, None, None])
+    return _sampled(regions, torch.stack([line.expand(shape) for line in lines], -1))
+
+
+def _sampled(volumes: Tensor, grid: Tensor) -> Tensor:
+    """Trilinear reading of (B, C, Z, Y, X) at (B, z, y, x, 3) places [x, y, z] from -1 to 1 over the whole volume."""
+    return F.grid_sample(volumes, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
 def _positions(volumes: Tensor, starts: Tensor, sizes: Tensor, length: int, flips: Tensor, axis: int) -> Tensor:

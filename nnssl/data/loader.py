@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from nnssl.data.volumes import VolumeFolder
+from nnssl.data.alignment import Aligner, RelativePosition
+from nnssl.data.volumes import BloscVolume, VolumeFolder
 from nnssl.errors import UserError
-from nnssl.methods.base import Batch, Method, Sample
+from nnssl.methods.base import Batch, Match, Method, Sample
 
 Stream = Literal["train", "val"]
 Key = tuple[Stream, int, int]  # stream, step, position in the whole batch
@@ -66,10 +67,18 @@ def cases_of_step(seed: int, stream: Stream, step: int, distinct: int, count: in
 
 
 class SampleDataset(Dataset[tuple[str, "Sample | str"]]):
-    """Samples by key (stream, step, position): the case's name, and its sample or a sentence that says what failed."""
+    """Samples by key (stream, step, position): the case's name, and its sample or a sentence that says what failed.
 
-    def __init__(self, method: type[Method], config: Any, train: Cases, val: Cases) -> None:
-        self.method, self.config = method, config
+    Args:
+        method, config: what samples a volume.
+        train, val: the volumes of both streams.
+        aligner: what `Volume.match` finds its points by.
+    """
+
+    def __init__(
+        self, method: type[Method], config: Any, train: Cases, val: Cases, aligner: Aligner | None = None
+    ) -> None:
+        self.method, self.config, self.aligner = method, config, aligner or RelativePosition()
         self.cases: dict[Stream, Cases] = {"train": train, "val": val}
 
     def __getitem__(self, key: Key) -> tuple[str, Sample | str]:
@@ -81,13 +90,25 @@ class SampleDataset(Dataset[tuple[str, "Sample | str"]]):
         folder, label = cases.folders[cases.folder_of[index]], cases.label(index)
         rng = np.random.default_rng([seed, _STREAMS[stream], step, position])
         try:
-            volume = folder.open(str(cases.names[index]), index)
+            volume = folder.open(str(cases.names[index]), index, partial(self._match, stream))
             return label, self.method.sample(volume, self.config, rng)
         except UserError as error:  # torch would wrap an error of a worker in the worker's traceback
             return label, str(error)
         except (OSError, RuntimeError, ValueError) as error:  # what blosc2 raises for a file that is cut or damaged
             return label, (f"{label} cannot be read ({error}); delete {folder.images / str(cases.names[index])}.b2nd "
                            f"and run nnssl_plan_and_preprocess again")  # fmt: skip
+
+    def _match(self, stream: Stream, volume: BloscVolume, rng: np.random.Generator) -> Match:
+        """A point of a volume in another one of its stream, or of the training where it is alone in its stream."""
+        cases = self.cases[stream]
+        if len(cases) > 1:
+            drawn = int(rng.integers(len(cases) - 1))
+            drawn += drawn >= volume.index
+        else:
+            cases = self.cases["train"]
+            drawn = int(rng.integers(len(cases)))
+        other = cases.folders[cases.folder_of[drawn]].open(str(cases.names[drawn]), drawn)
+        return self.aligner.match(volume, other, rng)
 
 
 @dataclass

@@ -14,6 +14,7 @@ from typing import Any
 
 from nnssl.errors import UserError
 
+UNLABELLED = "imagesUn"  # FLARE's name for the folder
 _EXAMPLE = '{"channel_names": {"0": "CT"}, "labels": {"background": 0}, "file_ending": ".nii.gz"}'
 
 
@@ -126,19 +127,35 @@ def _channels(dataset_json: dict[str, Any]) -> dict[str, str]:
     return dataset_json.get("channel_names", dataset_json.get("modality"))  # type: ignore[return-value]
 
 
-def _cases_of_folder(folder: Path, ending: str, num_channels: int) -> tuple[dict[str, RawCase], dict[str, str]]:
-    files = _listing(folder / "imagesTr")
+def read_unlabelled(folder: Path, dataset_json: dict[str, Any]) -> tuple[dict[str, RawCase], dict[str, str]]:
+    """List `folder/imagesUn`, where a labelled dataset keeps volumes without labels.
+
+    Returns:
+        Cases by name, and why others are not used, by name; nothing where there is no such folder.
+
+    Raises:
+        UserError: the folder holds files and none is an image of the stated file ending.
+    """
+    if not _listing(folder / UNLABELLED):
+        return {}, {}
+    return _cases_of_folder(folder, dataset_json["file_ending"], len(_channels(dataset_json)), UNLABELLED)
+
+
+def _cases_of_folder(
+    folder: Path, ending: str, num_channels: int, images_folder: str = "imagesTr"
+) -> tuple[dict[str, RawCase], dict[str, str]]:
+    files = _listing(folder / images_folder)
     pattern = re.compile(r"(.+)_(\d{4})" + re.escape(ending))
     channels: dict[str, dict[int, str]] = {}
     left_out = {}
     for file in (f for f in files if f.endswith(ending)):
         if match := pattern.fullmatch(file):
-            channels.setdefault(match[1], {})[int(match[2])] = str(folder / "imagesTr" / file)
+            channels.setdefault(match[1], {})[int(match[2])] = str(folder / images_folder / file)
         else:
             left_out[file[: -len(ending)]] = f"its file {file} has no channel number (as in case_0000{ending})"
     if not channels:
-        raise UserError(_no_images(folder, files, ending))
-    labels = set(_listing(folder / "labelsTr"))
+        raise UserError(_no_images(folder / images_folder, files, ending))
+    labels = set() if images_folder == UNLABELLED else set(_listing(folder / "labelsTr"))
     cases = {}
     for name, images in channels.items():
         # One file may hold all channels as a fourth axis; whether it does is seen when it is opened.
@@ -178,10 +195,10 @@ def _numbers(channels: Iterable[int]) -> str:
 
 def _no_images(folder: Path, files: list[str], ending: str) -> str:
     if not files:
-        return f"{folder / 'imagesTr'} holds no images; put them there as case_0000{ending}"
+        return f"{folder} holds no images; put them there as case_0000{ending}"
     endings = Counter("." + file.split(".", 1)[1] for file in files if "." in file)
     found = ", ".join(f"{count} of {e}" for e, count in endings.most_common(3))
     return (
-        f"{folder / 'imagesTr'} holds no file named like case_0000{ending}; it holds {found or len(files)}: "
+        f"{folder} holds no file named like case_0000{ending}; it holds {found or len(files)}: "
         f'rename them, or mend "file_ending" in dataset.json'
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from nnssl.errors import UserError
+from nnssl.methods.base import Match
 
 # The intensity window of vox2vec that stands for "the whole range" of a channel without Hounsfield units.
 _RANGE_LOW, _RANGE_WIDTH = -1350.0, 2350.0
@@ -71,16 +73,22 @@ class VolumeFolder:
         bodies = {e.name[:-5] for e in os.scandir(self.bodies) if e.name.endswith(".b2nd")}
         return sorted(images & bodies)
 
-    def open(self, case: str, index: int = 0) -> BloscVolume:
-        """One volume, opened for reading; `index` is its number among the volumes of the run."""
-        return BloscVolume(self, case, index)
+    def open(self, case: str, index: int = 0, matcher: Matcher | None = None) -> BloscVolume:
+        """One volume, opened for reading.
+
+        Args:
+            case: its name.
+            index: its number among the volumes of the run.
+            matcher: what `BloscVolume.match` asks.
+        """
+        return BloscVolume(self, case, index, matcher)
 
 
 class BloscVolume:
     """One preprocessed case; a read decompresses only the blocks that the region touches (`Volume`)."""
 
-    def __init__(self, folder: VolumeFolder, case: str, index: int) -> None:
-        self.folder, self.case, self.index = folder, case, index
+    def __init__(self, folder: VolumeFolder, case: str, index: int, matcher: Matcher | None = None) -> None:
+        self.folder, self.case, self.index, self.matcher = folder, case, index, matcher
         self.spacing = folder.spacing
         self._image = _open(folder.images / f"{case}.b2nd")
         self._body = _open(folder.bodies / f"{case}.b2nd")
@@ -135,6 +143,19 @@ class BloscVolume:
         voxels = np.flatnonzero(self._body[z])
         y, x = np.unravel_index(voxels[n - counts[:z].sum()], self._body.shape[1:])
         return np.array([z, y, x])
+
+    def match(self, rng: np.random.Generator) -> Match:
+        """A random point of the body and the same place in another volume of the run.
+
+        Raises:
+            ValueError: the volume was opened without a matcher.
+        """
+        if self.matcher is None:
+            raise ValueError("this volume was opened without a matcher")
+        return self.matcher(self, rng)
+
+
+Matcher = Callable[[BloscVolume, np.random.Generator], Match]
 
 
 def _open(path: Path) -> Any:

@@ -17,9 +17,10 @@ _CONFIGURATION = "3d_fullres"
 # Some minutes on two cores for every method. So few steps need a higher rate than the papers' 100,000.
 _PRETRAINING = ("num_epochs=20", "val_steps_per_epoch=2")
 _OF_METHOD = {
-    "voco": ("steps_per_epoch=12", "learning_rate=3e-4", "warmup_steps=10", "crops=4", "patch_size=16,32,32"),
+    "voco": ("steps_per_epoch=12", "learning_rate=1e-3", "warmup_steps=20", "batch_size=4", "crops=4", "grid=1,3,3",
+             "patch_size=16,32,32", "projection_dim=128", "flip_probability=0", "turn_probability=0"),
     "pimpic": ("steps_per_epoch=8", "learning_rate=1e-3", "crops=12", "batch_size=1"),
-}
+}  # fmt: skip
 _OF_OTHERS = ("steps_per_epoch=20", "learning_rate=1e-3")
 _PROBE = {
     "nnssl_num_epochs": "8",

@@ -6,14 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnssl.errors import UserError
 from nnssl.finetuning.intensity import IntensityBridge
 from nnssl.networks.build import backbone_of, pretrained_part, segmentation_of
 from nnssl.networks.heads import LinearHead, NonLinearHead, SegmentationHead, upsampled_to
-from nnssl.networks.pyramid import FeaturePyramid
+from nnssl.networks.pyramid import FeaturePyramid, padded_to_multiple
 
 UNET = "unet"
 _HEADS: dict[str, type[SegmentationHead]] = {"linear": LinearHead, "nonlinear": NonLinearHead}
@@ -153,9 +152,3 @@ def saved_tensors(module: nn.Module) -> dict[str, Tensor]:
     saved = module.state_dict(keep_vars=True)
     everything = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     return {name: tensor for name, tensor in everything.items() if name in saved}
-
-
-def padded_to_multiple(x: Tensor, divisor: tuple[int, int, int]) -> Tensor:
-    """The image (B, C, Z, Y, X) with zeros after its end, as nnU-Net pads, so that `divisor` divides every axis."""
-    z, y, x_ = (-size % d for size, d in zip(x.shape[2:], divisor, strict=True))
-    return F.pad(x, (0, x_, 0, y, 0, z)) if z or y or x_ else x

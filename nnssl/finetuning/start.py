@@ -64,9 +64,7 @@ def find_start(
             unknown configuration.
     """
     resolved = resolve_configuration(plans, configuration)
-    if resolved.get("previous_stage") is not None:
-        raise UserError(f"{configuration} also reads the segmentation of {resolved['previous_stage']}, which no "
-                        f"pretraining did; train 3d_fullres or 3d_lowres with {trainer}")  # fmt: skip
+    refuse_second_stage(resolved, configuration, trainer)
     block = dict(plans.get("nnssl", {}))
     path = None if from_scratch else find_checkpoint(block, method, results)
     if path is None:
@@ -82,9 +80,16 @@ def find_start(
     bridge = bridge_intensities(plans, source.plans, (configuration, source.configuration))
     network = {"levels": source.levels, "head": head, "intensity": bridge.channels}
     resolved_block = {"checkpoint": name_of(path, results), "method": source.method, "levels": source.levels}
-    advice = _advice(plans, source)
-    warnings = [*bridge.warnings, *_geometry_warnings(plans, resolved, source, orientations, advice)]
+    advice = transfer_advice(plans, source)
+    warnings = [*bridge.warnings, *geometry_warnings(plans, resolved, source, orientations, advice)]
     return Start({**block, **resolved_block, "network": network}, source, advice, warnings)
+
+
+def refuse_second_stage(resolved: dict[str, Any], configuration: str, trainer: str) -> None:
+    """Raise UserError for the second stage of a cascade."""
+    if resolved.get("previous_stage") is not None:
+        raise UserError(f"{configuration} also reads the segmentation of {resolved['previous_stage']}, which no "
+                        f"pretraining did; train 3d_fullres or 3d_lowres with {trainer}")  # fmt: skip
 
 
 def refuse_mixture(start: Start, model_folder: Path, fold_folder: Path) -> None:
@@ -117,19 +122,21 @@ def write_record(start: Start, report: TransferReport | None, fold_folder: Path)
     write_json(fold_folder / RECORD, content)
 
 
-def _advice(plans: dict[str, Any], source: Pretrained) -> str:
+def transfer_advice(plans: dict[str, Any], source: Pretrained) -> str:
+    """What to do where the target's plans do not fit the pretraining, as the end of a sentence."""
     ids = [int(str(p["dataset_name"])[len("Dataset") :].split("_")[0]) for p in (source.plans, plans)]
     return (f"run nnssl_transfer -s {ids[0]} -t {ids[1]} -m {source.method}, which makes plans with the pretraining's "
             f"network, spacing and intensities, and train with those")  # fmt: skip
 
 
-def _geometry_warnings(
+def geometry_warnings(
     plans: dict[str, Any],
     resolved: dict[str, Any],
     source: Pretrained,
     orientations: Sequence[str | None],
     advice: str,
 ) -> list[str]:
+    """Sentences on how the anatomy looks otherwise than in the pretraining: spacing, axis order, orientation."""
     warnings = []
     own, given = resolved["spacing"], resolve_configuration(source.plans, source.configuration)["spacing"]
     if any(abs(a / b - 1) > _SPACING_TOLERANCE for a, b in zip(own, given, strict=True)):

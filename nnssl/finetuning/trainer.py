@@ -137,19 +137,22 @@ class PretrainedTrainer(nnUNetTrainer):
     def _find_start(self) -> Start:
         if not nnUNet_results.is_set():
             raise UserError("the folder variable nnUNet_results is not set; type: export nnUNet_results=/path/to/it")
-        start = find_start(
+        start = self._resolve_start(Path(str(nnUNet_results)))
+        for warning in start.warnings:
+            self.print_to_log_file(f"WARNING: {warning}")
+        return start
+
+    def _resolve_start(self, results: Path) -> Start:
+        return find_start(
             self.plans_manager.plans,
             self.configuration_name,
             type(self).__name__,
             self.method,
             self.head,
             self.from_scratch,
-            Path(str(nnUNet_results)),
+            results,
             () if self.from_scratch else self._orientations(),
         )
-        for warning in start.warnings:
-            self.print_to_log_file(f"WARNING: {warning}")
-        return start
 
     def _orientations(self) -> list[str | None]:
         training, _ = self.get_tr_and_val_datasets()
@@ -216,13 +219,6 @@ class FinetuneTrainer(PretrainedTrainer):
             group["lr"] = rate
         self._iteration += 1
         return super().train_step(batch)
-
-    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, bool, Any, tuple[int, ...]]:
-        """As nnU-Net's, but without mirroring unless the trainer `mirrors`."""
-        rotation, flat, size, axes = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
-        if not self.mirrors:
-            axes, self.inference_allowed_mirroring_axes = (), None
-        return rotation, flat, size, axes
 
     def prepare_optimiser(self, groups: int) -> None:
         """One group is a frozen backbone, two are a trained one."""

@@ -32,6 +32,8 @@ _TRAINERS = {
     "vox2vec": "nnUNetTrainer_Vox2vecProbe",
     "pimpic": "nnUNetTrainer_PimpicFinetune",
     "voco": "nnUNetTrainer_VoCoFinetune",
+    "lapn": "nnUNetTrainer_LAPN",
+    "sam": "nnUNetTrainer_SSLEncodings",
 }
 _ANY_TRAINER = "nnUNetTrainer_SSLProbe"
 

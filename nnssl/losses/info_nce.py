@@ -16,7 +16,7 @@ from nnssl.losses.normalise import l2_normalise
 _CPU_STRIP = 2**22
 _GPU_STRIP = 2**24
 # exp(1 / temperature) times the number of pairs has to stay far below the largest float32 (e^88) or float64 (e^709).
-_LEAST_TEMPERATURE_FLOAT32 = 1 / 60
+LEAST_TEMPERATURE_FLOAT32 = 1 / 60
 LEAST_TEMPERATURE = 1 / 650
 _COINCIDENT_MM = 1e-3
 
@@ -63,7 +63,7 @@ def info_nce(
     _check(h1, h2, temperature, reduction, sources, exclude_radius_mm, chunk_rows)
     with torch.autocast(h1.device.type, enabled=False):
         vectors = torch.stack([l2_normalise(h1), l2_normalise(h2)], dim=1)
-        wide = vectors.double() if temperature < _LEAST_TEMPERATURE_FLOAT32 else vectors
+        wide = vectors.double() if temperature < LEAST_TEMPERATURE_FLOAT32 else vectors
         counts = row_counts(vectors)
         places = None if sources is None else sources.detach().to(vectors.device)
         terms: Tensor = _Terms.apply(
@@ -195,15 +195,15 @@ def _strips(
         by_voxel = strip.view(shape[0] // 2, 2, shape[1] // 2, 2)
         if places is not None:
             # Few pairs are near, and writing only those takes a tenth of a masked_fill_ of the strip.
-            rows, near = _are_near(places[start // 2 : stop // 2], places[start // 2 :], radius).nonzero(as_tuple=True)
+            rows, near = are_near(places[start // 2 : stop // 2], places[start // 2 :], radius).nonzero(as_tuple=True)
             by_voxel[rows, :, near, :] = 0
         same = torch.arange(shape[0] // 2, device=strip.device)
         by_voxel[same, :, same, :] = 0
         yield start, stop, strip
 
 
-def _are_near(rows: Tensor, columns: Tensor, radius: float) -> Tensor:
-    """(r, 4) and (c, 4) [volume, z, y, x] -> (r, c): same volume and at most `radius` apart."""
+def are_near(rows: Tensor, columns: Tensor, radius: float) -> Tensor:
+    """Tell which (r, c) of the places (r, 4) and (c, 4) [volume, z, y, x] share a volume and are within `radius`."""
     squared = torch.zeros(rows.shape[0], columns.shape[0], dtype=rows.dtype, device=rows.device)
     for axis in (1, 2, 3):
         difference = rows[:, axis, None] - columns[:, axis]

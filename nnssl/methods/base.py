@@ -45,6 +45,22 @@ class Volume(Protocol):
     def random_body_voxel(self, rng: np.random.Generator) -> np.ndarray:
         """A voxel (z, y, x), uniform over the body."""
 
+    def match(self, rng: np.random.Generator) -> Match:
+        """A random point of the body and the same place in another volume of the run, by the run's aligner."""
+
+
+@dataclass(frozen=True)
+class Match:
+    """A voxel of a volume, and the voxel of another volume that shows the same place of the body.
+
+    The other volume is the same one where the run has no second.
+    """
+
+    point: np.ndarray  # (3,)
+    other: Volume
+    other_point: np.ndarray  # (3,)
+    similarity: float = math.nan  # of the two places, where the aligner knows it
+
 
 @dataclass(frozen=True, kw_only=True)
 class MethodConfig:
@@ -142,6 +158,8 @@ class Method(nn.Module):
     levels: ClassVar[Literal["encoder", "decoder"]]  # which maps of the plans' network form the pyramid
     host_keys: ClassVar[frozenset[str]] = frozenset()  # entries of a batch that stay on the CPU: reading a parameter
     # that lies on the card, to decide what to launch, would wait for everything launched before
+    pairs_volumes: ClassVar[bool] = False  # whether samples take a second volume, by `Volume.match`
+    of_the_run: ClassVar[tuple[str, ...]] = ()  # how the names of what a run that starts from its weights leaves begin
 
     def __init__(self, backbone: FeaturePyramid, config: Any) -> None:
         super().__init__()
@@ -183,6 +201,13 @@ class Method(nn.Module):
     def panels(cls, batch: Batch, config: Any) -> list[list[Panel]]:
         """Rows of pictures that show the views of an augmented batch on the CPU."""
         raise NotImplementedError
+
+    def reconstruction(self, batch: Batch) -> list[list[Panel]]:
+        """Rows of pictures of what the network makes of an augmented batch, for `reconstruction.png`; none by default.
+
+        Called in evaluation mode by one process alone.
+        """
+        return []
 
     def forward(self, batch: Batch) -> StepOutput:
         """`step`, under the name that DistributedDataParallel calls."""

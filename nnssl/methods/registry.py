@@ -14,6 +14,10 @@ _METHODS = {
     "vox2vec": "nnssl.methods.vox2vec:Vox2vec",
     "voco": "nnssl.methods.voco:VoCo",
     "pimpic": "nnssl.methods.pimpic:Pimpic",
+    "lapn": "nnssl.methods.lapn:Lapn",
+    "sam": "nnssl.methods.sam:Sam",
+    "mae": "nnssl.methods.mae:MaskedAutoencoder",
+    "alice": "nnssl.methods.alice:Alice",
 }
 
 

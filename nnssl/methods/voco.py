@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from nnssl.augment.resized_crops import resized_crops, sample_orientations
 from nnssl.errors import UserError
+from nnssl.geometry import bounding_box
 from nnssl.losses.voco import code_terms, paper_terms
 from nnssl.methods.base import (
     Batch,
@@ -30,16 +31,15 @@ from nnssl.methods.base import (
 )
 from nnssl.methods.voco_geometry import (
     base_starts,
-    bounding_box,
     overlap_labels,
     place_slab,
     random_crop_starts,
 )
-from nnssl.networks.momentum import momentum_copy, update_momentum
+from nnssl.networks.momentum import MomentumNetworks
 from nnssl.networks.projection import batch_statistics_head
 from nnssl.networks.pyramid import FeaturePyramid
 
-_FLIP, _TURN, _SHIFT = 0.2, 0.2, 0.1  # probabilities of a flip of each axis, of quarter turns and of a shift [C]
+_SHIFT = 0.1  # probability of a shift [C]
 _SHIFT_CT = 42.5  # largest shift in HU: a tenth of the window [-175, 250] [C]
 _SHIFT_OTHERS = 235.0  # a tenth of the range, in the units of `Volume.hu_affine`
 _SHOWN = 4  # volumes of `views.png`, and at most half as many crops of each
@@ -63,6 +63,8 @@ class VoCoConfig(MethodConfig):
     base_scale: float = 1.5  # voxels of a base for one of the patch: 96 for 64 [P] [C]
     base_size: tuple[int, int, int] | None = None  # (Z, Y, X) voxels of bases and crops; None: base_scale * patch
     shrink_bases: bool = True  # smaller ones where the body is smaller than the slab; False: the slab is padded
+    flip_probability: float = 0.2  # of each axis, for every crop and base on its own [C]. Flips hide left from right:
+    turn_probability: float = 0.2  # of quarter turns in the plane [C]. A short run on symmetric anatomy needs 0 and 0.
     objective: Literal["code", "paper"] = "code"  # the paper's has no teacher
     reg_detach: bool = True  # the code's regulariser gives the later base of a pair no gradient
     regulariser_weight: float = 1.0  # lambda [P] [C]
@@ -78,6 +80,9 @@ class VoCoConfig(MethodConfig):
             raise UserError(f"base_scale has to be a finite number above 0, not {self.base_scale}")
         if not 0 <= self.teacher_momentum < 1:
             raise UserError(f"teacher_momentum has to be at least 0 and below 1, not {self.teacher_momentum}")
+        for name in ("flip_probability", "turn_probability"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"{name} has to be from 0 to 1, not {getattr(self, name)}")
         if prod(self.grid) < 2:
             raise UserError("one base tells no positions apart; set a grid (Z,Y,X) such as -o grid=1,4,4")
 
@@ -105,7 +110,7 @@ class VoCo(Method):
     def __init__(self, backbone: FeaturePyramid, config: VoCoConfig) -> None:
         super().__init__(backbone, config)
         self.head = batch_statistics_head(sum(backbone.channels), config.projection_dim, config.projection_dim)
-        self.teacher = self._copy_of_student() if config.objective == "code" else None
+        self.teacher = MomentumNetworks(**self._student()) if config.objective == "code" else None
         self.register_load_state_dict_post_hook(_follow_new_student)
 
     @classmethod
@@ -131,7 +136,7 @@ class VoCo(Method):
         start, base = place_slab(rng, anchor, body, config.grid, config.largest_base(), config.shrink_bases)
         crops, bases = random_crop_starts(rng, config.crops, config.grid, base), base_starts(config.grid, base)
         starts = np.concatenate([crops, bases])
-        orientations = sample_orientations(rng, len(starts), _FLIP, _TURN)
+        orientations = sample_orientations(rng, len(starts), config.flip_probability, config.turn_probability)
         _, height, width = cast(tuple[int, int, int], config.patch_size)
         if height != width:
             orientations["turns"][:] = 0
@@ -195,21 +200,15 @@ class VoCo(Method):
     def after_step(self, step: int) -> None:
         """The teacher follows the student."""
         if self.teacher is not None:
-            for name, student in self._student().items():
-                update_momentum(self.teacher[name], student, self.config.teacher_momentum)
+            self.teacher.follow(self._student(), self.config.teacher_momentum)
 
     def follow_student(self) -> None:
         """Give the teacher the student's values, as at the beginning."""
-        self.teacher = self._copy_of_student() if self.teacher is not None else None
+        if self.teacher is not None:
+            self.teacher.become(self._student())
 
-    def _student(self) -> dict[str, nn.Module]:
+    def _student(self) -> dict[str, Any]:
         return {"backbone": self.backbone, "head": self.head}
-
-    def _copy_of_student(self) -> nn.ModuleDict:
-        used = {id(tensor) for tensor in self.backbone.used_tensors().values()}
-        everything = [*self.backbone.parameters(), *self.backbone.buffers()]
-        idle = [tensor for tensor in everything if id(tensor) not in used]  # such as the decoder of the plans' network
-        return nn.ModuleDict({name: momentum_copy(module, idle) for name, module in self._student().items()})
 
     @classmethod
     def panels(cls, batch: Batch, config: Any) -> list[list[Panel]]:

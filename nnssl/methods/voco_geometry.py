@@ -76,19 +76,3 @@ def overlap_labels(crops: Integers, bases: Integers, base: Sequence[int] | Integ
     distance = np.abs(crops[:, None] - bases)
     shared = np.maximum(np.asarray(base) - distance, 0).prod(-1)
     return shared / np.prod(np.asarray(base, dtype=np.int64))
-
-
-def bounding_box(mask: NDArray[np.bool_]) -> Box:
-    """Smallest box of a three-dimensional mask that holds all its voxels.
-
-    Raises:
-        ValueError: the mask is empty.
-    """
-    plane: NDArray[np.bool_] = np.any(mask, axis=0)
-    occupied = [
-        np.flatnonzero(line) for line in (np.any(mask, axis=(1, 2)), np.any(plane, axis=1), np.any(plane, axis=0))
-    ]
-    if len(occupied[0]) == 0:
-        raise ValueError("the mask is empty")
-    start, stop = np.array([(line[0], line[-1] + 1) for line in occupied], dtype=np.int64).T
-    return Box(start, stop)

@@ -7,7 +7,6 @@ batch repel each other (InfoNCE).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -30,6 +29,7 @@ from nnssl.methods.base import (
     Volume,
     at_least,
 )
+from nnssl.methods.matched_views import matched_view_panels
 from nnssl.networks.projection import projection_head
 from nnssl.networks.pyramid import FeaturePyramid, gather_voxels
 
@@ -157,21 +157,5 @@ class Vox2vec(Method):
 
     @classmethod
     def panels(cls, batch: Batch, config: Any) -> list[list[Panel]]:
-        """Both crops of up to four pairs, in the slices that share most voxels, with eight of the voxels marked."""
-        rows = []
-        voxels = batch["voxels"].numpy()
-        for i in range(min(4, len(batch["crops"]))):
-            mine = voxels[voxels[:, 0, 0] == i, :, 1:]  # (M, 2, 3)
-            slices, counts = np.unique(mine[:, 0, 0], return_counts=True)
-            shown = mine[mine[:, 0, 0] == slices[counts.argmax()]]
-            shown = shown[np.linspace(0, len(shown) - 1, min(8, len(shown))).round().astype(int)]
-            rows.append([_view_panel(batch["crops"][i, k, 0].numpy(), shown[:, k], f"pair {i + 1}, view {k + 1}")
-                         for k in range(2)])  # fmt: skip
-        return rows
-
-
-def _view_panel(crop: np.ndarray, voxels: np.ndarray, title: str) -> Panel:
-    """The slice of a crop (Z, Y, X) in which the voxels (K, 3) lie."""
-    z = int(voxels[0, 0])
-    points: Sequence[tuple[int, float, float]] = [(n + 1, float(y), float(x)) for n, (_, y, x) in enumerate(voxels)]
-    return Panel(crop[z], f"{title}, slice {z + 1} of {len(crop)}", points)
+        """Both crops of up to four pairs, with eight of the matched voxels."""
+        return matched_view_panels(batch["crops"].numpy(), batch["voxels"].numpy())

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from nnssl.errors import UserError
 from nnssl.networks.fpn import FPN3d
 from nnssl.networks.fpn_unet import FPN3dUNet, check_strides
+from nnssl.networks.lapn_unet import LapnUNet, lapn_pyramid
 from nnssl.networks.pimpic_unet import PimpicUNet, pimpic_pyramid
 from nnssl.networks.pyramid import FeaturePyramid
 from nnssl.networks.swin import SwinPyramid, SwinUNETR, check_swin_strides
 from nnssl.networks.unet import UNetPyramid
+from nnssl.networks.vit import UNETR, vit_pyramid
 
 Levels = Literal["encoder", "decoder"]
 
@@ -47,6 +49,8 @@ _OWN = {
         _OwnNetwork(FPN3dUNet, _fpn),
         _OwnNetwork(SwinUNETR, _swin),
         _OwnNetwork(PimpicUNet, pimpic_pyramid),
+        _OwnNetwork(LapnUNet, lapn_pyramid),
+        _OwnNetwork(UNETR, vit_pyramid),
     )
 }
 
@@ -122,8 +126,8 @@ def backbone_of(resolved: dict[str, Any], levels: Levels) -> FeaturePyramid:
     """Build the network of a resolved 3D configuration as a feature pyramid.
 
     Returns:
-        `UNetPyramid` around a U-Net of dynamic_network_architectures; `FPN3d`, `SwinPyramid` or `Pimpic3d` for plans
-        that name `FPN3dUNet`, `SwinUNETR` or `PimpicUNet`.
+        `UNetPyramid` around a U-Net of dynamic_network_architectures; `FPN3d`, `SwinPyramid`, `Pimpic3d`, `LapnPyramid`
+        or `ViTPyramid` for plans that name `FPN3dUNet`, `SwinUNETR`, `PimpicUNet`, `LapnUNet` or `UNETR`.
 
     Raises:
         UserError: Its network is of another kind.

@@ -54,7 +54,9 @@ class FPN3d(FeaturePyramid):
         self.up_blocks = nn.ModuleList(_up_block(c) for c in reversed(finer))
         self.skip_blocks = nn.ModuleList(nn.Conv3d(c, c, 1) for c in reversed(finer))
         self.right_blocks = nn.ModuleList(ResidualStage(c) for c in reversed(finer))
-        if levels == "encoder":
+        if levels == "decoder":
+            self.decoding = ("up_blocks", "skip_blocks", "right_blocks")
+        else:
             self.unused = ("up_blocks.", "skip_blocks.", "right_blocks.")
             for unused in (self.up_blocks, self.skip_blocks, self.right_blocks):
                 unused.requires_grad_(False)
@@ -72,12 +74,11 @@ class FPN3d(FeaturePyramid):
     def _decode(self, maps: list[Tensor]) -> list[Tensor]:
         x = maps[-1]
         pyramid = [x]
-        for up, skip, right, fine in zip(
-            self.up_blocks, self.skip_blocks, self.right_blocks, reversed(maps[:-1]), strict=True
-        ):
+        stages = zip(self.up_blocks, self.skip_blocks, self.right_blocks, reversed(maps[:-1]), strict=True)
+        for up, skip, right, fine in list(stages)[: len(maps) - 1 - self.finest]:
             x = right(add_upsampled(_in_own_layout(skip(fine)), _in_own_layout(up(x))))
             pyramid.append(x)
-        return pyramid[::-1]
+        return [x.new_empty(0)] * self.finest + pyramid[::-1]
 
     def check_patch(self, patch_size: Sequence[int], batch_size: int = 2) -> None:
         """Make sure that batch normalisation sees more than one value per channel; every size is fine otherwise.

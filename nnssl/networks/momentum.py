@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from nnssl.networks.pyramid import FeaturePyramid
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -46,4 +48,32 @@ def update_momentum(follower: nn.Module, network: nn.Module, momentum: float) ->
     """
     pairs = zip(follower.parameters(), network.parameters(), strict=True)
     own = [(mine, theirs) for mine, theirs in pairs if mine is not theirs]
-    get_ema_multi_avg_fn(momentum)([mine for mine, _ in own], [theirs for _, theirs in own], 0)
+    if own:  # a head may have none
+        get_ema_multi_avg_fn(momentum)([mine for mine, _ in own], [theirs for _, theirs in own], 0)
+
+
+class MomentumNetworks(nn.ModuleDict):
+    """Copies of a student's networks that follow them, under the same names.
+
+    What the backbone's maps do not depend on, such as the decoder of the plans' network, is shared with the student.
+
+    Args:
+        backbone: The student's, copied as "backbone".
+        others: What the student has beside it, such as heads.
+    """
+
+    def __init__(self, backbone: FeaturePyramid, **others: nn.Module) -> None:
+        used = {id(tensor) for tensor in backbone.used_tensors().values()}
+        idle = [tensor for tensor in (*backbone.parameters(), *backbone.buffers()) if id(tensor) not in used]
+        student = {"backbone": backbone, **others}
+        super().__init__({name: momentum_copy(network, idle) for name, network in student.items()})
+
+    def follow(self, student: Mapping[str, nn.Module], momentum: float) -> None:
+        """One step of `update_momentum` for each network of the student, by its name."""
+        for name, network in student.items():
+            update_momentum(self[name], network, momentum)
+
+    def become(self, student: Mapping[str, nn.Module]) -> None:
+        """Take all values of the student, as at the beginning; buffers too."""
+        for name, network in student.items():
+            self[name].load_state_dict(network.state_dict())

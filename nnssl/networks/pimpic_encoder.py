@@ -59,7 +59,9 @@ class Pimpic3d(FeaturePyramid):
             ConvBlock(coarse + skip, channels)
             for coarse, skip, channels in reversed(list(zip(below, of_encoder, of_decoder, strict=True)))
         )
-        if levels == "encoder":
+        if levels == "decoder":
+            self.decoding = ("decoder",)
+        else:
             self.unused = ("bottleneck.", "decoder.")
             for unused in (self.bottleneck, self.decoder):
                 unused.requires_grad_(False)
@@ -74,11 +76,11 @@ class Pimpic3d(FeaturePyramid):
     def _decode(self, maps: list[Tensor]) -> list[Tensor]:
         x = _activated(self.bottleneck(F.max_pool3d(maps[-1], 2)))
         pyramid = [x]
-        for block, skip in zip(self.decoder, reversed(maps), strict=True):
+        for block, skip in list(zip(self.decoder, reversed(maps), strict=True))[: len(maps) - self.finest]:
             upsampled = F.interpolate(x, scale_factor=2.0, mode="trilinear", align_corners=True)
             x = block(torch.cat([upsampled, skip], dim=1))
             pyramid.append(x)
-        return pyramid[::-1]
+        return [x.new_empty(0)] * self.finest + pyramid[::-1]
 
     def check_patch(self, patch_size: Sequence[int], batch_size: int = 2) -> None:
         """Make sure that every stage halves its map evenly and that instance normalisation sees two voxels.

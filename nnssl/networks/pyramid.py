@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from math import prod
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnssl.errors import UserError
 
 Stride = tuple[int, int, int]
+
+
+class BlockMask(NamedTuple):
+    """Which blocks of each volume of a batch are hidden; N blocks, n of which are visible in every volume."""
+
+    hidden: Tensor  # (B, Z', Y', X') bool, blocks divide the volume evenly
+    visible: Tensor  # (B, n) numbers of the visible blocks, ascending, the last axis fastest
+
 
 # As many voxels may share one cell of a half-precision map before their summed gradients lose digits (bf16 has 8 bits).
 _MAX_SHARED_CELL = 8
@@ -34,15 +45,50 @@ class FeaturePyramid(nn.Module):
         self.input_channels = input_channels
         self.divisor: Stride = (1, 1, 1)  # what every axis of an input has to be divisible by
         self.unused: tuple[str, ...] = ()  # how the names of parameters begin that the maps do not depend on
+        self.decoding: tuple[str, ...] = ()  # module lists with an entry a decoded level, finest last
+        self.finest = 0  # finer levels are not computed where the network decodes stage by stage
+        self.encodes = False  # whether the finest level ends in a linear layer: what a loss compares, not a feature
+        self.encodes_blocks = False  # whether the only level holds a token a cell, which sees the others by attention
+        self.mask_width = 0  # of the token that stands for hidden cells; 0: there is none, hidden voxels are zero
 
     def used_tensors(self) -> dict[str, Tensor]:
         """Parameters and buffers that the maps depend on; a tensor with several names comes once."""
         everything = {**dict(self.named_parameters()), **dict(self.named_buffers())}
         return {name: tensor for name, tensor in everything.items() if not name.startswith(self.unused)}
 
+    def leave_out_finer(self, level: int) -> None:
+        """Say that the maps finer than this level are not needed.
+
+        A network that decodes stage by stage (`decoding`) returns empty tensors in their place from now on, and the
+        parameters that only they depend on have no gradient any more. Others go on as before.
+        """
+        if not self.decoding:
+            return
+        self.finest = level
+        for name in self.decoding:
+            stages = list(self.get_submodule(name).children())
+            for number, stage in enumerate(stages):
+                if number >= len(stages) - level:
+                    stage.requires_grad_(False)
+                    self.unused += (f"{name}.{number}.",)
+
     def forward(self, x: Tensor) -> list[Tensor]:
         """Map a volume (B, C, Z, Y, X) to the levels [(B, channels[l], Z_l, Y_l, X_l)], finest first."""
         raise NotImplementedError
+
+    def masked_levels(self, x: Tensor, mask: BlockMask, token: Tensor | None) -> list[Tensor]:
+        """The levels of a volume whose hidden blocks the network must not see.
+
+        Args:
+            x: (B, C, Z, Y, X), normalised: hidden voxels become 0.
+            mask: Which blocks are hidden.
+            token: (mask_width,) what stands for hidden cells; None where the network has no place for it.
+
+        Returns:
+            The levels, finest first; what they hold in hidden blocks means nothing.
+        """
+        levels: list[Tensor] = self(x.masked_fill(spread(mask.hidden, x.shape[2:]), 0))
+        return levels
 
     def check_patch(self, patch_size: Sequence[int], batch_size: int = 2) -> None:
         """Make sure that the network can train on patches of this size.
@@ -55,6 +101,13 @@ class FeaturePyramid(nn.Module):
             UserError: The network cannot take this patch; the message names sizes that it takes.
         """
         raise NotImplementedError
+
+
+def spread(hidden: Tensor, size: Sequence[int]) -> Tensor:
+    """Masks of blocks (B, Z', Y', X') as masks (B, 1, *size) of the cells of a finer grid."""
+    for axis, extent in enumerate(size):
+        hidden = hidden.repeat_interleave(extent // hidden.shape[axis + 1], dim=axis + 1)
+    return hidden[:, None]
 
 
 def check_three_axes(patch_size: Sequence[int]) -> tuple[int, int, int]:
@@ -88,6 +141,12 @@ def to_channels_last(x: Tensor) -> Tensor:
     return x.reshape(batch, *size, 1).permute(0, 4, 1, 2, 3)
 
 
+def padded_to_multiple(x: Tensor, divisor: Stride) -> Tensor:
+    """The image (B, C, Z, Y, X) with zeros after its end, as nnU-Net pads, so that `divisor` divides every axis."""
+    z, y, x_ = (-size % d for size, d in zip(x.shape[2:], divisor, strict=True))
+    return F.pad(x, (0, x_, 0, y, 0, z)) if z or y or x_ else x
+
+
 def gather_voxels(pyramid: Sequence[Tensor], strides: Sequence[Stride], voxels: Tensor) -> Tensor:
     """Read the representation of voxels: the concatenation of the cells that contain them, without interpolation.
 
@@ -112,6 +171,35 @@ def gather_voxels(pyramid: Sequence[Tensor], strides: Sequence[Stride], voxels: 
         cells = _read_cells(feature_map, batch, z, y, x)
         rows.append(cells.float() if half else cells)
     return torch.cat(rows, dim=1)
+
+
+def interpolate_cells(size: Sequence[int], stride: Stride, points: Tensor) -> tuple[Tensor, Tensor]:
+    """Tell which cells of a map surround points, and what each counts in trilinear interpolation.
+
+    The centre of cell c lies at voxel (c + 0.5) * stride - 0.5 of the network's input. A point beyond the outermost
+    centres takes the value there.
+
+    Args:
+        size: Cells (Z_l, Y_l, X_l) of the map.
+        stride: Voxels a cell.
+        points: Floats (N, 4) of [batch, z, y, x], in voxels of the network's input; integers are the voxels' centres.
+
+    Returns:
+        Integers (N, 8, 4) of [batch, cell z, cell y, cell x], and weights (N, 8) that sum to 1, of the points' type.
+    """
+    batch = points[:, :1].long()
+    steps, of_voxel = points.new_tensor(stride), points[:, 1:]
+    last = torch.tensor(size, device=points.device) - 1
+    place = torch.minimum(((of_voxel + 0.5) / steps - 0.5).clamp(min=0), last.to(points.dtype))
+    low = place.floor()
+    fraction = place - low
+    corners, weights = [], []
+    for corner in product((0, 1), repeat=3):
+        above = torch.tensor(corner, device=points.device)
+        cells = torch.minimum(low.long() + above, last)
+        corners.append(torch.cat([batch, cells], dim=1))
+        weights.append(torch.where(above.bool(), fraction, 1 - fraction).prod(1))
+    return torch.stack(corners, dim=1), torch.stack(weights, dim=1)
 
 
 def _read_cells(feature_map: Tensor, batch: Tensor, z: Tensor, y: Tensor, x: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from nnssl.errors import UserError
 from nnssl.networks.fpn_unet import SegmentationLayers
-from nnssl.networks.pyramid import FeaturePyramid, Stride, check_three_axes, format_size
+from nnssl.networks.pyramid import BlockMask, FeaturePyramid, Stride, check_three_axes, format_size, spread
 
 STRIDES = [[1, 1, 1]] + [[2, 2, 2]] * 5  # of each level to the one before, as plans state them
 _TOTAL_STRIDE = 32
@@ -61,6 +61,7 @@ class SwinPyramid(FeaturePyramid):
         super().__init__([widths[level] for level in shown], strides, input_channels)
         self.levels = levels
         self.divisor = (_TOTAL_STRIDE,) * 3
+        self.mask_width = feature_size
         monai = _import_monai()
         with _LinspaceOnCpu():
             self.swinViT = monai.transformer(
@@ -100,6 +101,21 @@ class SwinPyramid(FeaturePyramid):
             self.encoder10(stages[4]),
         ]
         return maps if self.levels == "encoder" else self._decode(maps, stages[3])
+
+    def masked_levels(self, x: Tensor, mask: BlockMask, token: Tensor | None) -> list[Tensor]:
+        """As in every pyramid; the transformer's own tokens of hidden blocks are replaced by the given one (SimMIM)."""
+        if token is None:
+            return super().masked_levels(x, mask, token)
+
+        def replace(embedding: nn.Module, arguments: Any, cells: Tensor) -> Tensor:
+            hide = spread(mask.hidden, cells.shape[2:])
+            return torch.where(hide, token.to(cells.dtype).view(-1, 1, 1, 1), cells)
+
+        handle = self.swinViT.patch_embed.register_forward_hook(replace)
+        try:
+            return super().masked_levels(x, mask, token)
+        finally:
+            handle.remove()
 
     def _decode(self, maps: list[Tensor], coarsest_skip: Tensor) -> list[Tensor]:
         *skips, x = maps

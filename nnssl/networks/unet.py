@@ -44,7 +44,9 @@ class UNetPyramid(FeaturePyramid):
         # The faster layout of a CPU's convolutions; the maps take it from the weights.
         self.network: Any = network.to(memory_format=torch.channels_last_3d)
         decoder.seg_layers.requires_grad_(False)
-        if levels == "encoder":
+        if levels == "decoder":
+            self.decoding = ("network.decoder.transpconvs", "network.decoder.stages")
+        else:
             # `decoder.encoder` is the encoder itself.
             shared = {id(parameter) for parameter in encoder.parameters()}
             for parameter in decoder.parameters():
@@ -61,10 +63,11 @@ class UNetPyramid(FeaturePyramid):
         decoder = self.network.decoder
         x = skips[-1]
         pyramid = [x]
-        for upsample, stage, skip in zip(decoder.transpconvs, decoder.stages, reversed(skips[:-1]), strict=True):
+        steps = list(zip(decoder.transpconvs, decoder.stages, reversed(skips[:-1]), strict=True))
+        for upsample, stage, skip in steps[: len(steps) - self.finest]:
             x = stage(torch.cat((upsample(x), skip), dim=1))
             pyramid.append(x)
-        return pyramid[::-1]
+        return [x.new_empty(0)] * self.finest + pyramid[::-1]
 
     def check_patch(self, patch_size: Sequence[int], batch_size: int = 2) -> None:
         """Make sure that every stage divides its map evenly and that no normalisation sees a single value.

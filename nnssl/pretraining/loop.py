@@ -6,7 +6,6 @@ import logging
 import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,9 @@ from nnssl.methods.base import Batch, Method, StepOutput, to_device
 from nnssl.methods.options import to_plain
 from nnssl.networks.sync_batch_norm import synchronise_batch_norm
 from nnssl.pretraining.checkpoint import FINAL, LATEST, load_checkpoint, package_versions, save_checkpoint
+from nnssl.pretraining.drawings import draw_reconstruction, draw_views
 from nnssl.pretraining.metrics import (
+    PendingStep,
     RunningMeans,
     collapse_warning,
     embedding_std,
@@ -31,23 +32,12 @@ from nnssl.pretraining.metrics import (
     write_rows,
 )
 from nnssl.pretraining.optimisation import build_optimiser, choose_precision, learning_rate, set_learning_rate
-from nnssl.pretraining.pictures import draw_panels, draw_progress
+from nnssl.pretraining.pictures import draw_progress
 from nnssl.pretraining.setup import Setup, case_labels
 from nnssl.pretraining.signals import Interrupted, StopSignal
 from nnssl.pretraining.weights import load_weights
 
 log = logging.getLogger("nnssl")
-
-
-@dataclass
-class _Pending:
-    """Metrics of a step that the device may still be computing."""
-
-    stream: Stream
-    step: int
-    cases: list[str]
-    names: list[str]
-    values: Tensor
 
 
 class Pretraining:
@@ -64,7 +54,7 @@ class Pretraining:
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == torch.float16)
         self.step, self.epoch = 0, 0  # finished steps and epochs
         self.means: dict[Stream, RunningMeans] = {"train": RunningMeans(), "val": RunningMeans()}
-        self.pending: deque[_Pending] = deque()
+        self.pending: deque[PendingStep] = deque()
         self.signal = StopSignal()
         self.stop = False  # whether any process got a signal
         self.embedding_dim = 0
@@ -81,7 +71,8 @@ class Pretraining:
             Interrupted: after SIGTERM or SIGUSR1; the checkpoint is written.
             UserError: the loss is not finite, or the memory does not suffice.
         """
-        dataset = SampleDataset(type(self.method), self.config, self.setup.train, self.setup.val)
+        setup = self.setup
+        dataset = SampleDataset(type(self.method), self.config, setup.train, setup.val, setup.aligner)
         positions = positions_of_rank(int(self.config.batch_size or 0), rank(), world_size())
         loader = make_loader(dataset, list(self._steps()), positions, self.device)
         with self.signal:
@@ -112,6 +103,7 @@ class Pretraining:
     def _run_epoch(self, batches: Iterator[LoadedBatch]) -> None:
         first, last = self.step, (self.epoch + 1) * self.config.steps_per_epoch
         begin, waited = time.perf_counter(), 0.0
+        batch = None
         self.method.train()
         with self._bar(last - first) as bar:
             while self.step < last:
@@ -119,7 +111,7 @@ class Pretraining:
                 batch = _next(batches)
                 waited += time.perf_counter() - asked
                 if self.step == 0 and is_main():
-                    self._draw_views(batch)
+                    draw_views(self.setup, self.method, self._views(batch), batch.cases)
                 self._train_step(batch)
                 spent = time.perf_counter() - begin
                 samples = (self.step - first) * int(self.config.batch_size or 0)
@@ -129,7 +121,9 @@ class Pretraining:
                     self._interrupt()
         self._settle()
         seconds = time.perf_counter() - begin
-        self._validate(batches)
+        shown = self._validate(batches) or batch
+        if shown and is_main() and self._saves(self.epoch + 1):
+            draw_reconstruction(self.setup, self.method, self._views(shown), shown.cases, self.epoch + 1)
         samples = (last - first) * int(self.config.batch_size or 0)
         self._finish_epoch(seconds, waited / max(seconds, 1e-9), samples / max(seconds, 1e-9))
 
@@ -165,7 +159,9 @@ class Pretraining:
         return self.method.augment(to_device(batch.tensors, self.device, self.method.host_keys))
 
     @torch.no_grad()
-    def _validate(self, batches: Iterator[LoadedBatch]) -> None:
+    def _validate(self, batches: Iterator[LoadedBatch]) -> LoadedBatch | None:
+        """Loss of the held-out volumes; returns their last batch, if there are any."""
+        batch = None
         self.means["val"] = RunningMeans()
         self.method.eval()
         for step in range(self._val_steps()):
@@ -174,6 +170,7 @@ class Pretraining:
             terms = {"loss": output.loss, **output.terms, "embedding_std": embedding_std(output.embeddings)}
             self._watch("val", step, batch, terms)
         self._settle()
+        return batch
 
     def _watch(self, stream: Stream, step: int, batch: LoadedBatch, terms: dict[str, Tensor]) -> None:
         """Queue a step's metrics and read those of the step before: the device never waits for the log."""
@@ -182,7 +179,7 @@ class Pretraining:
         if world_size() > 1:
             torch.distributed.all_reduce(values)
             values /= world_size()
-        self.pending.append(_Pending(stream, step, batch.cases, list(terms), values))
+        self.pending.append(PendingStep(stream, step, batch.cases, list(terms), values))
         while len(self.pending) > 1:
             self._read(self.pending.popleft())
 
@@ -190,7 +187,7 @@ class Pretraining:
         while self.pending:
             self._read(self.pending.popleft())
 
-    def _read(self, pending: _Pending) -> None:
+    def _read(self, pending: PendingStep) -> None:
         *values, stop = pending.values.tolist()
         self.stop = stop > 0
         watched = {n: v for n, v in zip(pending.names, values, strict=True) if n in ("loss", "gradient_norm")}
@@ -237,13 +234,11 @@ class Pretraining:
             log.info(epoch_line(row, self.config.num_epochs))
             if warning := collapse_warning(row):
                 log.warning(warning)
-        if self.epoch % self.config.save_every_epochs == 0 or self.epoch == self.config.num_epochs:
+        if self._saves(self.epoch):
             self._save(LATEST)
 
-    def _draw_views(self, batch: LoadedBatch) -> None:
-        panels = type(self.method).panels({k: v.cpu() for k, v in self._views(batch).items()}, self.config)
-        cases = "\n".join(dict.fromkeys(batch.cases[: len(panels)]))
-        draw_panels(panels, self.setup.folder / "views.png", f"{self.setup.method}: views of the first step\n{cases}")
+    def _saves(self, epoch: int) -> bool:
+        return epoch % self.config.save_every_epochs == 0 or epoch == self.config.num_epochs
 
     def _bar(self, total: int) -> tqdm[Any]:
         description = f"epoch {self.epoch + 1}/{self.config.num_epochs}"

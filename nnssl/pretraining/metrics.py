@@ -7,8 +7,9 @@ import math
 import resource
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -26,6 +27,17 @@ def embedding_std(embeddings: Tensor) -> Tensor:
     if len(embeddings) < 2:
         return embeddings.new_zeros((), dtype=torch.float32)
     return l2_normalise(embeddings.detach().float()).std(dim=0).mean()
+
+
+@dataclass
+class PendingStep:
+    """Metrics of a step of a stream that the device may still be computing."""
+
+    stream: Literal["train", "val"]
+    step: int
+    cases: list[str]
+    names: list[str]
+    values: Tensor
 
 
 class RunningMeans:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from nnssl.data.alignment import RelativePosition
 from nnssl.data.loader import number_of_workers
 from nnssl.data.prepared import prepare_datasets
 from nnssl.data.storage import write_json
@@ -165,6 +166,8 @@ def _announce(setup: Setup) -> None:
     distinct = get_method(setup.method).volumes_per_step(config)
     if len(setup.train) < distinct:
         log.warning(f"a step takes {distinct} volumes but there are {len(setup.train)}: some are drawn more than once")
+    if get_method(setup.method).pairs_volumes and isinstance(setup.aligner, RelativePosition):
+        log.warning("the volumes are paired by the relative position in the body: no alignment model is given")
     log.info(f"output: {setup.folder}")
 
 

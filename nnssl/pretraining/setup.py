@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from nnssl.data.alignment import Aligner, RelativePosition
 from nnssl.data.loader import Cases
 from nnssl.data.volumes import VolumeFolder
 from nnssl.errors import UserError
@@ -35,6 +36,7 @@ class Setup:
         resume: checkpoint to continue from.
         pretrained: checkpoint whose weights to start from.
         orientation: the first dataset's commonest one, such as LPS; None where it is unknown.
+        aligner: what finds a point of a volume in another one, for methods that pair volumes.
     """
 
     method: str
@@ -50,6 +52,7 @@ class Setup:
     resume: Path | None = None
     pretrained: Path | None = None
     orientation: str | None = None
+    aligner: Aligner = field(default_factory=RelativePosition)
 
     def build_method(self) -> Method:
         """The method with a freshly initialised backbone."""

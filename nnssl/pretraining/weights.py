@@ -40,7 +40,11 @@ def fitting_weights(method: Method, path: Path) -> dict[str, Tensor]:
     if wrong:
         raise UserError(f"{path} holds another network than these plans: {_first(wrong)}; give a checkpoint of the "
                         f"same architecture, or the plans that it was made with (-p)")  # fmt: skip
-    return {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
+    return {
+        k: v
+        for k, v in state.items()
+        if k in own and own[k].shape == v.shape and not k.startswith(type(method).of_the_run)
+    }
 
 
 def _first(names: Sequence[str], count: int = 3) -> str:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nnssl.augment.resized_crops import resized_crops, sample_orientations
+from nnssl.augment.resized_crops import resized_crops, sample_orientations, scaled_crops
 
 
 def _expected(volume: Tensor, start: Tensor, size: Tensor, patch: tuple[int, ...], flips: Tensor, turns: int) -> Tensor:
@@ -59,3 +59,20 @@ def test_sample_orientations__has_the_stated_probabilities_and_is_independent() 
     np.testing.assert_allclose(np.bincount(drawn["turns"]) / 20_000, [0.7, 0.1, 0.1, 0.1], atol=0.01)
     both = (drawn["flips"][:, 0] & drawn["flips"][:, 1]).mean()
     assert abs(both - 0.04) < 0.01
+
+
+def test_scaled_crops__samples_by_the_voxels_centres() -> None:
+    z, y, x = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in (9, 11, 14)), indexing="ij")
+    ramp = torch.stack([z + 20 * y, x])[None].repeat(2, 1, 1, 1, 1)
+    scales = torch.tensor([0.9, 1.125], dtype=torch.float64)
+    patches = scaled_crops(ramp, scales, (6, 8, 10))
+    for patch, scale in zip(patches, scales, strict=True):
+        at = [1 + (torch.arange(n, dtype=torch.float64) + 0.5) * scale - 0.5 for n in (6, 8, 10)]
+        rows, columns = torch.meshgrid(at[0], at[1], indexing="ij")
+        torch.testing.assert_close(patch[0], (rows + 20 * columns)[..., None].expand(6, 8, 10), rtol=0, atol=1e-10)
+        torch.testing.assert_close(patch[1], at[2].expand(6, 8, 10), rtol=0, atol=1e-10)
+
+
+def test_scaled_crops__scale_one_cuts() -> None:
+    region = torch.rand(1, 2, 8, 9, 10)
+    torch.testing.assert_close(scaled_crops(region, torch.ones(1), (6, 7, 8))[0], region[0, :, 1:7, 1:8, 1:9])

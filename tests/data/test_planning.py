@@ -143,7 +143,9 @@ def test_presets__are_complete_stock_plans(name: str) -> None:
     plans = json.loads(presets()[name].read_text())
     assert plans["plans_name"] == name
     configuration = PlansManager(plans).get_configuration("3d_fullres")
-    assert configuration.data_identifier == f"{name}_3d_fullres"
+    owner = configuration.data_identifier.removesuffix("_3d_fullres")  # of the preprocessed volumes: some share them
+    same = PlansManager(json.loads(presets()[owner].read_text())).get_configuration("3d_fullres")
+    assert (same.spacing, same.normalization_schemes) == (configuration.spacing, configuration.normalization_schemes)
     assert configuration.preprocessor_class is not None  # nnU-Net's own
     assert len(configuration.pool_op_kernel_sizes) >= 4
     assert configuration.resampling_fn_data is not None

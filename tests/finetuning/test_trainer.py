@@ -243,6 +243,23 @@ def test_unet__is_filled_from_the_encoder_and_trained_whole(folders: Path, metho
     assert trainer.inference_allowed_mirroring_axes == (0, 1, 2)
 
 
+@pytest.mark.parametrize("kind", ["LinearProbe", "Probe", "Finetune"])
+def test_ssl__starts_from_the_decoder_levels_of_a_pixel_encoder(folders: Path, kind: str) -> None:
+    _forget_the_pretraining(folders)
+    plans = json.loads((folders / "preprocessed" / "Dataset017_Target" / "nnsslPlans_tiny.json").read_text())
+    plans["configurations"]["3d_fullres"]["patch_size"] = [16, 24, 24]
+    checkpoint = write_pretraining(folders / "results", plans | {"dataset_name": "Dataset501_Pixels"}, method="lapn")
+    trainer = _make(folders, f"SSL{kind}")
+    trainer.on_train_start()
+    state = torch.load(checkpoint, weights_only=True)["method_state"]
+    for name, tensor in trainer.network_module.pretrained_tensors().items():
+        assert torch.equal(tensor, state[f"backbone.{name}"])
+    record = json.loads((Path(trainer.output_folder) / "nnssl_transfer.json").read_text())
+    assert record["method"] == "lapn" and record["levels"] == "decoder" and not record["report"]["adapted"]
+    trainer.on_train_epoch_start()
+    trainer.train_step(next(trainer.dataloader_train))
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_scratch__trains_everything_and_needs_no_checkpoint(folders: Path, family: str) -> None:
     _forget_the_pretraining(folders)

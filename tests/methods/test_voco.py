@@ -147,6 +147,22 @@ def test_sample__turns_only_where_the_patch_is_square_in_the_plane(tmp_path: Pat
     assert set(turned[6, 8, 8]) == {0, 1, 2, 3} and set(turned[8, 6, 8]) == {0}
 
 
+def test_sample__neither_flips_nor_turns_where_their_probability_is_zero(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path)
+    add_volume(folder, "a", index_volume((20, 40, 40)))
+    upright = voco_config(flip_probability=0.0, turn_probability=0.0)
+    for seed in range(5):
+        one = VoCo.sample(folder.open("a"), upright, np.random.default_rng(seed))
+        assert not one["flips"].any() and not one["turns"].any()
+    assert VoCo.sample(folder.open("a"), voco_config(flip_probability=1.0), np.random.default_rng(0))["flips"].all()
+
+
+@pytest.mark.parametrize("option", ["flip_probability", "turn_probability"])
+def test_config__refuses_what_is_no_probability(option: str) -> None:
+    with pytest.raises(UserError, match=f"{option} has to be from 0 to 1"):
+        voco_config(**{option: 1.5})
+
+
 @pytest.mark.parametrize("channel", [Channel("CTNormalization", -175.0, 425.0), CT, MR], ids=["preset", "CT", "MR"])
 def test_sample__shifts_are_a_tenth_of_the_window(tmp_path: Path, channel: Channel) -> None:
     folder = make_folder(tmp_path, (channel,))

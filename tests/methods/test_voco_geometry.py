@@ -6,7 +6,6 @@ import pytest
 from nnssl.geometry import Box
 from nnssl.methods.voco_geometry import (
     base_starts,
-    bounding_box,
     overlap_labels,
     place_slab,
     random_crop_starts,
@@ -124,12 +123,3 @@ def test_place_slab__without_shrinking_a_smaller_body_lies_whole_in_it() -> None
         assert (start[:2] <= body.start[:2]).all() and (start + slab >= body.stop)[:2].all()
         starts.append(start)
     assert (np.ptp(starts, axis=0) > (3, 20, 15)).all()
-
-
-def test_bounding_box__is_the_smallest() -> None:
-    mask = np.zeros((6, 7, 8), dtype=bool)
-    mask[2, 3, 4] = mask[4, 1, 7] = True
-    box = bounding_box(mask)
-    assert box.start.tolist() == [2, 1, 4] and box.stop.tolist() == [5, 4, 8]
-    with pytest.raises(ValueError, match="empty"):
-        bounding_box(np.zeros((2, 2, 2), dtype=bool))

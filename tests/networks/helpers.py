@@ -19,7 +19,7 @@ def fill_by_rule(module: nn.Module) -> nn.Module:
     module.double()
     with torch.no_grad():
         for layer in module.modules():
-            normalises = isinstance(layer, nn.modules.batchnorm._BatchNorm)
+            normalises = isinstance(layer, nn.modules.batchnorm._BatchNorm | nn.LayerNorm)
             for name, parameter in layer.named_parameters(recurse=False):
                 wave = 0.05 * torch.arange(parameter.numel(), dtype=torch.float64).cos()
                 constant = 1.0 if name == "weight" else 0.0

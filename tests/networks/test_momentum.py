@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
-from nnssl.networks.momentum import momentum_copy, update_momentum
+from nnssl.networks.fpn import FPN3d
+from nnssl.networks.momentum import MomentumNetworks, momentum_copy, update_momentum
 from tests.networks.helpers import load_reference
 
 
@@ -16,6 +19,19 @@ def test_update_momentum__gives_the_reference_values() -> None:
     for expected in (vector["after_one"], vector["after_two"]):
         update_momentum(teacher, student, vector["momentum"])
         assert abs(teacher.weight.item() - expected) < 1e-9
+
+
+def test_update_momentum__gives_the_reference_values_after_1000_steps() -> None:
+    vector = load_reference("lapn.json")["ema"]
+    query = nn.Linear(1, 1, bias=False).double()
+    nn.init.constant_(query.weight, vector["key"])
+    key = momentum_copy(query)
+    nn.init.constant_(query.weight, vector["query"])
+    update_momentum(key, query, vector["momentum"])
+    assert abs(key.weight.item() - vector["after_one"]) < 1e-12
+    for _ in range(999):
+        update_momentum(key, query, vector["momentum"])
+    assert abs(key.weight.item() - vector["after_1000"]) < 1e-9
 
 
 def test_update_momentum__an_equal_network_stays_as_it_is_and_buffers_are_its_own() -> None:
@@ -53,3 +69,22 @@ def test_momentum_copy__shares_what_it_is_told_to() -> None:
     update_momentum(follower, network, 0.5)
     assert torch.equal(decoder.weight, shared)
     torch.testing.assert_close(encoder.weight - mine["0.weight"], torch.full((3, 3), 0.5))
+
+
+def test_momentum_networks__follow_and_become_the_student() -> None:
+    backbone, head = FPN3d(1, 4, 2, levels="encoder"), nn.Linear(4, 3)
+    followers: Any = MomentumNetworks(backbone, head=head)
+    own, theirs = dict(followers["backbone"].named_parameters()), dict(backbone.named_parameters())
+    assert all((own[name] is theirs[name]) == name.startswith(backbone.unused) for name in theirs)
+    with torch.no_grad():
+        for parameter in (*backbone.parameters(), *head.parameters()):
+            parameter.add_(1)
+    student = {"backbone": backbone, "head": head}
+    followers.follow(student, 0.75)
+    torch.testing.assert_close(head.weight - followers["head"].weight, torch.full((3, 4), 0.75))
+    backbone(torch.randn(2, 1, 4, 4, 4))  # moves the running statistics
+    followers.become(student)
+    for name, network in student.items():
+        mine = followers[name].state_dict()
+        assert all(torch.equal(mine[k], v) for k, v in network.state_dict().items())
+    assert not any(p.requires_grad for p in followers["head"].parameters())

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from nnssl.losses.normalise import l2_normalise
-from nnssl.networks.projection import batch_statistics_head, projection_head
+from nnssl.networks.projection import DinoHead, batch_statistics_head, projection_head
 from tests.networks.helpers import count_parameters, fill_by_rule, input_by_rule, load_reference
 
 
@@ -49,3 +49,17 @@ def test_l2_normalise__gradient_of_a_zero_vector_is_finite() -> None:
     l2_normalise(x).sum().backward()
     assert x.grad is not None
     assert torch.isfinite(x.grad).all()
+
+
+def test_dino_head__gives_the_official_vectors() -> None:
+    vector = load_reference("alice.json")["arch_vectors"]["alice.DINOHead(6,5,hidden 8,bottleneck 4)"]
+    output = fill_by_rule(DinoHead(6, 5, 8, 4))(input_by_rule(vector["input"]))
+    torch.testing.assert_close(output, torch.tensor(vector["out"], dtype=torch.float64), rtol=0, atol=1e-9)
+
+
+def test_dino_head__gives_cosines() -> None:
+    head = DinoHead(6, 5, 8, 4)
+    output = head(100 * torch.randn(2, 7, 6))
+    assert output.shape == (2, 7, 5) and output.abs().max() <= 1 + 1e-6
+    published = load_reference("alice.json")["param_counts"]["alice.AliceHead"]["mlp"]
+    assert count_parameters(DinoHead(384, 512).mlp) == published

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.multiprocessing import start_processes
 
-from nnssl.data.loader import SampleDataset, make_loader, positions_of_rank
+from nnssl.data.loader import SampleDataset, Stream, make_loader, positions_of_rank
 from nnssl.errors import UserError
 from nnssl.pretraining.checkpoint import FINAL, load_checkpoint
 from nnssl.pretraining.launch import check_device, launch
@@ -21,8 +21,8 @@ from nnssl.pretraining.setup import Setup
 from tests.runs import CPU, make_setup
 
 
-def _double_gradients(rank: int, setup: Setup, world: int, port: int) -> None:
-    """Loss and gradients of the first step in float64, as DistributedDataParallel leaves them on rank 0."""
+def _double_gradients(rank: int, setup: Setup, world: int, port: int, steps: int) -> None:
+    """Sums over the first steps of loss and gradients in float64, as DistributedDataParallel leaves them on rank 0."""
     if world > 1:
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
         dist.init_process_group("gloo", rank=rank, world_size=world)
@@ -30,16 +30,19 @@ def _double_gradients(rank: int, setup: Setup, world: int, port: int) -> None:
     method = run.method.double()
     model = nn.parallel.DistributedDataParallel(method) if world > 1 else method
     dataset = SampleDataset(type(method), setup.config, setup.train, setup.val)
-    (batch,) = make_loader(dataset, [("train", 0)], positions_of_rank(4, rank, world), CPU)
-    views = method.augment(batch.tensors)
-    loss = model({k: v.double() if v.is_floating_point() else v for k, v in views.items()}).loss
-    loss.backward()
+    total = torch.zeros((), dtype=torch.float64)
+    keys: list[tuple[Stream, int]] = [("train", step) for step in range(steps)]
+    for batch in make_loader(dataset, keys, positions_of_rank(4, rank, world), CPU):
+        views = method.augment(batch.tensors)
+        loss = model({k: v.double() if v.is_floating_point() else v for k, v in views.items()}).loss
+        loss.backward()
+        total += loss.detach()
     if world > 1:
-        dist.all_reduce(loss.detach())
+        dist.all_reduce(total)
         dist.destroy_process_group()
     if rank == 0:
         gradients = {k: v.grad for k, v in method.named_parameters() if v.grad is not None}
-        torch.save({"loss": loss.detach() / world, "gradients": gradients}, setup.folder / "gradients.pt")
+        torch.save({"loss": total / world, "gradients": gradients}, setup.folder / "gradients.pt")
 
 
 @pytest.mark.parametrize(("method", "options"), [
@@ -48,21 +51,31 @@ def _double_gradients(rank: int, setup: Setup, world: int, port: int) -> None:
     ("pimpic", {}),
     # one of the processes then has no pair for PiC, and both compare all patches by PiM
     ("pimpic", {"crops": 2, "least_overlap": 0.55, "across_volumes": True}),
-], ids=["vox2vec", "voco", "pimpic", "pimpic across volumes"])  # fmt: skip
+    ("lapn", {}),
+    ("lapn", {"negatives": "batch", "symmetric": True}),
+    ("sam", {"global_negatives": 0}),  # those are each process's own
+    ("mae", {}),
+    ("alice", {}),
+    ("alice", {"objective": "code"}),
+], ids=["vox2vec", "voco", "pimpic", "pimpic across volumes", "lapn", "lapn in a batch", "sam", "mae", "alice",
+        "alice's code"])  # fmt: skip
 def test_step__two_processes_give_loss_and_gradient_of_the_whole_batch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, options: dict[str, Any]
 ) -> None:
-    """The data, the negatives, the batch statistics of network and head, and the averaging."""
+    """The data, the negatives, the queue, the batch statistics of network and head, and the averaging."""
     monkeypatch.setenv("nnUNet_n_proc_DA", "0")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     one, two = (make_setup(tmp_path / name, method, batch_size=4, **options) for name in ("one", "two"))
-    _double_gradients(0, one, 1, 0)
+    # the second step sees what the first one left: the queue, the centres
+    steps = 2 if method in ("lapn", "alice") else 1
+    _double_gradients(0, one, 1, 0, steps)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    start_processes(_double_gradients, (two, 2, port), 2, start_method="spawn")
+    start_processes(_double_gradients, (two, 2, port, steps), 2, start_method="spawn")
     whole, shared = (torch.load(s.folder / "gradients.pt", weights_only=True) for s in (one, two))
     torch.testing.assert_close(shared["loss"], whole["loss"], rtol=1e-12, atol=0)
+    assert whole["loss"] > 0
     assert whole["gradients"].keys() == shared["gradients"].keys() and len(whole["gradients"]) > 40
     for name, gradient in whole["gradients"].items():
         difference = (shared["gradients"][name] - gradient).abs().max()

@@ -41,7 +41,10 @@ def test_run__every_method_writes_its_files_and_moves_its_weights(tmp_path: Path
     run = Pretraining(setup, CPU)
     before = {k: v.clone() for k, v in run.method.backbone.named_parameters() if v.requires_grad}
     run.run()
-    assert {f.name for f in setup.folder.iterdir()} == {LATEST, FINAL, "metrics.jsonl", "progress.png", "views.png"}
+    files = {LATEST, FINAL, "metrics.jsonl", "progress.png", "views.png"}
+    if type(run.method).reconstruction is not Method.reconstruction:
+        files.add("reconstruction.png")
+    assert {f.name for f in setup.folder.iterdir()} == files
     assert all(not torch.equal(before[k], v) for k, v in run.method.backbone.named_parameters() if k in before)
     rows = read_rows(setup.folder / "metrics.jsonl")
     assert [r["epoch"] for r in rows] == [1, 2] and rows[-1]["step"] == 6

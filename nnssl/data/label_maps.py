@@ -1,0 +1,208 @@
+"""`annotated_labels` against the label maps: what could be listed, and what contradicts the list."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nnssl.data.annotated_labels import (
+    KEY,
+    AnnotatedLabels,
+    read_annotated_labels,
+    refuse_unknown_cases,
+    write_annotated_labels,
+)
+from nnssl.data.folders import dataset_name, require_folders
+from nnssl.data.pool import default_processes, map_cases
+from nnssl.data.quiet import quietly
+from nnssl.data.raw import RawCase, RawDataset, read_raw_dataset
+from nnssl.data.reader import find_reader
+from nnssl.errors import UserError
+
+logger = logging.getLogger("nnssl")
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """What `propose_annotated_labels` found.
+
+    Args:
+        listed: labels that occur, by case, of the cases in which not all of them do.
+        present: number of cases in which a label occurs, by label.
+        files: the dataset.json that were written.
+    """
+
+    listed: dict[str, list[str]]
+    present: dict[str, int]
+    files: list[Path] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Contradiction:
+    """Voxels of a label in a case that says that nobody annotated it there."""
+
+    case: str
+    label: str
+    voxels: int
+
+
+def propose_annotated_labels(dataset_id: int | str, write: bool = False, num_processes: int | None = None) -> Proposal:
+    """List for each case the labels that occur in its label map, where that is not all of them.
+
+    An organ that was annotated and is not there looks like one that nobody annotated: a person has to look at the list.
+
+    Args:
+        dataset_id: number or name.
+        write: put the list into the dataset.json of nnUNet_raw and, where there is one, of nnUNet_preprocessed.
+        num_processes: None for nnU-Net's number, at most one a core.
+
+    Raises:
+        UserError: the dataset has no label maps; with `write`, it has a list already.
+    """
+    dataset, folders = _labelled_dataset(dataset_id)
+    file = dataset.folder / "dataset.json"
+    if write and KEY in dataset.dataset_json:
+        raise UserError(f'{file} has "{KEY}" already; remove the key to write a new list, or edit it and run '
+                        f"nnssl_annotated_labels check -d {dataset.name}")  # fmt: skip
+    labels = read_annotated_labels({**dataset.dataset_json, KEY: {}}, file).labels
+    occurring = {
+        case: [name for name, values in labels.items() if values & counts.keys()]
+        for case, counts in _voxel_counts(dataset, list(dataset.cases.values()), num_processes).items()
+    }
+    listed = {case: names for case, names in occurring.items() if len(names) < len(labels)}
+    present = {name: sum(name in names for names in occurring.values()) for name in labels}
+    files = write_annotated_labels(folders, listed) if write and listed else []
+    proposal = Proposal(listed, present, files)
+    _report(dataset, proposal)
+    return proposal
+
+
+def check_annotated_labels(
+    dataset_id: int | str, write: bool = False, num_processes: int | None = None
+) -> list[Contradiction]:
+    """Find voxels of labels that `annotated_labels` says are not annotated in their case.
+
+    Args:
+        dataset_id: number or name.
+        write: if there are none, copy the list of nnUNet_raw to the dataset.json in nnUNet_preprocessed, which
+            nnU-Net's training reads.
+        num_processes: None for nnU-Net's number, at most one a core.
+
+    Returns:
+        All of them, by case.
+
+    Raises:
+        UserError: there is no list, or a wrong one (unknown labels or cases); or the list in nnUNet_preprocessed is
+            another one, and `write` is not set.
+    """
+    dataset, folders = _labelled_dataset(dataset_id)
+    file = dataset.folder / "dataset.json"
+    if KEY not in dataset.dataset_json:
+        raise UserError(f'{file} has no "{KEY}"; nnssl_annotated_labels propose -d {dataset.name} makes a list')
+    annotations = read_annotated_labels(dataset.dataset_json, file)
+    refuse_unknown_cases(annotations, dataset.cases.keys() | dataset.left_out.keys(), file)
+    partly = [dataset.cases[case] for case in annotations.partial() if case in dataset.cases]
+    found = [
+        contradiction
+        for case, counts in _voxel_counts(dataset, partly, num_processes).items()
+        for contradiction in _contradictions(annotations, case, counts)
+    ]
+    for contradiction in found:
+        logger.warning("%s: %d voxels of %s, which is not listed there", contradiction.case, contradiction.voxels,
+                       contradiction.label)  # fmt: skip
+    logger.info("%s: %d of %d cases are not completely annotated; %d of them contradict their label maps", dataset.name,
+                len(annotations.partial()), len(dataset.cases), len({c.case for c in found}))  # fmt: skip
+    if not found:
+        _bring_to_training(dataset, folders[1], write)
+    return found
+
+
+def _labelled_dataset(dataset_id: int | str) -> tuple[RawDataset, tuple[Path, Path]]:
+    """The raw dataset, and its folders in nnUNet_raw and nnUNet_preprocessed."""
+    raw, preprocessed = require_folders("nnUNet_raw", "nnUNet_preprocessed")
+    name = dataset_name(dataset_id)
+    if not (raw / name).is_dir():
+        raise UserError(f"{raw / name} is missing: the label maps are looked at there; bring the raw dataset back")
+    dataset = read_raw_dataset(raw, name)
+    if not dataset.labelled:
+        raise UserError(f"{name} has no label maps (labelsTr); partial labels are for datasets that have some")
+    return dataset, (raw / name, preprocessed / name)
+
+
+def _voxel_counts(
+    dataset: RawDataset, cases: Sequence[RawCase], num_processes: int | None
+) -> dict[str, dict[int, int]]:
+    """Voxels by value in the label map of each case, cases in order."""
+    if num_processes is not None and num_processes < 1:
+        raise UserError(f"-np {num_processes} leaves nobody to work; use -np 1 or more")
+    count = partial(count_voxels, reader=find_reader(dataset))
+    results = dict(map_cases(count, cases, num_processes or default_processes(), f"label maps of {dataset.name}"))
+    return {case.name: results[case.name] for case in cases}
+
+
+def count_voxels(case: RawCase, reader: Any) -> tuple[str, dict[int, int]]:
+    """Name of a case, and the voxels by value in its label map.
+
+    Args:
+        case: with a label.
+        reader: nnU-Net's class.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    try:
+        with quietly():
+            values, counts = np.unique(reader().read_seg(case.label)[0], return_counts=True)
+    except (RuntimeError, OSError, ValueError) as error:
+        raise UserError(f"the label map {case.label} cannot be read ({error}); mend the file") from error
+    return case.name, {int(value): int(count) for value, count in zip(values, counts, strict=True)}
+
+
+def _contradictions(annotations: AnnotatedLabels, case: str, counts: dict[int, int]) -> list[Contradiction]:
+    allowed = annotations.values(case)
+    found = []
+    for value in sorted(counts.keys() - allowed):
+        names = [name for name, values in annotations.labels.items() if value in values]
+        if names:  # neither background nor ignore
+            found.append(Contradiction(case, " or ".join(names), counts[value]))
+    return found
+
+
+def _bring_to_training(dataset: RawDataset, home: Path, write: bool) -> None:
+    """Make nnUNet_preprocessed have the list, or say how."""
+    file = home / "dataset.json"
+    if not file.is_file():
+        return
+    given = dataset.dataset_json[KEY]
+    if json.loads(file.read_text()).get(KEY) == given:
+        logger.info("training reads the same list in %s", file)
+    elif write:
+        write_annotated_labels([home], given)
+        logger.info("written to %s, which training reads", file)
+    else:
+        raise UserError(f'{file}, which training reads, has another "{KEY}" than {dataset.folder / file.name}; type: '
+                        f"nnssl_annotated_labels check -d {dataset.name} --write")  # fmt: skip
+
+
+def _report(dataset: RawDataset, proposal: Proposal) -> None:
+    logger.info("%s: %d label maps", dataset.name, len(dataset.cases))
+    for name, count in proposal.present.items():
+        logger.info("  %s: in %d of them", name, count)
+    if not proposal.listed:
+        logger.info("every label is in every label map: there is nothing to list")
+        return
+    lines = [f"    {json.dumps(case)}: {json.dumps(names)}" for case, names in proposal.listed.items()]
+    logger.info('"%s": {\n%s\n}', KEY, ",\n".join(lines))
+    logger.warning("a label map does not tell an organ that is not there from one that nobody annotated: look at the "
+                   "list, and add a label wherever its absence was seen by somebody")  # fmt: skip
+    if proposal.files:
+        logger.info("written to %s", " and ".join(map(str, proposal.files)))
+    else:
+        logger.info("nnssl_annotated_labels propose -d %s --write puts it into dataset.json", dataset.name)

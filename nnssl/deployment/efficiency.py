@@ -1,0 +1,171 @@
+"""What the prediction of a case costs: the columns of FLARE's efficiency table (methods.md 5.6, Table 6)."""
+
+from __future__ import annotations
+
+import csv
+import io
+import multiprocessing
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nnssl.data.quiet import quietly
+from nnssl.deployment.cases import list_cases
+from nnssl.deployment.memory import area, resident_mb, used_on_card_mb, watch
+from nnssl.deployment.model_folder import check_model_folder
+from nnssl.deployment.one_case import LOG, READY, Job, predict_case
+from nnssl.deployment.packages import need
+from nnssl.deployment.predict import check_step_size
+from nnssl.deployment.session import open_model
+from nnssl.deployment.writing import replace_file
+from nnssl.errors import UserError
+
+# FLARE tolerates so much without a loss of points (methods.md 5.5).
+TOLERATED_S, TOLERATED_MB = 15.0, 4096.0
+COLUMNS = ("case", "size", "seconds", "loading_s", "max_mb", "area_mb_s", "within_15_s", "within_4_gb")
+
+
+@dataclass(frozen=True)
+class CaseCost:
+    """One row.
+
+    Args:
+        case: name.
+        size: of the image in voxels (x, y, z).
+        seconds: from the start of a fresh Python to its end: imports, loading of the model, reading of the image,
+            prediction, writing of the label map.
+        loading_s: the part of it until the model was ready.
+        max_mb: largest memory of the samples, in MB of 2^20 bytes.
+        area_mb_s: area under the memory-time curve in MB s.
+    """
+
+    case: str
+    size: tuple[int, ...]
+    seconds: float
+    loading_s: float
+    max_mb: float
+    area_mb_s: float
+
+    @property
+    def row(self) -> tuple[str, ...]:
+        """Its values as text, in the order of `COLUMNS`."""
+        within = (self.seconds <= TOLERATED_S, self.max_mb <= TOLERATED_MB)
+        return (self.case, "x".join(map(str, self.size)), f"{self.seconds:.2f}", f"{self.loading_s:.2f}",
+                f"{self.max_mb:.0f}", f"{self.area_mb_s:.0f}", *("yes" if ok else "no" for ok in within))  # fmt: skip
+
+
+def measure_efficiency(
+    model: str | Path,
+    images: str | Path,
+    output: str | Path | None = None,
+    folds: Sequence[str | int] | None = None,
+    checkpoint: str = "checkpoint_final.pth",
+    step_size: float = 0.5,
+    disable_tta: bool = False,
+    device: str = "cuda",
+    threads: int = 0,
+    report: Callable[[CaseCost], None] | None = None,
+) -> list[CaseCost]:
+    """Predict every case of a folder in a fresh process, one after the other, and measure its time and memory.
+
+    A process does what the prediction commands do with one case and without workers (-npp 0 -nps 0); its label map is
+    thrown away. Memory is sampled every 0.1 s. With "cpu" it is the resident memory of the process and its children;
+    with "cuda" what is in use on the first visible card above what was before, so that nothing else should use the
+    card meanwhile (the process's CUDA context counts, as in nvidia-smi).
+
+    Args:
+        model: a model folder, or an ONNX file of `export_onnx`.
+        images: folder with files named like case_0000.nii.gz.
+        output: CSV file, replaced in one piece after every case.
+        folds: of a model folder; several are an ensemble; None is fold 0.
+        checkpoint: file name of the checkpoint in a model folder.
+        step_size: of the sliding window, as a fraction of the patch.
+        disable_tta: do not mirror.
+        device: "cuda" or "cpu", where the network computes and whose memory is measured.
+        threads: of the network; 0 is one a core.
+        report: called with every row as soon as there is one.
+
+    Raises:
+        UserError: model or images are missing or wrong, a package is missing, or the prediction of a case failed.
+    """
+    need("psutil")
+    check_step_size(step_size)
+    model = Path(model)
+    plans, dataset_json = _plans_of(model, [str(fold) for fold in folds or (0,)], folds is not None, checkpoint)
+    cases = list_cases(Path(images), dataset_json)
+    read_mb = _reader(device)
+    costs = []
+    for case, files in cases.items():
+        with tempfile.TemporaryDirectory() as folder:
+            job = Job(model, tuple(str(fold) for fold in folds or (0,)), checkpoint, tuple(files), Path(folder),
+                      step_size, disable_tta, device, threads)  # fmt: skip
+            costs.append(_measure(case, _size(files, plans), job, read_mb))
+        if report is not None:
+            report(costs[-1])
+        if output is not None:
+            replace_file(Path(output), _table(costs).encode())
+    return costs
+
+
+def _plans_of(model: Path, folds: list[str], chosen: bool, checkpoint: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """plans.json and dataset.json of a model folder or an ONNX file, which is opened to see that it can be used."""
+    if model.is_file():
+        if chosen:
+            raise UserError(f"-f chooses folds of a model folder, and {model} is a file with one fold; leave it out")
+        description = open_model(model, "cpu", threads=1).description
+        return description.plans, description.dataset_json
+    check_model_folder(model, folds, checkpoint)
+    with quietly():
+        from batchgenerators.utilities.file_and_folder_operations import load_json
+    return load_json(str(model / "plans.json")), load_json(str(model / "dataset.json"))
+
+
+def _reader(device: str) -> Callable[[int], float]:
+    """The memory in MB of a process by its number."""
+    if device == "cpu":
+        return resident_mb
+    before = used_on_card_mb()  # with the context of this process, which this very call makes
+    return lambda _process_id: max(0.0, used_on_card_mb() - before)
+
+
+def _size(files: Sequence[str], plans: dict[str, Any]) -> tuple[int, ...]:
+    """Size (x, y, z) of an image in voxels, read as nnU-Net reads it."""
+    with quietly():
+        from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+        image, _ = PlansManager(plans).image_reader_writer_class().read_images(files)
+    return tuple(reversed(image.shape[1:]))
+
+
+def _measure(case: str, size: tuple[int, ...], job: Job, read_mb: Callable[[int], float]) -> CaseCost:
+    process = multiprocessing.get_context("spawn").Process(target=predict_case, args=(job,))
+    begin = time.time()
+    process.start()
+    number = process.pid
+    assert number is not None  # it has been started
+    try:
+        samples = watch(process, lambda: read_mb(number))
+    finally:
+        process.kill()  # does nothing to one that has ended
+        process.join()
+    if process.exitcode != 0:
+        raise UserError(f"the prediction of {case} failed with exit code {process.exitcode} "
+                        f"({_last_words(job.folder)}); the prediction command shows all that it says")  # fmt: skip
+    loading_s = float((job.folder / READY).read_text()) - begin
+    return CaseCost(case, size, samples[-1][0], loading_s, max(mb for _, mb in samples), area(samples))
+
+
+def _last_words(folder: Path) -> str:
+    lines = (folder / LOG).read_text(errors="replace").split("\n") if (folder / LOG).is_file() else []
+    return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+
+
+def _table(costs: Sequence[CaseCost]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows(cost.row for cost in costs)
+    return text.getvalue()

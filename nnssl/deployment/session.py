@@ -1,0 +1,77 @@
+"""ONNX Runtime sessions of the files that `nnssl_export_onnx` writes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nnssl.deployment.description import Description
+from nnssl.deployment.packages import need
+from nnssl.errors import UserError
+
+_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+
+@dataclass(frozen=True)
+class OnnxModel:
+    """An opened file.
+
+    Args:
+        session: ONNX Runtime's.
+        description: from the file's metadata.
+    """
+
+    session: Any
+    description: Description
+
+
+def open_model(file: Path, device: str = "cpu", threads: int = 0) -> OnnxModel:
+    """Open an ONNX file of ours.
+
+    Args:
+        file: from `nnssl_export_onnx`.
+        device: "cpu" or "cuda", which chooses the execution provider.
+        threads: of the session; 0 is one a core.
+
+    Raises:
+        UserError: the file is missing, damaged or not ours, or ONNX Runtime cannot use the device.
+    """
+    if not file.is_file():
+        raise UserError(f"there is no file {file}; nnssl_export_onnx makes one from a model folder")
+    try:
+        session = make_session(str(file), device, threads)
+    except UserError:
+        raise
+    except Exception as error:  # ONNX Runtime's errors have no type in common; all of them mean: not a usable file
+        raise UserError(f"{file} cannot be read as an ONNX file, make it again with nnssl_export_onnx "
+                        f"({' '.join(str(error).split())[:300]})") from error  # fmt: skip
+    return OnnxModel(session, Description.from_metadata(session.get_modelmeta().custom_metadata_map, file))
+
+
+def make_session(model: str | bytes, device: str = "cpu", threads: int = 0) -> Any:
+    """An `onnxruntime.InferenceSession` of a file or of its content; arguments as in `open_model`.
+
+    Raises:
+        UserError: ONNX Runtime is not installed, or cannot use the device.
+    """
+    onnxruntime = need("onnxruntime")
+    provider = _PROVIDERS[device]
+    refused = (f"ONNX Runtime {onnxruntime.__version__} cannot use a CUDA card here; give -device cpu, or type: "
+               f"pip install onnxruntime-gpu")  # fmt: skip
+    if provider not in onnxruntime.get_available_providers():
+        raise UserError(refused)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(model, options, providers=[provider])
+    if provider not in session.get_providers():  # where a library of CUDA is missing it only warns
+        raise UserError(refused)
+    return session
+
+
+def run(session: Any, image: np.ndarray) -> np.ndarray:
+    """Logits (B, num_classes, *patch) of patches (B, C, *patch), both float32."""
+    (logits,) = session.run(None, {session.get_inputs()[0].name: image})
+    return logits  # type: ignore[no-any-return]

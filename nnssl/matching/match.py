@@ -1,0 +1,138 @@
+"""Where the points of one encoded image are in another one (methods.md 4.1, 5.1: `sam/matching`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from nnssl.losses.normalise import l2_normalise
+from nnssl.matching.encode import EncodedImage
+from nnssl.networks.pyramid import interpolate_cells
+
+Floats = NDArray[np.float64]
+_FINE = "fine"  # the map whose cells are compared
+_CELLS = 2**17  # of the key image at a time: 64 MB of 128 channels
+_POINTS = 64  # at a time
+
+
+@dataclass(frozen=True)
+class Matches:
+    """The best places of N points.
+
+    Args:
+        points: (N, 3) centres of the best cells, in voxels (z, y, x) of the key image.
+        similarity: (N,) mean cosine of the embeddings there, -1 to 1.
+    """
+
+    points: Floats
+    similarity: Floats
+
+
+def match_points(query: EncodedImage, key: EncodedImage, points: ArrayLike) -> Matches:
+    """Find the cells of the key image that are most similar to points of the query image.
+
+    The similarity of two fine cells is the mean cosine of all embeddings that both images have: the fine one, and
+    others interpolated there trilinearly and normalised again. A point stands for the cell that it lies in.
+
+    Args:
+        query: image that the points are in.
+        key: image that is searched, encoded by the same network.
+        points: (N, 3) voxels (z, y, x) of the query image; they may lie between its voxels.
+    """
+    voxels = np.asarray(points, dtype=np.float64).reshape(-1, 3)
+    found = [_best(read_encodings(query, part), key) for part in np.split(voxels, range(_POINTS, len(voxels), _POINTS))]
+    return Matches(np.concatenate([m.points for m in found]), np.concatenate([m.similarity for m in found]))
+
+
+def similarity_map(query: EncodedImage, key: EncodedImage, point: ArrayLike) -> NDArray[np.float32]:
+    """Similarity of every fine cell of the key image to one point (3,) of the query image: (Z, Y, X) of the map."""
+    vectors = read_encodings(query, np.asarray(point, dtype=np.float64).reshape(1, 3))
+    return np.concatenate([similarity[0].numpy() for _, similarity in _similarities(vectors, key)])
+
+
+def distance_back(
+    query: EncodedImage, key: EncodedImage, points: ArrayLike, matches: Matches, spacing: ArrayLike
+) -> Floats:
+    """Match the matches back: how far each lands from where it began.
+
+    Args:
+        query: image that the points are in.
+        key: image that was searched.
+        points: (N, 3) voxels of the query image.
+        matches: of these points.
+        spacing: (3,) mm a voxel (z, y, x) of the query image.
+
+    Returns:
+        (N,) mm; within a cell or so for points that both images show.
+    """
+    landed = match_points(key, query, matches.points).points
+    distances: Floats = np.linalg.norm((landed - np.asarray(points).reshape(-1, 3)) * np.asarray(spacing), axis=1)
+    return distances
+
+
+def read_encodings(image: EncodedImage, points: Floats) -> dict[str, Tensor]:
+    """Unit vectors (N, d) by name of the fine cells that hold points (N, 3) in voxels.
+
+    They are what the cells of a key image are compared by, so that an image matches itself exactly: other maps are read
+    at the centres of the fine cells, by trilinear interpolation.
+    """
+    stride, fine = np.asarray(image.strides[_FINE]), image.maps[_FINE]
+    cells = np.clip(np.floor((points + 0.5) / stride), 0, np.asarray(fine.shape[1:]) - 1)
+    z, y, x = torch.from_numpy(cells).long().unbind(1)
+    vectors = {_FINE: l2_normalise(fine[:, z, y, x].T)}
+    centres = torch.from_numpy(np.insert((cells + 0.5) * stride - 0.5, 0, 0, axis=1))
+    for name in image.maps.keys() - {_FINE}:
+        values = image.maps[name]
+        corners, weights = interpolate_cells(values.shape[1:], image.strides[name], centres)
+        _, z, y, x = corners.unbind(-1)
+        vectors[name] = l2_normalise((values[:, z, y, x].float() * weights.float()).sum(-1).T)
+    return vectors
+
+
+def _best(vectors: Mapping[str, Tensor], key: EncodedImage) -> Matches:
+    count = len(vectors[_FINE])
+    similarity, cell = torch.full((count,), -torch.inf), torch.zeros(count, dtype=torch.long)
+    size = key.maps[_FINE].shape[1:]
+    for first, part in _similarities(vectors, key):
+        value, index = part.flatten(1).max(1)
+        better = value > similarity
+        similarity = torch.where(better, value, similarity)
+        cell = torch.where(better, index + first * size[1] * size[2], cell)
+    cells = np.stack(np.unravel_index(cell.numpy(), tuple(size)), axis=1)
+    centres = (cells + 0.5) * key.strides[_FINE] - 0.5
+    # the last cell may end behind the image
+    return Matches(np.minimum(centres, np.asarray(key.size) - 1.0), similarity.double().numpy())
+
+
+def _similarities(vectors: Mapping[str, Tensor], key: EncodedImage) -> Iterator[tuple[int, Tensor]]:
+    """Yield the first plane, and (N, planes, Y, X), of one part of the fine cells after the other."""
+    names = [name for name in vectors if name in key.maps]
+    others = {name: key.maps[name].float()[None] for name in names if name != _FINE}
+    fine = key.maps[_FINE]
+    _, depth, height, width = fine.shape
+    planes = max(1, _CELLS // (height * width))
+    for first in range(0, depth, planes):
+        part = fine[:, first : first + planes]
+        total = vectors[_FINE] @ l2_normalise(part, dim=0).flatten(1)
+        for name, cells in others.items():
+            grid = _grid(key, name, first, part.shape[1:])
+            wide = F.grid_sample(cells, grid, mode="bilinear", padding_mode="border", align_corners=False)[0]
+            total += vectors[name] @ l2_normalise(wide, dim=0).flatten(1)
+        yield first, (total / len(names)).unflatten(1, part.shape[1:])
+
+
+def _grid(key: EncodedImage, name: str, first: int, size: torch.Size) -> Tensor:
+    """Where fine cells (planes, Y, X) from a plane on lie in another map: (1, planes, Y, X, 3) for `grid_sample`."""
+    lines = []
+    for axis, (count, begin) in enumerate(zip(size, (first, 0, 0), strict=True)):
+        voxels = (torch.arange(begin, begin + count) + 0.5) * key.strides[_FINE][axis] - 0.5
+        # cell c of n, whose centre lies at voxel (c + 0.5) * stride - 0.5, is at (2 c + 1) / n - 1
+        lines.append(2 * (voxels + 0.5) / (key.strides[name][axis] * key.maps[name].shape[axis + 1]) - 1)
+    z, y, x = torch.meshgrid(*lines, indexing="ij")
+    return torch.stack([x, y, z], dim=-1)[None]

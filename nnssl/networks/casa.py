@@ -1,0 +1,94 @@
+"""Conditional anatomical semantic alignment: what a view says about the visible tokens of another (Alice, eq. 3-4)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class Attention(nn.Module):
+    """Scaled dot-product attention softmax(q k^T / sqrt(d_k)) v of several heads, without biases.
+
+    Args:
+        width: d of keys and values.
+        heads: number of heads.
+        head_width: d_k of a head; None: width / heads.
+        dropout: of the attention weights.
+        query_width: of the queries where theirs is another.
+    """
+
+    def __init__(
+        self, width: int, heads: int = 1, head_width: int | None = None, dropout: float = 0.0,
+        query_width: int | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.heads, inner = heads, heads * (head_width or width // heads)
+        self.query = nn.Linear(query_width or width, inner, bias=False)
+        self.key = nn.Linear(width, inner, bias=False)
+        self.value = nn.Linear(width, inner, bias=False)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, query: Tensor, context: Tensor) -> Tensor:
+        """Map queries (B, n, d) and a context (B, m, d) to (B, n, heads * d_k)."""
+        q = self.query(query).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        k = self.key(context).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        v = self.value(context).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return (self.dropout(attention_weights(q, k)) @ v).transpose(1, 2).flatten(2)
+
+
+def attention_weights(query: Tensor, key: Tensor) -> Tensor:
+    """Return softmax(q k^T / sqrt(d_k)) (..., n, m) of queries (..., n, d_k) and keys (..., m, d_k); rows sum to 1."""
+    return (query @ key.mT * query.shape[-1] ** -0.5).softmax(-1)
+
+
+class PaperCasa(nn.Module):
+    """The paper's module: q = LN(V) W_q, k and v from LN(H), attention, projection.
+
+    The query is not added to the result: student and target share it, and would agree whatever their contexts say
+    (methods.md 4.2).
+
+    Args:
+        width: d of the context and of the result.
+        query_width: of the visible tokens.
+        heads: number of heads; the paper divides by sqrt(d), as one head does.
+    """
+
+    def __init__(self, width: int, query_width: int, heads: int = 1) -> None:
+        super().__init__()
+        self.norm_query, self.norm_context = nn.LayerNorm(query_width), nn.LayerNorm(width)
+        self.attention = Attention(width, heads, query_width=query_width)
+        self.projection = nn.Linear(width, width)
+
+    def forward(self, query: Tensor, context: Tensor) -> Tensor:
+        """Map visible tokens (B, n, query_width) and the tokens of a view (B, m, d) to (B, n, d)."""
+        attended = self.attention(self.norm_query(query), self.norm_context(context))
+        projected: Tensor = self.projection(attended)
+        return projected
+
+
+class CodeCasa(nn.Module):
+    """The module of the authors' code: with the query added, normalised afterwards, and a feed-forward layer.
+
+    Args:
+        width: d of all tokens.
+        inner: of the feed-forward layer.
+        heads, head_width: of the attention.
+        dropout: of the attention weights and after both layers.
+    """
+
+    def __init__(
+        self, width: int, inner: int = 2048, heads: int = 8, head_width: int = 64, dropout: float = 0.1
+    ) -> None:
+        super().__init__()
+        self.attention = Attention(width, heads, head_width, dropout)
+        self.projection = nn.Linear(heads * head_width, width, bias=False)
+        self.feed_forward = nn.Sequential(nn.Linear(width, inner), nn.ReLU(), nn.Linear(inner, width))
+        # 1e-6 as in the authors' code
+        self.norm_attention, self.norm_output = nn.LayerNorm(width, eps=1e-6), nn.LayerNorm(width, eps=1e-6)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, query: Tensor, context: Tensor) -> Tensor:
+        """Map visible tokens (B, n, d) and the tokens of a view (B, m, d) to (B, n, d)."""
+        attended = self.dropout(self.projection(self.attention(query, context)))
+        tokens = self.norm_attention(query + attended)
+        output: Tensor = self.norm_output(tokens + self.dropout(self.feed_forward(tokens)))
+        return output

@@ -1,0 +1,271 @@
+"""MONAI's UNETR as a feature pyramid, and as a segmentation network that plans can name.
+
+MONAI is an extra: it is imported where such a network is built, never before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nnssl.errors import UserError
+from nnssl.networks.fpn_unet import SegmentationLayers
+from nnssl.networks.pyramid import BlockMask, FeaturePyramid, Stride, check_three_axes, format_size
+
+STRIDES = [[1, 1, 1]] + [[2, 2, 2]] * 4  # of each level to the one before, as plans state them
+_PATCH = 16  # voxels of a token along each axis
+_BLOCKS = ("encoder1.", "encoder2.", "encoder3.", "encoder4.", "decoder5.", "decoder4.", "decoder3.", "decoder2.")
+_OUTPUT, _MONAI_OUTPUT = "decoder.seg_layers.0.", "out.conv.conv."
+
+
+class ViTPyramid(FeaturePyramid):
+    """The maps of a UNETR (Hatamizadeh et al., WACV 2022), under the names of MONAI's state dict.
+
+    The encoder is the vision transformer, whose one level is its last output at stride 16. Decoder levels are the four
+    stages of the decoder and the transformer's output, at strides 1, 2, 4, 8 and 16. As in the other pyramids the
+    whole network is there, and what the levels do not use has no gradient and is not run.
+
+    The position embeddings are those of `image_size` and are interpolated for volumes of another size.
+
+    Args:
+        input_channels: Number of channels of the image.
+        image_size: (Z, Y, X) voxels that the position embeddings are made for, multiples of 16.
+        feature_size: Number of channels of the finest decoder level.
+        hidden_size: Width of the tokens.
+        mlp_dim: Of the transformer's feed-forward layers.
+        num_heads: Number of attention heads.
+        num_layers: Number of transformer blocks, a multiple of 4; the decoder reads the output of blocks
+            num_layers / 4 * (1, 2, 3), counted from 0 as MONAI does.
+        levels: "encoder" or "decoder".
+
+    Raises:
+        UserError: MONAI is missing, or the numbers do not fit together.
+    """
+
+    def __init__(
+        self,
+        input_channels: int,
+        image_size: Sequence[int],
+        feature_size: int = 16,
+        hidden_size: int = 768,
+        mlp_dim: int = 3072,
+        num_heads: int = 12,
+        num_layers: int = 12,
+        levels: Literal["encoder", "decoder"] = "encoder",
+    ) -> None:
+        _check_numbers(image_size, hidden_size, num_heads, num_layers)
+        widths = [feature_size * factor for factor in (1, 2, 4, 8)]
+        strides: list[Stride] = [(2**level,) * 3 for level in range(5)]
+        shown = [4] if levels == "encoder" else range(5)
+        super().__init__([[*widths, hidden_size][i] for i in shown], [strides[i] for i in shown], input_channels)
+        self.levels = levels
+        self.divisor = (_PATCH,) * 3
+        self.encodes_blocks = levels == "encoder"
+        self.grid = tuple(int(size) // _PATCH for size in image_size)
+        self.skips = [num_layers // 4 * k for k in (1, 2, 3)]
+        monai = _import_monai()
+        self.vit = monai.transformer(
+            in_channels=input_channels, img_size=tuple(image_size), patch_size=(_PATCH,) * 3, hidden_size=hidden_size,
+            mlp_dim=mlp_dim, num_layers=num_layers, num_heads=num_heads, proj_type="conv", classification=False,
+        )  # fmt: skip
+        block: dict[str, Any] = {"kernel_size": 3, "norm_name": "instance", "res_block": True}
+        raised: dict[str, Any] = {**block, "stride": 1, "upsample_kernel_size": 2, "conv_block": True}
+        self.encoder1 = monai.block(3, input_channels, widths[0], stride=1, **block)
+        self.encoder2 = monai.raising_block(3, hidden_size, widths[1], num_layer=2, **raised)
+        self.encoder3 = monai.raising_block(3, hidden_size, widths[2], num_layer=1, **raised)
+        self.encoder4 = monai.raising_block(3, hidden_size, widths[3], num_layer=0, **raised)
+        self.decoder5 = monai.up_block(3, hidden_size, widths[3], upsample_kernel_size=2, **block)
+        self.decoder4 = monai.up_block(3, widths[3], widths[2], upsample_kernel_size=2, **block)
+        self.decoder3 = monai.up_block(3, widths[2], widths[1], upsample_kernel_size=2, **block)
+        self.decoder2 = monai.up_block(3, widths[1], widths[0], upsample_kernel_size=2, **block)
+        self.unused = (*_cross_attention(self.vit), *(_BLOCKS if levels == "encoder" else ()))
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(not name.startswith(self.unused))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Map a volume (B, C, Z, Y, X), sides divisible by 16, to its levels, finest first."""
+        grid = [size // _PATCH for size in x.shape[2:]]
+        tokens, between = self._run_blocks(self._embed(x))
+        if self.levels == "encoder":
+            return [_as_map(tokens, grid)]
+        skip2, skip3, skip4 = (_as_map(hidden, grid) for hidden in between)
+        coarsest = _as_map(tokens, grid)
+        eighth = self.decoder5(coarsest, self.encoder4(skip4))
+        quarter = self.decoder4(eighth, self.encoder3(skip3))
+        half = self.decoder3(quarter, self.encoder2(skip2))
+        return [self.decoder2(half, self.encoder1(x)), half, quarter, eighth, coarsest]
+
+    def masked_levels(self, x: Tensor, mask: BlockMask, token: Tensor | None) -> list[Tensor]:
+        """As in every pyramid; only the visible tokens run through the transformer (MAE), the others are 0."""
+        if self.levels != "encoder":
+            return super().masked_levels(x, mask, token)
+        grid = [size // _PATCH for size in x.shape[2:]]
+        embedded = self._embed(x)
+        places = mask.visible[..., None].expand(-1, -1, embedded.shape[-1])
+        tokens, _ = self._run_blocks(embedded.gather(1, places))
+        return [_as_map(torch.zeros_like(embedded, dtype=tokens.dtype).scatter(1, places, tokens), grid)]
+
+    def _embed(self, x: Tensor) -> Tensor:
+        """Tokens (B, N, d) of the patches, with their positions."""
+        embedding: Any = self.vit.patch_embedding
+        tokens = embedding.patch_embeddings(x)
+        grid = tuple(tokens.shape[2:])
+        positions = embedding.position_embeddings
+        if grid != self.grid:
+            positions = resized_positions(positions, self.grid, grid)
+        return tokens.flatten(2).mT + positions
+
+    def _run_blocks(self, tokens: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The transformer's output, and what the decoder reads of its inside."""
+        between = []
+        blocks: Any = self.vit.blocks
+        for number, block in enumerate(blocks):
+            tokens = block(tokens)
+            if number in self.skips:
+                between.append(tokens)
+        normalised: Tensor = self.vit.norm(tokens)  # type: ignore[operator]
+        return normalised, between
+
+    def check_patch(self, patch_size: Sequence[int], batch_size: int = 2) -> None:
+        """Make sure that the patch is whole tokens, and more than one.
+
+        Raises:
+            UserError: The patch is not divisible by 16, or a single token.
+        """
+        patch = check_three_axes(patch_size)
+        above = [-(-size // _PATCH) * _PATCH for size in patch]
+        if above == [_PATCH] * 3:
+            above[2] *= 2
+        if list(patch) != above:
+            raise UserError(f"The patch size {format_size(patch)} does not suit UNETR, whose tokens have 16 voxels: "
+                            f"use multiples of 16, such as {format_size(above)}.")  # fmt: skip
+
+
+class UNETR(nn.Module):
+    """`ViTPyramid` with MONAI's single segmentation layer, built by nnU-Net from plans.
+
+    `network_class_name` is "nnssl.networks.vit.UNETR". The pretrained part is `backbone`; `decoder.seg_layers` is what
+    `-pretrained_weights` skips. The network has one output, see `nnssl.networks.swin.SwinUNETR`.
+
+    Args:
+        input_channels: Number of channels of the image.
+        num_classes: Number of output channels.
+        strides: Stride of each level to the one before; nnU-Net reads it in the plans to size its targets.
+        image_size: The patch size of the plans.
+        feature_size, hidden_size, mlp_dim, num_heads, num_layers: see `ViTPyramid`.
+        deep_supervision: Return a list, as nnU-Net's trainers expect it.
+
+    Raises:
+        UserError: MONAI is missing, or the numbers do not fit together.
+    """
+
+    def __init__(
+        self,
+        input_channels: int,
+        num_classes: int,
+        strides: Sequence[Sequence[int]],
+        image_size: Sequence[int],
+        feature_size: int = 16,
+        hidden_size: int = 768,
+        mlp_dim: int = 3072,
+        num_heads: int = 12,
+        num_layers: int = 12,
+        deep_supervision: bool = False,
+    ) -> None:
+        super().__init__()
+        check_vit_strides(strides)
+        self.backbone = ViTPyramid(
+            input_channels, image_size, feature_size, hidden_size, mlp_dim, num_heads, num_layers, "decoder"
+        )
+        self.decoder = SegmentationLayers([feature_size], num_classes, deep_supervision)
+
+    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
+        """Map an image (B, C, Z, Y, X), sides divisible by 16, to logits (B, num_classes, Z, Y, X), or a list of it."""
+        return self.decoder(self.backbone(x)[:1])
+
+
+def vit_pyramid(
+    input_channels: int, levels: Literal["encoder", "decoder"], strides: Sequence[Sequence[int]], **arguments: Any
+) -> ViTPyramid:
+    """The pyramid of the `UNETR` that plans name with these arguments."""
+    check_vit_strides(strides)
+    return ViTPyramid(input_channels, levels=levels, **arguments)
+
+
+def resized_positions(positions: Tensor, grid: Sequence[int], new_grid: Sequence[int]) -> Tensor:
+    """Position embeddings of a grid of tokens for another grid over the same field, interpolated trilinearly.
+
+    Args:
+        positions: (1, N, d), the grid's last axis fastest.
+        grid: Tokens along each axis, N of them.
+        new_grid: The grid that is wanted.
+
+    Returns:
+        (1, N', d).
+    """
+    volume = positions.mT.unflatten(2, tuple(grid))
+    resized = F.interpolate(volume, size=tuple(new_grid), mode="trilinear", align_corners=False)
+    return resized.flatten(2).mT
+
+
+def monai_name(name: str) -> str:
+    """What MONAI's UNETR calls an entry of the state dict of the `UNETR` here."""
+    if name.startswith(_OUTPUT):
+        return _MONAI_OUTPUT + name.removeprefix(_OUTPUT)
+    return name.removeprefix("backbone.")
+
+
+def check_vit_strides(strides: Sequence[Sequence[int]]) -> None:
+    """Make sure that the strides of the plans are those of UNETR: 1, then four times 2 on every axis.
+
+    Raises:
+        UserError: They are not.
+    """
+    if [list(stride) for stride in strides] != STRIDES:
+        raise UserError(
+            f"UNETR halves every axis four times: set `strides` in the architecture of the plans to {STRIDES}."
+        )
+
+
+def _check_numbers(image_size: Sequence[int], hidden_size: int, num_heads: int, num_layers: int) -> None:
+    if any(size % _PATCH or size < _PATCH for size in check_three_axes(image_size)):
+        raise UserError(f"UNETR's tokens have 16 voxels: set `image_size` to multiples of 16, not "
+                        f"{format_size(image_size)}.")  # fmt: skip
+    if hidden_size % num_heads or num_layers < 4 or num_layers % 4:
+        raise UserError(f"A UNETR of width {hidden_size} with {num_heads} heads and {num_layers} layers cannot be: the "
+                        f"heads have to divide the width, and the layers be a multiple of 4.")  # fmt: skip
+
+
+def _cross_attention(transformer: nn.Module) -> list[str]:
+    """How the names begin of what MONAI's blocks have for a second input and never run."""
+    kinds = ("cross_attn", "norm_cross_attn")
+    return [f"vit.{name}." for name, _ in transformer.named_modules() if name.rsplit(".", 1)[-1] in kinds]
+
+
+def _as_map(tokens: Tensor, grid: Sequence[int]) -> Tensor:
+    """Tokens (B, N, d) as a map (B, d, *grid)."""
+    return tokens.mT.unflatten(2, tuple(grid)).contiguous()
+
+
+class _Monai(NamedTuple):
+    transformer: Any
+    block: Any
+    raising_block: Any
+    up_block: Any
+
+
+def _import_monai() -> _Monai:
+    try:
+        with torch.device("cpu"):  # under `torch.device("meta")` the modules' own constants must be real
+            import einops  # noqa: F401  (MONAI only looks for it when it runs)
+            from monai.networks.blocks import UnetrBasicBlock, UnetrPrUpBlock, UnetrUpBlock
+            from monai.networks.nets.vit import ViT
+    except ImportError as error:
+        raise UserError(
+            f'UNETR is built by MONAI, which cannot be imported ({error}); type: pip install "monai>=1.4" einops'
+        ) from error
+    return _Monai(ViT, UnetrBasicBlock, UnetrPrUpBlock, UnetrUpBlock)

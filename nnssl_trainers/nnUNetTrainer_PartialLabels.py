@@ -1,0 +1,9 @@
+"""Stock nnU-Net training for datasets in which each case has only some classes annotated."""
+
+from __future__ import annotations
+
+from nnssl.partial_labels.trainer import PartialLabelTrainer
+
+
+class nnUNetTrainer_PartialLabels(PartialLabelTrainer):
+    """nnU-Net's network, optimiser, schedule and augmentation with the loss for partial labels."""

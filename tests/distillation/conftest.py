@@ -1,0 +1,3 @@
+from tests.finetuning.conftest import flare, flare_prepared
+
+__all__ = ["flare", "flare_prepared"]

@@ -1,0 +1,294 @@
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from nnssl.errors import UserError
+from nnssl.losses.alice import CentredCrossEntropy
+from nnssl.methods.alice import Alice, momentum_at
+from nnssl.methods.base import Batch
+from nnssl.methods.masking import from_blocks
+from nnssl.methods.registry import get_method
+from nnssl.networks.block_tokens import block_size
+from nnssl.networks.build import backbone_of
+from nnssl.networks.swin import SwinPyramid
+from nnssl.networks.vit import ViTPyramid
+from nnssl.pretraining.metrics import embedding_std
+from nnssl.pretraining.pictures import draw_panels
+from tests.methods.alice_batches import PATCH, alice_batch, alice_config, alice_method, match_with
+from tests.networks.helpers import load_reference, unet_configuration
+from tests.volumes import CT, MR, Channel, add_volume, index_volume, make_folder
+
+REFERENCE = load_reference("alice.json")
+OBJECTIVES: list[dict[str, Any]] = [{}, {"casa": "code"}, {"objective": "code"}, {"objective": "code", "casa": "code"}]
+
+
+def test_sample__crops_equal_the_reference_around_a_point(tmp_path: Path) -> None:
+    case = REFERENCE["crop_around_point"]
+    folder = make_folder(tmp_path)
+    add_volume(folder, "a", index_volume((6, 5, 4)))
+    for expected in case["cases"]:
+        body = np.zeros((6, 5, 4), dtype=bool)
+        body[tuple(expected["point"])] = True
+        add_volume(folder, "b", index_volume((6, 5, 4)), body)
+        volume = folder.open("b", 0, partial(match_with, folder.open("b", 0)))
+        sample = Alice.sample(volume, alice_config(patch_size=tuple(case["roi"])), np.random.default_rng(0))
+        for crop in sample["crops"][:, 0]:
+            assert (crop.sum(), crop[0, 0, 0], crop[-1, -1, -1]) == (
+                expected["sum"], expected["first"], expected["last"]
+            )  # fmt: skip
+
+
+def test_sample__the_matched_points_are_in_the_middle_of_both_crops(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path)
+    for case, size in (("a", (40, 50, 44)), ("b", (30, 60, 40))):
+        add_volume(folder, case, index_volume(size) + 1)
+    other = folder.open("b", 1)
+    matches = []
+
+    def spy(volume: Any, rng: np.random.Generator) -> Any:
+        matches.append(match_with(other, volume, rng))
+        return matches[-1]
+
+    for seed in range(5):
+        volume = folder.open("a", 0, spy)
+        one, two = (Alice.sample(volume, alice_config(), np.random.default_rng(seed)) for _ in range(2))
+        assert all(np.array_equal(one[k], two[k], equal_nan=k == "similarity") for k in one)
+        match = matches[-1]
+        middles = one["crops"][:, 0, PATCH[0] // 2, PATCH[1] // 2, PATCH[2] // 2]
+        voxels = [np.ravel_multi_index(p, v.size) + 1 for p, v in ((match.point, volume), (match.other_point, other))]
+        assert middles.tolist() == voxels
+        assert one["sizes"].tolist() == [[40, 50, 44], [30, 60, 40]]
+
+
+@pytest.mark.parametrize("channels", [(CT,), (MR, MR)], ids=["CT", "two MR channels"])
+def test_augment__adds_masks_and_targets_and_depends_on_the_batch_only(
+    tmp_path: Path, channels: tuple[Channel, ...]
+) -> None:
+    config = alice_config()
+    method, batch = alice_method(config, len(channels)), alice_batch(tmp_path, config, channels)
+    before = batch["crops"].clone()
+    one, two = method.augment(batch), method.augment(batch)
+    assert all(torch.equal(one[k].nan_to_num(), two[k].nan_to_num()) for k in one)
+    assert one["targets"].shape == one["crops"].shape == (2, 2, len(channels), *PATCH)
+    assert torch.equal(batch["crops"], before) and torch.equal(one["crops"], before)
+    assert not torch.allclose(one["targets"], one["crops"]) and one["targets"].isfinite().all()
+    hidden = one["hidden"]
+    assert hidden.flatten(2).sum(2).eq(9).all() and not torch.equal(hidden[:, 0], hidden[:, 1])
+
+
+def _swapped(batch: Batch) -> Batch:
+    return {k: v.flip(1) if v.ndim > 1 else v for k, v in batch.items()}
+
+
+@pytest.mark.parametrize("options", OBJECTIVES)
+def test_step__swapping_query_and_key_changes_nothing(tmp_path: Path, options: dict[str, Any]) -> None:
+    config = alice_config(**options)
+    method = alice_method(config).eval()
+    batch = method.augment(alice_batch(tmp_path, config))
+    one, two = method.step(batch), method.step(_swapped(batch))
+    torch.testing.assert_close(one.loss, two.loss)
+    assert one.loss.isfinite() and one.terms.keys() == {"reconstruction", "across", "within"}
+    torch.testing.assert_close(one.loss.detach(), sum(one.terms.values()))
+
+
+@pytest.mark.parametrize("options", OBJECTIVES)
+def test_step__no_gradient_reaches_the_target(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    config = alice_config(**options)
+    method = alice_method(config)
+    batch = method.augment(alice_batch(tmp_path, config))
+    shared = {id(p) for p in method.backbone.parameters()}
+    followed = {n for n, p in method.named_parameters() if n.startswith("target.") and id(p) not in shared}
+    for name in followed:
+        method.get_parameter(name).requires_grad_()  # would get a gradient, if there was a way
+    wanted: list[Tensor] = []
+    casa = method.casa.forward
+
+    def watched(query: Tensor, context: Tensor) -> Tensor:
+        wanted.append(casa(query, context))
+        return wanted[-1]
+
+    monkeypatch.setattr(method.casa, "forward", watched)
+    output = method.step(batch)
+    assert [tokens.requires_grad for tokens in wanted] == [True, False], "the student's, then the target's tokens"
+    output.loss.backward()
+    silent = {name for name, p in method.named_parameters() if p.grad is None and p.requires_grad}
+    assert silent == followed and followed
+    learning = ("backbone.", "tokens.", "decoder.", "bridge.", "head.", "casa.")
+    assert all(any(n.startswith(k) and n not in silent for n, _ in method.named_parameters()) for k in learning)
+
+
+def test_step__the_terms_are_the_papers(tmp_path: Path) -> None:
+    """Cosines of crossed pairs of averages, and of tokens of the same crop, from the method's own vectors."""
+    config = alice_config()
+    method = alice_method(config).eval()
+    batch = method.augment(alice_batch(tmp_path, config))
+    terms = method.step(batch).terms
+
+    def distance(a: Tensor, b: Tensor) -> float:
+        return (2 - 2 * torch.cosine_similarity(a, b, dim=-1)).mean().item()
+
+    across = within = error = 0.0
+    with torch.no_grad():
+        for i in range(2):
+            student, goals, seen, wanted = [], [], [], []
+            for k in range(2):
+                crop, hidden = batch["crops"][i, k][None], batch["hidden"][i, k][None]
+                visible, decoded = method.encode(crop, hidden)
+                student.append(method.head(method.bridge(decoded)))
+                goals.append(method._goals(batch["targets"][i, k][None]))
+                seen.append(method.casa(visible, student[k]))
+                wanted.append(method.casa(visible, goals[k]))
+                error += method.reconstruction_error(crop, decoded, hidden & batch["inside"][i, k]).item() / 2
+            for k in range(2):
+                across += distance(student[k].mean(1), goals[1 - k].mean(1)) / 2
+                within += distance(seen[k], wanted[k]) / 2
+    for name, value in (("across", across), ("within", within), ("reconstruction", error)):
+        assert terms[name].item() == pytest.approx(value, rel=1e-4), name
+
+
+def test_step__the_codes_masks_are_columns_and_its_error_is_over_all_raw_voxels(tmp_path: Path) -> None:
+    config = alice_config(objective="code")
+    method = alice_method(config).eval()
+    batch = method.augment(alice_batch(tmp_path, config))
+    assert torch.equal(batch["hidden"][:, :, 0], batch["hidden"][:, :, 1])
+    assert batch["hidden"].flatten(2).sum(2).tolist() == [[10, 10], [10, 10]]  # ceil(0.75 * 6) columns of 2
+    crops = batch["crops"].flatten(0, 1)
+    with torch.no_grad():
+        _, decoded = method.encode(crops, batch["hidden"].flatten(0, 1))
+        predicted = from_blocks(method.decoder.predict(decoded), method.block, PATCH)
+    expected = 5 * (predicted - crops).square().mean()
+    torch.testing.assert_close(method.step(batch).terms["reconstruction"], expected)
+
+
+def test_step__the_codes_centres_move_in_training_only(tmp_path: Path) -> None:
+    config = alice_config(objective="code")
+    method = alice_method(config)
+    batch = method.augment(alice_batch(tmp_path, config))
+    assert not alice_method(alice_config()).centres
+    method.eval().step(batch)
+    centres = [centre for centre in method.centres.values() if isinstance(centre, CentredCrossEntropy)]
+    assert all(c.centre.abs().max() == 0 for c in centres)
+    method.train().step(batch)
+    assert len(centres) == 2 and all(c.centre.abs().max() > 0 for c in centres)
+    assert {"centres.across.centre", "centres.within.centre", "temperature"} <= method.state_dict().keys()
+    assert any(name.startswith(method.of_the_run) for name in method.state_dict())
+
+
+def test_step__embeddings_tell_a_collapse(tmp_path: Path) -> None:
+    config = alice_config()
+    method = alice_method(config)
+    batch = method.augment(alice_batch(tmp_path, config))
+    assert method.step(batch).embeddings.shape == (4, 8)
+    assert embedding_std(method.step(batch).embeddings) > 0
+    torch.nn.init.zeros_(method.head.mlp[0].weight)  # type: ignore[arg-type]
+    assert embedding_std(method.step(batch).embeddings) < 1e-6
+
+
+def test_after_step__the_target_follows_by_the_codes_schedule(tmp_path: Path) -> None:
+    case = REFERENCE["ema_momentum"]
+    values = [momentum_at(i, case["total"], case["base"]) for i in case["its"]]
+    assert values == pytest.approx(case["values"], abs=1e-12)
+    method = alice_method(alice_config(num_epochs=2, steps_per_epoch=2))
+    before = {name: p.clone() for name, p in method.target.named_parameters()}
+    with torch.no_grad():
+        for parameter in (*method.backbone.parameters(), *method.tokens.parameters(), *method.head.parameters()):
+            parameter.add_(1)
+    method.after_step(1)
+    shared = {id(p) for p in method.backbone.parameters()}
+    moved = 1 - momentum_at(1, 4, 0.996)
+    for name, parameter in method.target.named_parameters():
+        if id(parameter) not in shared:
+            torch.testing.assert_close(parameter - before[name], torch.full_like(parameter, moved))
+
+
+def test_after_step__the_temperature_is_that_of_the_epoch(tmp_path: Path) -> None:
+    method = alice_method(alice_config(objective="code", num_epochs=40, steps_per_epoch=10))
+    case = REFERENCE["teacher_temperature"]
+    for epoch, value in zip(case["epochs"], case["values"], strict=True):
+        if epoch:
+            method.after_step(epoch * 10 - 1)
+        assert method.temperature.item() == pytest.approx(value, rel=1e-6)
+
+
+def test_load_state_dict__another_runs_backbone_gives_an_equal_target() -> None:
+    method, other = alice_method(alice_config()), alice_method(alice_config())
+    with torch.no_grad():
+        for parameter in other.backbone.parameters():
+            parameter.add_(1)
+    method.load_state_dict({f"backbone.{k}": v for k, v in other.backbone.state_dict().items()}, strict=False)
+    mine: Any = method.target["backbone"]
+    assert all(torch.equal(mine.state_dict()[k], v) for k, v in other.backbone.state_dict().items())
+
+
+@pytest.mark.parametrize("options", [OBJECTIVES[0], OBJECTIVES[3]], ids=["paper", "code"])
+@pytest.mark.parametrize("kind", ["unet", "vit", "swin"])
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_step__every_encoder_learns(tmp_path: Path, kind: str, options: dict[str, Any], precision: torch.dtype) -> None:
+    torch.manual_seed(0)
+    config = alice_config(patch_size=(32, 32, 64), batch_size=1, **options)
+    if kind == "vit":
+        backbone: Any = ViTPyramid(1, (32, 32, 32), 4, 24, 32, 3, 4)
+    elif kind == "swin":
+        backbone = SwinPyramid(1, 12, (1, 1, 1, 1), window_size=2)
+    else:
+        strides = [[1, 1, 1], [2, 2, 2], [2, 2, 2], [2, 2, 2], [1, 2, 2]]
+        backbone = backbone_of(unet_configuration("PlainConvUNet", strides, [4, 4, 8, 8, 8]), "encoder")
+    Alice.check(config, backbone)
+    method = Alice(backbone, config)
+    assert method.block == block_size(backbone, (32, 32, 64), None)
+    batch = method.augment(alice_batch(tmp_path, config))
+    with torch.autocast("cpu", dtype=precision, enabled=precision != torch.float32):
+        output = method(batch)
+    output.loss.backward()
+    assert output.loss.dtype == torch.float32 and output.loss.isfinite()
+    used = backbone.used_tensors()
+    for name, parameter in backbone.named_parameters():
+        assert (parameter.grad is not None) == (name in used), name
+    missing = {n for n, p in method.named_parameters() if p.requires_grad and p.grad is None}
+    assert not missing, "DistributedDataParallel refuses parameters without gradient"
+    assert np.isfinite(sum(float(p.grad.abs().sum()) for p in method.parameters() if p.grad is not None))
+
+
+def test_panels__show_both_crops_with_the_point_the_masks_and_the_targets(tmp_path: Path) -> None:
+    config = alice_config()
+    method = alice_method(config)
+    batch = method.augment({**alice_batch(tmp_path, config), "similarity": torch.tensor([0.9, torch.nan])})
+    rows = Alice.panels(batch, config)
+    assert len(rows) == 2 and all(len(row) == 6 for row in rows)
+    for i, row in enumerate(rows):
+        for k in range(2):
+            crop, seen, target = row[3 * k : 3 * k + 3]
+            np.testing.assert_array_equal(crop.image, batch["crops"][i, k, 0, 8].numpy())
+            assert list(crop.points) == [(1, 8, 12)] and not seen.points
+            assert (seen.image == 0).mean() >= 0.5 and set(np.unique(seen.image)) <= {0, *np.unique(crop.image)}
+            np.testing.assert_array_equal(target.image, batch["targets"][i, k, 0, 8].numpy())
+    assert "0.90" in rows[0][3].title and "similarity" not in rows[1][3].title
+    draw_panels(rows, tmp_path / "views.png", "Alice")
+    assert (tmp_path / "views.png").stat().st_size > 10_000
+    assert len(method.eval().reconstruction(batch)[0]) == 6
+
+
+@pytest.mark.parametrize(("option", "value"), [("target_momentum", 1.0), ("across_weight", -1.0), ("head_dim", 0)])
+def test_config__refuses(option: str, value: Any) -> None:
+    with pytest.raises(UserError, match=option):
+        alice_config(**{option: value})
+
+
+def test_check__columns_count_as_one() -> None:
+    backbone = alice_method(alice_config()).backbone
+    with pytest.raises(UserError, match="hides all 2 blocks"):
+        Alice.check(alice_config(patch_size=(64, 8, 16), objective="code"), backbone)
+    Alice.check(alice_config(patch_size=(64, 8, 16)), backbone)
+
+
+def test_registry__knows_it() -> None:
+    assert get_method("alice") is Alice and Alice.pairs_volumes and Alice.levels == "encoder"

@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from nnssl.methods.overlapping_crops import (
+    cell_positions,
+    most_overlap,
+    overlap_fraction,
+    region_size,
+    sample_pair,
+    sample_points,
+    to_patch,
+    to_source,
+)
+from tests.networks.helpers import load_reference
+
+REFERENCE = load_reference("lapn.json")
+
+
+def test_to_source__gives_the_reference_values() -> None:
+    example = REFERENCE["coordinate_map"]["example"]
+    index = np.array(example["index"])
+    source = to_source(index, np.float64(example["start"]), np.float64(example["scale"]))
+    np.testing.assert_allclose(source, example["source"], rtol=0, atol=1e-12)
+    back = to_patch(source, np.float64(example["start"]), np.float64(example["scale"]))
+    np.testing.assert_allclose(back, index, rtol=0, atol=1e-12)
+
+
+def test_overlap_fraction__gives_the_reference_values() -> None:
+    rule = REFERENCE["overlap_rule"]
+    for example in rule["examples"]:
+        for sign in (1, -1):
+            starts = np.array([[5, 6, 7], np.array([5, 6, 7]) + sign * np.array(example["shift"])])
+            fraction = overlap_fraction(starts, np.ones(2), rule["patch"])
+            assert fraction == pytest.approx(example["fraction"], abs=1e-12)
+            assert (fraction >= rule["minimum_overlap_fraction"]) == example["ok"]
+
+
+@pytest.mark.parametrize("size", [(40, 50, 60), (12, 9, 60), (8, 8, 8)], ids=["large", "mixed", "small"])
+@pytest.mark.parametrize("options", [(0.1, 0.125), (0.3, 0.15), (0.0, 0.9)], ids=str)
+def test_sample_pair__overlaps_enough_and_stays_in_the_volume(
+    size: tuple[int, int, int], options: tuple[float, float]
+) -> None:
+    patch, whole = np.array([10, 12, 14]), np.array(size)
+    scale_range, least = options
+    rng = np.random.default_rng(0)
+    drawn = []
+    for _ in range(300):
+        anchor = rng.integers(0, whole)
+        starts, scales = sample_pair(rng, anchor, whole, patch, scale_range, least)
+        assert overlap_fraction(starts, scales, patch) >= least
+        assert (np.abs(scales - 1) <= scale_range + 1e-7).all() and (scales == scales.astype(np.float32)).all()
+        extents = np.ceil(scales[:, None] * patch)
+        assert (starts[0] <= anchor).all() and (anchor < starts[0] + extents[0]).all()
+        inside = (starts >= 0) & (starts + extents <= whole)
+        around = (starts <= 0) & (starts + extents >= whole)
+        assert (inside | around).all()
+        drawn.append(scales)
+    if scale_range:
+        of_first, of_second = np.array(drawn).T
+        assert abs(np.corrcoef(of_first, of_second)[0, 1]) < 0.2
+        assert of_first.min() < 1 - 0.9 * scale_range and of_first.max() > 1 + 0.9 * scale_range
+
+
+def test_sample_pair__places_are_as_likely_as_each_other() -> None:
+    """Against plain rejection: no overlap that suffices is preferred."""
+    rng = np.random.default_rng(0)
+    fractions = []
+    for _ in range(4000):
+        starts, scales = sample_pair(rng, [100, 100, 100], [200, 200, 200], [16, 16, 16], 0.0, 0.125)
+        fractions.append(overlap_fraction(starts, scales, [16, 16, 16]))
+    shifts = rng.integers(-16, 16, (40_000, 3), endpoint=True)
+    expected = np.prod(1 - np.abs(shifts) / 16, axis=1)
+    expected = expected[expected >= 0.125]
+    assert np.mean(fractions) == pytest.approx(expected.mean(), abs=0.01)
+    np.testing.assert_allclose(
+        np.quantile(fractions, [0.1, 0.5, 0.9]), np.quantile(expected, [0.1, 0.5, 0.9]), atol=0.03
+    )
+
+
+def test_most_overlap__can_be_had() -> None:
+    least = most_overlap(0.2) - 1e-6
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        starts, scales = sample_pair(rng, [20, 20, 20], [40, 40, 40], [10, 10, 10], 0.2, least)
+        assert overlap_fraction(starts, scales, [10, 10, 10]) >= least
+
+
+def test_region_size__holds_all_that_sampling_looks_at() -> None:
+    for patch in (1, 7, 192):
+        for scale in (0.5, 0.9, 1.0, 1.1, 2.0):
+            positions = 1 + to_source(np.arange(patch), np.float64(0), np.float64(scale))
+            assert positions.min() >= 0
+            (size,) = region_size([patch], scale)
+            assert np.floor(positions.max()) + 2 <= size < np.floor(positions.max()) + 4
+
+
+def test_sample_points__are_in_both_patches_the_body_and_the_volume() -> None:
+    size, patch = np.array([30, 14, 26]), (12, 16, 14)  # the patch is larger than the volume on one axis
+    rng = np.random.default_rng(0)
+    body = rng.random(tuple(size)) < 0.5
+    asked: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def read(start: np.ndarray, stop: np.ndarray) -> np.ndarray:
+        asked.append((start, stop))
+        return body[tuple(map(slice, start, stop))]
+
+    for _ in range(20):
+        starts, scales = sample_pair(rng, rng.integers(0, size), size, patch, 0.1, 0.125)
+        points, source = sample_points(rng, read, size, patch, starts, scales, 50)
+        assert points.shape == (len(source), 2, 3) and len(source) <= 50
+        assert (points[:, 0] == np.rint(points[:, 0])).all()
+        assert (points >= 0).all() and (points <= np.array(patch) - 1).all()
+        assert len(np.unique(points[:, 0], axis=0)) == len(points)
+        for k in range(2):  # the map is exact in both patches
+            np.testing.assert_allclose(to_source(points[:, k], starts[k], scales[k]), source, rtol=0, atol=1e-9)
+        assert body[tuple(np.rint(source).astype(int).T)].all()
+    assert all((start >= 0).all() and (stop <= size).all() for start, stop in asked)
+
+
+def test_sample_points__takes_all_where_there_are_few_and_none_without_body() -> None:
+    starts, scales = np.zeros((2, 3), dtype=np.int64), np.ones(2)
+
+    def read(start: np.ndarray, stop: np.ndarray) -> np.ndarray:
+        mask = np.zeros((8, 8, 8), dtype=bool)
+        mask[2, 3, 4] = mask[5, 5, 5] = True
+        return mask[tuple(map(slice, start, stop))]
+
+    rng, size = np.random.default_rng(0), np.array([8, 8, 8])
+    points, source = sample_points(rng, read, size, (8, 8, 8), starts, scales, 1024)
+    assert source.tolist() == points[:, 1].tolist() == [[2, 3, 4], [5, 5, 5]]
+    empty, _ = sample_points(rng, lambda a, b: np.zeros(b - a, dtype=bool), size, (8, 8, 8), starts, scales, 5)
+    assert empty.shape == (0, 2, 3)
+    apart = np.array([[0, 0, 0], [50, 0, 0]])
+    points, source = sample_points(rng, read, size, (8, 8, 8), apart, scales, 5)
+    assert points.shape == (0, 2, 3) and source.shape == (0, 3)
+
+
+def test_cell_positions__are_the_means_of_their_voxels() -> None:
+    starts, scales = torch.tensor([[3, -2, 5], [0, 1, 2]]), torch.tensor([1.1, 0.9])
+    spacing = torch.tensor([[2.0, 1.0, 0.5], [1.0, 1.0, 1.0]])
+    voxels = cell_positions((4, 8, 6), (1, 1, 1), starts, scales, spacing)
+    assert voxels.shape == (2, 4, 8, 6, 3) and voxels.dtype == torch.float32
+    index = np.array([3, 7, 2])
+    expected = to_source(index, starts[0].numpy(), np.float64(1.1)) * spacing[0].numpy()
+    np.testing.assert_allclose(voxels[0, 3, 7, 2].numpy(), expected, rtol=1e-6)
+    cells = cell_positions((2, 4, 2), (2, 2, 3), starts, scales, spacing)
+    mean = torch.nn.functional.avg_pool3d(voxels.movedim(-1, 1), (2, 2, 3)).movedim(1, -1)
+    torch.testing.assert_close(cells, mean)
