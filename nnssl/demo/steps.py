@@ -20,6 +20,10 @@ _OF_METHOD = {
     "voco": ("steps_per_epoch=12", "learning_rate=1e-3", "warmup_steps=20", "batch_size=4", "crops=4", "grid=1,3,3",
              "patch_size=16,32,32", "projection_dim=128", "flip_probability=0", "turn_probability=0"),
     "pimpic": ("steps_per_epoch=8", "learning_rate=1e-3", "crops=12", "batch_size=1"),
+    "lapn": ("steps_per_epoch=20", "learning_rate=2e-3", "key_momentum=0.99", "queue_size=8192"),
+    "sam": ("steps_per_epoch=20", "warmup_steps=20"),
+    "alice": ("steps_per_epoch=20", "learning_rate=1e-3", "warmup_steps=20"),
+    "mae": ("steps_per_epoch=20", "learning_rate=1e-3", "warmup_steps=20"),
 }  # fmt: skip
 _OF_OTHERS = ("steps_per_epoch=20", "learning_rate=1e-3")
 _PROBE = {

@@ -58,6 +58,7 @@ def make_session(model: str | bytes, device: str = "cpu", threads: int = 0) -> A
         UserError: ONNX Runtime is not installed, or cannot use the device.
     """
     onnxruntime = need("onnxruntime")
+    onnxruntime.disable_telemetry_events()  # nothing about a hospital's use is to be collected
     provider = _PROVIDERS[device]
     refused = (f"ONNX Runtime {onnxruntime.__version__} cannot use a CUDA card here; give -device cpu, or type: "
                f"pip install onnxruntime-gpu")  # fmt: skip

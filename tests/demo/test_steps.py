@@ -3,10 +3,12 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
+import pytest
+
 from nnssl.cli import plan_and_preprocess, pretrain, transfer
 from nnssl.demo.steps import Folders, demo_steps
 from nnssl.methods.options import override
-from nnssl.methods.registry import get_method
+from nnssl.methods.registry import get_method, method_names
 
 PARSERS = {
     "nnssl_plan_and_preprocess": plan_and_preprocess.parser,
@@ -30,12 +32,14 @@ def test_demo_steps__the_commands_of_one_seed_in_order(tmp_path: Path) -> None:
     assert train[0].variables == train[1].variables and "nnssl_num_epochs" in train[0].variables
 
 
-def test_demo_steps__our_commands_understand_their_arguments(tmp_path: Path) -> None:
-    for step in demo_steps(tmp_path, "vox2vec", (0, 1), "cpu"):
+@pytest.mark.parametrize("method", method_names())
+def test_demo_steps__our_commands_understand_their_arguments(tmp_path: Path, method: str) -> None:
+    for step in demo_steps(tmp_path, method, (0, 1), "cpu"):
         if step.command[0] in PARSERS:
             arguments = PARSERS[step.command[0]]().parse_args(list(step.command[1:]))
             if step.command[0] == "nnssl_pretrain":
-                override(get_method("vox2vec").config_class(), arguments.options)
+                config = override(get_method(method).config_class(), arguments.options)
+                assert config.warmup_steps < config.num_epochs * config.steps_per_epoch // 4
 
 
 def test_demo_steps__a_seed_has_results_of_its_own_and_shares_the_data(tmp_path: Path) -> None:

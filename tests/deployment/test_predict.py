@@ -11,6 +11,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 
+from nnssl.deployment.cases import list_cases
 from nnssl.deployment.export import export_onnx
 from nnssl.deployment.predict import SessionNetwork, limited_threads, make_predictor, predict_onnx
 from nnssl.deployment.session import open_model
@@ -51,13 +52,17 @@ def _trainers(monkeypatch: pytest.MonkeyPatch) -> None:
 def _with_pytorch(
     images: Path, output: Path, model: Path, folds: tuple[int, ...] = (0,), disable_tta: bool = False, **options: Any
 ) -> None:
-    """As `nnUNetv2_predict_from_modelfolder`, in one process."""
+    """As `nnUNetv2_predict_from_modelfolder`, in one process.
+
+    Lists of files, since nnU-Net lists a folder in forked processes, which may hang once ONNX Runtime has threads.
+    """
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
     output.mkdir()
     predictor = nnUNetPredictor(use_mirroring=not disable_tta, device=torch.device("cpu"), allow_tqdm=False)
     predictor.initialize_from_trained_model_folder(str(model), folds)
-    predictor.predict_from_files_sequential(str(images), str(output), **options)
+    cases = list_cases(images, json.loads((model / "dataset.json").read_text()))
+    predictor.predict_from_files_sequential(list(cases.values()), str(output), **options)
 
 
 def _compare(ours: Path, theirs: Path, cases: int = 2) -> None:
