@@ -13,6 +13,7 @@ EPILOG = """examples:
   nnssl_pretrain -d 500 501 -m vox2vec -p nnUNetResEncUNetLPlans
   nnssl_pretrain -d 500 -m vox2vec -p nnsslPlans_vox2vec    the paper's network, spacing, window, patch and batch
   nnssl_pretrain -d 500 -m vox2vec -p nnsslPlans_tiny -device cpu -o num_epochs=5 steps_per_epoch=20
+  nnssl_pretrain -d 500 -m alice -p nnsslPlans_alice_12gb -alignment RUN/fold_all/checkpoint_final.pth
   nnssl_pretrain -d 500 -m vox2vec --c                      continue after an interruption
   torchrun --nproc_per_node 4 --nnodes 2 ... -m nnssl.cli.pretrain -d 500 -m vox2vec
 
@@ -50,6 +51,10 @@ def parser() -> argparse.ArgumentParser:
                    help="hyper-parameters of the method, such as num_epochs=100 steps_per_epoch=50 batch_size=4 "
                         "patch_size=32,96,96 learning_rate=1e-4 seed=1; an unknown key lists them all")
     p.add_argument("-pretrained", metavar="CHECKPOINT", help="start from the weights of another run")
+    p.add_argument("-alignment", metavar="CHECKPOINT",
+                   help="for alice: the lapn or sam pretraining that finds the same place in other volumes, or "
+                        "position for the same relative position in the body (default: the only finished such "
+                        "pretraining of the datasets)")
     p.add_argument("-np", type=int, default=None, metavar="N", dest="num_processes",
                    help="processes for preprocessing, where that is still to do (default: nnU-Net's)")
     # fmt: on

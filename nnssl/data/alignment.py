@@ -19,6 +19,10 @@ from nnssl.methods.base import Match
 class Aligner(Protocol):
     """Finds a point of a volume in another one; picklable."""
 
+    @property
+    def identity(self) -> str:
+        """What it is, for the checkpoint: a run goes on with the aligner that it began with."""
+
     def match(self, volume: BloscVolume, other: BloscVolume, rng: np.random.Generator) -> Match:
         """Draw a point of `volume` and tell where in `other` it lies."""
 
@@ -26,6 +30,11 @@ class Aligner(Protocol):
 @dataclass(frozen=True)
 class RelativePosition:
     """The same relative position in the bounding box of the body; needs no pixel embeddings (methods.md 4.1)."""
+
+    @property
+    def identity(self) -> str:
+        """There is but one."""
+        return "position"
 
     def match(self, volume: BloscVolume, other: BloscVolume, rng: np.random.Generator) -> Match:
         """Take a random voxel of the body; the match need not be body."""

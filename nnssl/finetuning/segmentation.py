@@ -112,7 +112,10 @@ class UNetSegmentation(nn.Module):
         return saved_tensors(self)
 
     def check_patch(self, patch_size: Sequence[int], batch_size: int) -> None:
-        """Nothing to check: plans and their network fit, as for nnU-Net's own trainers."""
+        """Raise UserError where the network cannot train on such patches; nnU-Net's own fit their plans."""
+        pyramid = getattr(self.network, "backbone", None)
+        if isinstance(pyramid, FeaturePyramid):
+            pyramid.check_patch(patch_size, batch_size)
 
 
 def build_segmentation(

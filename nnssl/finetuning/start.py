@@ -18,6 +18,7 @@ from nnssl.networks.build import resolve_configuration
 
 RECORD = "nnssl_transfer.json"
 _SPACING_TOLERANCE = 0.2
+_MASKED = {"alice": "nnUNetTrainer_AliceFinetune", "mae": "nnUNetTrainer_MAEFinetune"}  # one cannot stand for the other
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,9 @@ def find_start(
         return Start({**block, **resolved_block, "network": network}, None, "", [])
     source = read_pretrained(path)
     if method not in (None, source.method):
-        raise UserError(f"{trainer} is for {method} and {path} was pretrained with {source.method}; use "
-                        f"{trainer.replace(str(method).capitalize(), 'SSL')}, or another checkpoint")  # fmt: skip
+        other = _MASKED.get(source.method) or trainer.replace(str(method).capitalize(), "SSL")
+        raise UserError(f"{trainer} is for {method} and {path} was pretrained with {source.method}; use {other}, or "
+                        f"another checkpoint")  # fmt: skip
     bridge = bridge_intensities(plans, source.plans, (configuration, source.configuration))
     network = {"levels": source.levels, "head": head, "intensity": bridge.channels}
     resolved_block = {"checkpoint": name_of(path, results), "method": source.method, "levels": source.levels}

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nnssl.errors import UserError
 from nnssl.finetuning.pretrained import Pretrained
+from nnssl.networks.build import build_backbone
+from nnssl.networks.pyramid import FeaturePyramid, Stride
+from nnssl.networks.vit import resized_positions
 
 _NAMED = 3  # tensors that a message names
 
@@ -21,7 +24,8 @@ class TransferReport:
 
     Args:
         loaded: took the checkpoint's values as they are.
-        adapted: took them in another shape (the first convolution, for more channels).
+        adapted: took them in another shape (the first convolution, for more channels; position embeddings, for another
+            patch).
         fresh: of the network, initialised anew.
         unused: of the checkpoint, left there.
     """
@@ -56,12 +60,16 @@ class PretrainedNetwork(Protocol):
     def own_tensors(self) -> Mapping[str, Tensor]:
         """Every tensor that its state dict holds and its logits depend on, once, by its name there."""
 
+    def modules(self) -> Iterator[nn.Module]:
+        """As of `nn.Module`."""
+
 
 def load_pretrained(network: PretrainedNetwork, source: Pretrained, advice: str) -> TransferReport:
     """Give the network's pretrained part the pretrained values; the rest of it stays fresh.
 
-    All tensors of that part have to be there with their shapes. The only exception are convolutions that read the
-    image: weights of one channel are shared evenly among several, so that equal channels give what the one gave.
+    All tensors of that part have to be there with their shapes. There are two exceptions. Convolutions that read the
+    image: weights of one channel are shared evenly among several, so that equal channels give what the one gave. And
+    learned position embeddings, which are interpolated from the pretraining's grid of tokens to the network's.
 
     Args:
         network: what to load into.
@@ -78,9 +86,8 @@ def load_pretrained(network: PretrainedNetwork, source: Pretrained, advice: str)
         found = given.get(name)
         if found is not None and found.shape == tensor.shape:
             values[name], report.loaded[name] = found, tensor.numel()
-        elif found is not None and _widens_input(found.shape, tensor.shape, network.input_channels):
-            values[name] = found.expand(tensor.shape) / network.input_channels
-            report.adapted[name] = tensor.numel()
+        elif found is not None and (adapted := _adapted(name, found, tensor.shape, network, source)) is not None:
+            values[name], report.adapted[name] = adapted, tensor.numel()
         else:
             shape = "no such tensor" if found is None else tuple(found.shape)
             different.append(f"{name}: {shape} in the checkpoint, {tuple(tensor.shape)} in these plans")
@@ -97,6 +104,26 @@ def load_pretrained(network: PretrainedNetwork, source: Pretrained, advice: str)
     report.fresh = {n: t.numel() for n, t in network.own_tensors().items() if id(t) not in used}
     report.unused = {n: t.numel() for n, t in _once(given).items() if n not in wanted} | source.others
     return report
+
+
+def _adapted(
+    name: str, found: Tensor, wanted: Sequence[int], network: PretrainedNetwork, source: Pretrained
+) -> Tensor | None:
+    """A tensor in the shape that the network wants; None where it cannot be brought there."""
+    if _widens_input(found.shape, wanted, network.input_channels):
+        return found.expand(*wanted) / network.input_channels
+    grid = _position_grids(network.modules()).get(name)
+    if grid is None or found.ndim != 3 or found.shape[2] != wanted[2]:
+        return None
+    with torch.device("meta"):  # for the grid only
+        given = build_backbone(source.plans, source.configuration, source.levels).position_grids
+    return resized_positions(found, given[name], grid) if name in given else None
+
+
+def _position_grids(modules: Iterator[nn.Module]) -> dict[str, Stride]:
+    """Of the one pyramid among the modules that has position embeddings."""
+    pyramids = (module for module in modules if isinstance(module, FeaturePyramid))
+    return {name: grid for pyramid in pyramids for name, grid in pyramid.position_grids.items()}
 
 
 def _once(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -34,6 +34,8 @@ _TRAINERS = {
     "voco": "nnUNetTrainer_VoCoFinetune",
     "lapn": "nnUNetTrainer_LAPN",
     "sam": "nnUNetTrainer_SSLEncodings",
+    "mae": "nnUNetTrainer_MAEFinetune",
+    "alice": "nnUNetTrainer_AliceFinetune",
 }
 _ANY_TRAINER = "nnUNetTrainer_SSLProbe"
 

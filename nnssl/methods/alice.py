@@ -42,13 +42,17 @@ class AliceConfig(MaskedConfig):
     head_hidden: int = 2048  # [C]
     head_bottleneck: int = 256  # [C]
     casa_hidden: int = 2048  # of casa=code [C]
+    match_threshold: float = 0.7  # least mean cosine of query and key point [C]
+    match_draws: int = 101  # of a point, then the last one is taken [C]
+    match_back_mm: float | None = None  # the match has to lead back to so near its point; none: not checked [D]
     target_momentum: float = 0.996  # rises to 1 with the steps, a half cosine [C]
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("head_dim", "head_hidden", "head_bottleneck", "casa_hidden"):
             at_least(self, name, 1)
-        for name in ("across_weight", "within_weight"):
+        at_least(self, "match_draws", 1)
+        for name in ("across_weight", "within_weight", "match_back_mm"):
             at_least(self, name, 0.0)
         if not 0 <= self.target_momentum < 1:
             raise UserError(f"target_momentum has to be at least 0 and below 1, not {self.target_momentum}")

@@ -49,6 +49,7 @@ class FeaturePyramid(nn.Module):
         self.finest = 0  # finer levels are not computed where the network decodes stage by stage
         self.encodes = False  # whether the finest level ends in a linear layer: what a loss compares, not a feature
         self.encodes_blocks = False  # whether the only level holds a token a cell, which sees the others by attention
+        self.position_grids: dict[str, Stride] = {}  # learned embeddings (1, N, d) by name: tokens along each axis
         self.mask_width = 0  # of the token that stands for hidden cells; 0: there is none, hidden voxels are zero
 
     def used_tensors(self) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ from nnssl.networks.fpn_unet import SegmentationLayers
 from nnssl.networks.pyramid import BlockMask, FeaturePyramid, Stride, check_three_axes, format_size
 
 STRIDES = [[1, 1, 1]] + [[2, 2, 2]] * 4  # of each level to the one before, as plans state them
+POSITIONS = "vit.patch_embedding.position_embeddings"
 _PATCH = 16  # voxels of a token along each axis
 _BLOCKS = ("encoder1.", "encoder2.", "encoder3.", "encoder4.", "decoder5.", "decoder4.", "decoder3.", "decoder2.")
 _OUTPUT, _MONAI_OUTPUT = "decoder.seg_layers.0.", "out.conv.conv."
@@ -65,7 +66,9 @@ class ViTPyramid(FeaturePyramid):
         self.levels = levels
         self.divisor = (_PATCH,) * 3
         self.encodes_blocks = levels == "encoder"
-        self.grid = tuple(int(size) // _PATCH for size in image_size)
+        z, y, x = (int(size) // _PATCH for size in image_size)
+        self.grid = (z, y, x)
+        self.position_grids = {POSITIONS: self.grid}
         self.skips = [num_layers // 4 * k for k in (1, 2, 3)]
         monai = _import_monai()
         self.vit = monai.transformer(

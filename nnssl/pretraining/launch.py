@@ -132,11 +132,12 @@ def _run(setup: Setup, device: str, rank: int, local_rank: int, count: int) -> N
 
 
 def _check_same_everywhere(setup: Setup) -> None:
-    """Refuse processes that see different volumes or plans (another disk, a listing that is not up to date)."""
-    seen = (case_labels(setup.train), case_labels(setup.val), setup.plans, to_plain(setup.config), setup.resume is None)
+    """Refuse processes that see different volumes, plans or pairs (another disk, a listing that is not up to date)."""
+    seen = (case_labels(setup.train), case_labels(setup.val), setup.plans, to_plain(setup.config), setup.resume is None,
+            setup.aligner.identity)  # fmt: skip
     digests = gather_objects(hashlib.blake2b(repr(seen).encode()).hexdigest())
     if len(set(digests)) > 1:
-        raise UserError(f"the processes do not see the same volumes, plans or checkpoint; make {setup.folder} and the "
+        raise UserError(f"the processes do not see the same volumes, plans or checkpoints; make {setup.folder} and the "
                         f"preprocessed folder the same on all machines")  # fmt: skip
 
 

@@ -273,6 +273,7 @@ class Pretraining:
             "dataset_json": setup.dataset_json,
             "fingerprint": setup.fingerprint,
             "orientation": setup.orientation,
+            "aligner": setup.aligner.identity,
             "train_cases": case_labels(setup.train),
             "val_cases": case_labels(setup.val),
             "versions": package_versions(),

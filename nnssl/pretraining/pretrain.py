@@ -11,13 +11,15 @@ from typing import Any
 
 import torch
 
-from nnssl.data.alignment import RelativePosition
+from nnssl.data.alignment import Aligner, RelativePosition
 from nnssl.data.loader import number_of_workers
-from nnssl.data.prepared import prepare_datasets
+from nnssl.data.prepared import PreparedDatasets, prepare_datasets
 from nnssl.data.storage import write_json
 from nnssl.errors import UserError
+from nnssl.methods.base import Method
 from nnssl.methods.options import from_plain, override, to_plain
 from nnssl.methods.registry import get_method
+from nnssl.pretraining.alignment import choose_aligner, prepare_embeddings
 from nnssl.pretraining.checkpoint import FINAL, load_checkpoint, package_versions, remove_leftovers
 from nnssl.pretraining.launch import check_device, launch, number_of_processes, started_by_torchrun
 from nnssl.pretraining.nnunet_weights import NNUNET_WEIGHTS, write_nnunet_weights
@@ -49,6 +51,7 @@ def pretrain(
     options: Sequence[str] = (),
     pretrained: str | Path | None = None,
     num_processes: int | None = None,
+    alignment: str | Path | None = None,
 ) -> Path:
     """Pretrain on nnU-Net datasets, planning and preprocessing them first where that is missing.
 
@@ -65,6 +68,7 @@ def pretrain(
         options: `key=value` for the method's hyper-parameters.
         pretrained: checkpoint of another run to start from (weights only).
         num_processes: for preprocessing; None: nnU-Net's default.
+        alignment: for methods that pair volumes, see `nnssl.pretraining.alignment.choose_aligner`.
 
     Returns:
         The run's folder, with checkpoint_final.pth and nnunet_weights.pth in it.
@@ -80,6 +84,8 @@ def pretrain(
         raise UserError(f"-f takes all or the number of a fold, not {fold!r}")
     if pretrained and continue_run:
         raise UserError("--c continues a run with its own weights and -pretrained starts a new one; give one of them")
+    if alignment and not method_class.pairs_volumes:
+        raise UserError(f"-alignment is for methods that pair volumes, and {method} does not; leave it out")
     prepared = prepare_datasets(dataset_ids, plans, configuration, num_processes, not started_by_torchrun())
     folder = run_folder(
         prepared.results, prepared.folders[0].name, method, prepared.plans["plans_name"], configuration, fold
@@ -95,7 +101,7 @@ def pretrain(
     train, val = hold_out(prepared.folders, fold, config.seed)
     setup = Setup(method, config, prepared.plans, prepared.dataset_json, prepared.fingerprint, configuration, fold,
                   train, val, folder, resume, Path(pretrained) if pretrained else None,
-                  prepared.orientation)  # fmt: skip
+                  prepared.orientation, _aligner(method_class, alignment, config, prepared))  # fmt: skip
     if checkpoint:
         check_same_run(setup, checkpoint)
         if resume == folder / FINAL:
@@ -105,12 +111,19 @@ def pretrain(
             return folder
     _check_before_writing(setup, overwrite)
     _announce(setup)
+    prepare_embeddings(setup, device, not started_by_torchrun())
     if _is_main():
         _open_folder(setup, device, overwrite)
     launch(setup, device, num_gpus)
     _for_stock_trainers(folder)
     log.info(f"finished: {folder / FINAL}")
     return folder
+
+
+def _aligner(method: type[Method], asked: str | Path | None, config: Any, prepared: PreparedDatasets) -> Aligner:
+    if not method.pairs_volumes:
+        return RelativePosition()
+    return choose_aligner(asked, config, [folder.name for folder in prepared.folders], prepared.results)
 
 
 def _is_main() -> bool:
@@ -167,7 +180,8 @@ def _announce(setup: Setup) -> None:
     if len(setup.train) < distinct:
         log.warning(f"a step takes {distinct} volumes but there are {len(setup.train)}: some are drawn more than once")
     if get_method(setup.method).pairs_volumes and isinstance(setup.aligner, RelativePosition):
-        log.warning("the volumes are paired by the relative position in the body: no alignment model is given")
+        log.warning("the volumes are paired by the relative position in the body: no pixel encoder is given "
+                    "(-alignment), and no finished pretraining of these datasets is one (lapn or sam)")  # fmt: skip
     log.info(f"output: {setup.folder}")
 
 
@@ -186,6 +200,7 @@ def _open_folder(setup: Setup, device: str, overwrite: bool) -> None:
         "datasets": [f.name for f in setup.train.folders],
         "training_cases": len(setup.train),
         "held_out_cases": case_labels(setup.val),
+        "aligner": setup.aligner.identity,
         "pretrained": str(setup.pretrained) if setup.pretrained else None,
         "device": device,
         "seed": setup.config.seed,

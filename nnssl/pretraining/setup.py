@@ -162,7 +162,7 @@ def check_output(folder: Path, resume: bool, overwrite: bool) -> Path | None:
 
 
 def check_same_run(setup: Setup, checkpoint: dict[str, Any]) -> None:
-    """Refuse to continue a run with other plans or volumes than it began with.
+    """Refuse to continue a run with other plans, volumes or pairs than it began with.
 
     Raises:
         UserError: naming what differs.
@@ -173,6 +173,12 @@ def check_same_run(setup: Setup, checkpoint: dict[str, Any]) -> None:
     if checkpoint["train_cases"] != case_labels(setup.train) or checkpoint["val_cases"] != case_labels(setup.val):
         raise UserError(f"the preprocessed volumes are not those that {setup.resume} was trained on; restore them, or "
                         f"start anew with --overwrite")  # fmt: skip
+    before = checkpoint.get("aligner", RelativePosition().identity)
+    if get_method(setup.method).pairs_volumes and before != setup.aligner.identity:
+        asked = before if before == RelativePosition().identity else "CHECKPOINT"
+        raise UserError(f"this run began with volumes paired by {before} and would go on with "
+                        f"{setup.aligner.identity}; continue it with the same -alignment {asked}, or start anew with "
+                        f"--overwrite")  # fmt: skip
 
 
 def case_labels(cases: Cases) -> list[str]:

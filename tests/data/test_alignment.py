@@ -62,6 +62,8 @@ def test_sample_dataset__partners_are_other_volumes_of_the_stream_all_equally_of
 
 def test_sample_dataset__takes_another_aligner_and_hands_it_to_workers(tmp_path: Path) -> None:
     class Corner:
+        identity = "corner"
+
         def match(self, volume: Volume, other: Volume, rng: np.random.Generator) -> Match:
             return Match(np.zeros(3, dtype=np.int64), other, np.ones(3, dtype=np.int64), 0.9)
 

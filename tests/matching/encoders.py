@@ -33,3 +33,31 @@ def averaging_encoder(fine: Stride = (1, 2, 2), coarse: Stride = (2, 4, 4), **op
     return PixelEncoder(
         backbone, {"fine": EncodingHead(backbone, 0, 16), "coarse": EncodingHead(backbone, 1, 12)}
     ).freeze()
+
+
+class Projections(FeaturePyramid):
+    """Random projections of what surrounds a voxel, but for its mean: like places are alike, others are not."""
+
+    def __init__(self, strides: Sequence[Stride], channels: int = 128) -> None:
+        super().__init__([channels] * len(strides), strides, 1)
+        self.divisor = strides[-1]
+        self.filters = nn.Conv3d(1, channels, (5, 9, 9), padding=(2, 4, 4), bias=False)
+        with torch.no_grad():
+            weight = torch.randn_like(self.filters.weight)
+            self.filters.weight.copy_(weight - weight.mean((2, 3, 4), keepdim=True))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        projected = self.filters(x)
+        return [F.avg_pool3d(projected, stride, stride) for stride in self.strides]
+
+
+def projecting_encoder(fine: Stride = (1, 2, 2), coarse: Stride = (2, 4, 4)) -> PixelEncoder:
+    torch.manual_seed(0)
+    backbone = Projections([fine, coarse])
+    encoder = PixelEncoder(
+        backbone, {"fine": EncodingHead(backbone, 0, 128), "coarse": EncodingHead(backbone, 1, 128)}
+    ).freeze()
+    for head in encoder.named_heads().values():
+        assert head.layer is not None and head.layer.bias is not None
+        head.layer.bias.zero_()
+    return encoder

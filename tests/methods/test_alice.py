@@ -282,7 +282,9 @@ def test_panels__show_both_crops_with_the_point_the_masks_and_the_targets(tmp_pa
     assert len(method.eval().reconstruction(batch)[0]) == 6
 
 
-@pytest.mark.parametrize(("option", "value"), [("target_momentum", 1.0), ("across_weight", -1.0), ("head_dim", 0)])
+@pytest.mark.parametrize(
+    ("option", "value"), [("target_momentum", 1.0), ("across_weight", -1.0), ("head_dim", 0), ("match_draws", 0)]
+)
 def test_config__refuses(option: str, value: Any) -> None:
     with pytest.raises(UserError, match=option):
         alice_config(**{option: value})

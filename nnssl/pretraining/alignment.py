@@ -1,0 +1,186 @@
+"""What pairs the volumes of a run: the pixel encoder that is asked for or found, and its encodings of every volume."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from nnssl.data.alignment import Aligner, RelativePosition
+from nnssl.data.loader import Cases
+from nnssl.data.pool import map_cases
+from nnssl.data.volumes import BloscVolume, VolumeFolder
+from nnssl.errors import UserError
+from nnssl.finetuning.intensity import Bridge, IntensityBridge, bridge_intensities
+from nnssl.finetuning.pixel_encoder import PretrainedEncoder, read_pixel_encoder
+from nnssl.finetuning.pretrained import finished_pretrainings
+from nnssl.matching.aligner import EmbeddingAligner
+from nnssl.matching.embeddings import PooledEncoder, embedding_folder, has_embeddings, save_embeddings
+from nnssl.matching.encode import EncodedImage, encode_image
+from nnssl.methods.pixel_method import PixelMethod
+from nnssl.methods.registry import get_method, method_names
+from nnssl.networks.build import resolve_configuration
+from nnssl.pretraining.checkpoint import FINAL
+from nnssl.pretraining.setup import Setup
+
+POSITION = "position"  # in place of a checkpoint: no encoder, the same relative position in the body
+_SAME_SPACING = 0.01  # relative difference up to which volumes are not resampled
+
+log = logging.getLogger("nnssl")
+
+
+def choose_aligner(asked: str | Path | None, config: Any, datasets: Sequence[str], results: Path) -> Aligner:
+    """What pairs the volumes of a method that needs pairs.
+
+    Args:
+        asked: checkpoint of a pixel encoder, or its run's folder; `position` for none; None for the only finished
+            pretraining of these datasets with such a method, or none.
+        config: of the method, with `match_threshold`, `match_draws` and `match_back_mm`.
+        datasets: names.
+        results: nnUNet_results.
+
+    Raises:
+        UserError: there is no such checkpoint, it encodes no pixels, or several could be meant.
+    """
+    if asked == POSITION:
+        return RelativePosition()
+    path = _the_only_one(datasets, results) if asked is None else Path(asked)
+    if path is None:
+        return RelativePosition()
+    if path.is_dir():
+        path = path / FINAL
+    encoder = read_pixel_encoder(path)
+    return EmbeddingAligner(
+        path.resolve(), encoder.method, _key(path), config.match_threshold, config.match_draws, config.match_back_mm
+    )
+
+
+def prepare_embeddings(setup: Setup, device: str, may_compute: bool) -> None:
+    """Encode every volume of the run that has no encodings yet, and say where they are and how large.
+
+    Args:
+        setup: of a method that pairs volumes.
+        device: cuda or cpu.
+        may_compute: False where several processes would do it at once; everything has to be there then.
+
+    Raises:
+        UserError: the encoder does not suit the plans, or something is missing that must not be made here.
+    """
+    aligner = setup.aligner
+    if not isinstance(aligner, EmbeddingAligner):
+        return
+    volumes = [(c.folders[c.folder_of[i]], str(c.names[i])) for c in _streams(setup) for i in range(len(c))]
+    missing = [(folder, case) for folder, case in volumes if not has_embeddings(folder, case, aligner.key)]
+    homes = ", ".join(str(home) for home in sorted({embedding_folder(folder, aligner.key) for folder, _ in volumes}))
+    if not missing:
+        log.info(f"pairs by {aligner.identity}: the encodings of all {len(volumes)} volumes are in {homes}")
+        return
+    if not may_compute:
+        raise UserError(f"{len(missing)} volumes have no encodings by {aligner.checkpoint} yet, and processes that "
+                        f"train together do not make them; run the same once with nnssl_pretrain itself, without "
+                        f"torchrun")  # fmt: skip
+    try:
+        sizes = _encode(missing, aligner, setup, device)
+    except OSError as error:
+        raise UserError(f"the encodings cannot be written to {homes} ({error}); make room and run this again: what is "
+                        f"done is kept") from error  # fmt: skip
+    torch.cuda.empty_cache()  # the training may be in other processes
+    log.info(f"pairs by {aligner.identity}: encoded {len(sizes)} of {len(volumes)} volumes, "
+             f"{np.mean(sizes):,.0f} bytes a volume, in {homes}")  # fmt: skip
+
+
+def _encode(
+    volumes: Sequence[tuple[VolumeFolder, str]], aligner: EmbeddingAligner, setup: Setup, device: str
+) -> list[int]:
+    """Encode volumes and write what comes out; bytes of each."""
+    encode = VolumeEncoder(read_pixel_encoder(aligner.checkpoint), setup, device)
+
+    def encode_and_save(volume: tuple[VolumeFolder, str]) -> int:
+        folder, case = volume
+        return save_embeddings(folder, case, aligner.key, encode(folder.open(case)))
+
+    return list(map_cases(encode_and_save, volumes, 1, f"encodings by {aligner.identity}"))
+
+
+class VolumeEncoder:
+    """Encodes preprocessed volumes of a run with an encoder that was pretrained with other plans.
+
+    Intensities are mapped to those of the encoder's plans, and volumes resampled to their spacing, trilinearly. What
+    the run's plans have cut off does not come back: said in a warning, as is another orientation.
+
+    Raises:
+        UserError: the plans differ in channels or order of the axes.
+    """
+
+    def __init__(self, source: PretrainedEncoder, setup: Setup, device: str) -> None:
+        _check_axes(source, setup)
+        bridge = _bridge(source, setup)
+        z, y, x = resolve_configuration(source.plans, source.configuration)["spacing"]
+        self.spacing, self.patch_size, self.device = (float(z), float(y), float(x)), source.patch_size, device
+        self.encoder = PooledEncoder(source.encoder, self.spacing)
+        self.bridge = None if bridge.channels is None else IntensityBridge(bridge.channels)
+
+    def __call__(self, volume: BloscVolume) -> EncodedImage:
+        """Encode a whole volume."""
+        values = torch.from_numpy(volume.read(np.zeros(3, dtype=np.int64), volume.size))[None]
+        if self.bridge is not None:
+            values = self.bridge(values)
+        size = resampled_size(volume.size.tolist(), volume.spacing, self.spacing)
+        if size != volume.size.tolist():
+            values = F.interpolate(values, size=size, mode="trilinear", align_corners=False)
+        return encode_image(self.encoder, values[0].numpy(), self.patch_size, self.device)
+
+
+def resampled_size(size: Sequence[int], spacing: Sequence[float], wanted: Sequence[float]) -> list[int]:
+    """Voxels of a volume at another spacing; the same where the spacing differs by no more than a hundredth."""
+    return [
+        n if abs(mm / other - 1) <= _SAME_SPACING else max(round(n * mm / other), 1)
+        for n, mm, other in zip(size, spacing, wanted, strict=True)
+    ]
+
+
+def _streams(setup: Setup) -> tuple[Cases, Cases]:
+    return setup.train, setup.val
+
+
+def _key(path: Path) -> str:
+    """Of the checkpoint's content, so that a moved one is the same and a retrained one is another."""
+    with open(path, "rb") as file:
+        digest = hashlib.blake2b(digest_size=4)
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _the_only_one(datasets: Sequence[str], results: Path) -> Path | None:
+    methods = [name for name in method_names() if issubclass(get_method(name), PixelMethod)]
+    found = [path for d in datasets for method in methods for path in finished_pretrainings(results, method, d)]
+    if len(found) > 1:
+        listed = "".join(f"\n  -alignment {path}" for path in found)
+        raise UserError(f"{len(found)} finished pretrainings of these datasets can pair the volumes; add one of:"
+                        f"{listed}\n  -alignment {POSITION} (none of them)")  # fmt: skip
+    return found[0] if found else None
+
+
+def _check_axes(source: PretrainedEncoder, setup: Setup) -> None:
+    axes, own = (plans.get("transpose_forward", [0, 1, 2]) for plans in (source.plans, setup.plans))
+    if list(axes) != list(own):
+        raise UserError(f"{source.path} saw volumes with the axes {axes} (transpose_forward) and these plans order "
+                        f"them as {own}; pretrain an encoder with these axes, or add "
+                        f"-alignment {POSITION}")  # fmt: skip
+    if None not in (source.orientation, setup.orientation) and source.orientation != setup.orientation:
+        log.warning(f"the volumes of {source.path} are oriented {source.orientation} and these {setup.orientation}: it "
+                    f"sees them mirrored or turned, and its pairs may be wrong")  # fmt: skip
+
+
+def _bridge(source: PretrainedEncoder, setup: Setup) -> Bridge:
+    bridge = bridge_intensities(setup.plans, source.plans, (setup.configuration, source.configuration))
+    for warning in bridge.warnings:
+        log.warning(f"encodings for the pairs: {warning}")
+    return bridge
