@@ -257,7 +257,7 @@ def test_step__every_encoder_learns(tmp_path: Path, kind: str, options: dict[str
     assert not missing, "DistributedDataParallel refuses parameters without gradient"
     gradients = {n: p.grad for n, p in method.named_parameters() if p.grad is not None}
     if precision == torch.bfloat16:
-        # In bf16 the CPU gives the weights of convolutions on 1 x 1 x 2 voxels now and then a gradient out of memory that
+        # In bf16 the CPU gives weights of convolutions on 1 x 1 x 2 voxels now and then a gradient from memory that
         # nobody wrote (torch 2.15; an `inf` left there comes back); no run computes in bf16 on a CPU.
         gradients = {n: g for n, g in gradients.items() if ".layers4c." not in n}
     assert all(gradient.isfinite().all() for gradient in gradients.values())
