@@ -148,11 +148,12 @@ class MaskedMethod(Method):
         seen = visible_voxels(flat, masks)
         shape = crops.shape[:2]
         images = [x.unflatten(0, shape).cpu().numpy() for x in (flat, seen, filled)]
+        names = ("crop", "visible", "filled (true block means)" if self.normalises else "filled")
         return [
             [
                 slice_panel(image[i, k, 0], f"volume {i + 1}: {name}", values=value_range(images[0][i, k, 0]))
                 for k in range(shape[1])
-                for image, name in zip(images, ("crop", "visible", "reconstruction"), strict=True)
+                for image, name in zip(images, names, strict=True)
             ]
             for i in range(shape[0])
         ]
