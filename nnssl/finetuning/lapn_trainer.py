@@ -17,6 +17,7 @@ from nnssl.finetuning.flare_recipe import FlareRecipe
 from nnssl.finetuning.intensity import bridge_intensities
 from nnssl.finetuning.pixel_encoder import read_pixel_encoder
 from nnssl.finetuning.pretrained import find_checkpoint, name_of, read_pretrained
+from nnssl.finetuning.segmentation import described_network
 from nnssl.finetuning.start import Start, geometry_warnings, refuse_second_stage, transfer_advice
 from nnssl.finetuning.trainer import PretrainedTrainer
 from nnssl.networks.build import resolve_configuration
@@ -50,12 +51,8 @@ class EncodingsTrainer(FlareRecipe, PartialLabels, PretrainedTrainer):
         enable_deep_supervision: bool = True,
     ) -> nn.Module:
         """Build encoder and U-Net from the plans alone, as prediction does."""
-        network = plans_manager.plans.get("nnssl", {}).get("network")
-        if network is None:
-            raise UserError("these plans do not say how the network is built (nnssl: network); predict with the "
-                            "plans.json that the training wrote into its model folder")  # fmt: skip
         return build_encoded_segmentation(
-            network,
+            described_network(plans_manager.plans),
             configuration_manager.configuration,
             num_input_channels,
             num_output_channels,

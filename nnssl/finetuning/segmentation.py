@@ -118,6 +118,19 @@ class UNetSegmentation(nn.Module):
             pyramid.check_patch(patch_size, batch_size)
 
 
+def described_network(plans: Mapping[str, Any]) -> Any:
+    """What the plans of a training say of its network, which prediction builds again from that alone.
+
+    Raises:
+        UserError: they say nothing.
+    """
+    network = plans.get("nnssl", {}).get("network")
+    if network is None:
+        raise UserError("these plans do not say how the network is built (nnssl: network); predict with the "
+                        "plans.json that the training wrote into its model folder")  # fmt: skip
+    return network
+
+
 def build_segmentation(
     network: Mapping[str, Any], configuration: dict[str, Any], num_input_channels: int, num_classes: int
 ) -> Any:

@@ -16,7 +16,7 @@ from nnssl.data.check_case import orientation
 from nnssl.errors import UserError
 from nnssl.finetuning.quick_run import apply_settings
 from nnssl.finetuning.schedules import RateByEpoch, vox2vec_unfreezing_rate
-from nnssl.finetuning.segmentation import build_segmentation
+from nnssl.finetuning.segmentation import build_segmentation, described_network
 from nnssl.finetuning.start import Start, find_start, refuse_mixture, write_record
 from nnssl.finetuning.transfer import load_pretrained
 
@@ -71,10 +71,7 @@ class PretrainedTrainer(nnUNetTrainer):
         enable_deep_supervision: bool = True,
     ) -> nn.Module:
         """Build the network from the plans alone, as prediction does."""
-        network = plans_manager.plans.get("nnssl", {}).get("network")
-        if network is None:
-            raise UserError("these plans do not say how the network is built (nnssl: network); predict with the "
-                            "plans.json that the training wrote into its model folder")  # fmt: skip
+        network = described_network(plans_manager.plans)
         return build_segmentation(network, configuration_manager.configuration, num_input_channels, num_output_channels)
 
     def initialize(self) -> None:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from nnssl.errors import UserError
 from nnssl.networks.fpn_unet import SegmentationLayers, check_strides
-from nnssl.networks.pyramid import FeaturePyramid, Stride, check_three_axes, format_size
+from nnssl.networks.monai_parts import import_monai
+from nnssl.networks.pyramid import FeaturePyramid, Stride, check_halved
 
 CHANNELS = (64, 128, 256, 512, 512)
 RESIDUAL_UNITS = 2
@@ -93,15 +94,7 @@ class LapnPyramid(FeaturePyramid):
         Raises:
             UserError: The patch is not divisible by the total stride, or leaves one voxel at the coarsest level.
         """
-        patch = check_three_axes(patch_size)
-        fitting = [-(-size // stride) * stride for size, stride in zip(patch, self.divisor, strict=True)]
-        if tuple(fitting) == self.divisor:
-            fitting[2] *= 2
-        if list(patch) != fitting:
-            raise UserError(
-                f"The patch size {format_size(patch)} does not suit LAPN's network, which needs sides divisible by "
-                f"{self.divisor[0]} and two voxels at the end: use {format_size(fitting)} or a multiple on each axis."
-            )
+        check_halved(patch_size, self.divisor, "LAPN's")
 
     def _stages(self) -> _Stages:
         """MONAI nests its stages: down, the rest with a skip connection around it, up."""
@@ -182,10 +175,5 @@ def import_unet() -> Any:
     Raises:
         UserError: MONAI cannot be imported; the line to type is named.
     """
-    try:
-        from monai.networks.nets import UNet
-    except ImportError as error:
-        raise UserError(
-            f'This U-Net is built by MONAI, which cannot be imported ({error}); type: pip install "monai>=1.4"'
-        ) from error
-    return UNet
+    (unet,) = import_monai("This U-Net", "monai.networks.nets", "UNet")
+    return unet

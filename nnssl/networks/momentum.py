@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
-from typing import TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +50,31 @@ def update_momentum(follower: nn.Module, network: nn.Module, momentum: float) ->
     own = [(mine, theirs) for mine, theirs in pairs if mine is not theirs]
     if own:  # a head may have none
         get_ema_multi_avg_fn(momentum)([mine for mine, _ in own], [theirs for _, theirs in own], 0)
+
+
+class Follows(Protocol):
+    """A method with a momentum network."""
+
+    def follow_student(self) -> None:
+        """Give the momentum network the student's values, as at the beginning."""
+
+    def register_load_state_dict_post_hook(self, hook: Callable[[Any, Any], None]) -> Any:
+        """As of `torch.nn.Module`."""
+
+
+def begin_equal(method: Follows, name: str) -> None:
+    """See to it that a run that starts from another run's backbone begins with a momentum network that equals it.
+
+    Args:
+        method: what is loaded.
+        name: of its momentum network; values for that, where there are some, are kept.
+    """
+
+    def follow(loaded: Any, incompatible: Any) -> None:
+        if any(missing.startswith(f"{name}.") for missing in incompatible.missing_keys):
+            loaded.follow_student()
+
+    method.register_load_state_dict_post_hook(follow)
 
 
 class MomentumNetworks(nn.ModuleDict):

@@ -9,10 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nnssl.errors import UserError
 from nnssl.networks.fpn import pyramid_channels
 from nnssl.networks.instance_norm import instance_norm
-from nnssl.networks.pyramid import FeaturePyramid, Stride, check_three_axes, format_size, to_channels_last
+from nnssl.networks.pyramid import FeaturePyramid, Stride, check_halved, to_channels_last
 
 # From here on the weights of a convolution outweigh its map and the default layout is the faster one on a CPU too.
 _MANY_CHANNELS = 256
@@ -88,15 +87,7 @@ class Pimpic3d(FeaturePyramid):
         Raises:
             UserError: The patch is not divisible by the total stride, or leaves one voxel at the coarsest level.
         """
-        patch = check_three_axes(patch_size)
-        fitting = [-(-size // stride) * stride for size, stride in zip(patch, self.divisor, strict=True)]
-        if tuple(fitting) == self.divisor:
-            fitting[2] *= 2
-        if list(patch) != fitting:
-            raise UserError(
-                f"The patch size {format_size(patch)} does not suit PiMPiC's network, which needs sides divisible by "
-                f"{self.divisor[0]} and two voxels at the end: use {format_size(fitting)} or a multiple on each axis."
-            )
+        check_halved(patch_size, self.divisor, "PiMPiC's")
 
 
 class ConvBlock(nn.Module):

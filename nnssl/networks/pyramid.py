@@ -125,6 +125,28 @@ def check_three_axes(patch_size: Sequence[int]) -> tuple[int, int, int]:
     return z, y, x
 
 
+def check_halved(patch_size: Sequence[int], divisor: Stride, whose: str) -> None:
+    """Make sure that a network of even halvings and instance normalisation can train on patches of this size.
+
+    Args:
+        patch_size: Patch in voxels (z, y, x).
+        divisor: Total stride of each axis.
+        whose: Network, such as "LAPN's", for the message.
+
+    Raises:
+        UserError: The patch is not divisible by the total stride, or leaves one voxel at the coarsest level.
+    """
+    patch = check_three_axes(patch_size)
+    fitting = [-(-size // stride) * stride for size, stride in zip(patch, divisor, strict=True)]
+    if tuple(fitting) == divisor:
+        fitting[2] *= 2
+    if list(patch) != fitting:
+        raise UserError(
+            f"The patch size {format_size(patch)} does not suit {whose} network, which needs sides divisible by "
+            f"{divisor[0]} and two voxels at the end: use {format_size(fitting)} or a multiple on each axis."
+        )
+
+
 def format_size(size: Sequence[int]) -> str:
     """Write a size as the commands read it: '32,64,64'."""
     return ",".join(str(int(n)) for n in size)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from nnssl.errors import UserError
 from nnssl.networks.fpn_unet import SegmentationLayers
+from nnssl.networks.monai_parts import import_monai
 from nnssl.networks.pyramid import BlockMask, FeaturePyramid, Stride, check_three_axes, format_size, spread
 
 STRIDES = [[1, 1, 1]] + [[2, 2, 2]] * 5  # of each level to the one before, as plans state them
@@ -62,9 +63,10 @@ class SwinPyramid(FeaturePyramid):
         self.levels = levels
         self.divisor = (_TOTAL_STRIDE,) * 3
         self.mask_width = feature_size
-        monai = _import_monai()
+        (transformer,) = import_monai("SwinUNETR", "monai.networks.nets.swin_unetr", "SwinTransformer")
+        basic, raising = import_monai("SwinUNETR", "monai.networks.blocks", "UnetrBasicBlock", "UnetrUpBlock")
         with _LinspaceOnCpu():
-            self.swinViT = monai.transformer(
+            self.swinViT = transformer(
                 in_chans=input_channels,
                 embed_dim=feature_size,
                 window_size=(window_size,) * 3,
@@ -75,16 +77,16 @@ class SwinPyramid(FeaturePyramid):
                 downsample="merging",
                 use_v2=True,
             )
-        self.encoder1 = _block(monai.block, input_channels, widths[0])
-        self.encoder2 = _block(monai.block, widths[1], widths[1])
-        self.encoder3 = _block(monai.block, widths[2], widths[2])
-        self.encoder4 = _block(monai.block, widths[3], widths[3])
-        self.encoder10 = _block(monai.block, widths[5], widths[5])
-        self.decoder5 = _block(monai.up_block, widths[5], widths[4], upsample_kernel_size=2)
-        self.decoder4 = _block(monai.up_block, widths[4], widths[3], upsample_kernel_size=2)
-        self.decoder3 = _block(monai.up_block, widths[3], widths[2], upsample_kernel_size=2)
-        self.decoder2 = _block(monai.up_block, widths[2], widths[1], upsample_kernel_size=2)
-        self.decoder1 = _block(monai.up_block, widths[1], widths[0], upsample_kernel_size=2)
+        self.encoder1 = _block(basic, input_channels, widths[0])
+        self.encoder2 = _block(basic, widths[1], widths[1])
+        self.encoder3 = _block(basic, widths[2], widths[2])
+        self.encoder4 = _block(basic, widths[3], widths[3])
+        self.encoder10 = _block(basic, widths[5], widths[5])
+        self.decoder5 = _block(raising, widths[5], widths[4], upsample_kernel_size=2)
+        self.decoder4 = _block(raising, widths[4], widths[3], upsample_kernel_size=2)
+        self.decoder3 = _block(raising, widths[3], widths[2], upsample_kernel_size=2)
+        self.decoder2 = _block(raising, widths[2], widths[1], upsample_kernel_size=2)
+        self.decoder1 = _block(raising, widths[1], widths[0], upsample_kernel_size=2)
         if levels == "encoder":
             self.unused = _DECODER
             for stage in self._decoder_stages():
@@ -217,25 +219,6 @@ def _check_widths(feature_size: int, depths: Sequence[int], num_heads: Sequence[
             f"A feature_size of {feature_size} cannot be divided among {list(num_heads)} attention heads: use a "
             f"multiple of 12 with 3, 6, 12 and 24 heads."
         )
-
-
-class _Monai(NamedTuple):
-    transformer: Any
-    block: Any
-    up_block: Any
-
-
-def _import_monai() -> _Monai:
-    try:
-        with torch.device("cpu"):  # under `torch.device("meta")` the modules' own constants must be real
-            import einops  # noqa: F401  (MONAI only looks for it when it runs)
-            from monai.networks.blocks import UnetrBasicBlock, UnetrUpBlock
-            from monai.networks.nets.swin_unetr import SwinTransformer
-    except ImportError as error:
-        raise UserError(
-            f'SwinUNETR is built by MONAI, which cannot be imported ({error}); type: pip install "monai>=1.4" einops'
-        ) from error
-    return _Monai(SwinTransformer, UnetrBasicBlock, UnetrUpBlock)
 
 
 def _block(kind: Any, in_channels: int, out_channels: int, **options: Any) -> nn.Module:

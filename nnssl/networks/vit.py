@@ -6,7 +6,7 @@ MONAI is an extra: it is imported where such a network is built, never before.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from nnssl.errors import UserError
 from nnssl.networks.fpn_unet import SegmentationLayers
+from nnssl.networks.monai_parts import import_monai
 from nnssl.networks.pyramid import BlockMask, FeaturePyramid, Stride, check_three_axes, format_size
 
 STRIDES = [[1, 1, 1]] + [[2, 2, 2]] * 4  # of each level to the one before, as plans state them
@@ -70,21 +71,24 @@ class ViTPyramid(FeaturePyramid):
         self.grid = (z, y, x)
         self.position_grids = {POSITIONS: self.grid}
         self.skips = [num_layers // 4 * k for k in (1, 2, 3)]
-        monai = _import_monai()
-        self.vit = monai.transformer(
+        (transformer,) = import_monai("UNETR", "monai.networks.nets.vit", "ViT")
+        basic, raising, joining = import_monai(
+            "UNETR", "monai.networks.blocks", "UnetrBasicBlock", "UnetrPrUpBlock", "UnetrUpBlock"
+        )
+        self.vit = transformer(
             in_channels=input_channels, img_size=tuple(image_size), patch_size=(_PATCH,) * 3, hidden_size=hidden_size,
             mlp_dim=mlp_dim, num_layers=num_layers, num_heads=num_heads, proj_type="conv", classification=False,
         )  # fmt: skip
         block: dict[str, Any] = {"kernel_size": 3, "norm_name": "instance", "res_block": True}
         raised: dict[str, Any] = {**block, "stride": 1, "upsample_kernel_size": 2, "conv_block": True}
-        self.encoder1 = monai.block(3, input_channels, widths[0], stride=1, **block)
-        self.encoder2 = monai.raising_block(3, hidden_size, widths[1], num_layer=2, **raised)
-        self.encoder3 = monai.raising_block(3, hidden_size, widths[2], num_layer=1, **raised)
-        self.encoder4 = monai.raising_block(3, hidden_size, widths[3], num_layer=0, **raised)
-        self.decoder5 = monai.up_block(3, hidden_size, widths[3], upsample_kernel_size=2, **block)
-        self.decoder4 = monai.up_block(3, widths[3], widths[2], upsample_kernel_size=2, **block)
-        self.decoder3 = monai.up_block(3, widths[2], widths[1], upsample_kernel_size=2, **block)
-        self.decoder2 = monai.up_block(3, widths[1], widths[0], upsample_kernel_size=2, **block)
+        self.encoder1 = basic(3, input_channels, widths[0], stride=1, **block)
+        self.encoder2 = raising(3, hidden_size, widths[1], num_layer=2, **raised)
+        self.encoder3 = raising(3, hidden_size, widths[2], num_layer=1, **raised)
+        self.encoder4 = raising(3, hidden_size, widths[3], num_layer=0, **raised)
+        self.decoder5 = joining(3, hidden_size, widths[3], upsample_kernel_size=2, **block)
+        self.decoder4 = joining(3, widths[3], widths[2], upsample_kernel_size=2, **block)
+        self.decoder3 = joining(3, widths[2], widths[1], upsample_kernel_size=2, **block)
+        self.decoder2 = joining(3, widths[1], widths[0], upsample_kernel_size=2, **block)
         self.unused = (*_cross_attention(self.vit), *(_BLOCKS if levels == "encoder" else ()))
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(not name.startswith(self.unused))
@@ -252,23 +256,3 @@ def _cross_attention(transformer: nn.Module) -> list[str]:
 def _as_map(tokens: Tensor, grid: Sequence[int]) -> Tensor:
     """Tokens (B, N, d) as a map (B, d, *grid)."""
     return tokens.mT.unflatten(2, tuple(grid)).contiguous()
-
-
-class _Monai(NamedTuple):
-    transformer: Any
-    block: Any
-    raising_block: Any
-    up_block: Any
-
-
-def _import_monai() -> _Monai:
-    try:
-        with torch.device("cpu"):  # under `torch.device("meta")` the modules' own constants must be real
-            import einops  # noqa: F401  (MONAI only looks for it when it runs)
-            from monai.networks.blocks import UnetrBasicBlock, UnetrPrUpBlock, UnetrUpBlock
-            from monai.networks.nets.vit import ViT
-    except ImportError as error:
-        raise UserError(
-            f'UNETR is built by MONAI, which cannot be imported ({error}); type: pip install "monai>=1.4" einops'
-        ) from error
-    return _Monai(ViT, UnetrBasicBlock, UnetrPrUpBlock, UnetrUpBlock)
