@@ -10,17 +10,30 @@ if TYPE_CHECKING:
     from nnssl.deployment.efficiency import measure_efficiency
     from nnssl.deployment.export import export_onnx
     from nnssl.deployment.predict import predict_onnx
+    from nnssl.embedding.embed import embed
+    from nnssl.embedding.model import load_pretrained
+    from nnssl.evaluation.evaluate import evaluate
+    from nnssl.figures.matches import visualize_matches
+    from nnssl.figures.pca import visualize_pca
+    from nnssl.figures.similarity import visualize_similarity
+    from nnssl.figures.tsne import visualize_tsne
+    from nnssl.figures.views import visualize_reconstruction, visualize_views
     from nnssl.finetuning.transfer_plans import transfer
     from nnssl.installation import check_installation
+    from nnssl.label_efficiency.benchmark import benchmark
     from nnssl.matching.run import match
     from nnssl.pretraining.pretrain import pretrain
 
 __version__ = "0.1.0"
 __all__ = [
     "__version__",
+    "benchmark",
     "check_annotated_labels",
     "check_installation",
+    "embed",
+    "evaluate",
     "export_onnx",
+    "load_pretrained",
     "match",
     "measure_efficiency",
     "plan_and_preprocess",
@@ -28,12 +41,22 @@ __all__ = [
     "pretrain",
     "propose_annotated_labels",
     "transfer",
+    "visualize_matches",
+    "visualize_pca",
+    "visualize_reconstruction",
+    "visualize_similarity",
+    "visualize_tsne",
+    "visualize_views",
 ]
 
 _WHERE = {
+    "benchmark": "nnssl.label_efficiency.benchmark",
     "check_annotated_labels": "nnssl.data.label_maps",
     "check_installation": "nnssl.installation",
+    "embed": "nnssl.embedding.embed",
+    "evaluate": "nnssl.evaluation.evaluate",
     "export_onnx": "nnssl.deployment.export",
+    "load_pretrained": "nnssl.embedding.model",
     "match": "nnssl.matching.run",
     "measure_efficiency": "nnssl.deployment.efficiency",
     "plan_and_preprocess": "nnssl.data.plan_and_preprocess",
@@ -41,6 +64,12 @@ _WHERE = {
     "pretrain": "nnssl.pretraining.pretrain",
     "propose_annotated_labels": "nnssl.data.label_maps",
     "transfer": "nnssl.finetuning.transfer_plans",
+    "visualize_matches": "nnssl.figures.matches",
+    "visualize_pca": "nnssl.figures.pca",
+    "visualize_reconstruction": "nnssl.figures.views",
+    "visualize_similarity": "nnssl.figures.similarity",
+    "visualize_tsne": "nnssl.figures.tsne",
+    "visualize_views": "nnssl.figures.views",
 }
 
 

@@ -93,13 +93,13 @@ def _preprocess(case: RawCase, job: PreprocessingJob) -> str | None:
         if body is None:
             body = seg[0] >= 0  # nnU-Net writes -1 outside the nonzero mask
         else:
-            body = _onto_grid(body, image.shape[1:], properties, plans.transpose_forward, configuration)
+            body = mask_onto_grid(body, image.shape[1:], properties, plans.transpose_forward, configuration)
     _check_body(body, image)
     save_case(job.folder, case.name, image, seg, properties, body, tuple(configuration.patch_size))
     return loaded.orientation
 
 
-def _onto_grid(
+def mask_onto_grid(
     body: np.ndarray, shape: tuple[int, ...], properties: dict[str, Any], axes: list[int], configuration: Any
 ) -> np.ndarray:
     """Crop and resample a mask (Z, Y, X), transposed already, as nnU-Net did with the segmentation."""

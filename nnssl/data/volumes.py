@@ -135,6 +135,15 @@ class BloscVolume:
         """Box [start, stop) of the body mask as (*size,) bool; False outside the volume."""
         return _read(self._body, start, stop, np.uint8).astype(bool)
 
+    def read_labels(self, start: np.ndarray, stop: np.ndarray) -> np.ndarray:
+        """Box [start, stop) of the label map as (*size,) int16, 0 outside; nnU-Net marks with -1 what it cut away."""
+        labels: np.ndarray = _read(self._labels, start, stop, np.int16)[0]
+        return labels
+
+    @cached_property
+    def _labels(self) -> Any:
+        return _open(self.folder.images / f"{self.case}_seg.b2nd")
+
     def random_body_voxel(self, rng: np.random.Generator) -> np.ndarray:
         """A voxel (z, y, x), uniform over the body, from the stored counts and one slice of the mask."""
         counts = np.asarray(self._body.schunk.vlmeta["slice_counts"])

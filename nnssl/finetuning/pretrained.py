@@ -31,6 +31,7 @@ class Pretrained:
         backbone: state of the `FeaturePyramid`.
         others: number of values by name of what is not transferred, such as the pretraining's own heads.
         orientation: the volumes' commonest one, such as LPS; None where it is unknown.
+        config: its hyper-parameters as JSON types, see `nnssl.methods.options.from_plain`.
     """
 
     path: Path
@@ -42,6 +43,7 @@ class Pretrained:
     backbone: dict[str, Tensor]
     others: dict[str, int]
     orientation: str | None
+    config: dict[str, Any]
 
 
 def read_pretrained(path: Path) -> Pretrained:
@@ -62,6 +64,7 @@ def read_pretrained(path: Path) -> Pretrained:
         {name[len(_BACKBONE) :]: tensor for name, tensor in state.items() if name.startswith(_BACKBONE)},
         {name: tensor.numel() for name, tensor in state.items() if not name.startswith(_BACKBONE)},
         content.get("orientation"),
+        content["config"],
     )
 
 

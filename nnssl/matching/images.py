@@ -9,11 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from nnssl.data.body_mask import body_mask_ct
 from nnssl.data.check_case import BadCase, load_case
+from nnssl.data.preprocessing import mask_onto_grid
 from nnssl.data.quiet import quietly
 from nnssl.data.raw import RawCase, first_ct_channel
 from nnssl.errors import UserError
 from nnssl.matching.geometry import ImageGeometry, image_geometry
+from nnssl.networks.build import resolve_configuration
 
 
 @dataclass(frozen=True)
@@ -25,12 +28,15 @@ class PreparedImage:
         values: (C, Z, Y, X) float32, the plans' normalised values.
         geometry: where its voxels lie.
         orientation: where the axes of the array that was read point, such as LPS; None where that is unknown.
+        body: (Z, Y, X) bool, for CT what air from outside does not reach, else where the raw image is not zero; None
+            unless asked for.
     """
 
     name: str
     values: np.ndarray
     geometry: ImageGeometry
     orientation: str | None = None
+    body: np.ndarray | None = None
 
 
 def channel_files(image: str | Path, num_channels: int, file_ending: str) -> tuple[str, ...]:
@@ -66,7 +72,7 @@ def channel_files(image: str | Path, num_channels: int, file_ending: str) -> tup
 
 
 def prepare_image(
-    image: str | Path, plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any]
+    image: str | Path, plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any], with_body: bool = False
 ) -> PreparedImage:
     """Read an image and preprocess it by nnU-Net's own code.
 
@@ -75,25 +81,46 @@ def prepare_image(
         plans: nnU-Net's.
         configuration: of the plans.
         dataset_json: of the dataset that the plans are for.
+        with_body: whether to make the mask of the body too.
 
     Raises:
         UserError: the image is missing or cannot be used.
+    """
+    channels = len(resolve_configuration(plans, configuration)["normalization_schemes"])
+    files = channel_files(image, channels, dataset_json["file_ending"])
+    name = re.sub(r"(_\d{4})?\..*$", "", Path(files[0]).name)
+    try:
+        return prepare_raw_case(RawCase(name, files), plans, configuration, dataset_json, with_body)
+    except BadCase as bad:
+        raise UserError(f"the image {image} cannot be used: {bad}") from bad
+
+
+def prepare_raw_case(
+    case: RawCase, plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any], with_body: bool = False
+) -> PreparedImage:
+    """As `prepare_image`, of files that are known; with the mask of the body, if asked for.
+
+    Raises:
+        BadCase: the image cannot be used.
     """
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     manager = PlansManager(plans)
     resolved = manager.get_configuration(configuration)
     schemes = resolved.normalization_schemes
-    files = channel_files(image, len(schemes), dataset_json["file_ending"])
-    name = re.sub(r"(_\d{4})?\..*$", "", Path(files[0]).name)
-    try:
-        loaded = load_case(RawCase(name, files), manager.image_reader_writer_class, len(schemes),
-                           first_ct_channel(schemes))  # fmt: skip
-    except BadCase as bad:
-        raise UserError(f"the image {image} cannot be used: {bad}") from bad
+    ct_channel = first_ct_channel(schemes)
+    loaded = load_case(case, manager.image_reader_writer_class, len(schemes), ct_channel)
+    body = None
+    if with_body and ct_channel is not None:  # before nnU-Net clips the values
+        body = body_mask_ct(loaded.image[ct_channel].transpose(manager.transpose_forward))
     with quietly():
-        values, _, properties = resolved.preprocessor_class(verbose=False).run_case_npy(
+        values, seg, properties = resolved.preprocessor_class(verbose=False).run_case_npy(
             loaded.image, None, loaded.properties, manager, resolved, dataset_json
         )
-    geometry = image_geometry(properties, manager.transpose_forward, values.shape[1:], files[0])
-    return PreparedImage(name, values.astype(np.float32, copy=False), geometry, loaded.orientation)
+        if body is not None:
+            body = mask_onto_grid(body, values.shape[1:], properties, manager.transpose_forward, resolved)
+        elif with_body:
+            body = seg[0] >= 0  # nnU-Net writes -1 outside the nonzero mask
+    geometry = image_geometry(properties, manager.transpose_forward, values.shape[1:], case.images[0])
+    values = values.astype(np.float32, copy=False)
+    return PreparedImage(case.name, values, geometry, loaded.orientation, body)

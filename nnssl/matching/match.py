@@ -121,13 +121,13 @@ def _similarities(vectors: Mapping[str, Tensor], key: EncodedImage) -> Iterator[
         part = fine[:, first : first + planes]
         total = vectors[_FINE] @ l2_normalise(part, dim=0).flatten(1)
         for name, cells in others.items():
-            grid = _grid(key, name, first, part.shape[1:])
+            grid = sampling_grid(key, name, first, part.shape[1:])
             wide = F.grid_sample(cells, grid, mode="bilinear", padding_mode="border", align_corners=False)[0]
             total += vectors[name] @ l2_normalise(wide, dim=0).flatten(1)
         yield first, (total / len(names)).unflatten(1, part.shape[1:])
 
 
-def _grid(key: EncodedImage, name: str, first: int, size: torch.Size) -> Tensor:
+def sampling_grid(key: EncodedImage, name: str, first: int, size: torch.Size) -> Tensor:
     """Where fine cells (planes, Y, X) from a plane on lie in another map: (1, planes, Y, X, 3) for `grid_sample`."""
     lines = []
     for axis, (count, begin) in enumerate(zip(size, (first, 0, 0), strict=True)):

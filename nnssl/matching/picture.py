@@ -111,22 +111,22 @@ def draw_match(
 
     figure = Figure(figsize=(13.5, 9.0), layout="constrained")
     FigureCanvasAgg(figure)
-    widths = _widths(query, np.asarray(point, float))
+    widths = plane_widths(query, np.asarray(point, float))
     rows = figure.subplots(2, 3, squeeze=False, width_ratios=widths)
     heat = None
     for row, image, at in ((0, query, np.asarray(point, float)), (1, key, np.asarray(best, float))):
         scale = Scale.of(image, at)
         grey = image.values[0]
-        window = [float(v) for v in np.percentile(grey[:: max(1, len(grey) // 32)], _GREY)]
+        window = grey_window(grey)
         for axis, plane in zip(rows[row], scale.planes(at, grey.shape), strict=True):
-            axis.imshow(plane.cut(grey), "gray", vmin=window[0], vmax=window[1], interpolation="nearest",
-                        extent=scale.extent(plane, grey.shape, (1, 1, 1)))  # fmt: skip
+            show_grey(axis, scale, plane, grey, window)
             if image is key:
                 heat = axis.imshow(plane.cut(similarity, stride), _HEAT, alpha=_VISIBLE, vmin=float(similarity.min()),
                                    vmax=float(similarity.max()), interpolation="nearest",
                                    extent=scale.extent(plane, similarity.shape, stride))  # fmt: skip
-            _finish(axis, scale, plane, at, grey.shape)
-    where = [_format(image.geometry.grid_to_world(at)) for image, at in ((query, point), (key, best))]
+            mark_point(axis, scale.place(plane, at))
+            turn_axes(axis, scale, plane, grey.shape)
+    where = [format_mm(image.geometry.grid_to_world(at)) for image, at in ((query, point), (key, best))]
     rows[0][0].set_ylabel(f"query: {query.name}\n{rows[0][0].get_ylabel()}")
     rows[1][0].set_ylabel(f"key: {key.name}\n{rows[1][0].get_ylabel()}")
     assert heat is not None
@@ -138,22 +138,38 @@ def draw_match(
     temporary.replace(file)
 
 
-def _widths(image: PreparedImage, point: NDArray[np.float64]) -> list[float]:
+def plane_widths(image: PreparedImage, point: NDArray[np.float64]) -> list[float]:
     """Widths of the three slices in mm, so that all are drawn to one scale where the heights allow it."""
     size = image.values.shape[1:]
     planes = Scale.of(image, point).planes(point, size)
     return [float(size[plane.columns] * image.geometry.spacing[plane.columns]) for plane in planes]
 
 
-def _finish(axis: Axes, scale: Scale, plane: Plane, point: NDArray[np.float64], size: Sequence[int]) -> None:
-    """Mark the point, and turn the axes as radiologists see them."""
+def grey_window(grey: NDArray[np.float32]) -> tuple[float, float]:
+    """The values of a volume that are shown black and white."""
+    black, white = np.percentile(grey[:: max(1, len(grey) // 32)], _GREY)
+    return float(black), float(white)
+
+
+def show_grey(axis: Axes, scale: Scale, plane: Plane, grey: NDArray[np.float32], window: tuple[float, float]) -> None:
+    """Show a slice of a volume (Z, Y, X) in grey."""
+    axis.imshow(plane.cut(grey), "gray", vmin=window[0], vmax=window[1], interpolation="nearest",
+                extent=scale.extent(plane, grey.shape, (1, 1, 1)))  # fmt: skip
+
+
+def mark_point(axis: Axes, place: tuple[float, float], colour: str = "white") -> None:
+    """Mark a point (column, row) in mm with a ring and a cross."""
     from matplotlib.patheffects import withStroke
 
-    column, row = scale.place(plane, point)
+    column, row = place
     outlined = [withStroke(linewidth=4, foreground="black")]
-    axis.plot(column, row, "o", markersize=12, markerfacecolor="none", markeredgecolor="white", markeredgewidth=1.8,
+    axis.plot(column, row, "o", markersize=12, markerfacecolor="none", markeredgecolor=colour, markeredgewidth=1.8,
               path_effects=outlined)  # fmt: skip
-    axis.plot(column, row, "+", markersize=5, markeredgecolor="white", markeredgewidth=1.2, path_effects=outlined)
+    axis.plot(column, row, "+", markersize=5, markeredgecolor=colour, markeredgewidth=1.2, path_effects=outlined)
+
+
+def turn_axes(axis: Axes, scale: Scale, plane: Plane, size: Sequence[int]) -> None:
+    """Turn the axes of a slice as radiologists see it, and say what they are."""
     left, right, bottom, top = scale.extent(plane, size, (1, 1, 1))
     upwards = scale.of_axis[plane.rows] == 2  # z grows upwards on the picture, y downwards
     axis.set_xlim(min(left, right), max(left, right))
@@ -164,5 +180,6 @@ def _finish(axis: Axes, scale: Scale, plane: Plane, point: NDArray[np.float64], 
     axis.set_title(f"{plane.title} at {_NAMES[scale.of_axis[plane.normal]]} = {across:.1f} mm", fontsize=10)
 
 
-def _format(world: NDArray[np.float64]) -> str:
+def format_mm(world: NDArray[np.float64]) -> str:
+    """A point of the world as text."""
     return "({})".format(", ".join(f"{v:.1f}" for v in world))
