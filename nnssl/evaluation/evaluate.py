@@ -1,0 +1,167 @@
+"""`nnssl_evaluate`: Dice and normalised surface Dice of a folder of predictions."""
+
+from __future__ import annotations
+
+import json
+import logging
+import multiprocessing
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from nnssl.errors import UserError
+from nnssl.evaluation.case import CaseJob, Score, score_case
+from nnssl.evaluation.overlap import Absent
+from nnssl.evaluation.report import Evaluation, write_evaluation
+from nnssl.evaluation.structures import Structure, allowed_values, read_structures
+
+SUMMARY = "summary.json"  # nnU-Net's
+_LISTED = 5  # names that an error lists
+
+log = logging.getLogger("nnssl")
+
+
+def evaluate(
+    references: str | Path,
+    predictions: str | Path,
+    dataset_json: str | Path | None = None,
+    plans: str | Path | None = None,
+    tolerance: Sequence[str | float] = (),
+    absent: Absent = "flare",
+    chill: bool = False,
+    num_processes: int = 1,
+    output: str | Path | None = None,
+) -> Evaluation:
+    """Score predicted labels, and write `nnssl_evaluation.json`, `nnssl_evaluation.csv` and nnU-Net's `summary.json`.
+
+    Args:
+        references: folder of the true labels.
+        predictions: folder of the predicted ones, under the same names.
+        dataset_json: nnU-Net's file; None for that of the predictions' folder or of the model folder it lies in.
+        plans: the same for `plans.json`.
+        tolerance: of the surface Dice in mm: a number for all structures (2 where there is none), `NAME=NUMBER` for
+            single ones.
+        absent: what a structure scores that is in neither label file: `flare` 1, `exclude` nothing, as in nnU-Net's
+            summary. If it is in only one of them, Dice and surface Dice are 0.
+        chill: leave out references without a prediction, as nnU-Net's flag of that name.
+        num_processes: cases that are scored at once.
+        output: folder for the files; None for that of the predictions.
+
+    Raises:
+        UserError: a folder, file, prediction or reference is missing; the grids or the labels do not fit.
+    """
+    where = Path(predictions)
+    described = [
+        _described(given, where, name) for given, name in ((dataset_json, "dataset.json"), (plans, "plans.json"))
+    ]
+    content, planned = (json.loads(file.read_text()) for file in described)
+    pairs = _pairs(Path(references), where, content["file_ending"], chill)
+    evaluation = evaluate_cases(pairs, content, planned, tolerance, absent, num_processes)
+    target = where if output is None else Path(output)
+    target.mkdir(parents=True, exist_ok=True)
+    _write_summary(Path(references), where, target / SUMMARY, content, planned, evaluation.structures, num_processes)
+    write_evaluation(evaluation, target)
+    return evaluation
+
+
+def evaluate_cases(
+    pairs: dict[str, tuple[Path, Path]],
+    dataset_json: dict[str, Any],
+    plans: dict[str, Any],
+    tolerance: Sequence[str | float] = (),
+    absent: Absent = "flare",
+    num_processes: int = 1,
+) -> Evaluation:
+    """Score pairs of files without writing anything.
+
+    Args:
+        pairs: reference and prediction by the case's name.
+        dataset_json: nnU-Net's, as a dictionary.
+        plans: nnU-Net's, as a dictionary.
+        tolerance: see `evaluate`.
+        absent: see `evaluate`.
+        num_processes: see `evaluate`.
+
+    Raises:
+        UserError: see `evaluate`.
+    """
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    structures = read_structures(dataset_json, plans, tolerance)
+    manager = PlansManager(plans)
+    reader = manager.image_reader_writer_class()
+    ignored = manager.get_label_manager(dataset_json).ignore_label
+    allowed = frozenset(allowed_values(dataset_json))
+    jobs = [
+        CaseJob(case, *files, reader, structures, allowed, ignored, absent) for case, files in sorted(pairs.items())
+    ]
+    return Evaluation(structures, absent, [score for scores in _scored(jobs, num_processes) for score in scores])
+
+
+def _scored(jobs: list[CaseJob], num_processes: int) -> list[list[Score]]:
+    workers = min(num_processes, len(jobs))
+    if workers <= 1:
+        return [score_case(job) for job in jobs]
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        try:
+            return list(pool.map(score_case, jobs))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _described(given: str | Path | None, predictions: Path, name: str) -> Path:
+    """dataset.json or plans.json: the one given, or that of the predictions or of their model folder."""
+    flag = "-djfile" if name == "dataset.json" else "-pfile"
+    if given is not None:
+        if not Path(given).is_file():
+            raise UserError(f"{given} does not exist; name nnU-Net's {name} with {flag}")
+        return Path(given)
+    # MODEL/fold_0/validation: training writes them into MODEL
+    beside = [folder / name for folder in (predictions, *predictions.resolve().parents[:2])]
+    found = next((file for file in beside if file.is_file()), None)
+    if found is None:
+        raise UserError(f"there is no {name} beside the predictions in {predictions}; name it with {flag}")
+    return found
+
+
+def _pairs(references: Path, predictions: Path, ending: str, chill: bool) -> dict[str, tuple[Path, Path]]:
+    for folder in (references, predictions):
+        if not folder.is_dir():
+            raise UserError(f"{folder} is no folder; the command takes the folder of the true labels and that of the "
+                            f"predicted ones")  # fmt: skip
+    true, predicted = ({f.name[: -len(ending)]: f for f in d.iterdir() if f.name.endswith(ending)}
+                       for d in (references, predictions))  # fmt: skip
+    if unknown := sorted(predicted.keys() - true.keys()):
+        raise UserError(f"{len(unknown)} predictions have no reference in {references}: {_listed(unknown)}; remove "
+                        f"them, or name the right folder (the references come first)")  # fmt: skip
+    if missing := sorted(true.keys() - predicted.keys()):
+        text = f"{len(missing)} references have no prediction in {predictions}: {_listed(missing)}"
+        if not chill or not predicted:
+            raise UserError(f"{text}; predict them too, or leave them out with --chill")
+        log.warning(f"{text}; they are left out")
+    if not predicted:
+        raise UserError(f"there are no {ending} files in {references}; name the folder of the true labels")
+    return {case: (true[case], predicted[case]) for case in predicted}
+
+
+def _write_summary(
+    references: Path, predictions: Path, file: Path, dataset_json: dict[str, Any], plans: dict[str, Any],
+    structures: list[Structure], num_processes: int,
+) -> None:  # fmt: skip
+    from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    manager = PlansManager(plans)
+    temporary = file.with_name(f".writing.{file.name}")
+    compute_metrics_on_folder(
+        str(references), str(predictions), str(temporary), manager.image_reader_writer_class(),
+        dataset_json["file_ending"], [s.key for s in structures],
+        manager.get_label_manager(dataset_json).ignore_label, num_processes, chill=True,
+    )  # fmt: skip
+    temporary.replace(file)
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:_LISTED]) + (", ..." if len(names) > _LISTED else "")

@@ -1,0 +1,144 @@
+"""Scores as files: `nnssl_evaluation.json` for programs, `nnssl_evaluation.csv` for tables."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nnssl.data.storage import write_json
+from nnssl.evaluation.case import Score
+from nnssl.evaluation.overlap import Absent
+from nnssl.evaluation.structures import Structure
+
+JSON, CSV = "nnssl_evaluation.json", "nnssl_evaluation.csv"
+MEAN = "mean"  # over the structures
+_DIGITS = 6
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of a folder.
+
+    Args:
+        structures: in the order of dataset.json.
+        absent: what a structure scores that a case does not have, see `nnssl.evaluation.overlap.dice`.
+        scores: of all cases, structure by structure.
+    """
+
+    structures: list[Structure]
+    absent: Absent
+    scores: list[Score]
+
+    @property
+    def cases(self) -> list[str]:
+        """Names, sorted."""
+        return sorted({score.case for score in self.scores})
+
+    def table(self, metric: str) -> np.ndarray:
+        """(cases, structures) of `dice` or `nsd`; NaN where the structure is excluded."""
+        rows = {case: i for i, case in enumerate(self.cases)}
+        columns = {structure.name: i for i, structure in enumerate(self.structures)}
+        values = np.full((len(rows), len(columns)), math.nan)
+        for score in self.scores:
+            values[rows[score.case], columns[score.structure]] = getattr(score, metric)
+        return values
+
+    def summary(self) -> dict[str, dict[str, float]]:
+        """Mean and standard deviation over the cases of every structure, and of the cases' means as `mean`."""
+        tables = {metric: self.table(metric) for metric in ("dice", "nsd")}
+        result: dict[str, dict[str, float]] = {}
+        columns = {metric: [*table.T, row_means(table)] for metric, table in tables.items()}
+        for i, name in enumerate([*(s.name for s in self.structures), MEAN]):
+            result[name] = {}
+            for metric, of_metric in columns.items():
+                column = of_metric[i]
+                found = column[~np.isnan(column)]
+                result[name][metric] = float(found.mean()) if len(found) else math.nan
+                result[name][f"{metric}_sd"] = float(found.std(ddof=1)) if len(found) > 1 else math.nan
+                result[name]["cases"] = len(found)
+        return result
+
+
+def row_means(table: np.ndarray) -> np.ndarray:
+    """Mean of every row over what is not NaN; NaN where nothing is left."""
+    known = ~np.isnan(table)
+    counts = known.sum(1)
+    sums = np.where(known, table, 0).sum(1)
+    return np.where(counts > 0, sums / np.maximum(counts, 1), math.nan)
+
+
+def write_evaluation(evaluation: Evaluation, folder: Path) -> None:
+    """Write both files, each of them whole or not at all."""
+    summary = evaluation.summary()
+    cases: dict[str, dict[str, Any]] = {}
+    for score in evaluation.scores:
+        entry = {f.name: getattr(score, f.name) for f in fields(score)[2:]}
+        cases.setdefault(score.case, {})[score.structure] = entry
+    content = {
+        "tolerance_mm": {structure.name: structure.tolerance for structure in evaluation.structures},
+        "structures": {structure.name: structure.key for structure in evaluation.structures},
+        "absent": evaluation.absent,
+        "mean": summary,
+        "cases": cases,
+    }
+    write_json(folder / JSON, _plain(content))
+    write_csv(folder / CSV, [f.name for f in fields(Score)], map(astuple, evaluation.scores))
+
+
+def read_evaluation(file: Path) -> Evaluation:
+    """The scores in a `nnssl_evaluation.json`."""
+    content = json.loads(file.read_text())
+    structures = [
+        Structure(name, tuple(key) if isinstance(key, list) else key, content["tolerance_mm"][name])
+        for name, key in content["structures"].items()
+    ]
+    scores = [
+        Score(
+            case,
+            name,
+            _number(values["dice"]),
+            _number(values["nsd"]),
+            values["reference_voxels"],
+            values["predicted_voxels"],
+        )
+        for case, of_case in content["cases"].items()
+        for name, values in of_case.items()
+    ]
+    return Evaluation(structures, content["absent"], scores)
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def write_csv(file: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write a CSV so that the file is either the old or the new one; six digits, nothing where a value is NaN."""
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    with open(temporary, "w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(header)
+        writer.writerows([_cell(value) for value in row] for row in rows)
+    os.replace(temporary, file)
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, float):
+        return "" if math.isnan(value) else round(value, _DIGITS)
+    return value
+
+
+def _plain(value: Any) -> Any:
+    """Values that JSON knows: null instead of NaN."""
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, float):
+        return None if math.isnan(value) else value
+    return value

@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nnssl.cli.evaluate import main
+from tests.evaluation.labels import cube, describe, write_labels
+
+
+def test_main__prints_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # the model folder describes the labels, not that of the predictions
+    predicted = tmp_path / "model" / "fold_0" / "validation"
+    describe(tmp_path / "model")
+    for case in "ab":
+        write_labels(tmp_path / "truth" / f"{case}.nii.gz", cube())
+        write_labels(predicted / f"{case}.nii.gz", cube())
+    main([str(tmp_path / "truth"), str(predicted), "-tolerance", "1", "spleen=2.5"])
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[1] == ["liver", "1.000", "±", "0.000", "1.000", "±", "0.000", "1", "mm", "2"]
+    assert lines[2][-3:] == ["2.5", "mm", "2"] and lines[3][0] == "mean"
+    assert lines[4] == ["written", "to", str(predicted)] and (predicted / "nnssl_evaluation.csv").is_file()
+
+
+def test_main__a_mistake_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([str(tmp_path), str(tmp_path)])
+    error = capsys.readouterr().err
+    assert stopped.value.code == 1 and error.startswith("error: there is no dataset.json") and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["evaluate", "benchmark"])
+def test_parser__help_needs_no_torch(command: str) -> None:
+    code = (f"import sys\nfrom nnssl.cli.{command} import main\n"
+            "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
+            "sys.exit(len({'torch', 'nnunetv2', 'numpy'} & sys.modules.keys()))")  # fmt: skip
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert shown.returncode == 0 and "-tolerance" in shown.stdout
