@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from nnssl.finetuning.trainer import FinetuneTrainer, ProbeTrainer, ScratchTrainer
+from nnssl.finetuning.unet_trainer import VoCoTrainer
 
 
 class nnUNetTrainer_SSLLinearProbe(ProbeTrainer):
@@ -30,3 +31,7 @@ class nnUNetTrainer_SSLScratch(ScratchTrainer):
     """The network of the fine-tuning from random weights, for a fair comparison."""
 
     head = "nonlinear"
+
+
+class nnUNetTrainer_SSLUNetFinetune(VoCoTrainer):
+    """The plans' whole network, trained from the first step as `nnUNetTrainer_VoCoFinetune` does."""

@@ -18,6 +18,7 @@ from nnssl.networks.build import resolve_configuration
 
 RECORD = "nnssl_transfer.json"
 _SPACING_TOLERANCE = 0.2
+_ANY_UNET = "nnUNetTrainer_SSLUNetFinetune"
 _MASKED = {"alice": "nnUNetTrainer_AliceFinetune", "mae": "nnUNetTrainer_MAEFinetune"}  # one cannot stand for the other
 
 
@@ -76,7 +77,8 @@ def find_start(
         return Start({**block, **resolved_block, "network": network}, None, "", [])
     source = read_pretrained(path)
     if method not in (None, source.method):
-        other = _MASKED.get(source.method) or trainer.replace(str(method).capitalize(), "SSL")
+        of_any = _ANY_UNET if head == "unet" else trainer.replace(str(method).capitalize(), "SSL")
+        other = _MASKED.get(source.method, of_any)
         raise UserError(f"{trainer} is for {method} and {path} was pretrained with {source.method}; use {other}, or "
                         f"another checkpoint")  # fmt: skip
     bridge = bridge_intensities(plans, source.plans, (configuration, source.configuration))

@@ -1,0 +1,176 @@
+"""`nnssl_benchmark`: the same test set after trainings with few and with many labels."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from nnssl.data.folders import dataset_name, require_folders
+from nnssl.errors import UserError
+from nnssl.evaluation.overlap import Absent
+from nnssl.label_efficiency.execute import TrainingFailed, run_task
+from nnssl.label_efficiency.methods import Method, read_methods, resolve
+from nnssl.label_efficiency.plots import draw_labels, draw_parameters
+from nnssl.label_efficiency.results import Results, collect, missing_lines, score_task
+from nnssl.label_efficiency.statistics import differences
+from nnssl.label_efficiency.subsets import Amount, amounts_of
+from nnssl.label_efficiency.tables import write_tables
+from nnssl.label_efficiency.tasks import Task, all_tasks
+from nnssl.label_efficiency.workspace import Source, add_folds, open_workspace, read_source, write_workspace
+
+FRACTIONS = (5.0, 10.0, 20.0, 50.0, 100.0)
+log = logging.getLogger("nnssl")
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How predictions are scored: see `nnssl.evaluate`."""
+
+    tolerance: Sequence[str | float]
+    absent: Absent
+    num_processes: int
+
+
+def benchmark(
+    dataset: int | str,
+    trainers: Sequence[str],
+    output: str | Path,
+    configuration: str = "3d_fullres",
+    plans: str = "nnUNetPlans",
+    fractions: Sequence[float] | None = None,
+    cases: Sequence[int] | None = None,
+    seeds: int = 3,
+    test: str | None = None,
+    baseline: str | None = None,
+    device: str = "cuda",
+    tolerance: Sequence[str | float] = (),
+    absent: Absent = "flare",
+    num_parts: int = 1,
+    part_id: int = 0,
+    num_processes: int = 1,
+    dry_run: bool = False,
+    collect_only: bool = False,
+) -> Results | None:
+    """Train every method on nested subsets of the training cases, and compare them on one fixed test set.
+
+    Args:
+        dataset: number or name; it is preprocessed already.
+        trainers: `TRAINER`, or `NAME=TRAINER,PLANS,CHECKPOINT` and any `nnssl_VARIABLE=VALUE` after it.
+        output: folder for everything; the user's own folders are only read.
+        configuration: of the plans.
+        plans: for the trainers that name none.
+        fractions: percentages of the training cases; None for 5, 10, 20, 50 and 100, where `cases` is None too.
+        cases: numbers of training cases, in place of fractions.
+        seeds: how many orders of the training cases, each with a training of its own for every amount.
+        test: `labelsTs`, `fold_0` (or another number) or a percentage of the labelled cases; None for labelsTs where
+            nnUNet_raw has it, else 20.
+        baseline: name of the method that the others are compared with; None for the first.
+        device: cpu, cuda or mps.
+        tolerance: see `nnssl.evaluate`.
+        absent: see `nnssl.evaluate`.
+        num_parts: jobs that the trainings are split over.
+        part_id: of this job, from 0.
+        num_processes: cases that are scored at once.
+        dry_run: log the commands that are left, with their environment, train nothing, and return None.
+        collect_only: train nothing, make tables of what is finished.
+
+    Returns:
+        What is finished, of all parts; None of a dry run.
+
+    Raises:
+        UserError: of the arguments or folders; or trainings failed, and the others are done.
+    """
+    if not 0 <= part_id < num_parts:
+        raise UserError(f"-part_id counts from 0 to {num_parts - 1} (-num_parts - 1), not {part_id}")
+    if seeds < 1:
+        raise UserError(f"-seeds takes a number of at least 1, not {seeds}")
+    methods = read_methods(trainers, plans)
+    if baseline is not None and baseline not in [m.name for m in methods]:
+        raise UserError(f"-baseline {baseline} is none of the methods; they are {', '.join(m.name for m in methods)}")
+    home, scoring = Path(output).resolve(), Scoring(tolerance, absent, num_processes)
+    tasks, amounts = _prepare(home, dataset, configuration, methods, fractions, cases, seeds, test, device,
+                              dry_run, collect_only)  # fmt: skip
+    failed: list[str] = []
+    if dry_run:
+        _say_commands(tasks[part_id::num_parts])
+        return None
+    if not collect_only:
+        failed = _train(tasks[part_id::num_parts], scoring)
+    results, missing = collect(tasks, amounts, seeds, tolerance, absent, num_processes)
+    _report(results, missing, baseline or methods[0].name, home / "results", _title(tasks))
+    if failed:
+        raise UserError("some trainings failed; once that is mended, the same command goes on with them:\n"
+                        + "\n".join(failed))  # fmt: skip
+    return results
+
+
+def _prepare(
+    home: Path, dataset: int | str, configuration: str, methods: Sequence[Method], fractions: Sequence[float] | None,
+    cases: Sequence[int] | None, seeds: int, test: str | None, device: str, dry_run: bool,
+    collect_only: bool,
+) -> tuple[list[Task], list[Amount]]:  # fmt: skip
+    (preprocessed,) = require_folders("nnUNet_preprocessed")
+    name = dataset_name(dataset)
+    source: Source = read_source(preprocessed, name, configuration, dict.fromkeys(m.plans for m in methods))
+    raw = Path(os.environ["nnUNet_raw"]) / name if os.environ.get("nnUNet_raw") else None
+    workspace, record = open_workspace(home, source, raw, test)
+    log.info(f"test set: {len(workspace.test.cases)} cases ({workspace.test.source}); "
+             f"{len(workspace.test.training)} cases for training")  # fmt: skip
+    amounts = amounts_of(len(workspace.test.training), FRACTIONS if not fractions and not cases else fractions, cases)
+    workspace = add_folds(workspace, amounts, seeds)
+    resolved = methods
+    if not collect_only:  # what is finished needs neither its pretraining nor the variables any more
+        resolved = [resolve(method, source.plans[method.plans], os.environ) for method in methods]
+    if not (dry_run or collect_only):
+        write_workspace(workspace, source, record, resolved)
+    return all_tasks(workspace, resolved, amounts, seeds, device), amounts
+
+
+def _train(tasks: Sequence[Task], scoring: Scoring) -> list[str]:
+    """Run what is not finished and score it; a method whose training failed is left. Returns what failed."""
+    failed: dict[str, str] = {}
+    for number, task in enumerate(tasks, start=1):
+        if task.method.name in failed:
+            continue
+        head = f"[{number} of {len(tasks)}] {task.title()}"
+        if task.state() == "finished":
+            log.info(f"{head}: finished before")
+        else:
+            log.info(head)
+            try:
+                run_task(task)
+            except TrainingFailed as error:
+                failed[task.method.name] = str(error)
+                log.warning(f"{error}\n{task.method.name} is left out from here on")
+                continue
+        score_task(task, scoring.tolerance, scoring.absent, scoring.num_processes)
+    return list(failed.values())
+
+
+def _say_commands(tasks: Sequence[Task]) -> None:
+    left = [task for task in tasks if task.state() != "finished"]
+    for task in left:
+        log.info(f"# {task.title()}\n{task.line()}")
+    log.info(f"# {len(left)} of {len(tasks)} trainings are left; the folders are made when it runs without --dry_run")
+
+
+def _report(results: Results, missing: Sequence[Task], baseline: str, folder: Path, title: str) -> None:
+    if lines := missing_lines(missing):
+        log.warning(f"{len(missing)} trainings are not finished:\n  " + "\n  ".join(lines))
+    if not results.scores:
+        log.warning("nothing is finished yet: no tables")
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    shown = replace(results, methods=[m for m in results.methods if any(m == key[0] for key in results.scores)])
+    write_tables(shown, differences(shown, baseline), baseline, folder)
+    draw_labels(shown, baseline, folder / "labels.png", f"{title}: Dice and labels (bands: SD over seeds)")
+    most = f"filled: {results.amounts[-1].cases} labelled cases"
+    draw_parameters(shown, baseline, folder / "parameters.png", f"{title}: Dice and trainable parameters ({most})")
+    log.info(f"tables and plots of {len(results.scores)} trainings: {folder}")
+
+
+def _title(tasks: Sequence[Task]) -> str:
+    return tasks[0].workspace.dataset
