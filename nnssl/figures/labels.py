@@ -1,0 +1,129 @@
+"""Label files that belong to raw images: names, values at points, and centres of mass."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nnssl.data.raw import read_dataset_json
+from nnssl.errors import UserError
+from nnssl.matching.geometry import ImageGeometry
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class LabelVolume:
+    """A label file.
+
+    Args:
+        values: (x, y, z) integers of the file's voxels.
+        geometry: of the image that it belongs to.
+    """
+
+    values: NDArray[np.int64]
+    geometry: ImageGeometry
+
+    def at(self, points: Floats) -> NDArray[np.int64]:
+        """(N,) values at voxels (N, 3) of the image's grid; 0 outside the file."""
+        voxels = np.floor(self.geometry.world_to_file(self.geometry.grid_to_world(points)) + 0.5).astype(int)
+        inside = ((voxels >= 0) & (voxels < self.values.shape)).all(1)
+        found = np.zeros(len(voxels), dtype=np.int64)
+        found[inside] = self.values[tuple(voxels[inside].T)]
+        return found
+
+    def centre(self, value: int) -> Floats | None:
+        """(3,) mm of a label's centre of mass in the world; None where the label does not occur."""
+        voxels = np.argwhere(self.values == value)
+        return self.geometry.file_to_world(voxels.mean(0)) if len(voxels) else None
+
+    def count(self, value: int) -> int:
+        """Voxels of a label."""
+        return int((self.values == value).sum())
+
+
+def label_file(image: str | Path, labels: str | Path | None, file_ending: str) -> Path:
+    """The label file of an image.
+
+    Args:
+        image: raw image, or the case as in imagesTr/case.
+        labels: folder of label files, or one; None for the folder `labelsTr` beside `imagesTr` (or Ts beside Ts).
+        file_ending: of the label files in a folder.
+
+    Raises:
+        UserError: there is none.
+    """
+    path = Path(image)
+    if labels is not None and Path(labels).is_file():
+        return Path(labels)
+    folder = (
+        Path(labels)
+        if labels
+        else path.resolve().parent.with_name(re.sub("^images", "labels", path.resolve().parent.name))
+    )
+    name = path.name[: -len(file_ending)] if path.name.endswith(file_ending) else path.name
+    candidates = [folder / f"{stem}{file_ending}" for stem in (re.sub(r"_\d{4}$", "", name), name)]
+    for file in candidates:
+        if file.is_file():
+            return file
+    raise UserError(
+        f"there is no label file {candidates[0]} for the image {path}; give the folder of the labels with -l"
+    )
+
+
+def read_labels(file: Path, geometry: ImageGeometry) -> LabelVolume:
+    """Read the label file of an image.
+
+    Raises:
+        UserError: it cannot be read, or lies elsewhere than the image.
+    """
+    import SimpleITK as sitk
+
+    try:
+        image = sitk.ReadImage(str(file))
+    except RuntimeError as error:
+        raise UserError(f"the label file {file} cannot be read; is it a NIfTI, NRRD or MHA file?") from error
+    values = np.rint(sitk.GetArrayFromImage(image)).astype(np.int64).T
+    ends = np.array([[0, 0, 0], np.subtract(values.shape, 1)], dtype=float)
+    here = np.array([image.TransformContinuousIndexToPhysicalPoint(end) for end in ends.tolist()])
+    if values.ndim != 3 or np.abs(geometry.file_to_world(ends) - here).max() > 1.0:  # mm
+        raise UserError(f"the label file {file} lies elsewhere than its image; give the image's own labels")
+    return LabelVolume(values, geometry)
+
+
+def label_names(file: Path, chosen: Sequence[str] = ()) -> dict[int, str]:
+    """Names of the foreground labels by value, from the dataset.json beside the folder of a label file.
+
+    Args:
+        file: a label file.
+        chosen: names or values of those that are wanted; none for all.
+
+    Raises:
+        UserError: a chosen one does not exist.
+    """
+    folder = file.resolve().parent.parent
+    named: Mapping[str, object] = read_dataset_json(folder)["labels"] if (folder / "dataset.json").is_file() else {}
+    names = {value: name for name, value in named.items() if isinstance(value, int) and value > 0 and name != "ignore"}
+    if not chosen:
+        return names
+    values = {name: value for value, name in names.items()}
+    wanted = {}
+    for label in chosen:
+        if label not in values and not label.isdecimal():
+            raise UserError(f"there is no label {label!r}; the labels are {', '.join(values) or 'numbers'}")
+        value = values.get(label, int(label) if label.isdecimal() else 0)
+        wanted[value] = names.get(value, f"label {value}")
+    return wanted
+
+
+def names_of(volumes: Sequence[LabelVolume], named: Mapping[int, str]) -> dict[int, str]:
+    """The named labels, or where there are no names all values that occur."""
+    if named:
+        return dict(named)
+    found = sorted({int(value) for volume in volumes for value in np.unique(volume.values) if value > 0})
+    return {value: f"label {value}" for value in found}

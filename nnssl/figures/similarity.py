@@ -1,0 +1,182 @@
+"""How alike the places of an image are to one of them (PiMPiC's Fig. 3 A-D, for every method)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from nnssl.figures.canvas import check_output, save_numbers
+from nnssl.figures.components import Balance, cells_in, principal_components
+from nnssl.figures.features import FeatureSource, Floats, body_of, body_voxels, comparable, open_features, read_vectors
+from nnssl.figures.rasters import onto_file, save_nifti, size_of_file
+from nnssl.matching.encode import EncodedImage
+from nnssl.matching.geometry import ImageGeometry
+from nnssl.matching.images import PreparedImage
+from nnssl.matching.match import match_points, similarity_map
+from nnssl.matching.run import locate
+
+log = logging.getLogger("nnssl")
+_VOXELS = 3_000  # of the body, for the numbers that are no map
+_LPS_TO_RAS = np.array([-1.0, -1.0, 1.0])
+_STEP = 10.0  # mm, of the profile
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """Numbers of a similarity figure.
+
+    Args:
+        reference: (3,) voxels (z, y, x) of the reference in the first image's grid.
+        best: (3,) voxels of the most similar cell's centre in the searched image's grid; the reference itself where
+            the image is searched that it is in.
+        map: (Z, Y, X) cosine similarity of every cell of the searched image, -1 to 1.
+        stride: (z, y, x) voxels a cell.
+        distances: (N,) mm from `best` to voxels of the body.
+        similarities: (N,) of these voxels.
+        components: (N, 2) principal components of their features.
+        explained: (2,) parts of the variance, 0 to 1.
+        reference_components: (2,) of the reference's feature.
+    """
+
+    reference: Floats
+    best: Floats
+    map: NDArray[np.float32]
+    stride: tuple[int, int, int]
+    distances: Floats
+    similarities: Floats
+    components: Floats
+    explained: Floats
+    reference_components: Floats
+
+
+def distances_mm(geometry: ImageGeometry, points: ArrayLike, point: ArrayLike) -> Floats:
+    """(N,) mm in the world between voxels (N, 3) of an image's grid and one of them (3,)."""
+    away: Floats = geometry.grid_to_world(points) - geometry.grid_to_world(point)
+    return np.asarray(np.linalg.norm(away, axis=-1))
+
+
+def mean_by_distance(distances: Floats, similarities: Floats, step: float = _STEP) -> list[tuple[float, float, int]]:
+    """Mean similarity in shells of so many mm: (outer radius, mean, number of voxels), shells without any left out."""
+    shell = np.floor(distances / step).astype(int)
+    return [((s + 1) * step, float(similarities[shell == s].mean()), int((shell == s).sum())) for s in np.unique(shell)]
+
+
+def rank_correlation(a: Floats, b: Floats) -> float:
+    """Spearman's correlation; NaN where one of them is the same everywhere."""
+    from scipy.stats import rankdata
+
+    ranks = [rankdata(values) for values in (a, b)]
+    if any(np.ptp(r) == 0 for r in ranks):
+        return float("nan")
+    return float(np.corrcoef(*ranks)[0, 1])
+
+
+def compare(
+    query: EncodedImage, key: EncodedImage, geometry: ImageGeometry, point: Floats, voxels: Floats
+) -> Similarity:
+    """Compare a point with all places of an image.
+
+    Args:
+        query: encoded image that the point is in, ready for cosines.
+        key: the image that is searched; it may be the same object.
+        geometry: of the searched image.
+        point: (3,) voxels of the query image.
+        voxels: (N, 3) of the searched image's body.
+    """
+    similarity = similarity_map(query, key, point)
+    best = point if key is query else match_points(query, key, point).points[0]
+    stride = key.strides["fine"]
+    cells = tuple(np.floor((voxels + 0.5) / np.asarray(stride)).astype(int).T)
+    vectors = read_vectors(key, voxels)
+    balance = Balance.of(vectors)
+    balanced = balance(vectors)
+    components = principal_components(balanced, 2)
+    reference = components(balance(read_vectors(query, point)))[0]
+    return Similarity(point, best, similarity, stride, distances_mm(geometry, voxels, best),
+                      similarity[cells].astype(np.float64), components(balanced), components.explained,
+                      reference)  # fmt: skip
+
+
+def visualize_similarity(
+    model: str | Path,
+    image: str | Path,
+    output: str | Path,
+    key: str | Path | None = None,
+    point: Sequence[float] | None = None,
+    voxel: bool = False,
+    ras: bool = False,
+    level: int | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+) -> Similarity:
+    """Draw how similar every place of an image is to a point, and the principal components against the distance.
+
+    Written: the picture; beside it its numbers (.json) and the similarities on the voxels of the searched image's file
+    (.nii.gz).
+
+    Args:
+        model: run folder or checkpoint of any method.
+        image: raw image that the point is in, see `nnssl.matching.images.channel_files`.
+        output: the PNG.
+        key: raw image that is searched; None for the same.
+        point: (x, y, z) in mm of the world, or voxels of the file; None for one that is drawn from the body.
+        voxel: whether the point is in voxels.
+        ras: whether its millimetres are RAS instead of LPS.
+        level: see `nnssl.figures.features.open_features`.
+        seed: of what is drawn.
+        device: `cpu` or `cuda`.
+
+    Raises:
+        UserError: a file is missing or cannot be used, or the point is not in the image.
+    """
+    from nnssl.figures.similarity_picture import draw_similarity
+
+    file = check_output(output)
+    source = open_features(model, level, device)
+    asked = source.prepare(image)
+    body, rng = body_of(asked), np.random.default_rng(seed)
+    voxels = body_voxels(body, _VOXELS, rng)
+    turn = _LPS_TO_RAS if ras else np.ones(3)
+    at = voxels[0] if point is None else locate(asked, point, voxel, turn)
+    searched = asked if key is None else source.prepare(key)
+    of_key = body_of(searched)
+    encoded = comparable(source, voxels, *(source.encode(i) for i in ([asked] if key is None else [asked, searched])))
+    found = compare(encoded[0], encoded[-1], searched.geometry, at,
+                    voxels if key is None else body_voxels(of_key, _VOXELS, rng))  # fmt: skip
+    shown = cells_in(of_key, found.stride, found.map.shape)
+    size = size_of_file(source, image if key is None else key)
+    whole = onto_file(np.where(shown, found.map, 0)[None], found.stride, searched.geometry, size)
+    save_nifti(whole, searched.geometry, file.with_suffix(".nii.gz"))
+    save_numbers(_numbers(found, source, asked, searched, shown), file)
+    draw_similarity(found, asked, searched, shown, np.max(list(encoded[0].strides.values()), axis=0), source.title,
+                    file)  # fmt: skip
+    return found
+
+
+def _numbers(
+    found: Similarity, source: FeatureSource, query: PreparedImage, key: PreparedImage, shown: NDArray[np.bool_]
+) -> dict[str, Any]:
+    inside = found.map[shown]
+    return {
+        "features": source.title,
+        "reference": {"image": query.name, "mm_lps": query.geometry.grid_to_world(found.reference)},
+        "most_similar": {
+            "image": key.name,
+            "mm_lps": key.geometry.grid_to_world(found.best),
+            "similarity": float(inside.max()),
+        },
+        "similarity_in_body": {"mean": float(inside.mean()), "std": float(inside.std())},
+        "rank_correlation_of_similarity_and_distance": rank_correlation(found.similarities, found.distances),
+        "mean_similarity_by_distance": [
+            {"up_to_mm": edge, "similarity": mean, "voxels": count}
+            for edge, mean, count in mean_by_distance(found.distances, found.similarities)
+        ],
+        "explained_variance": found.explained,
+        "cell_mm": np.asarray(found.stride) * key.geometry.spacing,
+    }

@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import numpy as np
+
+from nnssl.figures.labels import LabelVolume
+from nnssl.figures.matches import centres_of_labels, find_landmarks
+from nnssl.matching.encode import EncodedImage
+from nnssl.matching.images import PreparedImage
+from tests.figures.images import encoded, geometry
+
+SIZE = (6, 8, 10)
+
+
+def _image(name: str) -> PreparedImage:
+    return PreparedImage(name, np.zeros((1, *SIZE), np.float32), geometry(SIZE[::-1]))
+
+
+def test_centres_of_labels__of_those_that_occur() -> None:
+    values = np.zeros(SIZE[::-1], dtype=np.int64)
+    values[2:4, 1, 3] = 1
+    values[0, 0, 0] = 3
+    volume = LabelVolume(values, geometry(SIZE[::-1]))
+    found = centres_of_labels(volume, {1: "liver", 2: "spine", 3: "corner"})
+    assert found.names == ("liver", "spine", "corner")
+    np.testing.assert_allclose(found.points, np.array([[3, 1, 2.5], [np.nan] * 3, [0, 0, 0]]), atol=1e-9)
+    cropped = centres_of_labels(LabelVolume(values, geometry(SIZE[::-1], crop=1)), {3: "corner"})
+    assert np.isnan(cropped.points).all()
+
+
+def test_find_landmarks__errors_are_in_mm_of_the_searched_image() -> None:
+    image = encoded()
+    # the same content one slice and two columns on
+    maps = {"fine": image.maps["fine"].roll((1, 2), (1, 3))}
+    query = EncodedImage({"fine": image.maps["fine"]}, {"fine": (1, 1, 1)}, SIZE)
+    key = EncodedImage(maps, {"fine": (1, 1, 1)}, SIZE)
+    points = np.array([[2.0, 3, 4], [3, 1, 5]])
+    truth = np.array([[3.0, 4, 9], [np.nan] * 3])
+    found = find_landmarks(query, key, _image("a"), _image("b"), points, truth)
+    np.testing.assert_array_equal(found.points, points + np.array([1, 0, 2]))
+    np.testing.assert_allclose(found.errors, [np.hypot(1.5, 3 * 2.0), np.nan])
+    np.testing.assert_allclose(found.similarity, 1, atol=1e-3)
+    np.testing.assert_allclose(found.back, 0, atol=1e-9)
