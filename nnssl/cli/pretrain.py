@@ -14,9 +14,11 @@ EPILOG = """examples:
   nnssl_pretrain -d 500 -m vox2vec -p nnsslPlans_vox2vec    the paper's network, spacing, window, patch and batch
   nnssl_pretrain -d 500 -m vox2vec -p nnsslPlans_tiny -device cpu -o num_epochs=5 steps_per_epoch=20
   nnssl_pretrain -d 500 -m alice -p nnsslPlans_alice_12gb -alignment RUN/fold_all/checkpoint_final.pth
+  nnssl_pretrain -d 500 -m vox2vec -probe 17                probe the features on a labelled dataset meanwhile
   nnssl_pretrain -d 500 -m vox2vec --c                      continue after an interruption
   torchrun --nproc_per_node 4 --nnodes 2 ... -m nnssl.cli.pretrain -d 500 -m vox2vec
 
+Environment: nnssl_tensorboard=1 and nnUNet_wandb_enabled=1 (nnU-Net's own) log to TensorBoard and Weights & Biases too
 Output: nnUNet_results/DatasetXXX_Name/nnssl_METHOD__PLANS__CONFIGURATION/fold_FOLD/
 Exit code: 0 finished, 1 an error (said in one sentence), 75 interrupted and saved: run again with --c.
 """
@@ -55,6 +57,12 @@ def parser() -> argparse.ArgumentParser:
                    help="for alice: the lapn or sam pretraining that finds the same place in other volumes, or "
                         "position for the same relative position in the body (default: the only finished such "
                         "pretraining of the datasets)")
+    p.add_argument("-probe", metavar="ID",
+                   help="a labelled dataset: while the run goes on, heads on the frozen features learn to segment it, "
+                        "and their Dice on held-out cases goes to the log, metrics.jsonl and progress.png; the best "
+                        "checkpoint is kept as checkpoint_best.pth")
+    p.add_argument("-probe_every", type=int, metavar="EPOCHS",
+                   help="epochs from one Dice to the next (default: at most 20 in the run, as its cost allows)")
     p.add_argument("-np", type=int, default=None, metavar="N", dest="num_processes",
                    help="processes for preprocessing, where that is still to do (default: nnU-Net's)")
     # fmt: on

@@ -21,7 +21,7 @@ from nnssl.losses.alice import CentredCrossEntropy, cosine_distance, teacher_tem
 from nnssl.methods.base import Batch, Panel, Sample, StepOutput, Volume, at_least
 from nnssl.methods.masked_method import MaskedConfig, MaskedMethod, slice_panel, value_range, visible_voxels
 from nnssl.networks.casa import CodeCasa, PaperCasa
-from nnssl.networks.momentum import MomentumNetworks
+from nnssl.networks.momentum import MomentumNetworks, begin_equal
 from nnssl.networks.projection import DinoHead
 from nnssl.networks.pyramid import FeaturePyramid
 
@@ -35,6 +35,9 @@ class AliceConfig(MaskedConfig):
     """Hyper-parameters of Alice; [P] stands in the paper, [C] in the authors' code, [D] was decided here."""
 
     objective: Literal["paper", "code"] = "paper"  # code: DINO's loss, all raw voxels, masks of whole columns
+    standardise: bool = (
+        True  # the paper's vectors over the batch before they are compared, else they become one point [D]
+    )
     casa: Literal["paper", "code"] = "paper"  # code: with the query added, which makes both sides alike [C]
     across_weight: float = 1.0  # of the agreement of the two volumes [P] [C]
     within_weight: float = 1.0  # of the agreement of the two views of a volume [P] [C]
@@ -82,11 +85,21 @@ class Alice(MaskedMethod):
             if config.casa == "paper"
             else CodeCasa(config.head_dim, config.casa_hidden)
         )
+        # by the tokens of all crops of the step; the target's by its own
+        self.standardised = nn.BatchNorm1d(config.head_dim, affine=False, track_running_stats=False)
         self.target = MomentumNetworks(**self._student())
         kinds = ("across", "within") if config.objective == "code" else ()
         self.centres = nn.ModuleDict({kind: CentredCrossEntropy(config.head_dim) for kind in kinds})
         self.register_buffer("temperature", torch.tensor(teacher_temperature(0)))
-        self.register_load_state_dict_post_hook(_follow_new_student)
+        begin_equal(self, "target")
+
+    @classmethod
+    def check(cls, config: AliceConfig, backbone: FeaturePyramid) -> None:
+        """As for every masked method; vectors are standardised over two pairs at least."""
+        super().check(config, backbone)
+        if config.objective == "paper" and config.standardise and config.batch_size == 1:
+            raise UserError("alice standardises its vectors over the pairs of a step, and a single pair would be taken "
+                            "apart by that; set -o batch_size=2 or more")  # fmt: skip
 
     @classmethod
     def maskable(cls, grid: list[int], config: AliceConfig) -> list[int]:
@@ -136,13 +149,13 @@ class Alice(MaskedMethod):
         config = self.config
         crops, hidden, inside = (batch[name].flatten(0, 1) for name in ("crops", "hidden", "inside"))
         with torch.no_grad():  # before the student's pass, whose activations stay
-            goals = self._goals(batch["targets"].flatten(0, 1))
+            goals = self._comparable(self._goals(batch["targets"].flatten(0, 1)))
         visible, decoded = self.encode(crops, hidden)
-        vectors = self.head(self.bridge(decoded))
+        vectors = self._comparable(self.head(self.bridge(decoded)))
         query = visible if config.casa == "paper" else self.head(visible)
-        seen = self.casa(query, vectors)
+        seen = self._comparable(self.casa(query, vectors))
         with torch.no_grad():
-            wanted = self.casa(query, goals)
+            wanted = self._comparable(self.casa(query, goals))
         whole, other = vectors.mean(1), goals.mean(1).unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
         across, within = self._agreement("across", whole, other), self._agreement("within", seen, wanted)
         counted = hidden & inside if config.objective == "paper" else torch.ones_like(hidden)
@@ -151,13 +164,21 @@ class Alice(MaskedMethod):
         reconstruction = error * (2 if config.objective == "paper" else _CODE_RECONSTRUCTION)
         loss = reconstruction + config.across_weight * across + config.within_weight * within
         terms = {"reconstruction": reconstruction, "across": across, "within": within}
-        return StepOutput(loss, {name: term.detach() for name, term in terms.items()}, whole.detach())
+        pairs = (whole.detach(), other)
+        return StepOutput(loss, {name: term.detach() for name, term in terms.items()}, whole.detach(), pairs)
 
     def _goals(self, targets: Tensor) -> Tensor:
         """The target's vectors (M, N, d) of whole crops (M, C, *P)."""
         networks: Any = self.target
         goals: Tensor = networks["head"](networks["tokens"](networks["backbone"], targets, self.grid))
         return goals
+
+    def _comparable(self, vectors: Tensor) -> Tensor:
+        """Vectors (M, n, d) without what all share: that alone would let student and target agree on one point."""
+        if self.config.objective == "code" or not self.config.standardise:
+            return vectors
+        wide = torch.promote_types(vectors.dtype, torch.float32)
+        return self.standardised(vectors.to(wide).flatten(0, 1)).view_as(vectors)
 
     def _agreement(self, kind: str, student: Tensor, target: Tensor) -> Tensor:
         """Of the two pairs of each sample: added in the paper, averaged in the code."""
@@ -209,9 +230,3 @@ class Alice(MaskedMethod):
 def momentum_at(step: int, steps: int, first: float) -> float:
     """The target's momentum after a step 0, 1, ... of so many: from the first value to 1, a half cosine (DINO)."""
     return 1 - (1 - first) * 0.5 * (1 + cos(pi * step / steps))
-
-
-def _follow_new_student(method: Alice, incompatible: Any) -> None:
-    """A run that starts from another run's backbone begins with a target that equals it."""
-    if any(name.startswith("target.") for name in incompatible.missing_keys):
-        method.follow_student()

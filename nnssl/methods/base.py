@@ -122,11 +122,14 @@ class StepOutput:
         loss: scalar with gradient; its mean over the processes is the loss of the whole batch.
         terms: named scalars for the log, of any gradient.
         embeddings: (M, d) vectors of this process for the collapse monitor, before or after normalisation.
+        pairs: two times (N, d) vectors without gradient, of which those with the same number are to be alike, for
+            alignment and uniformity; a pair with NaN counts for nothing. None where the method has no such pairs.
     """
 
     loss: Tensor
     terms: dict[str, Tensor]
     embeddings: Tensor
+    pairs: tuple[Tensor, Tensor] | None = None
 
 
 @dataclass

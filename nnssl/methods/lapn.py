@@ -21,7 +21,7 @@ from nnssl.losses.queue_info_nce import queue_info_nce
 from nnssl.methods.base import Batch, StepOutput, at_least
 from nnssl.methods.pixel_method import PixelConfig, PixelMethod
 from nnssl.networks.encodings import EncodingHead
-from nnssl.networks.momentum import MomentumNetworks
+from nnssl.networks.momentum import MomentumNetworks, begin_equal
 from nnssl.networks.pyramid import FeaturePyramid
 
 
@@ -69,7 +69,7 @@ class Lapn(PixelMethod):
         super().__init__(backbone, config)
         self.key_network = MomentumNetworks(**self._student())
         self.queue = KeyQueue(config.queue_size, config.encoding_dim) if config.negatives == "queue" else None
-        self.register_load_state_dict_post_hook(_follow_new_student)
+        begin_equal(self, "key_network")
 
     @classmethod
     def encoding_heads(cls, config: LapnConfig, backbone: FeaturePyramid) -> dict[str, EncodingHead]:
@@ -96,7 +96,7 @@ class Lapn(PixelMethod):
             terms["queue_filled"] = self.queue.filled().float().mean()
             if self.training:
                 self.queue.enqueue(*_of_all_ranks(keys, places))
-        return StepOutput(loss, terms, queries.detach())
+        return StepOutput(loss, terms, queries.detach(), (queries.detach(), keys))
 
     def after_step(self, step: int) -> None:
         """The momentum network follows the student."""
@@ -125,9 +125,3 @@ def _encode(networks: Any, crops: Tensor, points: Tensor) -> Tensor:
 def _of_all_ranks(keys: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
     counts = row_counts(keys)
     return gather_rows(keys, counts), gather_rows(places, counts)
-
-
-def _follow_new_student(method: Lapn, incompatible: Any) -> None:
-    """A run that starts from another run's backbone begins with a momentum network that equals it."""
-    if any(name.startswith("key_network.") for name in incompatible.missing_keys):
-        method.follow_student()

@@ -188,12 +188,14 @@ class Pimpic(Method):
         pyramid = self.backbone(batch["crops"].flatten(0, 1))
         terms: dict[str, Tensor] = {}
         losses: list[Tensor] = []
+        pairs: tuple[Tensor, Tensor] | None = None  # PiM has none: how alike two patches are to be is a number
         with torch.autocast(batch["crops"].device.type, enabled=False):
             if self.config.terms != "pim":
                 rows = self.pic_rows(pyramid, batch["boxes"], batch["pairs"])
                 weights = batch["pair_weights"].to(rows.dtype)
                 losses.append(pic_loss(rows, self.config.temperature, self.config.objective, weights))
                 terms["pic"], embeddings = losses[-1].detach(), rows[:, :2].flatten(0, 1)
+                pairs = (rows[:, 0].detach(), rows[:, 1].detach())  # what two patches share, in either
             if self.config.terms != "pic":
                 embeddings = self.pim_embeddings(pyramid)
                 distance = self._pim_distances(embeddings, batch["overlap"])
@@ -203,7 +205,7 @@ class Pimpic(Method):
                 # All parameters have to take part: DistributedDataParallel waits for the gradient of each.
                 losses.append(sum((level.mean() * 0 for level in pyramid[_LEVELS:]), losses[0] * 0))
         terms["pairs"] = embeddings.new_tensor(len(batch["pairs"]))
-        return StepOutput(torch.stack(losses).sum(), terms, embeddings.detach())
+        return StepOutput(torch.stack(losses).sum(), terms, embeddings.detach(), pairs)
 
     def pim_embeddings(self, pyramid: Sequence[Tensor]) -> Tensor:
         """Unit vectors (K, d) of K patches: the channel means of the last levels, flattened, projected."""

@@ -172,7 +172,8 @@ class Sam(PixelMethod):
             "fine_pairs": torch.stack([term.pairs for term in fine]).sum(),
             "coarse_pairs": torch.stack([term.pairs for term in coarse]).sum(),
         }
-        return StepOutput(sum(idle, losses[0] + losses[1]), terms, torch.cat([term.embeddings for term in fine]))
+        queries, positives = (torch.cat([getattr(term, name) for term in fine]) for name in ("queries", "positives"))
+        return StepOutput(sum(idle, losses[0] + losses[1]), terms, queries, (queries, positives))
 
     def _head(self, name: str) -> EncodingHead:
         return cast(EncodingHead, self.heads[name])
@@ -207,19 +208,24 @@ class Sam(PixelMethod):
 
 
 class _Term(NamedTuple):
-    """A loss; the mean cosine of its positives; their number; the queries (Q, d). Only the first has a gradient."""
+    """A loss; the mean cosine of its positives; their number; queries and positives (Q, d). Only it has a gradient.
+
+    Where a query has no positive, the latter is NaN.
+    """
 
     loss: Tensor
     similarity: Tensor
     pairs: Tensor
-    embeddings: Tensor
+    queries: Tensor
+    positives: Tensor
 
 
 @torch.no_grad()
 def _term(loss: Tensor, cells: Cells, pairs: Pairs) -> _Term:
-    queries, count = cells.vectors[pairs.query], pairs.valid.sum()
-    cosines = (queries * cells.vectors[pairs.positive]).sum(1) * pairs.valid
-    return _Term(loss, cosines.sum() / count.clamp(min=1), count.float(), queries)
+    queries, positives, count = cells.vectors[pairs.query], cells.vectors[pairs.positive], pairs.valid.sum()
+    cosines = (queries * positives).sum(1) * pairs.valid
+    positives = positives.masked_fill(~pairs.valid[:, None], torch.nan)
+    return _Term(loss, cosines.sum() / count.clamp(min=1), count.float(), queries, positives)
 
 
 def choose_levels(config: SamConfig, backbone: FeaturePyramid) -> tuple[int, int]:

@@ -35,7 +35,7 @@ from nnssl.methods.voco_geometry import (
     place_slab,
     random_crop_starts,
 )
-from nnssl.networks.momentum import MomentumNetworks
+from nnssl.networks.momentum import MomentumNetworks, begin_equal
 from nnssl.networks.projection import batch_statistics_head
 from nnssl.networks.pyramid import FeaturePyramid
 
@@ -111,7 +111,7 @@ class VoCo(Method):
         super().__init__(backbone, config)
         self.head = batch_statistics_head(sum(backbone.channels), config.projection_dim, config.projection_dim)
         self.teacher = MomentumNetworks(**self._student()) if config.objective == "code" else None
-        self.register_load_state_dict_post_hook(_follow_new_student)
+        begin_equal(self, "teacher")
 
     @classmethod
     def check(cls, config: VoCoConfig, backbone: FeaturePyramid) -> None:
@@ -183,7 +183,8 @@ class VoCo(Method):
             terms = code_terms(crops, bases, *followed, labels, config.reg_detach)
         loss = terms.positive + terms.negative + config.regulariser_weight * terms.regulariser
         embeddings = torch.cat([crops, bases], dim=1).detach().flatten(0, 1)
-        return StepOutput(loss, {k: v.detach() for k, v in terms._asdict().items()}, embeddings)
+        pairs = _nearest_bases(crops.detach(), bases.detach(), labels)
+        return StepOutput(loss, {k: v.detach() for k, v in terms._asdict().items()}, embeddings, pairs)
 
     def embed(self, backbone: nn.Module, head: nn.Module, views: Tensor) -> tuple[Tensor, Tensor]:
         """Vectors (B, M, d) of the crops and (B, n, d) of the bases among the views (B, M + n, C, *patch).
@@ -224,10 +225,10 @@ class VoCo(Method):
         return rows
 
 
-def _follow_new_student(method: VoCo, incompatible: Any) -> None:
-    """A run that starts from another run's backbone begins with a teacher that equals it."""
-    if any(name.startswith("teacher.") for name in incompatible.missing_keys):
-        method.follow_student()
+def _nearest_bases(crops: Tensor, bases: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Crops (B M, d), each with the base (B M, d) that it overlaps most; from (B, M, d), (B, n, d) and (B, M, n)."""
+    nearest = labels.argmax(2, keepdim=True).expand(-1, -1, bases.shape[2])
+    return crops.flatten(0, 1), bases.gather(1, nearest).flatten(0, 1)
 
 
 def _sample_shifts(rng: np.random.Generator, views: int, volume: Volume) -> np.ndarray:

@@ -147,7 +147,8 @@ class Vox2vec(Method):
         loss = info_nce(h1, h2, config.temperature, config.reduction, batch["source"], config.exclude_radius_mm)
         with torch.no_grad():
             similarity = (l2_normalise(h1.float()) * l2_normalise(h2.float())).sum(1).mean()
-        return StepOutput(loss, {"similarity": similarity, "pairs": loss.new_tensor(len(voxels))}, h1.detach())
+        terms = {"similarity": similarity, "pairs": loss.new_tensor(len(voxels))}
+        return StepOutput(loss, terms, h1.detach(), (h1.detach(), h2.detach()))
 
     def embed(self, crops: Tensor, voxels: Tensor) -> Tensor:
         """Projected representations (N, d) of voxels (N, 4) [crop, z, y, x] of crops (B, C, *P)."""

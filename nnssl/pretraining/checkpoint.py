@@ -14,6 +14,7 @@ from nnssl.errors import UserError
 
 FORMAT = 1
 LATEST, FINAL = "checkpoint_latest.pth", "checkpoint_final.pth"
+BEST = "checkpoint_best.pth"  # by the online probe
 _SUFFIX = ".writing"
 
 

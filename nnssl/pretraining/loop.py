@@ -2,42 +2,35 @@
 
 from __future__ import annotations
 
-import logging
-import time
-from collections import deque
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
 from nnssl.data.loader import LoadedBatch, SampleDataset, Stream, make_loader, positions_of_rank, stop_workers
-from nnssl.distributed import barrier, gather_objects, is_main, rank, world_size
+from nnssl.distributed import barrier, is_main, rank, world_size
 from nnssl.errors import UserError
 from nnssl.methods.base import Batch, Method, StepOutput, to_device
 from nnssl.methods.options import to_plain
 from nnssl.networks.sync_batch_norm import synchronise_batch_norm
-from nnssl.pretraining.checkpoint import FINAL, LATEST, load_checkpoint, package_versions, save_checkpoint
+from nnssl.pretraining.checkpoint import BEST, FINAL, LATEST, load_checkpoint, package_versions, save_checkpoint
+from nnssl.pretraining.cost import EpochCost, Use
 from nnssl.pretraining.drawings import draw_reconstruction, draw_views
-from nnssl.pretraining.metrics import (
-    PendingStep,
-    RunningMeans,
-    collapse_warning,
-    embedding_std,
-    epoch_line,
-    memory_gib,
-    read_rows,
-    write_rows,
-)
+from nnssl.pretraining.energy import EnergyMeter
+from nnssl.pretraining.health import Health, embedding_std
+from nnssl.pretraining.metrics import Row, RunningMeans, memory_gib
 from nnssl.pretraining.optimisation import build_optimiser, choose_precision, learning_rate, set_learning_rate
-from nnssl.pretraining.pictures import draw_progress
+from nnssl.pretraining.reporting import Reporter
 from nnssl.pretraining.setup import Setup, case_labels
 from nnssl.pretraining.signals import Interrupted, StopSignal
+from nnssl.pretraining.watch import Watch
 from nnssl.pretraining.weights import load_weights
 
-log = logging.getLogger("nnssl")
+if TYPE_CHECKING:
+    from nnssl.probing.online import OnlineProbe
 
 
 class Pretraining:
@@ -53,15 +46,17 @@ class Pretraining:
         self.precision = choose_precision(self.config, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == torch.float16)
         self.step, self.epoch = 0, 0  # finished steps and epochs
-        self.means: dict[Stream, RunningMeans] = {"train": RunningMeans(), "val": RunningMeans()}
-        self.pending: deque[PendingStep] = deque()
+        self.watch = Watch(setup.folder, device)
         self.signal = StopSignal()
-        self.stop = False  # whether any process got a signal
         self.embedding_dim = 0
+        self.probe = self._build_probe()
+        self.health = Health(self.config.steps_per_epoch, device)
+        self.cost = EpochCost(EnergyMeter(device))
         if setup.resume:
             self._restore(load_checkpoint(setup.resume))
         elif setup.pretrained:
             load_weights(self.method, setup.pretrained)
+        self.reporter = Reporter(setup, self.epoch)
         self.model: nn.Module = self._distribute()
 
     def run(self) -> None:
@@ -75,7 +70,7 @@ class Pretraining:
         dataset = SampleDataset(type(self.method), self.config, setup.train, setup.val, setup.aligner)
         positions = positions_of_rank(int(self.config.batch_size or 0), rank(), world_size())
         loader = make_loader(dataset, list(self._steps()), positions, self.device)
-        with self.signal:
+        with self.signal, self.reporter:
             batches = iter(loader)
             try:
                 while self.epoch < self.config.num_epochs:
@@ -86,7 +81,9 @@ class Pretraining:
                                 f"patch_size=...") from error  # fmt: skip
             finally:
                 stop_workers(batches)
-        self._save(FINAL)
+            self._save(FINAL)
+            if is_main():
+                self.reporter.summary()
 
     def _steps(self) -> Iterator[tuple[Stream, int]]:
         """What is still to do: the rest of the epoch's steps, its validation, the epochs after it."""
@@ -101,31 +98,39 @@ class Pretraining:
         return self.config.val_steps_per_epoch if len(self.setup.val) else 0
 
     def _run_epoch(self, batches: Iterator[LoadedBatch]) -> None:
-        first, last = self.step, (self.epoch + 1) * self.config.steps_per_epoch
-        begin, waited = time.perf_counter(), 0.0
+        last = (self.epoch + 1) * self.config.steps_per_epoch
         batch = None
         self.method.train()
-        with self._bar(last - first) as bar:
+        self.cost.lap("other")
+        with self._bar(last - self.step) as bar:
             while self.step < last:
-                asked = time.perf_counter()
                 batch = _next(batches)
-                waited += time.perf_counter() - asked
+                self.cost.lap("waiting")
                 if self.step == 0 and is_main():
                     draw_views(self.setup, self.method, self._views(batch), batch.cases)
                 self._train_step(batch)
-                spent = time.perf_counter() - begin
-                samples = (self.step - first) * int(self.config.batch_size or 0)
-                bar.set_postfix_str(f"{samples / spent:.2f} samples/s, data-wait {100 * waited / spent:.1f} %")
+                self.cost.samples += int(self.config.batch_size or 0)
+                if self.probe is not None:
+                    self.probe.after_step(self.step - 1)
+                self.cost.lap("training")
+                bar.set_postfix_str(f"{self.cost.samples_per_second:.2f} samples/s, "
+                                    f"data-wait {100 * self.cost.data_wait:.1f} %")  # fmt: skip
                 bar.update()
                 if self._told_to_stop():
                     self._interrupt()
-        self._settle()
-        seconds = time.perf_counter() - begin
+        self.watch.settle()
+        self.cost.lap("training")
+        self._count_probe("training")
         shown = self._validate(batches) or batch
         if shown and is_main() and self._saves(self.epoch + 1):
             draw_reconstruction(self.setup, self.method, self._views(shown), shown.cases, self.epoch + 1)
-        samples = (last - first) * int(self.config.batch_size or 0)
-        self._finish_epoch(seconds, waited / max(seconds, 1e-9), samples / max(seconds, 1e-9))
+        self._finish_epoch()
+
+    def _count_probe(self, source: Use) -> None:
+        """What a probe took of a share of the time, said once an epoch: asking for it waits for the device."""
+        if self.probe is not None:
+            self.cost.move(source, "probe", self.probe.seconds)
+            self.probe.reset_clock()
 
     def _train_step(self, batch: LoadedBatch) -> None:
         # a resumed run must draw the same random numbers as an uninterrupted one
@@ -144,7 +149,9 @@ class Pretraining:
         self.scaler.update()
         self.method.after_step(self.step)
         self.embedding_dim = output.embeddings.shape[1]
-        self._watch("train", self.step, batch, terms)
+        if is_main():
+            self.health.add(self.step, output)
+        self.watch.add("train", self.step, batch, terms, self.signal.received)
         self.step += 1
 
     def _forward(self, model: nn.Module, batch: LoadedBatch) -> StepOutput:
@@ -162,78 +169,52 @@ class Pretraining:
     def _validate(self, batches: Iterator[LoadedBatch]) -> LoadedBatch | None:
         """Loss of the held-out volumes; returns their last batch, if there are any."""
         batch = None
-        self.means["val"] = RunningMeans()
+        self.watch.means["val"] = RunningMeans()
         self.method.eval()
         for step in range(self._val_steps()):
             batch = _next(batches)
             output = self._forward(self.method, batch)
             terms = {"loss": output.loss, **output.terms, "embedding_std": embedding_std(output.embeddings)}
-            self._watch("val", step, batch, terms)
-        self._settle()
+            self.watch.add("val", step, batch, terms, self.signal.received)
+        self.watch.settle()
         return batch
-
-    def _watch(self, stream: Stream, step: int, batch: LoadedBatch, terms: dict[str, Tensor]) -> None:
-        """Queue a step's metrics and read those of the step before: the device never waits for the log."""
-        stop = torch.tensor(float(self.signal.received), device=self.device)
-        values = torch.stack([v.detach().float().reshape(()) for v in terms.values()] + [stop])
-        if world_size() > 1:
-            torch.distributed.all_reduce(values)
-            values /= world_size()
-        self.pending.append(PendingStep(stream, step, batch.cases, list(terms), values))
-        while len(self.pending) > 1:
-            self._read(self.pending.popleft())
-
-    def _settle(self) -> None:
-        while self.pending:
-            self._read(self.pending.popleft())
-
-    def _read(self, pending: PendingStep) -> None:
-        *values, stop = pending.values.tolist()
-        self.stop = stop > 0
-        watched = {n: v for n, v in zip(pending.names, values, strict=True) if n in ("loss", "gradient_norm")}
-        if not np.isfinite(list(watched.values())).all():
-            name, value = next((n, v) for n, v in watched.items() if not np.isfinite(v))
-            last = [f for f in (LATEST, FINAL) if (self.setup.folder / f).is_file()]
-            good = str(self.setup.folder / last[0]) if last else "none was written yet"
-            cases = sorted({case for share in gather_objects(pending.cases) for case in share})
-            raise UserError(f"the {name.replace('_', ' ')} is {value} at step {pending.step} ({pending.stream}), cases "
-                            f"{', '.join(cases)}; last good checkpoint: {good}; look at those "
-                            f"volumes, or lower the rate with -o learning_rate=...")  # fmt: skip
-        self.means[pending.stream].add(pending.names, values)
 
     def _told_to_stop(self) -> bool:
         """Whether to stop after this step; all processes read the same answer, from the step before."""
-        return self.stop if world_size() > 1 else self.signal.received
+        return self.watch.stop if world_size() > 1 else self.signal.received
 
     def _interrupt(self) -> None:
-        self._settle()
+        self.watch.settle()
+        self._count_probe("training")
         self._save(LATEST)
         raise Interrupted(f"stopped after step {self.step}, everything is saved in {self.setup.folder / LATEST}; "
                           f"continue with --c")  # fmt: skip
 
-    def _finish_epoch(self, seconds: float, data_wait: float, samples_per_second: float) -> None:
+    def _finish_epoch(self) -> None:
         self.epoch += 1
-        row: dict[str, Any] = {
+        self.cost.lap("other")
+        probed = self.probe.finish_epoch(self.epoch) if self.probe is not None else {}
+        self.cost.lap("other")
+        self._count_probe("other")
+        row: Row = {
             "epoch": self.epoch,
             "step": self.step,
-            **self.means["train"].means(),
-            **(self.means["val"].means("val_") if self._val_steps() else {}),
+            **self.watch.means["train"].means(),
+            **(self.watch.means["val"].means("val_") if self._val_steps() else {}),
             "embedding_dim": self.embedding_dim,
+            **self.health.finish_epoch(),
+            "device": self.device.type,
             "learning_rate": learning_rate(self.config, self.step - 1),
-            "samples_per_second": samples_per_second,
-            "data_wait": data_wait,
             "memory_gib": memory_gib(self.device),
-            "seconds": seconds,
+            **({"probe_share": self.cost.share("probe")} if self.probe is not None else {}),
+            **self.cost.finish_epoch(),
+            **probed,
         }
-        self.means["train"] = RunningMeans()
+        self.watch.means["train"] = RunningMeans()
         if is_main():
-            file = self.setup.folder / "metrics.jsonl"
-            rows = [r for r in read_rows(file) if r["epoch"] < self.epoch] + [row]
-            write_rows(file, rows)
-            draw_progress(rows, self.setup.folder / "progress.png", self.setup.folder.parent.name)
-            log.info(epoch_line(row, self.config.num_epochs))
-            if warning := collapse_warning(row):
-                log.warning(warning)
+            self.reporter.epoch(row)
+            if self.probe is not None and self.probe.improved:
+                save_checkpoint(self._content(), self.setup.folder / BEST)
         if self._saves(self.epoch):
             self._save(LATEST)
 
@@ -244,6 +225,14 @@ class Pretraining:
         description = f"epoch {self.epoch + 1}/{self.config.num_epochs}"
         # disable=None: only on a terminal
         return tqdm(total=total, desc=description, leave=False, disable=None if is_main() else True)
+
+    def _build_probe(self) -> OnlineProbe | None:
+        """The main process's probe, if the run has one."""
+        if self.setup.probe is None or not is_main():
+            return None
+        from nnssl.probing.online import OnlineProbe
+
+        return OnlineProbe(self.setup, self.method, self.device, self.precision)
 
     def _distribute(self) -> nn.Module:
         if world_size() == 1:
@@ -265,8 +254,11 @@ class Pretraining:
             "scaler_state": self.scaler.state_dict(),
             "step": self.step,
             "epoch": self.epoch,
-            "train_means": self.means["train"].state(),
+            "train_means": self.watch.means["train"].state(),
             "embedding_dim": self.embedding_dim,
+            "health_state": self.health.state(),
+            "cost_state": self.cost.state(),
+            "probe_state": self.probe.state() if self.probe is not None else None,
             "config": to_plain(self.config),
             "plans": setup.plans,
             "configuration": setup.configuration,
@@ -284,8 +276,12 @@ class Pretraining:
         self.optimiser.load_state_dict(checkpoint["optimiser_state"])
         self.scaler.load_state_dict(checkpoint["scaler_state"])
         self.step, self.epoch = checkpoint["step"], checkpoint["epoch"]
-        self.means["train"] = RunningMeans(**checkpoint["train_means"])
+        self.watch.means["train"] = RunningMeans(**checkpoint["train_means"])
         self.embedding_dim = checkpoint["embedding_dim"]
+        self.health = Health(self.config.steps_per_epoch, self.device, checkpoint.get("health_state"))
+        self.cost = EpochCost(self.cost.meter, checkpoint.get("cost_state"))
+        if self.probe is not None and checkpoint.get("probe_state") is not None:
+            self.probe.load_state(checkpoint["probe_state"])
 
 
 def _next(batches: Iterator[LoadedBatch]) -> LoadedBatch:

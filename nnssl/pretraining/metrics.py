@@ -1,4 +1,4 @@
-"""Running means of an epoch, `metrics.jsonl`, the line of an epoch, the collapse monitor."""
+"""Running means of an epoch, `metrics.jsonl`, the line of an epoch, the warning of a collapse."""
 
 from __future__ import annotations
 
@@ -14,19 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from nnssl.losses.normalise import l2_normalise
-
 Row = dict[str, Any]
-
-
-def embedding_std(embeddings: Tensor) -> Tensor:
-    """Mean over the dimensions of the deviation over the rows (M, d) after L2 normalisation.
-
-    Healthy is about 1/sqrt(d), collapsed is 0 (SimSiam, section 4.1).
-    """
-    if len(embeddings) < 2:
-        return embeddings.new_zeros((), dtype=torch.float32)
-    return l2_normalise(embeddings.detach().float()).std(dim=0).mean()
 
 
 @dataclass
@@ -96,6 +84,8 @@ def epoch_line(row: Row, num_epochs: int) -> str:
         parts.append(f"val {row['val_loss']:.4f}")
     parts += [
         f"std {row['embedding_std']:.4f}",
+        *([f"rank {row['effective_rank']:.1f}"] if "effective_rank" in row else []),
+        *_probed(row),
         f"lr {row['learning_rate']:.2e}",
         f"{row['samples_per_second']:.2f} samples/s",
         f"data-wait {100 * row['data_wait']:.1f} %",
@@ -103,6 +93,13 @@ def epoch_line(row: Row, num_epochs: int) -> str:
         f"{row['seconds']:.1f} s",
     ]
     return "  ".join(parts)
+
+
+def _probed(row: Row) -> list[str]:
+    """Dice of the probe where it is due, and its share of the time."""
+    scores = [f"{row[key]:.3f}" for key in ("probe_linear_dice", "probe_nonlinear_dice") if key in row]
+    parts = [f"probe {' / '.join(scores)} Dice"] if scores else []
+    return parts + ([f"probe-time {100 * row['probe_share']:.1f} %"] if "probe_share" in row else [])
 
 
 def collapse_warning(row: Row) -> str | None:

@@ -15,22 +15,26 @@ if TYPE_CHECKING:
 # Okabe and Ito's colours: told apart with every kind of colour vision
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#FFFFFF")
 
+# `progress.png`: what an axis shows, and the keys of its lines with their names
+_PROGRESS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
+    ("loss", (("loss", "training"), ("val_loss", "held-out cases"))),
+    ("embedding deviation", (("embedding_std", "training"), ("val_embedding_std", "held-out cases"))),
+    ("effective rank", (("effective_rank", ""),)),
+    ("probe Dice", (("probe_linear_dice", "linear head"), ("probe_nonlinear_dice", "non-linear head"))),
+    ("learning rate", (("learning_rate", ""),)),
+    ("samples/s", (("samples_per_second", ""),)),
+)
+
 
 def draw_progress(rows: list[Row], file: Path, title: str) -> None:
-    """Loss, embedding deviation, learning rate and speed against the epochs, as one PNG."""
+    """Loss, embedding deviation and rank, the probe's Dice, learning rate and speed against the epochs, as one PNG."""
     from matplotlib.ticker import MaxNLocator
 
-    figure, axes = _figure(4, 1, (9.0, 12.0))
-    epochs = [row["epoch"] for row in rows]
-    panels: list[tuple[str, list[tuple[str, str]]]] = [
-        ("loss", [("loss", "training"), ("val_loss", "held-out cases")]),
-        ("embedding deviation", [("embedding_std", "training"), ("val_embedding_std", "held-out cases")]),
-        ("learning rate", [("learning_rate", "")]),
-        ("samples/s", [("samples_per_second", "")]),
-    ]
+    panels = [(label, series) for label, series in _PROGRESS if any(key in row for row in rows for key, _ in series)]
+    figure, axes = _figure(len(panels), 1, (9.0, 2.7 * len(panels) + 0.8))
     for axis, (label, series) in zip(axes, panels, strict=True):
         for colour, (key, name) in zip(COLOURS, series, strict=False):
-            points = [(e, row[key]) for e, row in zip(epochs, rows, strict=True) if key in row]
+            points = [(row["epoch"], row[key]) for row in rows if key in row]
             if points:
                 axis.plot(*zip(*points, strict=True), color=colour, marker="." if len(points) < 60 else "", label=name)
         if label == "embedding deviation" and rows:
@@ -38,15 +42,17 @@ def draw_progress(rows: list[Row], file: Path, title: str) -> None:
         if label == "learning rate":
             axis.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
         axis.set_ylabel(label)
+        if axis is not axes[0]:
+            axis.sharex(axes[0])  # a probe may be due in some epochs only
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(alpha=0.3)
         if axis.get_legend_handles_labels()[1] and series[0][1]:
             axis.legend(loc="best", frameon=False)
     waiting = axes[-1].twinx()
-    waiting.plot(epochs, [100 * row["data_wait"] for row in rows], color=COLOURS[1], linestyle="--")
+    waiting.plot([r["epoch"] for r in rows], [100 * r["data_wait"] for r in rows], color=COLOURS[1], linestyle="--")
     waiting.set_ylabel("data-wait in %", color=COLOURS[1])
     waiting.set_ylim(0, 100)
-    axes[-1].set_ylim(bottom=0)
+    axes[-1].set_ylim(0, 1.05 * max(row["samples_per_second"] for row in rows))
     axes[-1].set_xlabel("epoch")
     axes[0].set_title(title)
     _save(figure, file)

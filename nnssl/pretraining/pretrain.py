@@ -33,7 +33,9 @@ from nnssl.pretraining.setup import (
     resolve_sizes,
     run_folder,
 )
+from nnssl.pretraining.trackers import check_trackers
 from nnssl.pretraining.weights import fitting_weights
+from nnssl.probing.prepare import check_probe, prepare_probe
 
 log = logging.getLogger("nnssl")
 
@@ -52,6 +54,8 @@ def pretrain(
     pretrained: str | Path | None = None,
     num_processes: int | None = None,
     alignment: str | Path | None = None,
+    probe: int | str | None = None,
+    probe_every: int | None = None,
 ) -> Path:
     """Pretrain on nnU-Net datasets, planning and preprocessing them first where that is missing.
 
@@ -69,6 +73,8 @@ def pretrain(
         pretrained: checkpoint of another run to start from (weights only).
         num_processes: for preprocessing; None: nnU-Net's default.
         alignment: for methods that pair volumes, see `nnssl.pretraining.alignment.choose_aligner`.
+        probe: labelled dataset that the features are probed on during the run, see `nnssl.probing.prepare`.
+        probe_every: epochs between the probe's evaluations; None: at most 20 in the run, and as its cost allows.
 
     Returns:
         The run's folder, with checkpoint_final.pth and nnunet_weights.pth in it.
@@ -86,6 +92,10 @@ def pretrain(
         raise UserError("--c continues a run with its own weights and -pretrained starts a new one; give one of them")
     if alignment and not method_class.pairs_volumes:
         raise UserError(f"-alignment is for methods that pair volumes, and {method} does not; leave it out")
+    if probe is None and probe_every is not None:
+        raise UserError("-probe_every says how often to probe; add the labelled dataset, as in -probe 17")
+    if probe is not None and dataset_ids:
+        check_probe(probe, dataset_ids[0], probe_every)  # before hours of preprocessing
     prepared = prepare_datasets(dataset_ids, plans, configuration, num_processes, not started_by_torchrun())
     folder = run_folder(
         prepared.results, prepared.folders[0].name, method, prepared.plans["plans_name"], configuration, fold
@@ -99,9 +109,12 @@ def pretrain(
         log.warning(f"there is no run to continue in {folder}: a new one starts")
     config = resolve_sizes(config, prepared.plans, configuration, number_of_processes(num_gpus))
     train, val = hold_out(prepared.folders, fold, config.seed)
+    probed = None if probe is None else prepare_probe(
+        probe, prepared, configuration, probe_every, num_processes, not started_by_torchrun()
+    )  # fmt: skip
     setup = Setup(method, config, prepared.plans, prepared.dataset_json, prepared.fingerprint, configuration, fold,
                   train, val, folder, resume, Path(pretrained) if pretrained else None,
-                  prepared.orientation, _aligner(method_class, alignment, config, prepared))  # fmt: skip
+                  prepared.orientation, _aligner(method_class, alignment, config, prepared), probed)  # fmt: skip
     if checkpoint:
         check_same_run(setup, checkpoint)
         if resume == folder / FINAL:
@@ -152,6 +165,7 @@ def _check_before_writing(setup: Setup, overwrite: bool) -> None:
     fit on the disk.
     """
     number_of_workers()
+    check_trackers()
     with torch.device("meta"):
         method = setup.build_method()
     build_optimiser(setup.config, method.parameters())
@@ -164,8 +178,10 @@ def _check_before_writing(setup: Setup, overwrite: bool) -> None:
     parent = setup.folder
     while not parent.is_dir():
         parent = parent.parent
-    # weights and two moments in float32; the latest and the final checkpoint, and one of them while it is replaced
-    needed, free = parameters * 12 * 3, shutil.disk_usage(parent).free
+    # weights and two moments in float32; the latest and the final checkpoint, with a probe the best one too, and one of
+    # them while it is replaced
+    copies = 3 + (setup.probe is not None)
+    needed, free = parameters * 12 * copies, shutil.disk_usage(parent).free
     if free < needed:
         raise UserError(f"the checkpoints need {needed / 2**30:.1f} GiB in {parent}, but {free / 2**30:.1f} GiB are "
                         f"free; make room, or set nnUNet_results to another disk")  # fmt: skip
@@ -182,6 +198,9 @@ def _announce(setup: Setup) -> None:
     if get_method(setup.method).pairs_volumes and isinstance(setup.aligner, RelativePosition):
         log.warning("the volumes are paired by the relative position in the body: no pixel encoder is given "
                     "(-alignment), and no finished pretraining of these datasets is one (lapn or sam)")  # fmt: skip
+    if setup.probe:
+        log.info(f"probe: heads on the features learn from {len(setup.probe.train)} labelled cases of "
+                 f"{setup.probe.folder.name}, Dice on {len(setup.probe.held_out)} others")  # fmt: skip
     log.info(f"output: {setup.folder}")
 
 
@@ -201,6 +220,7 @@ def _open_folder(setup: Setup, device: str, overwrite: bool) -> None:
         "training_cases": len(setup.train),
         "held_out_cases": case_labels(setup.val),
         "aligner": setup.aligner.identity,
+        "probe": setup.probe.identity if setup.probe else None,
         "pretrained": str(setup.pretrained) if setup.pretrained else None,
         "device": device,
         "seed": setup.config.seed,

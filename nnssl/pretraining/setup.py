@@ -17,6 +17,7 @@ from nnssl.methods.base import Method, MethodConfig
 from nnssl.methods.registry import get_method
 from nnssl.networks.build import build_backbone, resolve_configuration
 from nnssl.pretraining.checkpoint import FINAL, LATEST
+from nnssl.probing.data import ProbeData
 
 HELD_OUT = 0.05  # fraction of the cases that give the validation loss
 
@@ -37,6 +38,7 @@ class Setup:
         pretrained: checkpoint whose weights to start from.
         orientation: the first dataset's commonest one, such as LPS; None where it is unknown.
         aligner: what finds a point of a volume in another one, for methods that pair volumes.
+        probe: the labelled dataset that the features are probed on while the run goes on; None for no probe.
     """
 
     method: str
@@ -53,6 +55,7 @@ class Setup:
     pretrained: Path | None = None
     orientation: str | None = None
     aligner: Aligner = field(default_factory=RelativePosition)
+    probe: ProbeData | None = None
 
     def build_method(self) -> Method:
         """The method with a freshly initialised backbone."""
@@ -162,7 +165,7 @@ def check_output(folder: Path, resume: bool, overwrite: bool) -> Path | None:
 
 
 def check_same_run(setup: Setup, checkpoint: dict[str, Any]) -> None:
-    """Refuse to continue a run with other plans, volumes or pairs than it began with.
+    """Refuse to continue a run with other plans, volumes, pairs or probe than it began with.
 
     Raises:
         UserError: naming what differs.
@@ -179,6 +182,20 @@ def check_same_run(setup: Setup, checkpoint: dict[str, Any]) -> None:
         raise UserError(f"this run began with volumes paired by {before} and would go on with "
                         f"{setup.aligner.identity}; continue it with the same -alignment {asked}, or start anew with "
                         f"--overwrite")  # fmt: skip
+    _check_same_probe(setup, checkpoint)
+
+
+def _check_same_probe(setup: Setup, checkpoint: dict[str, Any]) -> None:
+    state = checkpoint.get("probe_state")
+    before, now = state and state["identity"], setup.probe and setup.probe.identity
+    if before == now:
+        return
+    if before and now and before["dataset"] == now["dataset"]:
+        raise UserError(f"the cases, the labels or -probe_every of the probe on {now['dataset']} are not those that "
+                        f"this run began with; restore them, or start anew with --overwrite")  # fmt: skip
+    texts = [f"with -probe {probe['dataset']}" if probe else "without -probe" for probe in (before, now)]
+    raise UserError(f"this run began {texts[0]} and would go on {texts[1]}; continue it {texts[0]}, or start anew with "
+                    f"--overwrite")  # fmt: skip
 
 
 def case_labels(cases: Cases) -> list[str]:

@@ -14,6 +14,7 @@ import torch
 
 from nnssl.cli.pretrain import main
 from nnssl.data.plan_and_preprocess import plan_and_preprocess
+from nnssl.finetuning.pretrained import finished_pretrainings, read_pretrained
 from nnssl.pretraining.checkpoint import load_checkpoint
 from nnssl.pretraining.metrics import read_rows
 from tests.phantoms import write_ct_dataset
@@ -89,7 +90,7 @@ def test_main__from_raw_volumes_to_a_checkpoint(tmp_path: Path, monkeypatch: pyt
     assert "epoch 3/3  loss " in done.stdout and "data-wait" in done.stdout
     assert {f.name for f in folder.iterdir()} == {
         "checkpoint_latest.pth", "checkpoint_final.pth", "config.json", "plans.json", "dataset.json", "metrics.jsonl",
-        "progress.png", "views.png", "pretraining_log.txt", "nnunet_weights.pth",
+        "summary.json", "progress.png", "views.png", "pretraining_log.txt", "nnunet_weights.pth",
     }  # fmt: skip
     assert "for nnUNetv2_train -pretrained_weights: 62 tensors (351,152 values) pretrained" in done.stdout
     config = json.loads((folder / "config.json").read_text())
@@ -191,6 +192,39 @@ def test_main__volumes_without_masks_are_refused_under_torchrun(
         monkeypatch.setenv(name, value)
     error = _fails(capsys, "-d", "500", "-m", "vox2vec", "-p", "nnUNetPlans", "-device", "cpu")
     assert "run nnssl_plan_and_preprocess -d 500 -p nnUNetPlans first" in error
+
+
+def test_main__probe_on_a_labelled_dataset(
+    folders: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_ct_dataset(folders / "raw", 17, "Organs", 3, shape=(20, 32, 32), labelled=True)
+    run = ["-d", "500", "-m", "vox2vec", *QUICK]
+    probe = ["-probe", "17", "-probe_every", "1", "-np", "1"]
+    out = Path(os.environ["nnUNet_results"]) / "Dataset500_Phantom" / RUN
+    try:
+        assert "-probe_every says how often" in _fails(capsys, *run, "-probe_every", "2")
+        assert "Dataset500_Phantom has no labels" in _fails(capsys, *run, "-probe", "500")
+        assert not out.exists()
+        main([*run, *probe])
+        said = capsys.readouterr().out
+        assert "probe on Dataset017_Organs: the heads learn" in said and "% of the time" in said
+        rows = read_rows(out / "metrics.jsonl")
+        assert all(0 <= row[f"probe_{head}_dice_{label}"] <= 1
+                   for row in rows for head in ("linear", "nonlinear") for label in ("liver", "spine"))  # fmt: skip
+        config = json.loads((out / "config.json").read_text())
+        assert config["probe"]["dataset"] == "Dataset017_Organs" and len(config["probe"]["held_out_cases"]) == 1
+        best, final = (load_checkpoint(out / f"checkpoint_{name}.pth") for name in ("best", "final"))
+        assert best["method_state"].keys() == final["method_state"].keys()
+        # what reads pretrainings takes the final checkpoint, and its probe disturbs nothing
+        (found,) = finished_pretrainings(Path(os.environ["nnUNet_results"]), "vox2vec", "Dataset500_Phantom")
+        assert found.name == "checkpoint_final.pth" and read_pretrained(found).method == "vox2vec"
+        assert "began with -probe Dataset017_Organs and would go on without" in _fails(capsys, *run, "--c")
+        assert "-probe_every of the probe" in _fails(capsys, *run, *probe[:2], "--c")
+        main([*run, *probe, "--c"])
+        assert "this run is finished" in capsys.readouterr().out
+    finally:
+        shutil.rmtree(folders / "raw" / "Dataset017_Organs")
+        shutil.rmtree(folders / "preprocessed" / "Dataset017_Organs", ignore_errors=True)
 
 
 def test_parser__help_needs_no_torch() -> None:

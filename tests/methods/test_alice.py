@@ -19,14 +19,20 @@ from nnssl.networks.block_tokens import block_size
 from nnssl.networks.build import backbone_of
 from nnssl.networks.swin import SwinPyramid
 from nnssl.networks.vit import ViTPyramid
-from nnssl.pretraining.metrics import embedding_std
+from nnssl.pretraining.health import embedding_std
 from nnssl.pretraining.pictures import draw_panels
 from tests.methods.alice_batches import PATCH, alice_batch, alice_config, alice_method, match_with
 from tests.networks.helpers import load_reference, unet_configuration
 from tests.volumes import CT, MR, Channel, add_volume, index_volume, make_folder
 
 REFERENCE = load_reference("alice.json")
-OBJECTIVES: list[dict[str, Any]] = [{}, {"casa": "code"}, {"objective": "code"}, {"objective": "code", "casa": "code"}]
+OBJECTIVES: list[dict[str, Any]] = [
+    {},
+    {"standardise": False},
+    {"casa": "code"},
+    {"objective": "code"},
+    {"objective": "code", "casa": "code"},
+]
 
 
 def test_sample__crops_equal_the_reference_around_a_point(tmp_path: Path) -> None:
@@ -128,7 +134,7 @@ def test_step__no_gradient_reaches_the_target(
 
 def test_step__the_terms_are_the_papers(tmp_path: Path) -> None:
     """Cosines of crossed pairs of averages, and of tokens of the same crop, from the method's own vectors."""
-    config = alice_config()
+    config = alice_config(standardise=False)
     method = alice_method(config).eval()
     batch = method.augment(alice_batch(tmp_path, config))
     terms = method.step(batch).terms
@@ -153,6 +159,23 @@ def test_step__the_terms_are_the_papers(tmp_path: Path) -> None:
                 within += distance(seen[k], wanted[k]) / 2
     for name, value in (("across", across), ("within", within), ("reconstruction", error)):
         assert terms[name].item() == pytest.approx(value, rel=1e-4), name
+
+
+@pytest.mark.parametrize("standardise", [True, False])
+def test_step__what_all_crops_share_does_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, standardise: bool
+) -> None:
+    """A large constant on all vectors makes all of them alike; the terms are those without it."""
+    config = alice_config(standardise=standardise)
+    method = alice_method(config).double().eval()
+    floating = {k: v.double() if v.is_floating_point() else v for k, v in alice_batch(tmp_path, config).items()}
+    batch = method.augment(floating)
+    before = method.step(batch).terms["across"].item()
+    for head in (method.head, method.target["head"]):
+        monkeypatch.setattr(head, "forward", lambda x, own=head.forward: own(x) + 100)
+    after = method.step(batch).terms["across"].item()
+    assert before > 1e-3
+    assert after == pytest.approx(before, rel=1e-6) if standardise else after < 1e-4
 
 
 def test_step__the_codes_masks_are_columns_and_its_error_is_over_all_raw_voxels(tmp_path: Path) -> None:
@@ -187,7 +210,9 @@ def test_step__embeddings_tell_a_collapse(tmp_path: Path) -> None:
     config = alice_config()
     method = alice_method(config)
     batch = method.augment(alice_batch(tmp_path, config))
-    assert method.step(batch).embeddings.shape == (4, 8)
+    output = method.step(batch)
+    assert output.embeddings.shape == (4, 8)
+    assert output.pairs and torch.equal(output.pairs[0], output.embeddings) and output.pairs[1].shape == (4, 8)
     assert embedding_std(method.step(batch).embeddings) > 0
     torch.nn.init.zeros_(method.head.mlp[0].weight)  # type: ignore[arg-type]
     assert embedding_std(method.step(batch).embeddings) < 1e-6
@@ -234,7 +259,7 @@ def test_load_state_dict__another_runs_backbone_gives_an_equal_target() -> None:
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 def test_step__every_encoder_learns(tmp_path: Path, kind: str, options: dict[str, Any], precision: torch.dtype) -> None:
     torch.manual_seed(0)
-    config = alice_config(patch_size=(32, 32, 64), batch_size=1, **options)
+    config = alice_config(patch_size=(32, 32, 64), batch_size=2, **options)
     if kind == "vit":
         backbone: Any = ViTPyramid(1, (32, 32, 32), 4, 24, 32, 3, 4)
     elif kind == "swin":
@@ -288,6 +313,14 @@ def test_panels__show_both_crops_with_the_point_the_masks_and_the_targets(tmp_pa
 def test_config__refuses(option: str, value: Any) -> None:
     with pytest.raises(UserError, match=option):
         alice_config(**{option: value})
+
+
+def test_check__a_single_pair_cannot_be_standardised() -> None:
+    backbone = alice_method(alice_config()).backbone
+    with pytest.raises(UserError, match="batch_size=2 or more"):
+        Alice.check(alice_config(batch_size=1), backbone)
+    for allowed in ({"standardise": False}, {"objective": "code"}):
+        Alice.check(alice_config(batch_size=1, **allowed), backbone)
 
 
 def test_check__columns_count_as_one() -> None:

@@ -41,7 +41,7 @@ def test_run__every_method_writes_its_files_and_moves_its_weights(tmp_path: Path
     run = Pretraining(setup, CPU)
     before = {k: v.clone() for k, v in run.method.backbone.named_parameters() if v.requires_grad}
     run.run()
-    files = {LATEST, FINAL, "metrics.jsonl", "progress.png", "views.png"}
+    files = {LATEST, FINAL, "metrics.jsonl", "progress.png", "views.png", "summary.json"}
     if type(run.method).reconstruction is not Method.reconstruction:
         files.add("reconstruction.png")
     assert {f.name for f in setup.folder.iterdir()} == files
@@ -84,8 +84,12 @@ def test_run__interrupted_and_resumed_ends_bitwise_as_uninterrupted(
     for key in ("method_state", "optimiser_state", "step", "epoch"):
         assert _same_tensors(ends[0][key], ends[1][key]), key
     rows = [read_rows(s.folder / "metrics.jsonl") for s in (whole, parts)]
-    for name in ("loss", "val_loss", "embedding_std", "gradient_norm", "learning_rate"):
+    names = {"loss", "val_loss", "embedding_std", "gradient_norm", "learning_rate", "effective_rank", "health_rows"}
+    for name in names | ({"alignment", "uniformity"} & rows[0][0].keys()):
         assert [r[name] for r in rows[0]] == [r[name] for r in rows[1]], name
+    assert [r.keys() for r in rows[0]] == [r.keys() for r in rows[1]]
+    assert [r["samples"] for r in rows[1]] == [6, 6]  # of an epoch's both parts
+    assert rows[1][1]["total_device_hours"] == pytest.approx(sum(r["device_hours"] for r in rows[1]))
 
 
 def test_run__signal_handlers_come_back(tmp_path: Path) -> None:

@@ -1,0 +1,68 @@
+"""What a run tells after every epoch and at its end: files, log lines and trackers of the main process."""
+
+from __future__ import annotations
+
+import logging
+from types import TracebackType
+
+from nnssl.data.storage import write_json
+from nnssl.distributed import is_main, world_size
+from nnssl.pretraining.metrics import Row, collapse_warning, epoch_line, read_rows, write_rows
+from nnssl.pretraining.pictures import draw_progress
+from nnssl.pretraining.setup import Setup
+from nnssl.pretraining.signals import Interrupted
+from nnssl.pretraining.summary import summarise, summary_lines, totals
+from nnssl.pretraining.trackers import Tracker, open_trackers
+
+log = logging.getLogger("nnssl")
+
+METRICS, SUMMARY = "metrics.jsonl", "summary.json"
+
+
+class Reporter:
+    """Open while the run goes on, so that trackers learn how it ends.
+
+    Args:
+        setup: of the run.
+        epoch: finished epochs.
+    """
+
+    def __init__(self, setup: Setup, epoch: int) -> None:
+        self.setup, self.first = setup, epoch
+        self._trackers: list[Tracker] = []
+
+    def epoch(self, row: Row) -> None:
+        """Add the row of an epoch to `metrics.jsonl`, draw `progress.png`, write the epoch's line.
+
+        Rows of the same and of later epochs go: an earlier process wrote them after its last checkpoint.
+        """
+        file = self.setup.folder / METRICS
+        rows = [r for r in read_rows(file) if r["epoch"] < row["epoch"]] + [row]
+        row.update(totals(rows))
+        write_rows(file, rows)
+        draw_progress(rows, self.setup.folder / "progress.png", self.setup.folder.parent.name)
+        log.info(epoch_line(row, self.setup.config.num_epochs))
+        if warning := collapse_warning(row):
+            log.warning(warning)
+        for tracker in self._trackers:
+            tracker.log(row)
+
+    def summary(self) -> None:
+        """Write `summary.json` and its lines, after the last epoch."""
+        if rows := read_rows(self.setup.folder / METRICS):
+            summary = summarise(rows, world_size())
+            write_json(self.setup.folder / SUMMARY, summary)
+            for line in summary_lines(summary):
+                log.info(line)
+
+    def __enter__(self) -> Reporter:
+        """Open the trackers that are asked for; raises as `open_trackers`."""
+        if is_main():
+            self._trackers = open_trackers(self.setup, self.first)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for tracker in self._trackers:
+            tracker.close(failed=kind is not None and not issubclass(kind, Interrupted))

@@ -1,0 +1,144 @@
+"""TensorBoard and Weights & Biases: the rows of `metrics.jsonl` once more, where a run is asked for them."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Protocol
+
+from nnssl.errors import UserError
+from nnssl.methods.options import to_plain
+from nnssl.pretraining.metrics import Row
+from nnssl.pretraining.setup import Setup
+
+TENSORBOARD = "nnssl_tensorboard"
+WANDB = "nnUNet_wandb_enabled"  # nnU-Net's own, as are the two below
+_WANDB_PROJECT, _WANDB_MODE = "nnUNet_wandb_project", "nnUNet_wandb_mode"
+
+
+class Tracker(Protocol):
+    """Where the rows go."""
+
+    def log(self, row: Row) -> None:
+        """The row of an epoch."""
+
+    def close(self, failed: bool) -> None:
+        """The process ends, by an error or not."""
+
+
+def check_trackers() -> None:
+    """Refuse a run that asks for a tracker which is not installed.
+
+    Raises:
+        UserError: saying how to install it, or that a variable is neither 0 nor 1.
+    """
+    if _enabled(TENSORBOARD) and not _installed("tensorboard"):
+        raise UserError(f"{TENSORBOARD} asks for TensorBoard, which is not installed; run pip install "
+                        f"'nnssl[tensorboard]', or set {TENSORBOARD}=0")  # fmt: skip
+    if _enabled(WANDB) and not _installed("wandb"):
+        raise UserError(f"{WANDB} asks for Weights & Biases, which is not installed; run pip install wandb, or set "
+                        f"{WANDB}=0")  # fmt: skip
+
+
+def open_trackers(setup: Setup, epoch: int) -> list[Tracker]:
+    """Those that the environment asks for.
+
+    Args:
+        setup: of the run.
+        epoch: finished epochs; what was tracked of later ones is replaced.
+
+    Raises:
+        UserError: see `check_trackers`; Weights & Biases cannot be reached.
+    """
+    check_trackers()
+    trackers: list[Tracker] = []
+    if _enabled(TENSORBOARD):
+        trackers.append(_TensorBoard(setup.folder / "tensorboard", epoch))
+    if _enabled(WANDB):
+        trackers.append(_Wandb(setup))
+    return trackers
+
+
+class _TensorBoard:
+    def __init__(self, folder: Path, epoch: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writer: Any = SummaryWriter(str(folder), purge_step=epoch + 1)
+
+    def log(self, row: Row) -> None:
+        for name, value in _numbers(row).items():
+            self.writer.add_scalar(name, value, row["epoch"])
+        self.writer.flush()
+
+    def close(self, failed: bool) -> None:
+        self.writer.close()
+
+
+class _Wandb:
+    """As nnU-Net's `WandbLogger`: its folder lies in the run's, and a continued run goes on in it."""
+
+    def __init__(self, setup: Setup) -> None:
+        wandb = _wandb()
+        resumed = setup.resume is not None
+        if not resumed:
+            shutil.rmtree(setup.folder / "wandb", ignore_errors=True)
+        config = {"method": setup.method, "options": to_plain(setup.config), "configuration": setup.configuration,
+                  "plans": setup.plans["plans_name"], "fold": setup.fold, "JobID": _job()}  # fmt: skip
+        try:
+            self.run: Any = wandb.init(
+                project=os.environ.get(_WANDB_PROJECT, "nnunet"),
+                name=f"{setup.folder.parent.name}/{setup.folder.name}",
+                dir=str(setup.folder),
+                id=_wandb_id(setup.folder / "wandb" / "latest-run") if resumed else None,
+                mode=os.environ.get(_WANDB_MODE, "online"),
+                resume="allow" if resumed else "never",
+            )
+        except wandb.Error as error:
+            raise UserError(f"Weights & Biases cannot be used: {str(error).splitlines()[0]}; log in with wandb login, "
+                            f"or set {_WANDB_MODE}=offline or {WANDB}=0") from error  # fmt: skip
+        self.run.config.update(config, allow_val_change=True)
+        self.first = self.run.step if resumed else 0
+
+    def log(self, row: Row) -> None:
+        if row["epoch"] >= self.first:  # W&B takes no step twice
+            self.run.log(_numbers(row), step=row["epoch"])
+
+    def close(self, failed: bool) -> None:
+        self.run.finish(exit_code=int(failed))
+
+
+def _wandb() -> ModuleType:
+    import wandb
+
+    module: ModuleType = wandb
+    return module
+
+
+def _wandb_id(latest: Path) -> str | None:
+    """W&B's name for the run that the folder holds: its file is run-ID.wandb."""
+    files = sorted(latest.glob("run-*.wandb")) if latest.is_dir() else []
+    return files[0].stem.removeprefix("run-") if files else None
+
+
+def _job() -> str | None:
+    return os.environ.get("SLURM_JOB_ID") or os.environ.get("LSB_JOBID")
+
+
+def _numbers(row: Row) -> dict[str, float]:
+    return {name: value for name, value in row.items() if isinstance(value, int | float) and name != "epoch"}
+
+
+def _installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
+def _enabled(variable: str) -> bool:
+    value = os.environ.get(variable, "0")
+    if value in ("", "0", "False", "false"):
+        return False
+    if value in ("1", "True", "true"):
+        return True
+    raise UserError(f"{variable} is 0 or 1, not {value!r}")

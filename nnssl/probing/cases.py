@@ -1,0 +1,112 @@
+"""What a probe reads of a labelled dataset: crops to learn from, windows to measure on."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from nnssl.data.volumes import BloscVolume
+from nnssl.errors import UserError
+from nnssl.geometry import Box, sliding_window_boxes
+from nnssl.probing.data import ProbeData
+
+_FOREGROUND = 0.5  # of the crops are centred on a voxel of a random label
+_LOCATIONS = 1000  # voxels kept of a label of a case
+_STREAM = 17  # tells the probe's random numbers from the run's
+
+
+@dataclass(frozen=True)
+class LabelledCrop:
+    """A patch with its classes.
+
+    Args:
+        image: (C, Z, Y, X) float32, the plans' normalised values, zero outside the volume.
+        classes: (Z, Y, X) int64 positions in `ProbeData.values`, -1 where a voxel counts for nothing.
+    """
+
+    image: np.ndarray
+    classes: np.ndarray
+
+
+class LabelledCases:
+    """Reads the cases of a `ProbeData`; what it draws is a pure function of its arguments.
+
+    Args:
+        data: the dataset.
+        patch: (Z, Y, X) voxels of every crop.
+    """
+
+    def __init__(self, data: ProbeData, patch: Sequence[int]) -> None:
+        self.data, self.patch = data, np.asarray(patch)
+        self._places: dict[str, list[np.ndarray]] = {}
+        largest = max(*data.values, data.ignore or 0)
+        self._class_of = np.zeros(largest + 1, dtype=np.int64)
+        self._class_of[list(data.values)] = np.arange(len(data.values))
+        if data.ignore is not None:
+            self._class_of[data.ignore] = -1
+
+    def check(self) -> None:
+        """Make sure that something is labelled.
+
+        Raises:
+            UserError: no training case has a foreground voxel (its volumes were made before it had labels?).
+        """
+        if not any(self.places(case) for case in self.data.train):
+            images = self.data.folder.images
+            raise UserError(f"no preprocessed training case of {self.data.folder.name} has a labelled voxel; if it was "
+                            f"preprocessed before it had labels, delete {images} and run this again")  # fmt: skip
+
+    def places(self, case: str) -> list[np.ndarray]:
+        """Voxels (N, 3) of every foreground label that the case has, as nnU-Net's preprocessing sampled them."""
+        if case not in self._places:
+            with open(self.data.folder.images / f"{case}.pkl", "rb") as file:
+                found = pickle.load(file).get("class_locations", {})
+            wanted = [key for values in self.data.labels.values() for key in (values, *values[: len(values) == 1])]
+            arrays = [np.asarray(found[key])[:, 1:] for key in wanted if len(found.get(key, ()))]
+            self._places[case] = [a[:: -(-len(a) // _LOCATIONS)] for a in arrays]
+        return self._places[case]
+
+    def crop(self, seed: int, number: int) -> LabelledCrop:
+        """Crop `number` of the training cases."""
+        rng = np.random.default_rng([seed, _STREAM, number])
+        case = self.data.train[int(rng.integers(len(self.data.train)))]
+        volume, places = self._open(case), self.places(case)
+        size = volume.size
+        room = np.maximum(size - self.patch, 0)
+        if places and rng.random() < _FOREGROUND:
+            voxels = places[int(rng.integers(len(places)))]
+            start = np.clip(voxels[int(rng.integers(len(voxels)))] - self.patch // 2, 0, room)
+        else:
+            start = rng.integers(0, room, endpoint=True)
+        return self._read(volume, start)
+
+    def windows(self, case: str) -> list[Box]:
+        """Patches side by side that cover a case; on an axis on which it is smaller, all of it."""
+        return sliding_window_boxes(self._open(case).size.tolist(), self.patch.tolist(), (0, 0, 0))
+
+    def window(self, case: str, box: Box) -> tuple[LabelledCrop, tuple[slice, ...]]:
+        """The patch of a window of `windows`, and which part of it lies in the volume."""
+        volume = self._open(case)
+        before = _padding(volume.size, self.patch)
+        inside = tuple(slice(int(b), int(b + e)) for b, e in zip(before, box.stop - box.start, strict=True))
+        return self._read(volume, box.start), inside
+
+    def _read(self, volume: BloscVolume, start: np.ndarray) -> LabelledCrop:
+        begin = start - _padding(volume.size, self.patch)
+        stop = begin + self.patch
+        labels = volume.read_labels(begin, stop)
+        if (unknown := int(labels.max())) >= len(self._class_of):
+            raise UserError(f"{self.data.folder.name}: the label map of {volume.case} holds {unknown}, which its "
+                            f"dataset.json does not name; mend the file and preprocess the dataset anew")  # fmt: skip
+        return LabelledCrop(volume.read(begin, stop), self._class_of[np.maximum(labels, 0)])
+
+    def _open(self, case: str) -> BloscVolume:
+        return self.data.folder.open(case)  # a file stays open no longer than it is read: datasets may be large
+
+
+def _padding(size: np.ndarray, patch: np.ndarray) -> np.ndarray:
+    """Voxels (3,) of a patch before a volume that is smaller: it lies in the middle, as nnU-Net pads."""
+    return np.maximum(patch - size, 0) // 2
