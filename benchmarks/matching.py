@@ -1,6 +1,7 @@
 """Error of point matching in mm: centroids of labels, from every subject to every other; no label was trained on.
 
     python benchmarks/matching.py -m RUN -images imagesTs -labels labelsTs
+    python benchmarks/matching.py -m RUN -images imagesTs -labels labelsTs -cached    (as Alice pairs volumes)
 
 RUN is the folder of a pretraining with `sam` or `lapn`. The yardstick is the same relative position in the box of what
 is not air: of the volume as nnU-Net crops and preprocesses it, without its lowest values.
@@ -9,6 +10,7 @@ is not air: of the volume as nnU-Net crops and preprocesses it, without its lowe
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
 
@@ -18,9 +20,11 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from nnssl.finetuning.pixel_encoder import read_pixel_encoder
+from nnssl.matching.embeddings import PooledEncoder
 from nnssl.matching.images import PreparedImage, prepare_image
 from nnssl.matching.match import match_points
 from nnssl.matching.run import checkpoint_of, encode
+from nnssl.networks.build import resolve_configuration
 
 Floats = NDArray[np.float64]
 Landmark = tuple[int, int | None]  # label, and which of two parts along x
@@ -32,8 +36,12 @@ def main() -> None:
     parser.add_argument("-m", required=True, type=Path, dest="run")
     parser.add_argument("-images", required=True, type=Path)
     parser.add_argument("-labels", required=True, type=Path)
+    parser.add_argument("-cached", action="store_true", help="in the larger cells of the encodings that Alice caches")
     arguments = parser.parse_args()
     encoder = read_pixel_encoder(checkpoint_of(arguments.run))
+    if arguments.cached:
+        spacing = resolve_configuration(encoder.plans, encoder.configuration)["spacing"]
+        encoder = replace(encoder, encoder=PooledEncoder(encoder.encoder, spacing))
     ending = encoder.dataset_json["file_ending"]
     cases = sorted(file.name.removesuffix(ending) for file in arguments.labels.glob(f"*{ending}"))
     images = [prepare_image(arguments.images / c, encoder.plans, encoder.configuration, encoder.dataset_json)
