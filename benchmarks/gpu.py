@@ -1,0 +1,168 @@
+"""What one GPU makes of the package, in one call of at most ten minutes: steps of all methods, and a short run.
+
+    PYTHONPATH=. python benchmarks/gpu.py -o benchmarks/results
+    PYTHONPATH=. python benchmarks/gpu.py -device cpu -small         (a test of the script itself)
+
+1. Every method takes steps at its paper's size: network, patch, batch and crops of its preset in `plans/`, the options
+   that are its defaults, the loop's autocast (bf16 where the card has it), on crops of phantom torsos that its own
+   sampling cut. Where the memory does not suffice the batch is halved until it does, and the report says so.
+2. One method (-m) is pretrained for some minutes through the loop, with workers, probe and checkpoints.
+3. Other memory layouts of the convolutions are tried, where the package chooses one.
+
+`samples/s` counts volumes, as the loop does. `aug` to `opt` are shares of a step: augmentation with the copy to the
+card, forward and backward pass, optimiser with clipping and momentum network. `TFLOP` is what torch's counter finds in
+one forward and backward pass (what gradient checkpoints compute again included), `TFLOP/s` that over the whole step,
+and `peak` its share of a large matrix product measured on the same card. `sample ms` is what a loader worker takes for
+one volume. The files are written after every part, so that a call that is cut short leaves what was done.
+
+nnU-Net is not needed, nor are batchgenerators(v2), acvl-utils, SimpleITK, scikit-learn, nibabel and pandas. Besides
+torch and numpy it takes scipy, tqdm and matplotlib (any versions of the last years) and these, which are small (the
+versions are those it was tried with):
+
+    blosc2==4.14.1 with ndindex==1.10.1, numexpr==2.14.2 and msgpack==1.2.4
+    monai==1.6.1 and einops==0.8.2             voco, lapn, mae, alice
+    dynamic-network-architectures==0.4.4       sam (with pip's --no-deps: it asks for timm, which is not used here)
+    nvidia-ml-py==13.615.71                    the energy of the run; optional
+
+A method whose network lacks its package is named as such, and the others go on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from gpu_report import Report, describe_machine, time_matrix_product
+from gpu_run import short_run
+from gpu_setups import PRESETS, config_of, make_setup, plans_of, spacing_of
+from gpu_step import LAYOUTS, StepResult, measure, measure_what_fits, release
+from gpu_volumes import draw_torsos, write_volumes
+
+from nnssl.demo.phantom import Torso
+from nnssl.errors import UserError
+from nnssl.pretraining.launch import check_device
+
+log = logging.getLogger("nnssl")
+
+
+class Benchmark:
+    """The parts, and what they share.
+
+    Args:
+        device: to measure on.
+        small: toy sizes.
+        seconds: after which no part is begun.
+        folder: of the result files, if any.
+    """
+
+    def __init__(self, device: torch.device, small: bool, seconds: float, folder: Path | None) -> None:
+        self.device, self.small, self.end = device, small, time.monotonic() + seconds
+        self.report = Report(describe_machine(device), time_matrix_product(device, small), folder, small)
+        self.labelled = 2 if small else 6
+        self.torsos: list[Torso] = []
+        self.failed = False
+
+    @property
+    def left(self) -> float:
+        """Seconds."""
+        return self.end - time.monotonic()
+
+    def part(self, name: str, work: Callable[[], None]) -> None:
+        """Do a part if there is time, note what prevents it, and write what there is."""
+        log.info(f"{name} ({self.left:.0f} s left)")
+        if self.left <= 0:
+            self.report.notes.append(f"{name}: not begun, the time was used up")
+        else:
+            try:
+                work()
+            except (UserError, ImportError) as error:
+                self.report.notes.append(f"{name}: {error}")
+            except (RuntimeError, ValueError) as error:  # a method that fails must not cost the others' figures
+                log.exception(name)
+                self.failed = True
+                self.report.notes.append(f"{name}: FAILED, {type(error).__name__}: {str(error).splitlines()[0]}")
+        release(self.device)
+        self.report.write()
+
+    def draw(self) -> None:
+        """The phantoms of all parts."""
+        self.torsos = draw_torsos(3 + self.labelled if self.small else 12 + self.labelled)
+
+    def step(self, method: str, layout: str = "package") -> StepResult:
+        """Measure a method's step and add it to the report."""
+        plans, known = plans_of(method, self.small), self.measured(method)
+        options = {} if known is None else {"batch_size": known.batch}
+        if known is not None and known.crops is not None:
+            options["crops"] = known.crops
+        with tempfile.TemporaryDirectory() as folder:
+            volumes = write_volumes(Path(folder), "Dataset500_PhantomTorso", plans, self.torsos[:2],
+                                    spacing_of(plans, self.small))  # fmt: skip
+            config = config_of(method, plans, self.small, **options)
+            setup = make_setup(method, config, plans, volumes, volumes.cases(), Path(folder))
+            seconds = 0.5 if self.small else min(8.0, max(1.0, self.left / 10))
+            result = measure_what_fits(
+                setup, lambda s: measure(s, self.device, seconds, layout, count=layout == "package"), self.device
+            )
+        self.report.steps.append(result)
+        return result
+
+    def measured(self, method: str) -> StepResult | None:
+        """The step of a method in the package's own layout, if there is one."""
+        return next((s for s in self.report.steps if (s.method, s.layout) == (method, "package")), None)
+
+    def run(self, method: str, seconds: float) -> None:
+        """Pretrain a method whose step was measured."""
+        alone = self.measured(method)
+        if alone is None:
+            raise UserError("its step could not be measured")
+        with tempfile.TemporaryDirectory() as folder:
+            self.report.run = short_run(alone, self.torsos, self.labelled, self.device,
+                                        min(seconds, 0.6 * self.left), self.small, Path(folder))  # fmt: skip
+
+
+def measure_all(benchmark: Benchmark, methods: Sequence[str], pretrained: str | None, run_seconds: float) -> None:
+    """All parts, the most telling ones first."""
+    benchmark.part("drawing phantoms", benchmark.draw)
+    first = [pretrained] if pretrained else []
+    for method in dict.fromkeys([*first, *methods]):
+        benchmark.part(f"step of {method}", lambda method=method: benchmark.step(method))  # type: ignore[misc]
+    if pretrained:
+        benchmark.part(f"short run of {pretrained}", lambda: benchmark.run(pretrained, run_seconds))
+    for method in methods:
+        for layout in LAYOUTS.get(method, ()) if benchmark.measured(method) else ():
+            benchmark.part(f"{layout} of {method}", lambda m=method, o=layout: benchmark.step(m, o))  # type: ignore[misc]
+
+
+def main() -> int:
+    """Measure, print the report; 1 where a part failed that should not."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-device", default="cuda")
+    parser.add_argument("-only", nargs="+", choices=[*PRESETS], default=[*PRESETS], metavar="METHOD",
+                        help="methods whose steps are measured; all by default")  # fmt: skip
+    parser.add_argument("-m", choices=[*PRESETS, "none"], default="vox2vec", help="method of the short run, or none")
+    parser.add_argument("-seconds", type=float, default=480.0, help="begin no part after so many (default 480)")
+    parser.add_argument("-run_seconds", type=float, default=120.0, help="of the short run's training (default 120)")
+    parser.add_argument("-small", action="store_true", help="toy sizes, to try the script")
+    parser.add_argument("-o", type=Path, metavar="FOLDER", help="write gpu_<card>.txt and .json there")
+    given = parser.parse_args()
+    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
+    try:
+        check_device(given.device, 1)
+    except UserError as error:
+        log.error(f"error: {error}")
+        return 1
+    torch.backends.cudnn.benchmark = given.device == "cuda"  # as the command that starts the loop sets it
+    benchmark = Benchmark(torch.device(given.device), given.small, given.seconds, given.o)
+    measure_all(benchmark, given.only, None if given.m == "none" else given.m, given.run_seconds)
+    print(benchmark.report.text(), end="")
+    return int(benchmark.failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

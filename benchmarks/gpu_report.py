@@ -1,0 +1,154 @@
+"""The machine, its best matrix product, and the table that is printed and kept."""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+import shutil
+import subprocess
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from gpu_step import PARTS, StepResult, Timeline
+
+from nnssl.methods.base import MethodConfig
+from nnssl.pretraining.optimisation import choose_precision
+
+_HEADER = ("method", "layout", "network", "batch", "patch", "ms", "samples/s", "aug", "fwd", "bwd", "opt", "GiB",
+           "TFLOP", "TFLOP/s", "peak", "sample ms")  # fmt: skip
+
+
+@dataclass
+class Report:
+    """What was measured so far; written after every part, so that a call that is killed leaves it.
+
+    Args:
+        machine: by name.
+        matrix_product: FLOP/s of the measured one.
+        folder: of the files; None: they are not written.
+        small: whether sizes are those of a test.
+        steps, run, notes: results of the parts; sentences on what was not measured.
+    """
+
+    machine: dict[str, str]
+    matrix_product: float
+    folder: Path | None
+    small: bool
+    steps: list[StepResult] = field(default_factory=list)
+    run: dict[str, Any] | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def text(self) -> str:
+        """The whole report."""
+        lines = [f"{name}: {value}" for name, value in self.machine.items()]
+        lines.append(f"matrix product: {self.matrix_product / 1e12:.3g} TFLOP/s")
+        lines += ["", *_aligned([_HEADER, *(self._row(step) for step in self.steps)])]
+        lines += [f"{s.method}: out of memory with {', '.join(s.out_of_memory)} (volumes x crops)"
+                  for s in self.steps if s.out_of_memory]  # fmt: skip
+        if self.run:
+            lines += ["", *_run_lines(self.run)]
+        return "\n".join([*lines, *([""] if self.notes else []), *self.notes]) + "\n"
+
+    def write(self) -> None:
+        """Replace both files."""
+        if self.folder is None:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        name = re.sub(r"\W+", "_", self.machine["device"]).strip("_") + ("_small" if self.small else "")
+        steps = [{**asdict(s), "samples_per_second": s.samples_per_second} for s in self.steps]
+        content = {"machine": self.machine, "matrix_product_flop_per_second": self.matrix_product, "steps": steps,
+                   "run": self.run, "notes": self.notes}  # fmt: skip
+        for ending, text in (("txt", self.text()), ("json", json.dumps(content, indent=1) + "\n")):
+            temporary = self.folder / f".gpu_{name}.{ending}"
+            temporary.write_text(text)
+            temporary.replace(self.folder / f"gpu_{name}.{ending}")
+
+    def _row(self, s: StepResult) -> tuple[str, ...]:
+        rate = s.flop and s.flop / s.step
+        counted = [f"{s.flop / 1e12:.3g}", f"{rate / 1e12:.3g}", _percent(rate / self.matrix_product)] \
+            if s.flop and rate else ["-"] * 3  # fmt: skip
+        crops = f" x {s.crops}" if s.crops else ""
+        return (s.method, s.layout, f"{s.network} {s.parameters / 1e6:.1f} M", f"{s.batch}{crops}",
+                ",".join(map(str, s.patch)), f"{1000 * s.step:.1f}", f"{s.samples_per_second:.3g}",
+                *(_percent(s.parts[part] / s.step) for part in PARTS), f"{s.memory:.2f}", *counted,
+                f"{1000 * s.sampling:.0f}")  # fmt: skip
+
+
+def describe_machine(device: torch.device) -> dict[str, str]:
+    """Card, driver, versions, and the settings that the figures depend on."""
+    precision = choose_precision(MethodConfig(), device)
+    machine = {"device": "cpu", "torch": torch.__version__, "autocast": str(precision).removeprefix("torch.")}
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        machine |= {
+            "device": properties.name,
+            "memory": f"{properties.total_memory / 2**30:.1f} GiB",
+            "driver": _driver(),
+            "CUDA, cuDNN": f"{torch.version.cuda}, {torch.backends.cudnn.version()}",
+            "cudnn.benchmark": str(torch.backends.cudnn.benchmark),
+            "TF32": f"convolutions {torch.backends.cudnn.allow_tf32}, "
+                    f"matrix products {torch.backends.cuda.matmul.allow_tf32}",
+        }  # fmt: skip
+    return {**machine, "threads": str(torch.get_num_threads()), "system": f"{platform.system()} {platform.machine()}"}
+
+
+def time_matrix_product(device: torch.device, small: bool) -> float:
+    """FLOP/s of a square product of random matrices in the precision of the autocast, median of ten."""
+    size = 512 if small else 8192 if device.type == "cuda" else 2048
+    precision = choose_precision(MethodConfig(), device)
+    a, b = (torch.randn(size, size, device=device, dtype=precision) for _ in range(2))
+    for _ in range(3):
+        a @ b
+    timeline = Timeline(device)
+    timeline.mark()
+    for _ in range(10):
+        a @ b
+        timeline.mark()
+    return 2.0 * size**3 / median(timeline.seconds())
+
+
+def _driver() -> str:
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return "unknown"
+    asked = [tool, "--query-gpu=driver_version", "--format=csv,noheader"]
+    found = subprocess.run(asked, capture_output=True, text=True, timeout=60).stdout.split()
+    return found[0] if found else "unknown"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(w) if i < 5 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
+
+
+def _run_lines(run: dict[str, Any]) -> list[str]:
+    lines = [f"{run['method']} through the loop: {run['epochs']} epochs of {run['steps_per_epoch']} steps of "
+             f"{run['batch']} volumes, {run['volumes']} phantoms, {run['workers']} workers"]  # fmt: skip
+    names = {"loss": "loss", "samples_per_second": "samples/s", "data_wait": "data-wait", "memory_gib": "GiB",
+             "probe_share": "probe-time", "probe_linear_dice": "linear Dice", "probe_nonlinear_dice": "non-linear Dice",
+             "embedding_std": "deviation", "energy_kwh": "kWh"}  # fmt: skip
+    header = ("epoch", *names.values())
+    cells = [(str(row["epoch"]), *(_cell(row.get(key)) for key in names)) for row in run["rows"]]
+    after = run["after_the_first"]
+    return [*lines, *_aligned([header, *cells]),
+            f"after the first epoch: {after['samples_per_second']:.3g} samples/s, data-wait "
+            f"{_percent(after['data_wait'])}; alone a step would give {run['alone']:.3g} samples/s",
+            "Dice of the first and the last epoch: heads that begin anew learn too, so not all of the gain is the "
+            "features'"]  # fmt: skip
+
+
+def _cell(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"

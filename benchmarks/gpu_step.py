@@ -1,0 +1,278 @@
+"""One training step of a method, timed part by part as the loop does it."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from statistics import median
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from gpu_setups import BenchmarkSetup, smaller
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from nnssl.data.alignment import RelativePosition
+from nnssl.data.loader import SampleDataset
+from nnssl.errors import UserError
+from nnssl.methods.base import Batch, Method, to_device
+from nnssl.methods.registry import get_method
+from nnssl.networks import fpn, pimpic_encoder, unet
+from nnssl.networks.pyramid import to_channels_last
+from nnssl.pretraining.metrics import memory_gib
+from nnssl.pretraining.optimisation import build_optimiser, choose_precision
+
+PARTS = ("augmentation", "forward", "backward", "optimiser")
+LAYOUTS = {  # what else to try where the package chooses a layout, or where choosing one may be worth it (lapn)
+    "vox2vec": ("contiguous", "channels_last"),
+    "sam": ("contiguous",),
+    "pimpic": ("channels_last",),
+    "lapn": ("channels_last",),
+}
+_WARM = 3  # steps before the measured ones: cuDNN tries its algorithms, the optimiser makes its moments
+_MOST_STEPS = 20
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step costs; None where it was not measured.
+
+    Args:
+        method: its name.
+        layout: "package", or what was forced.
+        network: class of the backbone.
+        parameters: that are trained.
+        batch, crops, patch: volumes a step, crops of each that enter the network (None: not an option), and their size.
+        precision: of the autocast.
+        step: seconds, median.
+        parts: seconds of the parts of a step by name, medians; `augmentation` holds the copy to the card too.
+        steps: how many were measured.
+        memory: peak in GiB (allocated on the card; on a CPU of the process so far).
+        flop: of forward and backward pass, what gradient checkpoints compute again included.
+        sampling: seconds that a loader worker takes for one volume.
+        out_of_memory: batches (volumes, or crops of one volume) that did not fit.
+    """
+
+    method: str
+    layout: str
+    network: str
+    parameters: int
+    batch: int
+    crops: int | None
+    patch: tuple[int, ...]
+    precision: str
+    step: float
+    parts: dict[str, float]
+    steps: int
+    memory: float
+    flop: int | None
+    sampling: float
+    out_of_memory: tuple[str, ...] = ()
+
+    @property
+    def samples_per_second(self) -> float:
+        """Volumes a second, as the loop's epoch rows count."""
+        return self.batch / self.step
+
+
+class Timeline:
+    """Moments on the device's clock: CUDA events, which wait for nothing, or the wall clock on a CPU."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.cuda = device.type == "cuda"
+        self._marks: list[Any] = []
+
+    def mark(self) -> None:
+        """A moment: when the card has done what was launched before."""
+        if self.cuda:
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self._marks.append(event)
+        else:
+            self._marks.append(time.perf_counter())
+
+    def seconds(self) -> list[float]:
+        """Between the moments; waits for the card."""
+        if not self.cuda:
+            return [after - before for before, after in zip(self._marks, self._marks[1:], strict=False)]
+        torch.cuda.synchronize()
+        pairs = zip(self._marks, self._marks[1:], strict=False)
+        return [before.elapsed_time(after) / 1000 for before, after in pairs]
+
+
+class Stepper:
+    """A method with its optimiser and one batch, in the order and with the settings of the loop."""
+
+    def __init__(self, setup: BenchmarkSetup, device: torch.device, layout: str = "package") -> None:
+        self.setup, self.device = setup, device
+        torch.manual_seed(0)
+        with forced_layout(layout):
+            self.method: Method = _in_layout(setup.build_method(), layout).to(device)
+        self.optimiser = build_optimiser(setup.config, self.method.parameters())
+        self.precision = choose_precision(setup.config, device)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == torch.float16)
+        self.method.train()
+
+    def step(self, batch: Batch, number: int, mark: Callable[[], None]) -> None:
+        """One step; `mark` is called after every part."""
+        with torch.no_grad():
+            views = self.method.augment(to_device(batch, self.device, self.method.host_keys))
+        mark()
+        loss = self._loss(views)
+        mark()
+        self.optimiser.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        mark()
+        self.scaler.unscale_(self.optimiser)
+        nn.utils.clip_grad_norm_(self.method.parameters(), self.setup.config.gradient_clip or float("inf"))
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
+        self.method.after_step(number)
+        mark()
+
+    def flop(self, batch: Batch) -> int | None:
+        """Operations of one forward and backward pass, two a multiply-add; None where the count takes too much memory.
+
+        Convolutions and matrix products count, as in torch's counter.
+        """
+        with torch.no_grad():
+            views = self.method.augment(to_device(batch, self.device, self.method.host_keys))
+        self.optimiser.zero_grad(set_to_none=True)
+        counter = FlopCounterMode(display=False)
+        try:
+            with counter:
+                self._loss(views).backward()
+        except torch.cuda.OutOfMemoryError:
+            return None
+        return int(counter.get_total_flops())
+
+    def _loss(self, views: Batch) -> Tensor:
+        enabled = self.precision != torch.float32
+        with torch.autocast(self.device.type, dtype=self.precision if enabled else None, enabled=enabled):
+            loss: Tensor = self.method(views).loss
+        return loss
+
+
+def measure(
+    setup: BenchmarkSetup, device: torch.device, seconds: float, layout: str = "package", count: bool = True
+) -> StepResult:
+    """Measure steps for about so many seconds, three at least, after the warm-up; count operations if `count`.
+
+    Raises:
+        torch.cuda.OutOfMemoryError: the batch does not fit.
+    """
+    batch, sampling = _sampled(setup, device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    stepper = Stepper(setup, device, layout)
+    with forced_layout(layout):
+        rows = _timed_steps(stepper, batch, seconds)
+        memory = memory_gib(device)
+        flop = stepper.flop(batch) if count else None
+    parts = {name: median(column) for name, column in zip(PARTS, zip(*rows, strict=True), strict=True)}
+    config, backbone = setup.config, stepper.method.backbone
+    return StepResult(
+        setup.method, layout, type(backbone).__name__,
+        sum(p.numel() for p in stepper.method.parameters() if p.requires_grad),
+        int(config.batch_size or 0), getattr(config, "crops", None), tuple(config.patch_size or ()),
+        str(stepper.precision).removeprefix("torch."), median(sum(row) for row in rows), parts, len(rows), memory, flop,
+        sampling,
+    )  # fmt: skip
+
+
+def measure_what_fits(
+    setup: BenchmarkSetup, run: Callable[[BenchmarkSetup], StepResult], device: torch.device
+) -> StepResult:
+    """Halve the batch, then the crops of one volume, until `run` finds memory for it.
+
+    Raises:
+        UserError: not even the smallest batch fits, or the method refuses it.
+    """
+    failed: list[str] = []
+    while True:
+        # outside of the handler: an exception keeps the tensors of all frames that it went through
+        with contextlib.suppress(torch.cuda.OutOfMemoryError):
+            return replace(run(setup), out_of_memory=tuple(failed))
+        release(device)
+        config = setup.config
+        failed.append(f"{config.batch_size} x {getattr(config, 'crops', 1)}")
+        config_left = smaller(config)
+        if config_left is None:
+            raise UserError(f"out of memory with {' and '.join(failed)} (volumes x crops)")
+        setup = replace(setup, config=config_left)
+
+
+def release(device: torch.device) -> None:
+    """Give back what the last part left."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+@contextlib.contextmanager
+def forced_layout(layout: str) -> Iterator[None]:
+    """Maps and weights of all convolutions in one layout: "contiguous" or "channels_last"; "package": as they are."""
+    if layout == "package":
+        yield
+        return
+    convert: Callable[[Tensor], Tensor] = to_channels_last if layout == "channels_last" else Tensor.contiguous
+    with (
+        patch.object(fpn, "_layout", lambda channels: _format(layout)),
+        patch.object(fpn, "to_channels_last", convert),
+        patch.object(unet, "to_channels_last", convert),
+        patch.object(pimpic_encoder, "_in_fast_layout", lambda x, channels: convert(x)),
+    ):
+        yield
+
+
+def _format(layout: str) -> torch.memory_format:
+    return torch.channels_last_3d if layout == "channels_last" else torch.contiguous_format
+
+
+def _in_layout(method: Method, layout: str) -> Method:
+    for parameter in method.parameters():
+        if layout != "package" and parameter.dim() == 5:
+            parameter.data = parameter.data.contiguous(memory_format=_format(layout))
+    return method
+
+
+def _sampled(setup: BenchmarkSetup, device: torch.device) -> tuple[Batch, float]:
+    """The first batch of a run, in pinned memory for a card, and the seconds that one volume took."""
+    method = get_method(setup.method)
+    dataset = SampleDataset(method, setup.config, setup.train, setup.val, RelativePosition())
+    samples, seconds = [], []
+    for position in range(int(setup.config.batch_size or 0)):
+        begin = time.perf_counter()
+        _, sample = dataset["train", 0, position]
+        seconds.append(time.perf_counter() - begin)
+        if isinstance(sample, str):
+            raise UserError(sample)
+        samples.append(sample)
+    batch = method.collate(samples)
+    return ({k: v.pin_memory() for k, v in batch.items()} if device.type == "cuda" else batch), median(seconds)
+
+
+def _timed_steps(stepper: Stepper, batch: Batch, seconds: float) -> list[list[float]]:
+    """Seconds of every part of every measured step."""
+
+    def nothing() -> None:
+        pass
+
+    for number in range(_WARM):
+        begin = time.perf_counter()
+        stepper.step(batch, number, nothing)
+        if stepper.device.type == "cuda":
+            torch.cuda.synchronize()
+        last = time.perf_counter() - begin
+    count = min(_MOST_STEPS, max(3, int(seconds / last)))
+    timeline = Timeline(stepper.device)
+    timeline.mark()
+    for number in range(_WARM, _WARM + count):
+        stepper.step(batch, number, timeline.mark)
+    spans = timeline.seconds()
+    return [spans[i : i + len(PARTS)] for i in range(0, len(spans), len(PARTS))]
