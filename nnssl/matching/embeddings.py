@@ -1,7 +1,8 @@
 """Encodings of preprocessed volumes on the disk: float16, memory-mapped, at a size that does not depend on the encoder.
 
 Beside nnU-Net's folder `<data_identifier>` lies one folder an encoder, `<data_identifier>_embeddings_<key>`, with
-`<case>.<map>.npy` for every map and `<case>.json`, which is written last: a case that has it is whole.
+`<case>.<map>.npy` for every map, `<case>.<map>_lengths.npy` for those that searches interpolate, and `<case>.json`,
+which is written last: a case that has it is whole.
 """
 
 from __future__ import annotations
@@ -21,12 +22,14 @@ from nnssl.data.storage import write_json
 from nnssl.data.volumes import VolumeFolder
 from nnssl.losses.normalise import l2_normalise
 from nnssl.matching.encode import EncodedImage
+from nnssl.matching.match import interpolated_lengths
 from nnssl.networks.encodings import PixelEncoder
 from nnssl.networks.pyramid import Stride
 
 # Alice's code keeps a cell of 4 mm (2 mm voxels, stride 2; methods.md 4.1): 139 MB for 340 x 340 x 300 mm, 128 numbers.
 CELL_MM = 4.0
 _ROUNDING = 1e-3
+_LENGTHS = "_lengths"
 
 
 class PooledEncoder(PixelEncoder):
@@ -77,13 +80,19 @@ def save_embeddings(folder: VolumeFolder, case: str, key: str, encoded: EncodedI
     """
     home = embedding_folder(folder, key)
     home.mkdir(exist_ok=True)
-    for name, values in encoded.maps.items():
+    tensors = {name: values.to(torch.float16) for name, values in encoded.maps.items()}
+    lengths = interpolated_lengths(encoded)
+    tensors |= {f"{name}{_LENGTHS}": values for name, values in lengths.items()}
+    for name, values in tensors.items():
         _save(home / f"{case}.{name}.npy", values)
-    write_json(
-        home / f"{case}.json",
-        {"size": [int(n) for n in encoded.size], "strides": encoded.strides, "image_bytes": _image_bytes(folder, case)},
-    )
-    return sum(values.numel() * values.element_size() for values in encoded.maps.values())
+    described = {
+        "size": [int(n) for n in encoded.size],
+        "strides": encoded.strides,
+        "lengths": sorted(lengths),
+        "image_bytes": _image_bytes(folder, case),
+    }
+    write_json(home / f"{case}.json", described)
+    return sum(values.numel() * values.element_size() for values in tensors.values())
 
 
 def has_embeddings(folder: VolumeFolder, case: str, key: str) -> bool:
@@ -101,9 +110,14 @@ def open_embeddings(folder: VolumeFolder, case: str, key: str) -> EncodedImage:
     home = embedding_folder(folder, key)
     described = json.loads((home / f"{case}.json").read_text())
     strides: dict[str, Stride] = {name: cast(Stride, tuple(s)) for name, s in described["strides"].items()}
-    # "c" and not "r": torch takes no array that cannot be written to; nothing is written
-    maps = {name: torch.from_numpy(np.load(home / f"{case}.{name}.npy", mmap_mode="c")) for name in strides}
-    return EncodedImage(maps, strides, cast(tuple[int, int, int], tuple(described["size"])))
+
+    def load(name: str) -> Tensor:
+        # "c" and not "r": torch takes no array that cannot be written to; nothing is written
+        return torch.from_numpy(np.load(home / f"{case}.{name}.npy", mmap_mode="c"))
+
+    maps = {name: load(name) for name in strides}
+    lengths = {name: load(f"{name}{_LENGTHS}") for name in described.get("lengths", [])}
+    return EncodedImage(maps, strides, cast(tuple[int, int, int], tuple(described["size"])), lengths)
 
 
 def _image_bytes(folder: VolumeFolder, case: str) -> int:
@@ -115,7 +129,7 @@ def _save(file: Path, values: Tensor) -> None:
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
     try:
         with open(temporary, "wb") as opened:
-            np.save(opened, values.to(torch.float16).numpy())
+            np.save(opened, values.numpy())
         os.replace(temporary, file)
     finally:
         temporary.unlink(missing_ok=True)

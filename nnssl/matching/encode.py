@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -22,11 +22,14 @@ class EncodedImage:
         maps: by name, such as "fine" and "coarse": (d, ceil(Z / s_z), ...) float16 unit vectors on the CPU.
         strides: voxels (z, y, x) a cell, by name.
         size: (Z, Y, X) voxels of the image.
+        lengths: of the vectors of other maps at the fine cells, see `nnssl.matching.match.interpolated_lengths`, by
+            name; those that are missing are computed in every search.
     """
 
     maps: dict[str, Tensor]
     strides: dict[str, Stride]
     size: tuple[int, int, int]
+    lengths: dict[str, Tensor] = field(default_factory=dict)
 
 
 @torch.no_grad()

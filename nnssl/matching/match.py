@@ -19,6 +19,8 @@ Floats = NDArray[np.float64]
 _FINE = "fine"  # the map whose cells are compared
 _CELLS = 2**17  # of the key image at a time: 64 MB of 128 channels
 _POINTS = 64  # at a time
+_PLANES = 16  # of fine cells at a time, for the lengths
+_EPS = 1e-12
 
 
 @dataclass(frozen=True)
@@ -113,18 +115,43 @@ def _best(vectors: Mapping[str, Tensor], key: EncodedImage) -> Matches:
 def _similarities(vectors: Mapping[str, Tensor], key: EncodedImage) -> Iterator[tuple[int, Tensor]]:
     """Yield the first plane, and (N, planes, Y, X), of one part of the fine cells after the other."""
     names = [name for name in vectors if name in key.maps]
-    others = {name: key.maps[name].float()[None] for name in names if name != _FINE}
+    others = [name for name in names if name != _FINE]
+    # cosines with interpolated vectors are interpolated products, divided by the lengths of those vectors
+    products = {name: torch.einsum("nd,dzyx->nzyx", vectors[name], key.maps[name].float()) for name in others}
     fine = key.maps[_FINE]
     _, depth, height, width = fine.shape
     planes = max(1, _CELLS // (height * width))
     for first in range(0, depth, planes):
         part = fine[:, first : first + planes]
         total = vectors[_FINE] @ l2_normalise(part, dim=0).flatten(1)
-        for name, cells in others.items():
-            grid = sampling_grid(key, name, first, part.shape[1:])
-            wide = F.grid_sample(cells, grid, mode="bilinear", padding_mode="border", align_corners=False)[0]
-            total += vectors[name] @ l2_normalise(wide, dim=0).flatten(1)
+        for name in others:
+            lengths = key.lengths.get(name)
+            known = _lengths(key, name, first, planes) if lengths is None else lengths[first : first + planes]
+            total += (_at_fine_cells(products[name], key, name, first, planes) / known.clamp_min(_EPS)).flatten(1)
         yield first, (total / len(names)).unflatten(1, part.shape[1:])
+
+
+def interpolated_lengths(image: EncodedImage) -> dict[str, Tensor]:
+    """Lengths (Z, Y, X) float32 of the other maps' vectors, interpolated at the fine cells, by name.
+
+    They are what takes longest in a search; one that keeps an image for many can keep them with it.
+    """
+    depth = image.maps[_FINE].shape[1]
+    return {
+        name: torch.cat([_lengths(image, name, first, _PLANES) for first in range(0, depth, _PLANES)])
+        for name in image.maps.keys() - {_FINE}
+    }
+
+
+def _lengths(key: EncodedImage, name: str, first: int, planes: int) -> Tensor:
+    return torch.linalg.vector_norm(_at_fine_cells(key.maps[name].float(), key, name, first, planes), dim=0)
+
+
+def _at_fine_cells(values: Tensor, key: EncodedImage, name: str, first: int, planes: int) -> Tensor:
+    """Values (N, ...) of another map's cells, interpolated at some planes of the fine cells: (N, planes, Y, X)."""
+    size = key.maps[_FINE][:, first : first + planes].shape[1:]
+    grid = sampling_grid(key, name, first, size)
+    return F.grid_sample(values[None], grid, mode="bilinear", padding_mode="border", align_corners=False)[0]
 
 
 def sampling_grid(key: EncodedImage, name: str, first: int, size: torch.Size) -> Tensor:

@@ -17,6 +17,7 @@ from nnssl.matching.embeddings import (
     save_embeddings,
 )
 from nnssl.matching.encode import encode_image
+from nnssl.matching.match import interpolated_lengths
 from tests.matching.encoders import averaging_encoder
 from tests.volumes import add_volume, make_folder
 
@@ -57,13 +58,16 @@ def test_save_embeddings__are_read_as_they_were_and_made_anew_for_another_volume
     encoded = encode_image(averaging_encoder(), image, (8, 8, 8))
     assert not has_embeddings(folder, "a.1", "key")
     size = save_embeddings(folder, "a.1", "key", encoded)
-    assert size == 2 * (16 * 10 * 7 * 6 + 12 * 5 * 4 * 3)
+    assert size == 2 * (16 * 10 * 7 * 6 + 12 * 5 * 4 * 3) + 4 * 10 * 7 * 6
     assert has_embeddings(folder, "a.1", "key") and not has_embeddings(folder, "a.1", "other")
     again = open_embeddings(folder, "a.1", "key")
     assert again.size == (10, 14, 12) and again.strides == encoded.strides
     assert all(torch.equal(again.maps[name], values) for name, values in encoded.maps.items())
+    assert torch.equal(again.lengths["coarse"], interpolated_lengths(encoded)["coarse"])
     home = embedding_folder(folder, "key")
     assert home.parent == folder.images.parent and home.name == "nnUNetPlans_3d_fullres_embeddings_key"
-    assert sorted(file.name for file in home.iterdir()) == ["a.1.coarse.npy", "a.1.fine.npy", "a.1.json"]
+    assert sorted(file.name for file in home.iterdir()) == [
+        "a.1.coarse.npy", "a.1.coarse_lengths.npy", "a.1.fine.npy", "a.1.json"
+    ]  # fmt: skip
     add_volume(folder, "a.1", image[:, :9])
     assert not has_embeddings(folder, "a.1", "key")

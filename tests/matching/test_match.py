@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,14 @@ from torch import Tensor
 
 from nnssl.losses.normalise import l2_normalise
 from nnssl.matching.encode import EncodedImage, encode_image
-from nnssl.matching.match import Matches, distance_back, match_points, read_encodings, similarity_map
+from nnssl.matching.match import (
+    Matches,
+    distance_back,
+    interpolated_lengths,
+    match_points,
+    read_encodings,
+    similarity_map,
+)
 from tests.matching.encoders import averaging_encoder
 
 REFERENCE = json.loads((Path(__file__).parent.parent / "reference" / "sam.json").read_text())["matching"]["example"]
@@ -102,6 +110,18 @@ def test_similarity_map__coarse_cells_are_interpolated_as_between_centres() -> N
     np.testing.assert_allclose(similarity_map(key, key, [1.0, 2.0, 3.0]), expected, atol=2e-3)
     # the point itself is read in the same way
     torch.testing.assert_close(vectors["coarse"][0], wide[:, 1, 2, 3], rtol=0, atol=2e-3)
+
+
+def test_interpolated_lengths__kept_ones_change_nothing_and_are_those_of_interpolated_vectors() -> None:
+    image = encode_image(
+        averaging_encoder(), np.random.default_rng(0).normal(size=(1, 34, 12, 14)).astype(np.float32), (16, 8, 8)
+    )
+    lengths = interpolated_lengths(image)
+    assert lengths.keys() == {"coarse"} and lengths["coarse"].shape == image.maps["fine"].shape[1:]
+    assert (lengths["coarse"] < 1.001).all() and lengths["coarse"].min() < 0.99, "shorter between unlike cells"
+    kept = replace(image, lengths=lengths)
+    for point in ((3, 5, 7), (33, 0, 13)):
+        np.testing.assert_array_equal(similarity_map(image, kept, point), similarity_map(image, image, point))
 
 
 def test_match_points__a_cell_that_ends_behind_the_image_gives_a_point_inside() -> None:

@@ -34,7 +34,7 @@ from tests.pretrainings import write_pretraining
 DATASET = "Dataset500_Phantom"
 RUN = f"{DATASET}/nnssl_alice__nnsslPlans_tiny__3d_fullres/fold_all"
 ARGUMENTS = ["-d", "500", "-m", "alice", "-p", "nnsslPlans_tiny", "-device", "cpu", "-o", "num_epochs=1",
-             "steps_per_epoch=1", "val_steps_per_epoch=1", "batch_size=1", "patch_size=16,32,32", "token_width=12",
+             "steps_per_epoch=1", "val_steps_per_epoch=1", "batch_size=2", "patch_size=16,32,32", "token_width=12",
              "decoder_width=12", "decoder_depth=1", "decoder_heads=2", "head_dim=8", "head_hidden=16",
              "head_bottleneck=6", "match_draws=4", "match_threshold=0.5"]  # fmt: skip
 
@@ -126,7 +126,7 @@ def test_prepare_embeddings__once_a_volume(
     cell = np.array(own) * folder.spacing
     assert ((factors == 1) | (factors * cell <= 4.01)).all() and (2 * factors * cell > 4).all()
     assert (factors > 1).any() == (method == "lapn"), "whose cells are voxels"
-    size = sum(2 * m.numel() for m in encoded.maps.values())
+    size = sum(t.numel() * t.element_size() for t in (*encoded.maps.values(), *encoded.lengths.values()))
     assert f"encoded 3 of 3 volumes, {size:,.0f} bytes a volume" in caplog.text
     calls: list[str] = []
 
