@@ -19,7 +19,7 @@ nnU-Net is not needed, nor are batchgenerators(v2), acvl-utils, SimpleITK, sciki
 torch and numpy it takes scipy, tqdm and matplotlib (any versions of the last years) and these, which are small (the
 versions are those it was tried with):
 
-    blosc2==4.14.1 with ndindex==1.10.1, numexpr==2.14.2 and msgpack==1.2.4
+    blosc2==4.14.1 with ndindex==1.10.1, numexpr==2.14.2, msgpack==1.2.4 and httpx==0.28.1, which it imports
     monai==1.6.1 and einops==0.8.2             voco, lapn, mae, alice
     dynamic-network-architectures==0.4.4       sam (with pip's --no-deps: it asks for timm, which is not used here)
     nvidia-ml-py==13.615.71                    the energy of the run; optional
@@ -35,15 +35,19 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from gpu_report import Report, describe_machine, time_matrix_product
 from gpu_run import short_run
-from gpu_setups import PRESETS, config_of, make_setup, plans_of, spacing_of
+from gpu_setups import PRESETS, BenchmarkSetup, config_of, make_setup, plans_of, spacing_of
 from gpu_step import LAYOUTS, StepResult, measure, measure_what_fits, release
 from gpu_volumes import draw_torsos, write_volumes
 
+from nnssl.data.volumes import VolumeFolder
 from nnssl.demo.phantom import Torso
 from nnssl.errors import UserError
 from nnssl.pretraining.launch import check_device
@@ -59,21 +63,23 @@ class Benchmark:
         small: toy sizes.
         seconds: after which no part is begun.
         folder: of the result files, if any.
+        root: an empty folder for volumes and the run.
     """
 
-    def __init__(self, device: torch.device, small: bool, seconds: float, folder: Path | None) -> None:
-        self.device, self.small, self.end = device, small, time.monotonic() + seconds
+    def __init__(self, device: torch.device, small: bool, seconds: float, folder: Path | None, root: Path) -> None:
+        self.device, self.small, self.root, self.end = device, small, root, time.monotonic() + seconds
         self.report = Report(describe_machine(device), time_matrix_product(device, small), folder, small)
         self.labelled = 2 if small else 6
         self.torsos: list[Torso] = []
         self.failed = False
+        self._volumes: dict[str, VolumeFolder] = {}
 
     @property
     def left(self) -> float:
         """Seconds."""
         return self.end - time.monotonic()
 
-    def part(self, name: str, work: Callable[[], None]) -> None:
+    def part(self, name: str, work: Callable[[], object]) -> None:
         """Do a part if there is time, note what prevents it, and write what there is."""
         log.info(f"{name} ({self.left:.0f} s left)")
         if self.left <= 0:
@@ -92,25 +98,32 @@ class Benchmark:
 
     def draw(self) -> None:
         """The phantoms of all parts."""
-        self.torsos = draw_torsos(3 + self.labelled if self.small else 12 + self.labelled)
+        self.torsos = draw_torsos(2 + self.labelled if self.small else 12 + self.labelled)
 
-    def step(self, method: str, layout: str = "package") -> StepResult:
+    def step(self, method: str, layout: str = "package") -> None:
         """Measure a method's step and add it to the report."""
         plans, known = plans_of(method, self.small), self.measured(method)
         options = {} if known is None else {"batch_size": known.batch}
         if known is not None and known.crops is not None:
             options["crops"] = known.crops
-        with tempfile.TemporaryDirectory() as folder:
-            volumes = write_volumes(Path(folder), "Dataset500_PhantomTorso", plans, self.torsos[:2],
-                                    spacing_of(plans, self.small))  # fmt: skip
-            config = config_of(method, plans, self.small, **options)
-            setup = make_setup(method, config, plans, volumes, volumes.cases(), Path(folder))
-            seconds = 0.5 if self.small else min(8.0, max(1.0, self.left / 10))
-            result = measure_what_fits(
-                setup, lambda s: measure(s, self.device, seconds, layout, count=layout == "package"), self.device
+        volumes = self.volumes(method, plans)
+        setup = make_setup(method, config_of(method, plans, self.small, **options), plans, volumes, volumes.cases(),
+                           self.root)  # fmt: skip
+        seconds = min(8.0, max(1.0, self.left / 10))
+
+        def run(setup: BenchmarkSetup) -> StepResult:
+            return measure(setup, self.device, seconds, self.small, layout, count=known is None)
+
+        result = measure_what_fits(setup, run, self.device)
+        self.report.steps.append(result if known is None else replace(result, flop=known.flop))
+
+    def volumes(self, method: str, plans: dict[str, Any]) -> VolumeFolder:
+        """Two phantoms, preprocessed for a method's preset; written once."""
+        if PRESETS[method] not in self._volumes:
+            self._volumes[PRESETS[method]] = write_volumes(
+                self.root, PRESETS[method], plans, self.torsos[:2], spacing_of(plans, self.small)
             )
-        self.report.steps.append(result)
-        return result
+        return self._volumes[PRESETS[method]]
 
     def measured(self, method: str) -> StepResult | None:
         """The step of a method in the package's own layout, if there is one."""
@@ -121,9 +134,8 @@ class Benchmark:
         alone = self.measured(method)
         if alone is None:
             raise UserError("its step could not be measured")
-        with tempfile.TemporaryDirectory() as folder:
-            self.report.run = short_run(alone, self.torsos, self.labelled, self.device,
-                                        min(seconds, 0.6 * self.left), self.small, Path(folder))  # fmt: skip
+        self.report.run = short_run(alone, self.torsos, self.labelled, self.device, min(seconds, 0.6 * self.left),
+                                    self.small, self.root)  # fmt: skip
 
 
 def measure_all(benchmark: Benchmark, methods: Sequence[str], pretrained: str | None, run_seconds: float) -> None:
@@ -131,12 +143,12 @@ def measure_all(benchmark: Benchmark, methods: Sequence[str], pretrained: str | 
     benchmark.part("drawing phantoms", benchmark.draw)
     first = [pretrained] if pretrained else []
     for method in dict.fromkeys([*first, *methods]):
-        benchmark.part(f"step of {method}", lambda method=method: benchmark.step(method))  # type: ignore[misc]
+        benchmark.part(f"step of {method}", partial(benchmark.step, method))
     if pretrained:
-        benchmark.part(f"short run of {pretrained}", lambda: benchmark.run(pretrained, run_seconds))
+        benchmark.part(f"short run of {pretrained}", partial(benchmark.run, pretrained, run_seconds))
     for method in methods:
         for layout in LAYOUTS.get(method, ()) if benchmark.measured(method) else ():
-            benchmark.part(f"{layout} of {method}", lambda m=method, o=layout: benchmark.step(m, o))  # type: ignore[misc]
+            benchmark.part(f"{layout} of {method}", partial(benchmark.step, method, layout))
 
 
 def main() -> int:
@@ -158,8 +170,9 @@ def main() -> int:
         log.error(f"error: {error}")
         return 1
     torch.backends.cudnn.benchmark = given.device == "cuda"  # as the command that starts the loop sets it
-    benchmark = Benchmark(torch.device(given.device), given.small, given.seconds, given.o)
-    measure_all(benchmark, given.only, None if given.m == "none" else given.m, given.run_seconds)
+    with tempfile.TemporaryDirectory() as folder:
+        benchmark = Benchmark(torch.device(given.device), given.small, given.seconds, given.o, Path(folder))
+        measure_all(benchmark, given.only, None if given.m == "none" else given.m, given.run_seconds)
     print(benchmark.report.text(), end="")
     return int(benchmark.failed)
 

@@ -22,6 +22,9 @@ _HEADER = ("method", "layout", "network", "batch", "patch", "ms", "samples/s", "
            "TFLOP", "TFLOP/s", "peak", "sample ms")  # fmt: skip
 
 
+_LEFT = 5  # columns of words
+
+
 @dataclass
 class Report:
     """What was measured so far; written after every part, so that a call that is killed leaves it.
@@ -74,7 +77,7 @@ class Report:
         crops = f" x {s.crops}" if s.crops else ""
         return (s.method, s.layout, f"{s.network} {s.parameters / 1e6:.1f} M", f"{s.batch}{crops}",
                 ",".join(map(str, s.patch)), f"{1000 * s.step:.1f}", f"{s.samples_per_second:.3g}",
-                *(_percent(s.parts[part] / s.step) for part in PARTS), f"{s.memory:.2f}", *counted,
+                *(_percent(s.parts[part] / sum(s.parts.values())) for part in PARTS), f"{s.memory:.2f}", *counted,
                 f"{1000 * s.sampling:.0f}")  # fmt: skip
 
 
@@ -126,12 +129,11 @@ def _percent(share: float) -> str:
 
 def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            cell.ljust(w) if i < 5 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
+    lines = []
+    for row in rows:
+        cells = zip(row, widths, strict=True)
+        lines.append("  ".join(c.ljust(w) if i < _LEFT else c.rjust(w) for i, (c, w) in enumerate(cells)).rstrip())
+    return lines
 
 
 def _run_lines(run: dict[str, Any]) -> list[str]:

@@ -49,11 +49,12 @@ _TOKENS = {"token_width": 12, "decoder_width": 12, "decoder_depth": 1, "decoder_
 _TOY_VIT = {"image_size": [32, 48, 48], "feature_size": 4, "hidden_size": 48, "mlp_dim": 96, "num_heads": 4,
             "num_layers": 4}  # fmt: skip
 _TOYS = {
-    "vox2vec": Toy({"base_channels": 4}, (16, 32, 32), 2, {"voxels_per_pair": 64}),
-    "voco": Toy({"feature_size": 12, "use_checkpoint": False}, (32, 32, 32), 2, {"grid": (1, 2, 2),
-                "projection_dim": 16}),
+    "vox2vec": Toy({"base_channels": 2}, (16, 32, 32), 2, {"voxels_per_pair": 64}),
+    "voco": Toy({"feature_size": 12, "depths": [1, 1, 1, 1], "window_size": 4}, (32, 32, 64), 1, {
+        "crops": 1, "grid": (1, 1, 2), "projection_dim": 16}),
     "pimpic": Toy({"base_channels": 4}, (32, 32, 32), 1, {"crops": 4, "projection_dim": 8}),
-    "lapn": Toy({"channels": [8, 8, 16, 16, 16]}, (32, 32, 32), 2, {"points_per_pair": 64, "queue_size": 200}),
+    "lapn": Toy({"channels": [4, 4, 8, 8, 8], "num_res_units": 1, "encoding_channels": 8}, (32, 32, 32), 2, {
+        "points_per_pair": 64, "queue_size": 200}),
     "sam": Toy({"features_per_stage": [4, 8, 8, 16, 16]}, (16, 48, 48), 2, {
         "points_per_pair": 60, "embedding_dim": 8, "fine_queries": 12, "fine_ignore_mm": 4.0, "fine_ranked": 60,
         "fine_negatives": 20, "global_negatives": 10}),

@@ -158,9 +158,16 @@ class Stepper:
 
 
 def measure(
-    setup: BenchmarkSetup, device: torch.device, seconds: float, layout: str = "package", count: bool = True
+    setup: BenchmarkSetup,
+    device: torch.device,
+    seconds: float,
+    small: bool = False,
+    layout: str = "package",
+    count: bool = True,
 ) -> StepResult:
-    """Measure steps for about so many seconds, three at least, after the warm-up; count operations if `count`.
+    """Measure steps for about so many seconds, three at least, after the warm-up; few if `small`.
+
+    Operations are counted if `count`, which takes a further pass.
 
     Raises:
         torch.cuda.OutOfMemoryError: the batch does not fit.
@@ -170,7 +177,7 @@ def measure(
         torch.cuda.reset_peak_memory_stats(device)
     stepper = Stepper(setup, device, layout)
     with forced_layout(layout):
-        rows = _timed_steps(stepper, batch, seconds)
+        rows = _timed_steps(stepper, batch, 0.0 if small else seconds, 1 if small else _WARM)
         memory = memory_gib(device)
         flop = stepper.flop(batch) if count else None
     parts = {name: median(column) for name, column in zip(PARTS, zip(*rows, strict=True), strict=True)}
@@ -257,13 +264,13 @@ def _sampled(setup: BenchmarkSetup, device: torch.device) -> tuple[Batch, float]
     return ({k: v.pin_memory() for k, v in batch.items()} if device.type == "cuda" else batch), median(seconds)
 
 
-def _timed_steps(stepper: Stepper, batch: Batch, seconds: float) -> list[list[float]]:
+def _timed_steps(stepper: Stepper, batch: Batch, seconds: float, warm: int) -> list[list[float]]:
     """Seconds of every part of every measured step."""
 
     def nothing() -> None:
         pass
 
-    for number in range(_WARM):
+    for number in range(warm):
         begin = time.perf_counter()
         stepper.step(batch, number, nothing)
         if stepper.device.type == "cuda":
@@ -272,7 +279,7 @@ def _timed_steps(stepper: Stepper, batch: Batch, seconds: float) -> list[list[fl
     count = min(_MOST_STEPS, max(3, int(seconds / last)))
     timeline = Timeline(stepper.device)
     timeline.mark()
-    for number in range(_WARM, _WARM + count):
+    for number in range(warm, warm + count):
         stepper.step(batch, number, timeline.mark)
     spans = timeline.seconds()
     return [spans[i : i + len(PARTS)] for i in range(0, len(spans), len(PARTS))]
