@@ -49,15 +49,15 @@ def main() -> None:
     files = [arguments.labels / f"{case}{ending}" for case in cases]
     volumes = [read_labels(file, image.geometry) for file, image in zip(files, images, strict=True)]
     named = names_of(volumes, label_names(files[0]))
+    landmarks = [centres_of_labels(volume, named) for volume in volumes]
     encoded = [encode(encoder, image) for image in images]
     errors: dict[str, list[tuple[float, float]]] = {}
     for a, b in permutations(range(len(cases)), 2):
-        landmarks = centres_of_labels(volumes[a], named)
-        truth = places_of(volumes[b], landmarks.sources)
-        found = match_points(encoded[a], encoded[b], landmarks.points).points
-        guess = same_relative_position(landmarks.points, images[a], images[b])
+        points, truth = landmarks[a].points, places_of(volumes[b], landmarks[a].sources)
+        found = match_points(encoded[a], encoded[b], points).points
+        guess = same_relative_position(points, images[a], images[b])
         spacing = images[b].geometry.spacing
-        for name, *places in zip(landmarks.names, truth, found, guess, strict=True):
+        for name, *places in zip(landmarks[a].names, truth, found, guess, strict=True):
             matched, relative = (float(np.linalg.norm((place - places[0]) * spacing)) for place in places[1:])
             if np.isfinite(matched):  # the other image has this landmark
                 errors.setdefault(name, []).append((matched, relative))

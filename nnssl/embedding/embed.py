@@ -13,6 +13,7 @@ from typing import Any, Literal, cast
 import numpy as np
 
 from nnssl.data.check_case import BadCase
+from nnssl.data.output_folder import check_output_folder
 from nnssl.data.raw import RawCase
 from nnssl.data.storage import write_json
 from nnssl.embedding.dense_files import ENDINGS, cell_affine, write_dense
@@ -236,8 +237,7 @@ def _check_level(model: PretrainedModel, level: int | None, components: int | No
 def _open_folder(folder: Path, settings: dict[str, Any], overwrite: bool) -> None:
     """Make the output folder, or make sure that it holds embeddings of the same kind; says what it is for."""
     file = folder / _SETTINGS
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file; -o takes a folder")
+    check_output_folder(folder)
     if folder.is_dir() and any(folder.iterdir()) and not file.is_file():
         raise UserError(f"{folder} holds other files; give a new folder as -o")
     if file.is_file() and not overwrite:

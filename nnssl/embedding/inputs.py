@@ -57,6 +57,12 @@ def _of_dataset(folder: Path, dataset_json: dict[str, Any]) -> list[RawCase]:
 
 
 def _of_folder(folder: Path, dataset_json: dict[str, Any]) -> list[RawCase]:
+    ending = dataset_json["file_ending"]
+    files = sorted(file.name for file in folder.iterdir() if file.name.endswith(ending))
+    # nnU-Net takes the last five signs for the channel, whatever they are
+    if odd := [name for name in files if not re.fullmatch(r".+_\d{4}", name[: -len(ending)])]:
+        raise UserError(f"{folder / odd[0]} has no channel number; name images like case_0000{ending}, or give one "
+                        f"image as -i")  # fmt: skip
     return [RawCase(name, tuple(files)) for name, files in sorted(list_cases(folder, dataset_json).items())]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -75,7 +76,7 @@ def load_projection(file: Path, model: PretrainedModel, level: int | None) -> Pr
             of_level = int(content["level"])
             found = Projection(content["mean"], content["components"], content["explained"],
                                None if of_level < 0 else of_level, str(content["weights"]))  # fmt: skip
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, BadZipFile, TypeError, AttributeError) as error:  # also of an npy file
         raise UserError(f"{file} is not a pca.npz of nnssl_embed; leave out -pca to fit one") from error
     if found.weights != model.fingerprint:
         raise UserError(f"{file} was fitted on features of another network than {model.path}; leave out -pca, or name "
@@ -116,12 +117,22 @@ class Moments:
                             f"together; set a smaller -components")  # fmt: skip
         centre = np.asarray(self._sum) / self.count
         covariance = np.asarray(self._products) / self.count - np.outer(centre, centre)
-        values, vectors = np.linalg.eigh(covariance)  # ascending
-        chosen = vectors[:, ::-1][:, :components].T
-        signs = np.sign(np.take_along_axis(chosen, np.abs(chosen).argmax(1)[:, None], 1))
-        values = np.clip(values[::-1], 0, None)
-        share = values[:components] / max(values.sum(), np.finfo(np.float64).tiny)
-        return Projection(self._shift + centre, chosen * signs, share, level, weights)
+        axes, share = leading_axes(covariance, components)
+        return Projection(self._shift + centre, axes, share, level, weights)
+
+
+def leading_axes(covariance: Floats, count: int) -> tuple[Floats, Floats]:
+    """The first principal axes of a covariance (D, D), and each one's share of the whole variance.
+
+    Returns:
+        (K, D) unit vectors, the largest variance first; the entry of the largest size is positive, so that the same
+        data always give the same signs. And (K,) shares. K is `count`, or D if that is less.
+    """
+    variances, vectors = np.linalg.eigh(covariance)  # ascending
+    axes = vectors.T[::-1][:count]
+    signs = np.sign(np.take_along_axis(axes, np.abs(axes).argmax(1)[:, None], 1))
+    variances = np.clip(variances[::-1], 0, None)
+    return axes * signs, variances[:count] / max(variances.sum(), np.finfo(np.float64).tiny)
 
 
 def sample_features(

@@ -10,6 +10,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from nnssl.data.output_folder import check_output_folder
 from nnssl.errors import UserError
 from nnssl.evaluation.case import CaseJob, Score, score_case
 from nnssl.evaluation.overlap import Absent
@@ -18,6 +19,10 @@ from nnssl.evaluation.structures import Structure, allowed_values, read_structur
 
 SUMMARY = "summary.json"  # nnU-Net's
 _LISTED = 5  # names that an error lists
+_DESCRIPTIONS = {  # flag and what has to be in it
+    "dataset.json": ("-djfile", {"labels", "file_ending"}),
+    "plans.json": ("-pfile", {"plans_name", "image_reader_writer"}),
+}
 
 log = logging.getLogger("nnssl")
 
@@ -49,16 +54,17 @@ def evaluate(
         output: folder for the files; None for that of the predictions.
 
     Raises:
-        UserError: a folder, file, prediction or reference is missing; the grids or the labels do not fit.
+        UserError: a folder, file, prediction or reference is missing; the grids or the labels do not fit; the output
+            cannot be written to.
     """
     where = Path(predictions)
-    described = [
-        _described(given, where, name) for given, name in ((dataset_json, "dataset.json"), (plans, "plans.json"))
-    ]
-    content, planned = (json.loads(file.read_text()) for file in described)
-    pairs = _pairs(Path(references), where, content["file_ending"], chill)
-    evaluation = evaluate_cases(pairs, content, planned, tolerance, absent, num_processes)
     target = where if output is None else Path(output)
+    if num_processes < 1:
+        raise UserError(f"-np takes a number of at least 1, not {num_processes}")
+    content, planned = _described(dataset_json, where, "dataset.json"), _described(plans, where, "plans.json")
+    pairs = _pairs(Path(references), where, content["file_ending"], chill)
+    check_output_folder(target)
+    evaluation = evaluate_cases(pairs, content, planned, tolerance, absent, num_processes)
     target.mkdir(parents=True, exist_ok=True)
     _write_summary(Path(references), where, target / SUMMARY, content, planned, evaluation.structures, num_processes)
     write_evaluation(evaluation, target)
@@ -111,9 +117,20 @@ def _scored(jobs: list[CaseJob], num_processes: int) -> list[list[Score]]:
             raise
 
 
-def _described(given: str | Path | None, predictions: Path, name: str) -> Path:
-    """dataset.json or plans.json: the one given, or that of the predictions or of their model folder."""
-    flag = "-djfile" if name == "dataset.json" else "-pfile"
+def _described(given: str | Path | None, predictions: Path, name: str) -> dict[str, Any]:
+    """Content of dataset.json or plans.json: of the one given, or that of the predictions or of their model folder."""
+    flag, needed = _DESCRIPTIONS[name]
+    file = _find_description(given, predictions, name, flag)
+    try:
+        content = json.loads(file.read_text())
+    except ValueError:  # no JSON, or no text at all
+        content = None
+    if not isinstance(content, dict) or not needed <= content.keys():
+        raise UserError(f"{file} is no {name} of nnU-Net; name the right one with {flag}")
+    return content
+
+
+def _find_description(given: str | Path | None, predictions: Path, name: str, flag: str) -> Path:
     if given is not None:
         if not Path(given).is_file():
             raise UserError(f"{given} does not exist; name nnU-Net's {name} with {flag}")

@@ -61,11 +61,16 @@ def _surface_dice(masks: list[Mask], spacing: tuple[float, ...], tolerance: floa
     limit = tolerance * (1 + 1e-6)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        value = _monai()(*tensors, [limit], include_background=True, spacing=spacing, use_subvoxels=True)
+        value = load_monai()(*tensors, [limit], include_background=True, spacing=spacing, use_subvoxels=True)
     return float(value)
 
 
-def _monai() -> Any:
+def load_monai() -> Any:
+    """MONAI's function that computes surface Dice.
+
+    Raises:
+        UserError: MONAI is not installed.
+    """
     try:
         from monai.metrics import compute_surface_dice
     except ImportError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,17 +141,31 @@ def save_png(figure: Figure, file: Path) -> None:
     temporary.replace(file)
 
 
-def check_output(output: str | Path) -> Path:
+def check_output(output: str | Path, *endings: str) -> Path:
     """The picture's path.
 
+    Args:
+        output: as it was typed.
+        endings: of the files that are written beside it, besides `.json`.
+
     Raises:
-        UserError: it does not end in .png, or its folder does not exist.
+        UserError: it does not end in .png, its folder does not exist or cannot be written to, or a file that is there
+            already, such as the image itself, would be overwritten by one of those beside the picture.
     """
     file = Path(output)
+    folder = file.resolve().parent
     if file.suffix != ".png":
         raise UserError(f"-o {file} has to end in .png; the numbers are written beside it, with other endings")
-    if not file.resolve().parent.is_dir():
-        raise UserError(f"the folder {file.resolve().parent} of -o does not exist; make it first")
+    if not folder.is_dir():
+        raise UserError(f"the folder {folder} of -o does not exist; make it first")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"the folder {folder} of -o cannot be written to; choose another one")
+    if file.is_dir():
+        raise UserError(f"-o {file} is a folder; give the name of a picture")
+    if not file.exists():  # else they are its own, of an earlier call
+        for beside in (file.with_suffix(ending) for ending in (".json", *endings)):
+            if beside.exists():
+                raise UserError(f"{beside} exists and would be overwritten; give another name as -o")
     return file
 
 

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from nnssl.embedding.pca import leading_axes
 from nnssl.figures.features import Vectors
 from nnssl.matching.encode import EncodedImage
 from nnssl.matching.match import sampling_grid
@@ -70,11 +71,8 @@ class Components:
 def principal_components(vectors: Floats, count: int) -> Components:
     """The first components of vectors (N, D); zeros where there are fewer than `count`."""
     mean = vectors.mean(0)
-    covariance = np.cov((vectors - mean).T, bias=True).reshape(vectors.shape[1], -1)
-    variances, columns = np.linalg.eigh(covariance)
-    axes = columns.T[::-1][:count]
-    axes = axes * np.sign(axes[range(len(axes)), np.abs(axes).argmax(1)])[:, None]
-    explained = np.clip(variances[::-1][:count], 0, None) / max(variances.clip(0).sum(), 1e-24)
+    centred = vectors - mean
+    axes, explained = leading_axes(centred.T @ centred / len(vectors), count)
     missing = count - len(axes)
     return Components(mean, np.pad(axes, ((0, missing), (0, 0))), np.pad(explained, (0, missing)))
 

@@ -6,15 +6,19 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from nnssl.data.raw import read_dataset_json
 from nnssl.errors import UserError
 from nnssl.matching.geometry import ImageGeometry
 
 Floats = NDArray[np.float64]
+WHOLE, LEFT, RIGHT = "", "left", "right"  # of the patient
+_PART = 0.25  # of a label's voxels: what is connected and smaller is not one of two halves
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,7 @@ class LabelVolume:
         geometry: of the image that it belongs to.
     """
 
-    values: NDArray[np.int64]
+    values: NDArray[np.integer[Any]]
     geometry: ImageGeometry
 
     def at(self, points: Floats) -> NDArray[np.int64]:
@@ -37,10 +41,30 @@ class LabelVolume:
         found[inside] = self.values[tuple(voxels[inside].T)]
         return found
 
-    def centre(self, value: int) -> Floats | None:
-        """(3,) mm of a label's centre of mass in the world; None where the label does not occur."""
-        voxels = np.argwhere(self.values == value)
-        return self.geometry.file_to_world(voxels.mean(0)) if len(voxels) else None
+    def centres(self, value: int) -> dict[str, Floats]:
+        """Centres of mass of a label, (3,) mm of the world by name; nothing where the label does not occur.
+
+        `WHOLE` is that of the label. Of a pair, such as the hippocampi, it lies between both, where there may be
+        anything; therefore `LEFT` and `RIGHT` are those of its halves: the two connected parts that hold a quarter of
+        it each, if there are two, and if they lie farther apart along the world's x than along y and z.
+        """
+        mask = self.values == value
+        boxes = ndimage.find_objects(mask.astype(np.uint8))
+        if not boxes:
+            return {}
+        box = boxes[0]
+        found = {WHOLE: self._centre(mask[box], box)}
+        parts, count = ndimage.label(mask[box])
+        sizes = np.bincount(parts.ravel(), minlength=count + 1)[1:]
+        large = np.flatnonzero(sizes > _PART * sizes.sum()) + 1
+        if len(large) == 2:
+            right, left = sorted((self._centre(parts == part, box) for part in large), key=lambda at: float(at[0]))
+            if np.abs(left - right).argmax() == 0:  # the patient's left has the larger x
+                found |= {LEFT: left, RIGHT: right}
+        return found
+
+    def _centre(self, mask: NDArray[np.bool_], box: Sequence[slice]) -> Floats:
+        return self.geometry.file_to_world(np.argwhere(mask).mean(0) + [part.start for part in box])
 
     def count(self, value: int) -> int:
         """Voxels of a label."""
@@ -88,10 +112,14 @@ def read_labels(file: Path, geometry: ImageGeometry) -> LabelVolume:
         image = sitk.ReadImage(str(file))
     except RuntimeError as error:
         raise UserError(f"the label file {file} cannot be read; is it a NIfTI, NRRD or MHA file?") from error
-    values = np.rint(sitk.GetArrayFromImage(image)).astype(np.int64).T
+    if image.GetDimension() != 3:
+        raise UserError(f"the label file {file} has {image.GetDimension()} axes; give one with three")
+    values = sitk.GetArrayFromImage(image).T
+    if not np.issubdtype(values.dtype, np.integer):
+        values = np.rint(values).astype(np.int32)
     ends = np.array([[0, 0, 0], np.subtract(values.shape, 1)], dtype=float)
     here = np.array([image.TransformContinuousIndexToPhysicalPoint(end) for end in ends.tolist()])
-    if values.ndim != 3 or np.abs(geometry.file_to_world(ends) - here).max() > 1.0:  # mm
+    if np.abs(geometry.file_to_world(ends) - here).max() > 1.0:  # mm
         raise UserError(f"the label file {file} lies elsewhere than its image; give the image's own labels")
     return LabelVolume(values, geometry)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 from nnssl.errors import UserError
 from nnssl.figures.canvas import check_output, save_numbers
 from nnssl.figures.features import FeatureSource, Floats, body_of, body_voxels, comparable, open_features
-from nnssl.figures.labels import LabelVolume, label_file, label_names, names_of, read_labels
+from nnssl.figures.labels import LEFT, RIGHT, LabelVolume, label_file, label_names, names_of, read_labels
 from nnssl.matching.encode import EncodedImage
 from nnssl.matching.images import PreparedImage
 from nnssl.matching.match import distance_back, match_points
@@ -21,16 +21,25 @@ from nnssl.matching.run import locate
 
 log = logging.getLogger("nnssl")
 _VOXELS = 3_000  # of the body, whose mean feature is subtracted
-_LPS_TO_RAS = np.array([-1.0, -1.0, 1.0])
 _SHOWN = 6  # landmarks in a picture, at most
+
+
+Source = tuple[int, str]  # of a landmark: a label's value, and which of `LabelVolume.centres`
 
 
 @dataclass(frozen=True)
 class Landmarks:
-    """Named points of an image: (N, 3) voxels (z, y, x) of its grid, NaN where the image does not have one."""
+    """Named points of an image.
+
+    Args:
+        names: for the reader.
+        points: (N, 3) voxels (z, y, x) of the image's grid.
+        sources: what they are by the labels; none of given points.
+    """
 
     names: tuple[str, ...]
     points: Floats
+    sources: tuple[Source, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -54,16 +63,27 @@ class Found:
     back: Floats
 
 
-def centres_of_labels(labels: LabelVolume, names: dict[int, str]) -> Landmarks:
-    """Centres of mass of labels as landmarks; NaN for labels that do not occur, or whose centre was cropped away."""
-    points = np.full((len(names), 3), np.nan)
-    for number, value in enumerate(names):
-        centre = labels.centre(value)
-        if centre is not None:
-            at = labels.geometry.world_to_grid(centre)
+def centres_of_labels(labels: LabelVolume, names: Mapping[int, str]) -> Landmarks:
+    """Centres of mass of labels as landmarks, of both halves where a label lies on both sides.
+
+    Labels that do not occur, and centres that were cropped away, are left out.
+    """
+    found: list[tuple[str, Floats, Source]] = []
+    for value, name in names.items():
+        centres = labels.centres(value)
+        for side in (LEFT, RIGHT) if LEFT in centres else centres:
+            at = labels.geometry.world_to_grid(centres[side])
             if labels.geometry.inside(at):
-                points[number] = at
-    return Landmarks(tuple(names.values()), points)
+                found.append((f"{name} ({side})" if side else name, at, (value, side)))
+    points = np.array([at for _, at, _ in found]).reshape(-1, 3)
+    return Landmarks(tuple(name for name, _, _ in found), points, tuple(source for _, _, source in found))
+
+
+def places_of(labels: LabelVolume, sources: Sequence[Source]) -> Floats:
+    """(N, 3) voxels of an image's grid where landmarks of another one are; NaN where it does not have them."""
+    centres = {value: labels.centres(value) for value, _ in sources}
+    places = [centres[value].get(side, np.full(3, np.nan)) for value, side in sources]
+    return labels.geometry.world_to_grid(np.array(places).reshape(-1, 3))
 
 
 def find_landmarks(
@@ -101,9 +121,10 @@ def visualize_matches(
 ) -> list[Found]:
     """Find landmarks of an image in other ones, and draw both side by side.
 
-    Landmarks are the centres of mass of the image's labels, or given points. Where the other images have labels too,
-    the error is the distance to the centre of mass of the same label. The picture shows six of them at most: those
-    whose labels are the smallest, or the first ones that are given or chosen; the numbers (.json) hold all.
+    Landmarks are the centres of mass of the image's labels, or of their halves (see `LabelVolume.centres`), or given
+    points. Where the other images have labels too, the error is the distance to the same centre of mass. The picture
+    shows six of them at most: those whose labels are the smallest, or the first ones that are given or chosen; the
+    numbers (.json) hold all.
 
     Args:
         model: run folder or checkpoint of any method; encodings of `lapn` and `sam` are trained for this.
@@ -127,22 +148,18 @@ def visualize_matches(
     file = check_output(output)
     source = open_features(model, level, device)
     asked = source.prepare(image)
-    names: dict[int, str] = {}
     if points:
-        turn = _LPS_TO_RAS if ras else np.ones(3)
-        places = np.stack([locate(asked, point, voxel, turn) for point in points])
+        places = np.stack([locate(asked, point, voxel, ras) for point in points])
         landmarks = Landmarks(tuple(f"point {n + 1}" for n in range(len(places))), places)
     else:
-        landmarks, names = _landmarks(source, asked, image, labels, chosen)
+        landmarks = _landmarks(source, asked, image, labels, chosen)
     voxels = body_voxels(body_of(asked), _VOXELS, np.random.default_rng(seed))
     query = source.encode(asked)
     found = []
     for other in keys:
         searched = source.prepare(other)
         encoded, key = comparable(source, voxels, query, source.encode(searched))
-        truth = np.full_like(landmarks.points, np.nan)
-        if names:
-            truth = _truth(source, searched, other, labels, names)
+        truth = _truth(source, searched, other, labels, landmarks)
         found.append(find_landmarks(encoded, key, asked, searched, landmarks.points, truth))
     save_numbers(_numbers(source, asked, landmarks, found), file)
     draw_matches(asked, landmarks, found, list(range(min(_SHOWN, len(landmarks.names)))), source.title, file)
@@ -151,7 +168,7 @@ def visualize_matches(
 
 def _landmarks(
     source: FeatureSource, image: PreparedImage, path: str | Path, labels: str | Path | None, chosen: Sequence[str]
-) -> tuple[Landmarks, dict[int, str]]:
+) -> Landmarks:
     """Landmarks of the image's labels that occur there; the smallest labels first where none are chosen."""
     file = label_file(path, labels, source.model.dataset_json["file_ending"])
     volume = read_labels(file, image.geometry)
@@ -159,23 +176,24 @@ def _landmarks(
     if not chosen:
         names = dict(sorted(names.items(), key=lambda item: volume.count(item[0])))
     landmarks = centres_of_labels(volume, names)
-    there = [bool(np.isfinite(point).all()) for point in landmarks.points]
-    names = {value: name for (value, name), is_there in zip(names.items(), there, strict=True) if is_there}
-    if not names:
+    if not landmarks.names:
         raise UserError(f"{file} has none of the labels; give another image, or points with -p")
-    return Landmarks(tuple(names.values()), landmarks.points[there]), names
+    return landmarks
 
 
 def _truth(
-    source: FeatureSource, image: PreparedImage, path: str | Path, labels: str | Path | None, names: dict[int, str]
+    source: FeatureSource, image: PreparedImage, path: str | Path, labels: str | Path | None, landmarks: Landmarks
 ) -> Floats:
-    """Where the landmarks of another image are; NaN where it has no label file."""
+    """Where the landmarks of another image are; NaN for given points, and where the image has no label file."""
+    unknown = np.full_like(landmarks.points, np.nan)
+    if not landmarks.sources:
+        return unknown
     try:
         file = label_file(path, labels, source.model.dataset_json["file_ending"])
     except UserError as missing:
         log.info(f"no errors in mm for {image.name}: {missing}")
-        return np.full((len(names), 3), np.nan)
-    return centres_of_labels(read_labels(file, image.geometry), names).points
+        return unknown
+    return places_of(read_labels(file, image.geometry), landmarks.sources)
 
 
 def _numbers(

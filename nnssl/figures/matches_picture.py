@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ from nnssl.pretraining.pictures import COLOURS
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+_SIGNS = 12  # of a title to an inch
 _PALETTE = tuple(COLOURS[i] for i in (4, 5, 2, 3, 6, 1))  # those that stand out of grey
 
 
@@ -49,7 +51,7 @@ def draw_matches(
         colour = _PALETTE[column % len(_PALETTE)]
         _slice(axes[0][column], asked, landmarks.points[number])
         _ring(axes[0][column], asked, landmarks.points[number], landmarks.points[number], colour)
-        axes[0][column].set_title(landmarks.names[number].replace("_", " "), fontsize=9.5)
+        axes[0][column].set_title(fit_title(landmarks.names[number], width), fontsize=9.5)
         for row, match in enumerate(found, start=1):
             _draw_found(axes[row][column], match, number, colour)
     for row, image in enumerate(images):
@@ -61,6 +63,11 @@ def draw_matches(
             axis.set_xlabel(axis.get_xlabel() if row == rows_of - 1 else "", fontsize=8.5)
     _legend(figure, bool(np.isfinite([match.errors for match in found]).any()))
     save_png(figure, file)
+
+
+def fit_title(name: str, width: float) -> str:
+    """The name of a landmark in lines that are no longer than a column of so many inches."""
+    return textwrap.fill(name.replace("_", " "), int(width * _SIGNS))
 
 
 def _height_over_width(image: PreparedImage) -> float:

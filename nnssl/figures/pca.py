@@ -29,7 +29,6 @@ from nnssl.matching.images import PreparedImage
 from nnssl.matching.run import locate
 
 _VOXELS = 20_000  # of the body, that the components are fitted to
-_LPS_TO_RAS = np.array([-1.0, -1.0, 1.0])
 _FIRST = "cividis"  # made for red-green colour blindness
 
 
@@ -98,14 +97,12 @@ def visualize_pca(
     Raises:
         UserError: a file is missing or cannot be used, or the point is not in the image.
     """
-    file = check_output(output)
+    file = check_output(output, ".nii.gz")
     source = open_features(model, level, device)
     prepared = source.prepare(image)
     body = body_of(prepared)
     voxels = body_voxels(body, _VOXELS, np.random.default_rng(seed))
-    at = np.round(np.median(voxels, axis=0)) if point is None else locate(
-        prepared, point, voxel, _LPS_TO_RAS if ras else np.ones(3)
-    )  # fmt: skip
+    at = np.round(np.median(voxels, axis=0)) if point is None else locate(prepared, point, voxel, ras)
     colours = colour_components(source.encode(prepared), body, voxels)
     save_nifti(onto_file(colours.cells, colours.stride, prepared.geometry, size_of_file(source, image)),
                prepared.geometry, file.with_suffix(".nii.gz"))  # fmt: skip

@@ -23,7 +23,6 @@ from nnssl.matching.run import locate
 
 log = logging.getLogger("nnssl")
 _VOXELS = 3_000  # of the body, for the numbers that are no map
-_LPS_TO_RAS = np.array([-1.0, -1.0, 1.0])
 _STEP = 10.0  # mm, of the profile
 
 
@@ -137,13 +136,13 @@ def visualize_similarity(
     """
     from nnssl.figures.similarity_picture import draw_similarity
 
-    file = check_output(output)
+    file = check_output(output, ".nii.gz")
     source = open_features(model, level, device)
     asked = source.prepare(image)
     body, rng = body_of(asked), np.random.default_rng(seed)
     voxels = body_voxels(body, _VOXELS, rng)
-    turn = _LPS_TO_RAS if ras else np.ones(3)
-    at = voxels[0] if point is None else locate(asked, point, voxel, turn)
+    # not one of the voxels: it is 0 mm from itself and as similar as can be
+    at = body_voxels(body, 1, rng)[0] if point is None else locate(asked, point, voxel, ras)
     searched = asked if key is None else source.prepare(key)
     of_key = body_of(searched)
     encoded = comparable(source, voxels, *(source.encode(i) for i in ([asked] if key is None else [asked, searched])))

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 _PLOTS = 3.6  # inches high
 _ORANGE = "#D55E00"
+_DOTS = 1_500  # more hide each other, and make the file large
 
 
 def draw_similarity(
@@ -86,7 +87,7 @@ def _draw_legend(axis: Axes, cell_mm: NDArray[np.float64]) -> None:
 
 
 def _draw_components(axis: Axes, found: Similarity, label: str) -> None:
-    order = np.argsort(-found.distances)  # near ones on top
+    order = np.argsort(-found.distances[:_DOTS])  # near ones on top
     # bright is near, as in the heat map
     x, y = found.components[order].T
     points = axis.scatter(x, y, c=found.distances[order], cmap=f"{HEAT}_r", s=7, linewidths=0)
@@ -101,7 +102,8 @@ def _draw_components(axis: Axes, found: Similarity, label: str) -> None:
 
 
 def _draw_profile(axis: Axes, found: Similarity, label: str) -> None:
-    axis.scatter(found.distances, found.similarities, s=4, color="0.6", linewidths=0, label="a voxel of the body")
+    axis.scatter(found.distances[:_DOTS], found.similarities[:_DOTS], s=4, color="0.6", linewidths=0,
+                 label="a voxel of the body")  # fmt: skip
     edges, means, _ = zip(*mean_by_distance(found.distances, found.similarities), strict=True)
     width = edges[0] if len(edges) == 1 else min(np.diff(edges))
     axis.plot(np.subtract(edges, width / 2), means, "o-", color=_ORANGE, markersize=4, label=f"mean of {width:.0f} mm")

@@ -130,7 +130,7 @@ def visualize_tsne(
     Raises:
         UserError: a file is missing or cannot be used, or fewer than 8 labelled voxels are found.
     """
-    file = check_output(output)
+    file = check_output(output, ".csv")
     if per_label < 2 or perplexity <= 0:
         raise UserError("--per_label has to be at least 2 and --perplexity above 0")
     source = open_features(model, level, device)

@@ -9,8 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nnssl.data.folders import dataset_name, require_folders
+from nnssl.data.output_folder import check_output_folder
 from nnssl.errors import UserError
-from nnssl.evaluation.overlap import Absent
+from nnssl.evaluation.overlap import Absent, load_monai
+from nnssl.evaluation.structures import read_structures
 from nnssl.label_efficiency.execute import TrainingFailed, run_task
 from nnssl.label_efficiency.methods import Method, read_methods, resolve
 from nnssl.label_efficiency.plots import draw_labels, draw_parameters
@@ -85,13 +87,18 @@ def benchmark(
     """
     if not 0 <= part_id < num_parts:
         raise UserError(f"-part_id counts from 0 to {num_parts - 1} (-num_parts - 1), not {part_id}")
-    if seeds < 1:
-        raise UserError(f"-seeds takes a number of at least 1, not {seeds}")
+    for flag, number in (("-seeds", seeds), ("-np", num_processes)):
+        if number < 1:
+            raise UserError(f"{flag} takes a number of at least 1, not {number}")
     methods = read_methods(trainers, plans)
     if baseline is not None and baseline not in [m.name for m in methods]:
         raise UserError(f"-baseline {baseline} is none of the methods; they are {', '.join(m.name for m in methods)}")
     home, scoring = Path(output).resolve(), Scoring(tolerance, absent, num_processes)
-    tasks, amounts = _prepare(home, dataset, configuration, methods, fractions, cases, seeds, test, device,
+    if not dry_run:
+        check_output_folder(home)
+    if not (dry_run or collect_only):
+        load_monai()  # says so where it is missing: not only after the first training
+    tasks, amounts = _prepare(home, dataset, configuration, methods, fractions, cases, seeds, test, device, tolerance,
                               dry_run, collect_only)  # fmt: skip
     failed: list[str] = []
     if dry_run:
@@ -109,12 +116,13 @@ def benchmark(
 
 def _prepare(
     home: Path, dataset: int | str, configuration: str, methods: Sequence[Method], fractions: Sequence[float] | None,
-    cases: Sequence[int] | None, seeds: int, test: str | None, device: str, dry_run: bool,
-    collect_only: bool,
+    cases: Sequence[int] | None, seeds: int, test: str | None, device: str, tolerance: Sequence[str | float],
+    dry_run: bool, collect_only: bool,
 ) -> tuple[list[Task], list[Amount]]:  # fmt: skip
     (preprocessed,) = require_folders("nnUNet_preprocessed")
     name = dataset_name(dataset)
     source: Source = read_source(preprocessed, name, configuration, dict.fromkeys(m.plans for m in methods))
+    read_structures(source.dataset_json, next(iter(source.plans.values())), tolerance)  # says what is wrong with it
     raw = Path(os.environ["nnUNet_raw"]) / name if os.environ.get("nnUNet_raw") else None
     workspace, record = open_workspace(home, source, raw, test)
     log.info(f"test set: {len(workspace.test.cases)} cases ({workspace.test.source}); "

@@ -13,6 +13,7 @@ from typing import Any
 from nnssl.data.quiet import quietly
 from nnssl.errors import UserError
 from nnssl.finetuning.pretrained import RANDOM, VARIABLE, find_checkpoint
+from nnssl.matching.run import checkpoint_of
 from nnssl.pretraining.checkpoint import FINAL
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
@@ -120,8 +121,7 @@ def _checkpoint(method: Method, plans: Mapping[str, Any], environment: Mapping[s
     if method.checkpoint == RANDOM:
         return RANDOM
     if method.checkpoint is not None:
-        path = Path(method.checkpoint).resolve()
-        path = path / FINAL if path.is_dir() else path
+        path = checkpoint_of(Path(method.checkpoint).resolve())
         if not path.is_file():
             raise UserError(
                 f"the checkpoint {path} of {method.name} does not exist; name a run's folder or its {FINAL}"

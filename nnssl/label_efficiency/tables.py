@@ -13,6 +13,11 @@ from nnssl.label_efficiency.statistics import Cell, Difference, cells
 from nnssl.label_efficiency.subsets import Amount
 
 METRICS = ("Dice", "Surface Dice")
+_TEX = {sign: f"\\{sign}" for sign in "%_&#${}"} | {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+}
 _COLUMNS = ("method", "percent", "labelled_cases", "seed", "case", "structure", "dice", "nsd")
 
 
@@ -45,7 +50,7 @@ def markdown(results: Results, ahead: Sequence[Difference], baseline: str) -> st
     """Both metrics as Markdown tables."""
     parts = []
     for metric, name in enumerate(METRICS):
-        head = ["labelled cases", "method", *results.structures, MEAN, f"ahead of {baseline}"]
+        head = ["labelled cases", "method", *map(_pipes, results.structures), MEAN, f"ahead of {baseline}"]
         lines = ["| " + " | ".join(head) + " |", "|---" * 2 + "|---:" * (len(head) - 2) + "|"]
         for row in _rows(results, ahead, metric):
             scores = [f"**{_score(c)}**" if b else _score(c) for c, b in zip(row.cells, row.best, strict=True)]
@@ -137,6 +142,9 @@ def _ahead(row: Row) -> str:
 
 
 def _tex(text: str) -> str:
-    for sign in "%_&#":
-        text = text.replace(sign, "\\" + sign)
-    return text
+    return "".join(_TEX.get(sign, sign) for sign in text)
+
+
+def _pipes(text: str) -> str:
+    """For a cell of a Markdown table."""
+    return text.replace("|", r"\|")

@@ -85,7 +85,7 @@ def match(
                        for image in (query, key))  # fmt: skip
     _warn_of_orientations(encoder.orientation, asked, searched)
     turn = _LPS_TO_RAS if ras else np.ones(3)
-    at = locate(asked, point, voxel, turn)
+    at = locate(asked, point, voxel, ras)
     encoded, other = encode(encoder, asked, device), encode(encoder, searched, device)
     found = match_points(encoded, other, at)
     back = distance_back(encoded, other, at, found, asked.geometry.spacing)
@@ -121,13 +121,19 @@ def encode(encoder: PretrainedEncoder, image: PreparedImage, device: str = "cpu"
     return encode_image(encoder.encoder, image.values, encoder.patch_size, device)
 
 
-def locate(image: PreparedImage, point: Sequence[float], voxel: bool, turn: Floats) -> Floats:
+def locate(image: PreparedImage, point: Sequence[float], voxel: bool, ras: bool) -> Floats:
     """The point as (3,) voxels (z, y, x) of the preprocessed image.
+
+    Args:
+        image: that it is in.
+        point: (x, y, z) in mm of the world, or voxels of the file.
+        voxel: whether it is in voxels.
+        ras: whether its millimetres are RAS instead of LPS.
 
     Raises:
         UserError: it is not in the image, or in what nnU-Net crops from it.
     """
-    geometry = image.geometry
+    geometry, turn = image.geometry, _LPS_TO_RAS if ras else np.ones(3)
     given = np.asarray(point, dtype=np.float64)
     world = geometry.file_to_world(given) if voxel else given * turn
     at = geometry.world_to_grid(world)

@@ -57,6 +57,9 @@ def test_find_cases__what_is_wrong_is_said_before_anything_is_read(raw: Path, tm
     _touch(tmp_path / "images", "a_0000.nii.gz", "a_0001.nii.gz")
     with pytest.raises(UserError, match="'a' has 2 files with a channel number, the model wants 3"):
         find_cases(tmp_path / "images", three)
+    _touch(tmp_path / "others", "brain_01.nii.gz")
+    with pytest.raises(UserError, match=r"others/brain_01\.nii\.gz has no channel number; name images like"):
+        find_cases(tmp_path / "others", CT_JSON)
     (raw / "dataset.json").write_text(json.dumps({**CT_JSON, "dataset": {"a": {"images": ["a"]}}}))
     with pytest.raises(UserError, match="lists its files itself"):
         find_cases("17", CT_JSON)

@@ -71,6 +71,11 @@ def test_load_projection__only_that_of_the_same_features(tmp_path: Path) -> None
     file.write_text("text")
     with pytest.raises(UserError, match=r"is not a pca\.npz"):
         load_projection(file, model, None)
+    np.save(tmp_path / "array.npy", np.zeros(3))
+    for content in (b"PK\x03\x04 cut off", (tmp_path / "array.npy").read_bytes()):
+        file.write_bytes(content)
+        with pytest.raises(UserError, match=r"is not a pca\.npz"):
+            load_projection(file, model, None)
     with pytest.raises(UserError, match="there is no file"):
         load_projection(tmp_path / "none.npz", model, None)
 

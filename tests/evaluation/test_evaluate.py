@@ -4,6 +4,7 @@ import csv
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -97,6 +98,10 @@ def _break(folders: tuple[Path, Path], how: str) -> None:
         write_labels(file, cube(7))
     elif how == "file":
         file.write_bytes(b"nothing")
+    elif how == "text":
+        (predicted / "dataset.json").write_bytes(b"\xff\xfe {")
+    elif how == "swapped":
+        (predicted / "plans.json").write_bytes((predicted / "dataset.json").read_bytes())
     else:
         (predicted / "plans.json").unlink()
 
@@ -111,6 +116,8 @@ def _break(folders: tuple[Path, Path], how: str) -> None:
         ("origin", "lie elsewhere"),
         ("label", "holds the labels 7, which dataset.json does not name"),
         ("file", "b.nii.gz cannot be read"),
+        ("text", "predicted/dataset.json is no dataset.json of nnU-Net; name the right one with -djfile"),
+        ("swapped", "predicted/plans.json is no plans.json of nnU-Net; name the right one with -pfile"),
         ("plans", "no plans.json beside the predictions in .*; name it with -pfile"),
     ],
 )
@@ -118,6 +125,19 @@ def test_evaluate__mistakes(folders: tuple[Path, Path], how: str, words: str) ->
     _break(folders, how)
     with pytest.raises(UserError, match=words):
         nnssl.evaluate(*folders)
+    assert not (folders[1] / "nnssl_evaluation.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"num_processes": 0}, "-np takes a number of at least 1"),
+        ({"output": __file__}, "is a file; -o takes a folder"),
+    ],
+)
+def test_evaluate__wrong_options(folders: tuple[Path, Path], options: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        nnssl.evaluate(*folders, **options)
     assert not (folders[1] / "nnssl_evaluation.json").exists()
 
 

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 
 from nnssl.errors import UserError
-from nnssl.figures.labels import LabelVolume, label_file, label_names, names_of, read_labels
+from nnssl.figures.labels import LEFT, RIGHT, WHOLE, LabelVolume, label_file, label_names, names_of, read_labels
 from tests.figures.images import geometry, write_file
 
 SIZE = (8, 6, 5)  # (x, y, z)
@@ -49,20 +50,46 @@ def test_read_labels__of_another_image(tmp_path: Path) -> None:
     moved.file_affine[0, 3] += 5
     with pytest.raises(UserError, match="lies elsewhere than its image"):
         read_labels(file, moved)
+    sitk.WriteImage(sitk.Image(8, 6, sitk.sitkUInt8), str(file.with_name("flat.nii.gz")))
+    with pytest.raises(UserError, match="has 2 axes; give one with three"):
+        read_labels(file.with_name("flat.nii.gz"), moved)
     file.write_bytes(b"no image")
     with pytest.raises(UserError, match="cannot be read"):
         read_labels(file, moved)
 
 
-def test_centre__is_the_centre_of_mass_in_the_world() -> None:
+def test_centres__is_the_centre_of_mass_in_the_world() -> None:
     where = geometry(SIZE)
     values = np.zeros(SIZE, dtype=np.int64)
     values[2:4, 1, 3] = 7
     volume = LabelVolume(values, where)
-    centre = volume.centre(7)
-    assert centre is not None
-    np.testing.assert_allclose(centre, where.file_to_world([2.5, 1, 3]))
-    assert volume.centre(1) is None and volume.count(7) == 2
+    assert list(volume.centres(7)) == [WHOLE]
+    np.testing.assert_allclose(volume.centres(7)[WHOLE], where.file_to_world([2.5, 1, 3]))
+    assert volume.centres(1) == {} and volume.count(7) == 2
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_centres__left_is_where_the_worlds_x_is_larger(flip: bool) -> None:
+    where = geometry(SIZE)
+    if flip:  # the file's x runs to the right
+        where.file_affine[:, 0] *= -1
+    values = np.zeros(SIZE, dtype=np.uint8)
+    values[0:2, 2, 2], values[6:8, 2, 3], values[4, 5, 0] = 7, 7, 7  # the last one is a speck
+    found = LabelVolume(values, where).centres(7)
+    ends = where.file_to_world([[0.5, 2, 2], [6.5, 2, 3]])
+    left, right = ends[::-1] if not flip else ends
+    assert left[0] > right[0]
+    np.testing.assert_allclose(found[LEFT], left)
+    np.testing.assert_allclose(found[RIGHT], right)
+    np.testing.assert_allclose(found[WHOLE], where.file_to_world(np.argwhere(values).mean(0)))
+
+
+@pytest.mark.parametrize("places", [[(3, 0, 0), (3, 5, 1)], [(3, 2, 0), (3, 2, 4)], [(0, 2, 2), (3, 2, 2), (7, 2, 2)]])
+def test_centres__no_halves_of_what_lies_behind_above_or_is_three(places: list[tuple[int, int, int]]) -> None:
+    values = np.zeros(SIZE, dtype=np.uint8)
+    for place in places:
+        values[place] = 1
+    assert list(LabelVolume(values, geometry(SIZE)).centres(1)) == [WHOLE]
 
 
 def test_label_names__of_dataset_json(tmp_path: Path) -> None:

@@ -67,6 +67,22 @@ def test_benchmark__folds_are_nested_subsets_with_one_test_set(tmp_path: Path, r
     )
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"tolerance": ["brain=3"]}, "-tolerance names brain, which is no structure"),
+        ({"num_processes": 0}, "-np takes a number of at least 1, not 0"),
+        ({"output": __file__}, "is a file; -o takes a folder"),
+    ],
+)
+def test_benchmark__what_the_scores_need_is_looked_at_before_the_trainings(
+    tmp_path: Path, ran: list[Task], options: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(UserError, match=words):
+        _run(tmp_path, **options)
+    assert ran == [] and not (tmp_path / "out").exists()
+
+
 def test_benchmark__goes_on_and_grows(tmp_path: Path, ran: list[Task]) -> None:
     _run(tmp_path, seeds=1)
     del ran[:]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 from nnssl.label_efficiency.statistics import differences
@@ -39,6 +40,15 @@ def test_latex__compiles_to_the_same_numbers() -> None:
     assert text.count(r"\midrule") == 4 and r"[+" in text and r"\textbf{" in text
     body = [line for line in text.splitlines() if line.endswith(r"\\")]
     assert all(line.count(" & ") == 5 for line in body) and len(body) == 2 * (1 + 4)
+
+
+def test_names__with_signs_that_mean_something() -> None:
+    results = replace(made_up(), structures=["lung_left & 50%", r"$a^2 {b}~\c|d"])
+    assert r"lung\_left \& 50\% & \$a\textasciicircum{}2 \{b\}\textasciitilde{}\textbackslash{}c|d & mean" in latex(
+        results, [], "base"
+    )
+    head = markdown(results, [], "base").splitlines()[4]
+    assert r"\c\|d | mean" in head
 
 
 def test_write_tables__a_row_a_score(tmp_path: Path) -> None:
