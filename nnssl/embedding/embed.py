@@ -249,6 +249,9 @@ def _open_folder(folder: Path, settings: dict[str, Any], overwrite: bool) -> Non
         for pattern in (*_OUTPUTS, *(f"*{ending}" for ending in ENDINGS.values())):
             for made in folder.glob(pattern):
                 made.unlink()
+    for left in folder.glob(".*"):  # what a killed process was writing
+        if left.name.endswith((*ENDINGS.values(), ".npy")):
+            left.unlink()
     write_json(file, _plain(settings))
 
 

@@ -51,7 +51,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling errors come as many types, all of them mean: not our file
-        raise UserError(f"{path} cannot be read as a checkpoint of nnssl: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{path} is no checkpoint of nnssl, or it is damaged; give a checkpoint_*.pth that "
+                        f"nnssl_pretrain wrote (a model that nnU-Net trained is none)") from error  # fmt: skip
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(f"{path} is not a checkpoint of nnssl (format {FORMAT}); give a checkpoint_*.pth that "
                         f"nnssl_pretrain wrote")  # fmt: skip

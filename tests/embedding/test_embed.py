@@ -10,7 +10,7 @@ import pytest
 import SimpleITK as sitk
 
 import nnssl
-from nnssl.embedding.embed import Embedded, embed
+from nnssl.embedding.embed import Embedded, _open_folder, embed
 from nnssl.embedding.tiles import dense_features
 from nnssl.embedding.vectors import read_vectors
 from nnssl.errors import UserError
@@ -185,3 +185,13 @@ def test_embed__a_folder_of_other_things_is_not_written_to(run: Path, images: Pa
     assert _embed(moved, images, level=3).cases == CASES  # the same weights elsewhere
     assert _embed(moved, images, what="dense", level=3, overwrite=True).cases == CASES
     assert not (made.folder / "vectors.npz").exists()
+
+
+def test_open_folder__what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    settings = {"what": "dense"}
+    _open_folder(tmp_path / "out", settings, overwrite=False)
+    left = tmp_path / "out" / ".case.nii.gz.7.nii.gz.npy"
+    for file in (left, tmp_path / "out" / "case.nii.gz"):
+        file.write_bytes(b"")
+    _open_folder(tmp_path / "out", settings, overwrite=False)
+    assert not left.exists() and (tmp_path / "out" / "case.nii.gz").exists()

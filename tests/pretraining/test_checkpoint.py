@@ -70,11 +70,11 @@ def test_load_checkpoint__what_is_not_ours_is_one_sentence(tmp_path: Path) -> No
     with pytest.raises(UserError, match="there is no checkpoint"):
         load_checkpoint(tmp_path / "none.pth")
     (tmp_path / "text.pth").write_text("hello")
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="no checkpoint of nnssl, or it is damaged"):
         load_checkpoint(tmp_path / "text.pth")
     torch.save({"network_weights": {}}, tmp_path / "other.pth")
     with pytest.raises(UserError, match="not a checkpoint of nnssl"):
         load_checkpoint(tmp_path / "other.pth")
     torch.save({"format": 1, "code": Path("x")}, tmp_path / "object.pth")
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="no checkpoint of nnssl, or it is damaged"):
         load_checkpoint(tmp_path / "object.pth")
