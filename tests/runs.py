@@ -94,3 +94,14 @@ def make_setup(root: Path, method: str = "vox2vec", volumes: int = 6, held_out: 
 def resumed(setup: Setup, checkpoint: str) -> Pretraining:
     """The run as `--c` continues it."""
     return Pretraining(replace(setup, resume=setup.folder / checkpoint), CPU)
+
+
+def same_content(a: Any, b: Any) -> bool:
+    """Whether two checkpoints, or parts of them, hold bitwise the same tensors and equal values."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same_content(a[k], b[k]) for k in a)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(same_content, a, b))
+    return bool(a == b)

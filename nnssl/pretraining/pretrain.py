@@ -86,16 +86,12 @@ def pretrain(
     method_class = get_method(method)
     config = override(method_class.config_class(), options)
     check_device(device, num_gpus)
-    if fold != "all" and not (fold.isdecimal() and fold == str(int(fold))):
-        raise UserError(f"-f takes all or the number of a fold, not {fold!r}")
+    _check_fold(fold)
     if pretrained and continue_run:
         raise UserError("--c continues a run with its own weights and -pretrained starts a new one; give one of them")
     if alignment and not method_class.pairs_volumes:
         raise UserError(f"-alignment is for methods that pair volumes, and {method} does not; leave it out")
-    if probe is None and probe_every is not None:
-        raise UserError("-probe_every says how often to probe; add the labelled dataset, as in -probe 17")
-    if probe is not None and dataset_ids:
-        check_probe(probe, dataset_ids[0], probe_every)  # before hours of preprocessing
+    _check_probe(probe, probe_every, dataset_ids)
     prepared = prepare_datasets(dataset_ids, plans, configuration, num_processes, not started_by_torchrun())
     folder = run_folder(
         prepared.results, prepared.folders[0].name, method, prepared.plans["plans_name"], configuration, fold
@@ -122,6 +118,7 @@ def pretrain(
             if not (folder / NNUNET_WEIGHTS).is_file():
                 _for_stock_trainers(folder)
             return folder
+        _tell_new_options(config, checkpoint["config"])
     _check_before_writing(setup, overwrite)
     _announce(setup)
     prepare_embeddings(setup, device, not started_by_torchrun())
@@ -131,6 +128,19 @@ def pretrain(
     _for_stock_trainers(folder)
     log.info(f"finished: {folder / FINAL}")
     return folder
+
+
+def _check_fold(fold: str) -> None:
+    if fold != "all" and not (fold.isdecimal() and fold == str(int(fold))):
+        raise UserError(f"-f takes all or the number of a fold, not {fold!r}")
+
+
+def _check_probe(probe: int | str | None, every: int | None, dataset_ids: Sequence[int | str]) -> None:
+    """What can be refused before hours of preprocessing."""
+    if probe is None and every is not None:
+        raise UserError("-probe_every says how often to probe; add the labelled dataset, as in -probe 17")
+    if probe is not None and dataset_ids:
+        check_probe(probe, dataset_ids[0], every)
 
 
 def _aligner(method: type[Method], asked: str | Path | None, config: Any, prepared: PreparedDatasets) -> Aligner:
@@ -156,6 +166,13 @@ def _same_options(stored: Any, asked: Any) -> Any:
         raise UserError(f"--c continues with the options the run began with, but these differ: {', '.join(changed)}; "
                         f"leave them out, or start anew with --overwrite")  # fmt: skip
     return stored
+
+
+def _tell_new_options(config: Any, stored: dict[str, Any]) -> None:
+    """Warn of options that the version which began the run did not have: the run may go on with another objective."""
+    if new := [f"{name}={value}" for name, value in to_plain(config).items() if name not in stored]:
+        log.warning(f"the version that began this run did not have all options, and it goes on with {', '.join(new)}; "
+                    f"if that is not what it began with, start anew with --overwrite")  # fmt: skip
 
 
 def _check_before_writing(setup: Setup, overwrite: bool) -> None:

@@ -29,7 +29,8 @@ def summarise(rows: Sequence[Row], processes: int) -> dict[str, Any]:
     processes, `best_probe` the highest Dice of each kind of head with its epoch.
     """
     last = rows[-1]
-    seconds, wall = (sum(row.get(key, 0.0) for row in rows) for key in ("seconds", "wall_seconds"))
+    rows = [row for row in rows if "wall_seconds" in row]  # earlier versions did not write what an epoch cost
+    seconds, wall = (sum(row[key] for row in rows) for key in ("seconds", "wall_seconds"))
     return {
         "epochs": last["epoch"],
         "steps": last["step"],

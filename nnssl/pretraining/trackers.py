@@ -132,7 +132,8 @@ def _numbers(row: Row) -> dict[str, float]:
 
 
 def _installed(package: str) -> bool:
-    return importlib.util.find_spec(package) is not None
+    found = importlib.util.find_spec(package)
+    return found is not None and found.origin is not None  # a mere folder of that name, such as W&B's own, has none
 
 
 def _enabled(variable: str) -> bool:

@@ -36,10 +36,10 @@ class LabelledCases:
 
     Args:
         data: the dataset.
-        patch: (Z, Y, X) voxels of every crop.
+        patch: (Z, Y, X) voxels of every crop; without one, nothing can be read but what is labelled where.
     """
 
-    def __init__(self, data: ProbeData, patch: Sequence[int]) -> None:
+    def __init__(self, data: ProbeData, patch: Sequence[int] = ()) -> None:
         self.data, self.patch = data, np.asarray(patch)
         self._places: dict[str, list[np.ndarray]] = {}
         largest = max(*data.values, data.ignore or 0)
@@ -49,15 +49,17 @@ class LabelledCases:
             self._class_of[data.ignore] = -1
 
     def check(self) -> None:
-        """Make sure that something is labelled.
+        """Make sure that there is something to learn and to measure.
 
         Raises:
-            UserError: no training case has a foreground voxel (its volumes were made before it had labels?).
+            UserError: no training or no held-out case has a foreground voxel (made before the dataset had labels?).
         """
-        if not any(self.places(case) for case in self.data.train):
-            images = self.data.folder.images
-            raise UserError(f"no preprocessed training case of {self.data.folder.name} has a labelled voxel; if it was "
-                            f"preprocessed before it had labels, delete {images} and run this again")  # fmt: skip
+        for kind, cases in (("training", self.data.train), ("held-out", self.data.held_out)):
+            if not any(self.places(case) for case in cases):
+                images = self.data.folder.images
+                raise UserError(f"no preprocessed {kind} case of {self.data.folder.name} has a labelled voxel; if it "
+                                f"was preprocessed before it had labels, delete {images} and run this "
+                                f"again")  # fmt: skip
 
     def places(self, case: str) -> list[np.ndarray]:
         """Voxels (N, 3) of every foreground label that the case has, as nnU-Net's preprocessing sampled them."""
@@ -66,7 +68,8 @@ class LabelledCases:
                 found = pickle.load(file).get("class_locations", {})
             wanted = [key for values in self.data.labels.values() for key in (values, *values[: len(values) == 1])]
             arrays = [np.asarray(found[key])[:, 1:] for key in wanted if len(found.get(key, ()))]
-            self._places[case] = [a[:: -(-len(a) // _LOCATIONS)] for a in arrays]
+            # copies: a slice would keep all that nnU-Net sampled, up to megabytes a case, alive for the whole run
+            self._places[case] = [a[:: -(-len(a) // _LOCATIONS)].astype(np.int32) for a in arrays]
         return self._places[case]
 
     def crop(self, seed: int, number: int) -> LabelledCrop:

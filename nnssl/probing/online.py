@@ -46,16 +46,12 @@ class OnlineProbe:
         method: whose backbone is probed.
         device: of the run.
         precision: of the backbone's forward pass; the heads compute in float32.
-
-    Raises:
-        UserError: no training case of the probe has a labelled voxel.
     """
 
     def __init__(self, setup: Setup, method: Method, device: torch.device, precision: torch.dtype) -> None:
         assert isinstance(setup.probe, ProbeData)
         self.config, self.data, self.device = setup.config, setup.probe, device
         self.cases = LabelledCases(self.data, setup.config.patch_size or ())
-        self.cases.check()
         self.features = FrozenFeatures(method, device, precision)
         classes = len(self.data.values)
         self.heads = fresh_heads(self.config.seed, self.features.channels, self.features.strides, classes).to(device)

@@ -12,6 +12,7 @@ from nnssl.data.raw import RawDataset, read_dataset_json, read_raw_dataset
 from nnssl.data.volumes import VolumeFolder
 from nnssl.errors import UserError
 from nnssl.pretraining.setup import hold_out
+from nnssl.probing.cases import LabelledCases
 from nnssl.probing.data import ProbeData, Values
 
 HELD_OUT = 0.2  # of the cases, where there is no splits_final.json
@@ -68,7 +69,8 @@ def prepare_probe(
         may_preprocess: False where several processes would do it at once; everything has to be there then.
 
     Raises:
-        UserError: fewer than two of its cases are ready, or what `check_probe` and `prepare_datasets` raise.
+        UserError: fewer than two of its cases are ready, or what `check_probe`, `prepare_datasets` and
+            `LabelledCases.check` raise.
     """
     first = prepared.folders[0].name
     listed = check_probe(dataset, first, every)
@@ -79,7 +81,9 @@ def prepare_probe(
         both = prepare_datasets([first, listed.name], plans, configuration, num_processes, may_preprocess)
         folder = both.folders[-1]
     train, held_out = _split(folder)
-    return ProbeData(folder, train, held_out, labels, ignore, every)
+    data = ProbeData(folder, train, held_out, labels, ignore, every)
+    LabelledCases(data).check()
+    return data
 
 
 def _listed(raw: Path, preprocessed: Path, name: str) -> RawDataset:

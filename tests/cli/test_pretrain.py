@@ -184,6 +184,31 @@ def test_main__mistakes_are_one_sentence_and_leave_nothing(
     assert not list(folders.rglob("nnssl_vox2vec*"))
 
 
+def test_main__continues_a_run_of_an_earlier_version(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its checkpoint has no health, cost and probe, its rows no cost, and its options not all of today's."""
+    run = ["-d", "500", "-m", "vox2vec", *QUICK]
+    main(run)
+    out = Path(os.environ["nnUNet_results"]) / "Dataset500_Phantom" / RUN
+    final = load_checkpoint(out / "checkpoint_final.pth")
+    content = {k: v for k, v in final.items() if k not in ("health_state", "cost_state", "probe_state")}
+    del content["config"]["exclude_radius_mm"]
+    # as after its first epoch: its second one is done again
+    content.update(epoch=1, step=2, train_means={"sums": {}, "count": 0})
+    torch.save(content, out / "checkpoint_latest.pth")
+    (out / "checkpoint_final.pth").unlink()
+    rows = read_rows(out / "metrics.jsonl")
+    of_then = ("epoch", "step", "loss", "val_loss", "embedding_std", "val_embedding_std", "embedding_dim",
+               "learning_rate", "samples_per_second", "data_wait", "memory_gib", "seconds")  # fmt: skip
+    (out / "metrics.jsonl").write_text(json.dumps({k: rows[0][k] for k in of_then}) + "\n")
+    capsys.readouterr()
+    main([*run, "--c"])
+    said = capsys.readouterr()
+    assert "goes on with exclude_radius_mm=0.0" in said.out + said.err
+    assert load_checkpoint(out / "checkpoint_final.pth")["step"] == 4
+    assert [r["epoch"] for r in read_rows(out / "metrics.jsonl")] == [1, 2]
+    assert read_pretrained(out / "checkpoint_final.pth").method == "vox2vec"
+
+
 def test_main__volumes_without_masks_are_refused_under_torchrun(
     folders: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,7 +18,7 @@ from nnssl.pretraining.optimisation import build_optimiser
 from nnssl.pretraining.signals import Interrupted
 from nnssl.pretraining.weights import load_weights
 from tests.methods.voco_batches import small_fpn, voco_batch, voco_config
-from tests.runs import CPU, make_setup, resumed
+from tests.runs import CPU, make_setup, resumed, same_content
 
 
 def _train(method: VoCo, batch: Batch, steps: int, rate: float = 3e-3) -> list[StepOutput]:
@@ -129,16 +129,6 @@ def test_teacher__begins_as_the_student_of_another_runs_backbone(tmp_path: Path)
     assert all(torch.equal(v, student[k]) for k, v in method.teacher["backbone"].state_dict().items())
 
 
-def _same_tensors(a: Any, b: Any) -> bool:
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(_same_tensors(a[k], b[k]) for k in a)
-    if isinstance(a, list):
-        return len(a) == len(b) and all(map(_same_tensors, a, b))
-    return bool(a == b)
-
-
 def test_run__interrupted_and_resumed_ends_bitwise_as_uninterrupted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -164,7 +154,7 @@ def test_run__interrupted_and_resumed_ends_bitwise_as_uninterrupted(
     resumed(parts, LATEST).run()
     ends = [load_checkpoint(s.folder / FINAL) for s in (whole, parts)]
     for key in ("method_state", "optimiser_state", "step", "epoch"):
-        assert _same_tensors(ends[0][key], ends[1][key]), key
+        assert same_content(ends[0][key], ends[1][key]), key
     state = ends[0]["method_state"]
     followed = [k for k in state if k.startswith("teacher.backbone.") and "right_" not in k]
     assert any(not torch.equal(state[k], state[k.removeprefix("teacher.")]) for k in followed)

@@ -4,7 +4,6 @@ import multiprocessing
 import os
 import signal
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -17,22 +16,12 @@ from nnssl.pretraining.checkpoint import FINAL, LATEST, load_checkpoint
 from nnssl.pretraining.loop import Pretraining
 from nnssl.pretraining.metrics import read_rows
 from nnssl.pretraining.signals import Interrupted
-from tests.runs import CPU, make_setup, resumed
+from tests.runs import CPU, make_setup, resumed, same_content
 
 
 @pytest.fixture(autouse=True)
 def _in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("nnUNet_n_proc_DA", "0")
-
-
-def _same_tensors(a: Any, b: Any) -> bool:
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(_same_tensors(a[k], b[k]) for k in a)
-    if isinstance(a, list):
-        return len(a) == len(b) and all(map(_same_tensors, a, b))
-    return bool(a == b)
 
 
 @pytest.mark.parametrize("method", method_names())
@@ -82,7 +71,7 @@ def test_run__interrupted_and_resumed_ends_bitwise_as_uninterrupted(
 
     ends = [load_checkpoint(s.folder / FINAL) for s in (whole, parts)]
     for key in ("method_state", "optimiser_state", "step", "epoch"):
-        assert _same_tensors(ends[0][key], ends[1][key]), key
+        assert same_content(ends[0][key], ends[1][key]), key
     rows = [read_rows(s.folder / "metrics.jsonl") for s in (whole, parts)]
     names = {"loss", "val_loss", "embedding_std", "gradient_norm", "learning_rate", "effective_rank", "health_rows"}
     for name in names | ({"alignment", "uniformity"} & rows[0][0].keys()):
@@ -131,7 +120,7 @@ def test_run__validation_leaves_the_training_alone(tmp_path: Path) -> None:
     for setup in setups:
         Pretraining(setup, CPU).run()
     states = [load_checkpoint(s.folder / FINAL)["method_state"] for s in setups]
-    assert _same_tensors(states[0], states[1])
+    assert same_content(states[0], states[1])
 
 
 def test_run__the_loss_goes_down(tmp_path: Path) -> None:
@@ -149,7 +138,7 @@ def test_pretrained__weights_only_and_other_networks_are_refused(tmp_path: Path)
     object.__setattr__(setup, "pretrained", first.folder / FINAL)
     run = Pretraining(setup, CPU)
     stored = load_checkpoint(first.folder / FINAL)["method_state"]
-    assert _same_tensors(dict(run.method.state_dict()), stored) and run.step == 0
+    assert same_content(dict(run.method.state_dict()), stored) and run.step == 0
     wider = make_setup(tmp_path / "third")
     wider.plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["base_channels"] = 6
     object.__setattr__(wider, "pretrained", first.folder / FINAL)

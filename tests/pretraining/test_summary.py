@@ -38,6 +38,17 @@ def test_summarise__times_weigh_the_epochs() -> None:
     assert summary["best_probe"] == {"linear": {"dice": 0.7, "epoch": 1}, "nonlinear": {"dice": 0.8, "epoch": 2}}
 
 
+def test_summarise__epochs_of_an_earlier_version_count_where_they_are_known() -> None:
+    """A run that was begun before costs were written, and continued."""
+    old = {"epoch": 0, "step": 5, "loss": 3.0, "embedding_std": 0.1, "memory_gib": 1.0, "seconds": 50.0,
+           "data_wait": 0.9, "samples_per_second": 1.0}  # fmt: skip
+    rows = [old, *_rows()]
+    rows[-1].update(totals(rows))
+    summary = summarise(rows, 4)
+    assert summary["samples_per_second"] == 1.0 and summary["data_wait"] == pytest.approx(0.2)
+    assert summary["probe_share"] == pytest.approx(14 / 80) and summary["energy_kwh"] is None
+
+
 def test_summary_lines__say_what_is_known() -> None:
     lines = summary_lines(summarise(_rows(), 4))
     assert lines[0] == ("cost: 20 steps, 40 samples in 1 GPU-hours (4 processes), 1.00 samples/s, data-wait 20.0 %, "

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 import sys
 from dataclasses import replace
 from importlib.machinery import ModuleSpec
@@ -44,7 +45,7 @@ class FakeWandb(ModuleType):
 
     def __init__(self) -> None:
         super().__init__("wandb")
-        self.__spec__ = ModuleSpec("wandb", None)
+        self.__spec__ = ModuleSpec("wandb", None, origin="made up")
         self.runs: list[FakeRun] = []
         self.step, self.refuses = 0, False
 
@@ -96,6 +97,18 @@ def test_check_trackers__what_is_not_installed_or_misspelt_is_refused(
     monkeypatch.setenv(variable, "yes")
     with pytest.raises(UserError, match=f"{variable} is 0 or 1, not 'yes'"):
         check_trackers()
+
+
+def test_check_trackers__a_folder_of_the_package_s_name_is_not_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "nnssl_test_tracker"
+    (tmp_path / name).mkdir()  # as W&B leaves ./wandb, which Python takes for a package without a file
+    monkeypatch.syspath_prepend(tmp_path)
+    assert not trackers._installed(name)
+    (tmp_path / name / "__init__.py").touch()
+    importlib.invalidate_caches()
+    assert trackers._installed(name)
 
 
 def test_wandb__a_run_is_logged_by_epochs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wandb: FakeWandb) -> None:

@@ -80,12 +80,22 @@ def test_labelled_cases__a_value_that_dataset_json_does_not_name(tmp_path: Path)
         cases.window("box_3", cases.windows("box_3")[0])
 
 
-def test_labelled_cases__volumes_that_were_preprocessed_without_labels(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["training", "held-out"])
+def test_labelled_cases__volumes_that_were_preprocessed_without_labels(tmp_path: Path, kind: str) -> None:
     data = make_probe(tmp_path)
-    for case in data.train:
+    LabelledCases(data).check()
+    for case in data.train if kind == "training" else data.held_out:
         add_labels(data.folder.images, case, np.zeros(SIZE, dtype=np.int16))
-    with pytest.raises(UserError, match="Dataset017_Boxes has a labelled voxel"):
-        LabelledCases(data, PATCH).check()
+    with pytest.raises(UserError, match=f"no preprocessed {kind} case of Dataset017_Boxes has a labelled voxel"):
+        LabelledCases(data).check()
+
+
+def test_labelled_cases__keep_no_more_places_than_they_use(tmp_path: Path) -> None:
+    data = make_probe(tmp_path)
+    labels = np.full(SIZE, 2, dtype=np.int16)
+    add_labels(data.folder.images, "box_0", labels)
+    (places,) = LabelledCases(data, PATCH).places("box_0")
+    assert len(places) <= 1000 and places.base is None and (places < SIZE).all()
 
 
 def test_held_out_windows__cases_take_turns_and_labels_come_first(tmp_path: Path) -> None:

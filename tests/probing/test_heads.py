@@ -58,6 +58,7 @@ def test_fresh_heads__depend_on_the_seed_alone() -> None:
     torch.manual_seed(5)
     assert torch.equal(after, torch.rand(1))
     same, other = (fresh_heads(seed, (2,), [(1, 1, 1)], 2) for seed in (1, 2))
-    weight = first.heads["linear"].layers[0].weight
-    assert torch.equal(weight, same.heads["linear"].layers[0].weight)
-    assert not torch.equal(weight, other.heads["linear"].layers[0].weight)
+    weights = first.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in same.state_dict().items())
+    linear = [name for name in weights if name.startswith("heads.linear.") and name.endswith("weight")]
+    assert linear and not any(torch.equal(weights[name], other.state_dict()[name]) for name in linear)

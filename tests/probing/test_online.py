@@ -15,29 +15,21 @@ from nnssl.methods.registry import method_names
 from nnssl.networks.fpn import FPN3d
 from nnssl.networks.lapn_unet import LapnPyramid
 from nnssl.networks.pyramid import FeaturePyramid
+from nnssl.networks.swin import SwinPyramid
 from nnssl.networks.vit import ViTPyramid
 from nnssl.pretraining.checkpoint import FINAL, LATEST, load_checkpoint
+from nnssl.pretraining.launch import launch
 from nnssl.pretraining.loop import Pretraining
 from nnssl.pretraining.metrics import read_rows
 from nnssl.pretraining.signals import Interrupted
 from nnssl.probing.online import OnlineProbe
-from tests.probing.labelled import probed_setup
-from tests.runs import CPU, resumed
+from tests.probing.labelled import SIZE, add_labels, probed_setup
+from tests.runs import CPU, resumed, same_content
 
 
 @pytest.fixture(autouse=True)
 def _in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("nnUNet_n_proc_DA", "0")
-
-
-def _same(a: Any, b: Any) -> bool:
-    if isinstance(a, Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(_same(a[k], b[k]) for k in a)
-    if isinstance(a, list):
-        return len(a) == len(b) and all(map(_same, a, b))
-    return bool(a == b)
 
 
 @pytest.mark.parametrize("method", method_names())
@@ -51,8 +43,8 @@ def test_online_probe__every_method_is_measured_and_its_weights_are_those_of_a_r
     without.mkdir()
     Pretraining(replace(setup, probe=None, folder=without), CPU).run()
     plain = load_checkpoint(without / FINAL)
-    assert _same(probed["method_state"], plain["method_state"])
-    assert _same(probed["optimiser_state"], plain["optimiser_state"])
+    assert same_content(probed["method_state"], plain["method_state"])
+    assert same_content(probed["optimiser_state"], plain["optimiser_state"])
     assert plain["probe_state"] is None and probed["probe_state"]["updates"] > 0
     for row, other in zip(rows, read_rows(without / "metrics.jsonl"), strict=True):
         assert row["loss"] == other["loss"] and row["val_loss"] == other["val_loss"]
@@ -76,9 +68,37 @@ def test_online_probe__interrupted_and_resumed_ends_bitwise_as_uninterrupted(
         run.run()
     resumed(setup, LATEST).run()
     again = load_checkpoint(setup.folder / FINAL)
-    assert _same(again["probe_state"], whole["probe_state"]) and _same(again["method_state"], whole["method_state"])
+    assert same_content(again["probe_state"], whole["probe_state"]) and same_content(
+        again["method_state"], whole["method_state"]
+    )
     for row, other in zip(rows, read_rows(setup.folder / "metrics.jsonl"), strict=True):
         assert {k: v for k, v in row.items() if "dice" in k} == {k: v for k, v in other.items() if "dice" in k}
+
+
+def test_online_probe__only_one_of_several_processes_probes_and_the_others_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    setup = probed_setup(tmp_path, batch_size=4, num_epochs=2, steps_per_epoch=2)
+    without = tmp_path / "without"
+    without.mkdir()
+    launch(setup, "cpu", 2)
+    launch(replace(setup, probe=None, folder=without), "cpu", 2)
+    probed, plain = (load_checkpoint(folder / FINAL) for folder in (setup.folder, without))
+    assert same_content(probed["method_state"], plain["method_state"])
+    assert probed["probe_state"]["updates"] == 4 and plain["probe_state"] is None
+    assert all("probe_linear_dice" in row for row in read_rows(setup.folder / "metrics.jsonl"))
+
+
+def test_online_probe__its_error_ends_all_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    setup = probed_setup(tmp_path, batch_size=4, num_epochs=1, steps_per_epoch=2)
+    assert setup.probe is not None
+    for case in setup.probe.train:
+        add_labels(setup.probe.folder.images, case, np.full(SIZE, 9, dtype=np.int16))
+    with pytest.raises(SystemExit):
+        launch(setup, "cpu", 2)
+    assert "holds 9, which its dataset.json does not name" in (setup.folder / "pretraining_log.txt").read_text()
 
 
 def _probe(tmp_path: Path, **options: Any) -> OnlineProbe:
@@ -140,7 +160,7 @@ def test_online_probe__leaves_modes_buffers_and_random_numbers_alone(tmp_path: P
     assert probe.finish_epoch(1)
     assert torch.equal(torch.rand(4), expected)
     assert [m.training for m in method.modules()] == modes
-    assert _same(before, dict(method.state_dict()))
+    assert same_content(before, dict(method.state_dict()))
     assert all(p.grad is None for p in method.parameters())
     assert probe.seconds > 0
     probe.reset_clock()
@@ -155,7 +175,7 @@ def test_online_probe__state_is_plain_and_restores_everything(tmp_path: Path) ->
     torch.save(probe.state(), tmp_path / "state.pth")
     other = OnlineProbe(probed_setup(tmp_path / "b"), probe_method(tmp_path / "c"), CPU, torch.float32)
     other.load_state(torch.load(tmp_path / "state.pth", weights_only=True))
-    assert _same(other.state()["heads"], probe.state()["heads"])
+    assert same_content(other.state()["heads"], probe.state()["heads"])
     assert other.interval == probe.interval
     other.features = probe.features
     assert other.finish_epoch(1) == scored and not other.improved
@@ -176,11 +196,19 @@ def _vit() -> FeaturePyramid:
     return ViTPyramid(1, (16, 32, 32), 2, hidden_size=24, mlp_dim=24, num_heads=2, num_layers=4)
 
 
-@pytest.mark.parametrize("make", [_leaving_out, _vit, lambda: LapnPyramid(1, (4, 6, 8), 1, 5)])
-def test_online_probe__networks_whose_finest_level_is_coarse(
-    tmp_path: Path, make: Callable[[], FeaturePyramid]
+def _swin() -> FeaturePyramid:
+    pytest.importorskip("monai")
+    return SwinPyramid(1, 12, window_size=2, levels="decoder")
+
+
+@pytest.mark.parametrize(("make", "patch"), [
+    (_leaving_out, (16, 32, 32)), (_vit, (16, 32, 32)), (_swin, (32, 32, 64)),
+    (lambda: LapnPyramid(1, (4, 6, 8), 1, 5), (16, 32, 32)),
+])  # fmt: skip
+def test_online_probe__networks_of_every_kind_of_pyramid(
+    tmp_path: Path, make: Callable[[], FeaturePyramid], patch: tuple[int, int, int]
 ) -> None:
-    setup = probed_setup(tmp_path, patch_size=(16, 32, 32))
+    setup = probed_setup(tmp_path, patch_size=patch)
     method = Method(make(), setup.config)
     probe = OnlineProbe(setup, method, CPU, torch.float32)
     probe.after_step(0)

@@ -8,6 +8,7 @@ import pytest
 from nnssl.data.plan_and_preprocess import plan_and_preprocess
 from nnssl.data.prepared import PreparedDatasets, prepare_datasets
 from nnssl.errors import UserError
+from nnssl.probing.cases import LabelledCases
 from nnssl.probing.data import ProbeData
 from nnssl.probing.prepare import prepare_probe
 from tests.phantoms import write_ct_dataset, write_mr_dataset
@@ -99,6 +100,14 @@ def test_prepare_probe__ignore_label_and_regions(root: Path, prepared: PreparedD
 def test_prepare_probe__says_what_is_wrong(prepared: PreparedDatasets, dataset: int, said: str) -> None:
     with pytest.raises(UserError, match=said):
         _probe(prepared, dataset)
+
+
+def test_prepare_probe__labels_that_were_never_preprocessed_are_missed_before_the_run(
+    prepared: PreparedDatasets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LabelledCases, "places", lambda self, case: [])
+    with pytest.raises(UserError, match="no preprocessed training case of Dataset017_Organs has a labelled voxel"):
+        _probe(prepared, 17)
 
 
 def test_prepare_probe__wrong_interval(prepared: PreparedDatasets) -> None:
