@@ -8,8 +8,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from nnssl.child_process import duration
 from nnssl.demo.datasets import LABELLED, UNLABELLED, write_labelled, write_unlabelled
-from nnssl.demo.execute import duration, run_step
+from nnssl.demo.execute import run_step
 from nnssl.demo.record import Record
 from nnssl.demo.report import Score, read_scores, remove_report, write_report
 from nnssl.demo.steps import RANDOM, Folders, demo_steps

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from nnssl.child_process import duration
 from nnssl.demo import execute
-from nnssl.demo.execute import duration, run_step
+from nnssl.demo.execute import run_step
 from nnssl.demo.record import Record
 from nnssl.demo.steps import Folders, Step
 from nnssl.errors import UserError
