@@ -10,13 +10,10 @@ of nnsslPlans_alice_swin. On a CPU that others use too, the CPU seconds of all t
 from __future__ import annotations
 
 import argparse
-import contextlib
-import time
-from collections.abc import Iterator
-from statistics import median
 
 import numpy as np
 import torch
+from parts import Parts
 
 from nnssl.augment.target_views import sample_target_views
 from nnssl.methods.alice import Alice, AliceConfig
@@ -25,10 +22,8 @@ from nnssl.networks.build import backbone_of
 from nnssl.networks.pyramid import FeaturePyramid
 from nnssl.networks.swin import SwinPyramid
 from nnssl.networks.vit import ViTPyramid
-from nnssl.pretraining.metrics import memory_gib
 from nnssl.pretraining.optimisation import build_optimiser, choose_precision
 
-PARTS = ("augmentation", "forward", "backward", "optimiser")
 STAGES = 6  # of the U-Net, as nnU-Net's planner makes for such patches
 
 
@@ -102,27 +97,17 @@ def main() -> None:
     precision = choose_precision(config, device)
     batch = make_batch(arguments.volumes, patch)
     batch = {k: v if k in Alice.host_keys else v.to(device) for k, v in batch.items()}
-    seconds: dict[str, list[float]] = {part: [] for part in PARTS}
-    cpu_seconds: dict[str, list[float]] = {part: [] for part in PARTS}
-
-    @contextlib.contextmanager
-    def timed(part: str) -> Iterator[None]:
-        begin, cpu_begin = time.perf_counter(), time.process_time()
-        yield
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds[part].append(time.perf_counter() - begin)
-        cpu_seconds[part].append(time.process_time() - cpu_begin)
+    parts = Parts(device)
 
     for step in range(arguments.repeats + 1):
-        with timed("augmentation"):
+        with parts.timed("augmentation"):
             views = method.augment(batch)
-        with timed("forward"), torch.autocast(device.type, precision, precision != torch.float32):
+        with parts.timed("forward"), torch.autocast(device.type, precision, precision != torch.float32):
             loss = method(views).loss
         optimiser.zero_grad(set_to_none=True)
-        with timed("backward"):
+        with parts.timed("backward"):
             loss.backward()
-        with timed("optimiser"):
+        with parts.timed("optimiser"):
             torch.nn.utils.clip_grad_norm_(method.parameters(), 1.0)
             optimiser.step()
             method.after_step(step)
@@ -131,13 +116,7 @@ def main() -> None:
         f"{arguments.network}, {arguments.volumes} x query and key of {patch}, {student / 1e6:.1f} M trained "
         f"parameters, {device.type}, torch {torch.__version__}, {torch.get_num_threads()} threads, {precision}"
     )
-    for times in (seconds, cpu_seconds):
-        times["step"] = [sum(parts) for parts in zip(*(times[part] for part in PARTS), strict=True)]
-    for part, values in seconds.items():
-        share = median(values[1:]) / median(seconds["step"][1:])
-        print(f"{part:13} {median(values[1:]):8.3f} s  {100 * share:5.1f} %  fastest {min(values[1:]):8.3f} s, "
-              f"{min(cpu_seconds[part][1:]):8.3f} CPU s")  # fmt: skip
-    print(f"peak memory {memory_gib(device):.2f} GiB")
+    print(parts.report())
 
 
 if __name__ == "__main__":

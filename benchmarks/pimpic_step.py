@@ -13,12 +13,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import time
-from collections.abc import Iterator
-from statistics import median
 
 import numpy as np
 import torch
+from parts import Parts
 from torch import Tensor
 
 from nnssl.augment.window_intensity import sample_window_intensity
@@ -27,10 +25,7 @@ from nnssl.losses.pic import pic_loss
 from nnssl.methods.base import Batch, Sample
 from nnssl.methods.pimpic import Pimpic, PimpicConfig
 from nnssl.networks.pimpic_encoder import Pimpic3d
-from nnssl.pretraining.metrics import memory_gib
 from nnssl.pretraining.optimisation import build_optimiser, choose_precision
-
-PARTS = ("augmentation", "forward", "backward", "optimiser")
 
 
 def make_batch(crops: int, patch: tuple[int, int, int], spread: float) -> Batch:
@@ -82,42 +77,25 @@ def main() -> None:
     precision = choose_precision(config, device)
     batch = make_batch(arguments.crops, patch, arguments.spread)
     batch = {k: v if k in Pimpic.host_keys else v.to(device) for k, v in batch.items()}
-    seconds: dict[str, list[float]] = {part: [] for part in (*PARTS, "PiC")}
-    cpu_seconds: dict[str, list[float]] = {part: [] for part in seconds}
+    parts = Parts(device, aside=("PiC",))
     pyramids: list[list[Tensor]] = []
     method.backbone.register_forward_hook(lambda module, inputs, output: pyramids.append(output))
-
-    @contextlib.contextmanager
-    def timed(part: str) -> Iterator[None]:
-        begin, cpu_begin = time.perf_counter(), time.process_time()
-        yield
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds[part].append(time.perf_counter() - begin)
-        cpu_seconds[part].append(time.process_time() - cpu_begin)
-
     for _ in range(arguments.repeats + 1):
         pyramids.clear()
-        with timed("augmentation"):
+        with parts.timed("augmentation"):
             views = method.augment(batch)
-        with timed("forward"), torch.autocast(device.type, precision, precision != torch.float32):
+        with parts.timed("forward"), torch.autocast(device.type, precision, precision != torch.float32):
             loss = method(views).loss
         optimiser.zero_grad(set_to_none=True)
-        with timed("backward"):
+        with parts.timed("backward"):
             loss.backward()
-        with timed("optimiser"):
+        with parts.timed("optimiser"):
             torch.nn.utils.clip_grad_norm_(method.parameters(), 1.0)
             optimiser.step()
-        time_pic(method, pyramids[0], views, timed("PiC"))
+        time_pic(method, pyramids[0], views, parts.timed("PiC"))
     print(f"{arguments.crops} crops of {patch}, {len(batch['pairs'])} pairs, {device.type}, torch {torch.__version__}, "
           f"{torch.get_num_threads()} threads, {precision}")  # fmt: skip
-    for times in (seconds, cpu_seconds):
-        times["step"] = [sum(parts) for parts in zip(*(times[part] for part in PARTS), strict=True)]
-    for part, values in seconds.items():
-        share = median(values[1:]) / median(seconds["step"][1:])
-        print(f"{part:13} {median(values[1:]):8.3f} s  {100 * share:5.1f} %  fastest {min(values[1:]):8.3f} s, "
-              f"{min(cpu_seconds[part][1:]):8.3f} CPU s")  # fmt: skip
-    print(f"peak memory {memory_gib(device):.2f} GiB")
+    print(parts.report())
 
 
 if __name__ == "__main__":

@@ -10,17 +10,16 @@ drawn volume.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 
 import blosc2
 import numpy as np
 import torch
+from parts import Parts
 from torch import nn
 
 from nnssl.data.presets import presets
@@ -31,10 +30,7 @@ from nnssl.methods.voco import VoCo, VoCoConfig
 from nnssl.networks.build import build_backbone
 from nnssl.networks.pyramid import FeaturePyramid
 from nnssl.networks.swin import SwinPyramid
-from nnssl.pretraining.metrics import memory_gib
 from nnssl.pretraining.optimisation import build_optimiser, choose_precision
-
-PARTS = ("augmentation", "teacher", "student", "loss", "backward", "optimiser", "momentum")
 
 
 def make_backbone(network: str, feature_size: int, recompute: bool) -> FeaturePyramid:
@@ -104,44 +100,32 @@ def main() -> None:
     precision = choose_precision(config, device)
     batch, sampling = make_batch(config, tuple(given.size))
     batch = {k: v.to(device) for k, v in batch.items()}
-    seconds: dict[str, list[float]] = {part: [] for part in PARTS}
-
-    @contextlib.contextmanager
-    def timed(part: str) -> Iterator[None]:
-        begin = time.perf_counter()
-        yield
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds[part].append(time.perf_counter() - begin)
+    parts = Parts(device)
 
     autocast = torch.autocast(device.type, precision, precision != torch.float32)
     for _ in range(given.warm + given.repeats):
-        with timed("augmentation"):
+        with parts.timed("augmentation"):
             views = method.augment(batch)["views"]
-        with timed("teacher"), autocast, torch.no_grad():
+        with parts.timed("teacher"), autocast, torch.no_grad():
             followed = method.embed(teacher["backbone"], teacher["head"], views)
-        with timed("student"), autocast:
+        with parts.timed("student"), autocast:
             student = method.embed(method.backbone, method.head, views)
-        with timed("loss"):
+        with parts.timed("loss"):
             terms = code_terms(*student, *followed, batch["labels"])
             loss = terms.positive + terms.negative + terms.regulariser
         optimiser.zero_grad(set_to_none=True)
-        with timed("backward"):
+        with parts.timed("backward"):
             loss.backward()
-        with timed("optimiser"):
+        with parts.timed("optimiser"):
             nn.utils.clip_grad_norm_(method.parameters(), 1.0)
             optimiser.step()
-        with timed("momentum"):
+        with parts.timed("momentum"):
             method.after_step(0)
-    measured = {part: values[given.warm :] for part, values in seconds.items()}
-    steps = [sum(parts) for parts in zip(*measured.values(), strict=True)]
     trained = sum(p.numel() for p in method.parameters() if p.requires_grad)
     print(f"{given.network}, {trained:,} parameters, {given.volumes} x ({given.crops} crops + "
           f"{int(np.prod(given.grid))} bases), patch {tuple(given.patch)}, slab {tuple(batch['slab'].shape)}, "
           f"{device.type}, torch {torch.__version__}, {torch.get_num_threads()} threads, {precision}")  # fmt: skip
-    for part, values in measured.items():
-        print(f"{part:13} {median(values):8.3f} s  {100 * median(values) / median(steps):5.1f} %")
-    print(f"{'step':13} {median(steps):8.3f} s  (fastest {min(steps):.3f} s)  peak memory {memory_gib(device):.2f} GiB")
+    print(parts.report(given.warm))
     print(f"{'sample':13} {median(sampling):8.3f} s  for one volume of {tuple(given.size)} voxels in a loader worker")
 
 

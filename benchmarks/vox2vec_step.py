@@ -9,23 +9,17 @@ The default size is that at which the authors' code was timed on two CPU cores: 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import time
-from collections.abc import Iterator
-from statistics import median
 
 import numpy as np
 import torch
+from parts import Parts
 
 from nnssl.augment.intensity import sample_intensity
 from nnssl.losses.info_nce import info_nce
 from nnssl.methods.base import Batch, Sample
 from nnssl.methods.vox2vec import Vox2vec, Vox2vecConfig
 from nnssl.networks.fpn import FPN3d
-from nnssl.pretraining.metrics import memory_gib
 from nnssl.pretraining.optimisation import build_optimiser, choose_precision
-
-PARTS = ("augmentation", "forward", "loss", "backward", "optimiser")
 
 
 def make_batch(pairs: int, patch: tuple[int, int, int], voxels: int) -> Batch:
@@ -65,36 +59,24 @@ def main() -> None:
     precision = choose_precision(config, device)
     batch = make_batch(arguments.pairs, tuple(arguments.patch), arguments.voxels)
     batch = {k: v if k in Vox2vec.host_keys else v.to(device) for k, v in batch.items()}
-    seconds: dict[str, list[float]] = {part: [] for part in PARTS}
-
-    @contextlib.contextmanager
-    def timed(part: str) -> Iterator[None]:
-        begin = time.perf_counter()
-        yield
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds[part].append(time.perf_counter() - begin)
+    parts = Parts(device)
 
     for _ in range(arguments.repeats + 1):
-        with timed("augmentation"):
+        with parts.timed("augmentation"):
             views = method.augment(batch)
-        with timed("forward"), torch.autocast(device.type, precision, precision != torch.float32):
+        with parts.timed("forward"), torch.autocast(device.type, precision, precision != torch.float32):
             h1, h2 = (method.embed(views["crops"][:, k], views["voxels"][:, k]) for k in range(2))
-        with timed("loss"):
+        with parts.timed("loss"):
             loss = info_nce(h1, h2, config.temperature, sources=views["source"])
         optimiser.zero_grad(set_to_none=True)
-        with timed("backward"):
+        with parts.timed("backward"):
             loss.backward()
-        with timed("optimiser"):
+        with parts.timed("optimiser"):
             torch.nn.utils.clip_grad_norm_(method.parameters(), 1.0)
             optimiser.step()
-    steps = [sum(parts) for parts in zip(*(seconds[p][1:] for p in PARTS), strict=True)]
     print(f"{arguments.pairs} pairs, patch {tuple(arguments.patch)}, {arguments.voxels} voxels a pair, {device.type}, "
           f"torch {torch.__version__}, {torch.get_num_threads()} threads, {precision}")  # fmt: skip
-    for part in PARTS:
-        share = median(seconds[part][1:])
-        print(f"{part:13} {share:8.3f} s  {100 * share / median(steps):5.1f} %")
-    print(f"{'step':13} {median(steps):8.3f} s  (fastest {min(steps):.3f} s)  peak memory {memory_gib(device):.2f} GiB")
+    print(parts.report())
 
 
 if __name__ == "__main__":
