@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import hashlib
 import logging
 import os
@@ -128,6 +129,7 @@ def _run(setup: Setup, device: str, rank: int, local_rank: int, count: int) -> N
             print(f"error in process {rank}: {error}", file=sys.stderr)
         raise
     finally:
+        gc.collect()  # DistributedDataParallel holds the group, whose threads must not outlive it: the process aborts
         dist.destroy_process_group()
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import os
 import socket
 from pathlib import Path
@@ -39,6 +40,8 @@ def _double_gradients(rank: int, setup: Setup, world: int, port: int, steps: int
         total += loss.detach()
     if world > 1:
         dist.all_reduce(total)
+        del model, loss  # they hold the group, whose threads must not outlive it
+        gc.collect()
         dist.destroy_process_group()
     if rank == 0:
         gradients = {k: v.grad for k, v in method.named_parameters() if v.grad is not None}
