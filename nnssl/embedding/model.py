@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from nnssl.errors import UserError
-from nnssl.finetuning.pretrained import Pretrained, read_pretrained
+from nnssl.finetuning.pretrained import Pretrained, load_whole, read_pretrained
 from nnssl.matching.images import PreparedImage, prepare_image
 from nnssl.matching.run import checkpoint_of
 from nnssl.methods.options import from_plain
@@ -147,18 +147,8 @@ def load_pretrained(path: str | Path, device: str = "cpu") -> PretrainedModel:
     backbone = build_backbone(pretrained.plans, pretrained.configuration, pretrained.levels)
     if issubclass(method, PixelMethod):  # maps finer than its finest encoding are not trained
         backbone.leave_out_finer(min(head.level for head in method.encoding_heads(config, backbone).values()))
-    _load(backbone, pretrained)
+    load_whole(backbone, pretrained.backbone, pretrained.path)
     return PretrainedModel(backbone, pretrained, cast(Stride, config.patch_size)).to(device)
-
-
-def _load(backbone: FeaturePyramid, pretrained: Pretrained) -> None:
-    own, given = backbone.state_dict(), pretrained.backbone
-    wrong = [name for name in own.keys() | given.keys()
-             if name not in own or name not in given or own[name].shape != given[name].shape]  # fmt: skip
-    if wrong:
-        raise UserError(f"{pretrained.path} does not hold the network of its own plans ({', '.join(sorted(wrong)[:3])}"
-                        f"); take a checkpoint that nnssl_pretrain wrote and left unchanged")  # fmt: skip
-    backbone.load_state_dict(given)
 
 
 def _inside(level: Tensor, size: Sequence[int], stride: Stride) -> Tensor:

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from nnssl.embedding.pca import leading_axes
 from nnssl.figures.features import Vectors
 from nnssl.matching.encode import EncodedImage
-from nnssl.matching.match import sampling_grid
+from nnssl.matching.match import at_fine_cells
 
 Floats = NDArray[np.float64]
 _CELLS = 2**18  # of the finest map at a time
@@ -115,8 +114,7 @@ def project_image(
     for first in range(0, fine.shape[1], planes):
         total = fine[:, first : first + planes] - offset
         for name, values in projected.items():
-            grid = sampling_grid(image, name, first, total.shape[1:])
-            total += F.grid_sample(values[None], grid, mode="bilinear", padding_mode="border", align_corners=False)[0]
+            total += at_fine_cells(values, image, name, first, planes)
         shown = 1 + 254 * ((total - low) / width).clamp(0, 1)
         colours[:, first : first + planes] = shown.round().byte().numpy()
     return colours * cells_in(body, image.strides["fine"], colours.shape[1:])

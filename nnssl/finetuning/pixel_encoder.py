@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from torch import Tensor
-
 from nnssl.errors import UserError
+from nnssl.finetuning.pretrained import load_whole
 from nnssl.methods.options import from_plain
 from nnssl.methods.pixel_method import PixelMethod
 from nnssl.methods.registry import get_method, method_names
@@ -61,7 +60,8 @@ def read_pixel_encoder(path: Path) -> PretrainedEncoder:
     config = from_plain(method.config_class, content["config"])
     backbone = backbone_of(resolved, method.levels)
     encoder = PixelEncoder(backbone, method.encoding_heads(config, backbone))
-    _load(encoder, content["method_state"], path)
+    state = {name: tensor for name, tensor in content["method_state"].items() if name.startswith(_PARTS)}
+    load_whole(encoder, state, path)
     architecture = {
         "network": _network_of(resolved),
         "levels": method.levels,
@@ -87,14 +87,3 @@ def build_pixel_encoder(architecture: Mapping[str, Any], input_channels: int) ->
 def _network_of(resolved: dict[str, Any]) -> dict[str, Any]:
     """The entries of a configuration that its network is built from; all of those of an older nnU-Net."""
     return {"architecture": resolved["architecture"]} if "architecture" in resolved else dict(resolved)
-
-
-def _load(encoder: PixelEncoder, state: Mapping[str, Tensor], path: Path) -> None:
-    own = encoder.state_dict()
-    given = {name: tensor for name, tensor in state.items() if name.startswith(_PARTS)}
-    wrong = [name for name in own.keys() | given.keys()
-             if name not in own or name not in given or own[name].shape != given[name].shape]  # fmt: skip
-    if wrong:
-        raise UserError(f"{path} does not hold the network of its own plans ({', '.join(sorted(wrong)[:3])}); take a "
-                        f"checkpoint that nnssl_pretrain wrote and left unchanged")  # fmt: skip
-    encoder.load_state_dict(given)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from nnssl.errors import UserError
 from nnssl.methods.registry import get_method
@@ -66,6 +66,26 @@ def read_pretrained(path: Path) -> Pretrained:
         content.get("orientation"),
         content["config"],
     )
+
+
+def load_whole(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    """Fill a network that was built from a checkpoint's own plans.
+
+    Args:
+        network: what is filled.
+        state: of all of it, from the checkpoint.
+        path: of the checkpoint, for the message.
+
+    Raises:
+        UserError: names or shapes differ.
+    """
+    own = network.state_dict()
+    wrong = [name for name in own.keys() | state.keys()
+             if name not in own or name not in state or own[name].shape != state[name].shape]  # fmt: skip
+    if wrong:
+        raise UserError(f"{path} does not hold the network of its own plans ({', '.join(sorted(wrong)[:3])}); take a "
+                        f"checkpoint that nnssl_pretrain wrote and left unchanged")  # fmt: skip
+    network.load_state_dict(state)
 
 
 def finished_pretrainings(results: Path, method: str | None = None, dataset: str | None = None) -> list[Path]:

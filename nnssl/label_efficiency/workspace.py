@@ -79,11 +79,7 @@ class Source:
     @property
     def data_folders(self) -> list[Path]:
         """Folders of preprocessed cases that the plans name."""
-        from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
-        names = {
-            PlansManager(plans).get_configuration(self.configuration).data_identifier for plans in self.plans.values()
-        }
+        names = {_identifier(plans, self.configuration) for plans in self.plans.values()}
         return [self.folder / name for name in sorted(names)]
 
     def labelled(self) -> list[str]:
@@ -185,10 +181,8 @@ def write_workspace(workspace: Workspace, source: Source, record: dict[str, Any]
     splits = [{"train": list(f.train), "val": workspace.test.cases} for f in workspace.folds]
     write_json(folder / _SPLITS, splits)
     for name, plans in source.plans.items():
-        identifier = next(d for d in source.data_folders if d.name == _identifier(plans, source.configuration))
-        preprocess_test_cases(
-            workspace.test, folder / identifier.name, plans, source.configuration, source.dataset_json
-        )
+        data = folder / _identifier(plans, source.configuration)
+        preprocess_test_cases(workspace.test, data, plans, source.configuration, source.dataset_json)
         _write_plans(folder / f"{name}.json", plans)
 
 

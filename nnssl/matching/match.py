@@ -127,7 +127,7 @@ def _similarities(vectors: Mapping[str, Tensor], key: EncodedImage) -> Iterator[
         for name in others:
             lengths = key.lengths.get(name)
             known = _lengths(key, name, first, planes) if lengths is None else lengths[first : first + planes]
-            total += (_at_fine_cells(products[name], key, name, first, planes) / known.clamp_min(_EPS)).flatten(1)
+            total += (at_fine_cells(products[name], key, name, first, planes) / known.clamp_min(_EPS)).flatten(1)
         yield first, (total / len(names)).unflatten(1, part.shape[1:])
 
 
@@ -144,17 +144,17 @@ def interpolated_lengths(image: EncodedImage) -> dict[str, Tensor]:
 
 
 def _lengths(key: EncodedImage, name: str, first: int, planes: int) -> Tensor:
-    return torch.linalg.vector_norm(_at_fine_cells(key.maps[name].float(), key, name, first, planes), dim=0)
+    return torch.linalg.vector_norm(at_fine_cells(key.maps[name].float(), key, name, first, planes), dim=0)
 
 
-def _at_fine_cells(values: Tensor, key: EncodedImage, name: str, first: int, planes: int) -> Tensor:
-    """Values (N, ...) of another map's cells, interpolated at some planes of the fine cells: (N, planes, Y, X)."""
+def at_fine_cells(values: Tensor, key: EncodedImage, name: str, first: int, planes: int) -> Tensor:
+    """Values (N, ...) of another map's cells, trilinear at so many planes of the fine cells: (N, planes, Y, X)."""
     size = key.maps[_FINE][:, first : first + planes].shape[1:]
-    grid = sampling_grid(key, name, first, size)
+    grid = _sampling_grid(key, name, first, size)
     return F.grid_sample(values[None], grid, mode="bilinear", padding_mode="border", align_corners=False)[0]
 
 
-def sampling_grid(key: EncodedImage, name: str, first: int, size: torch.Size) -> Tensor:
+def _sampling_grid(key: EncodedImage, name: str, first: int, size: torch.Size) -> Tensor:
     """Where fine cells (planes, Y, X) from a plane on lie in another map: (1, planes, Y, X, 3) for `grid_sample`."""
     lines = []
     for axis, (count, begin) in enumerate(zip(size, (first, 0, 0), strict=True)):

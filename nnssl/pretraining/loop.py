@@ -127,7 +127,7 @@ class Pretraining:
         self._finish_epoch()
 
     def _count_probe(self, source: Use) -> None:
-        """What a probe took of a share of the time, said once an epoch: asking for it waits for the device."""
+        """What a probe took of a share of the time."""
         if self.probe is not None:
             self.cost.move(source, "probe", self.probe.seconds)
             self.probe.reset_clock()
