@@ -9,11 +9,9 @@ of nnsslPlans_alice_swin. On a CPU that others use too, the CPU seconds of all t
 
 from __future__ import annotations
 
-import argparse
-
 import numpy as np
 import torch
-from parts import Parts
+from parts import Parts, step_parser
 
 from nnssl.augment.target_views import sample_target_views
 from nnssl.methods.alice import Alice, AliceConfig
@@ -78,13 +76,10 @@ def make_batch(volumes: int, patch: tuple[int, int, int]) -> Batch:
 
 def main() -> None:
     """Print the median of every part over the repeats."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = step_parser(__doc__)
     parser.add_argument("-network", choices=("unet", "vit", "swin"), default="unet")
-    parser.add_argument("-device", default="cpu")
-    parser.add_argument("-threads", type=int, default=2)
     parser.add_argument("-volumes", type=int, default=1, help="pairs a step")
     parser.add_argument("-patch", type=int, nargs=3, default=(64, 64, 64), metavar=("Z", "Y", "X"))
-    parser.add_argument("-repeats", type=int, default=5)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     device, patch = torch.device(arguments.device), tuple(arguments.patch)

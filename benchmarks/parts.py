@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import time
 from collections.abc import Iterator
@@ -10,6 +11,15 @@ from statistics import median
 import torch
 
 from nnssl.pretraining.metrics import memory_gib
+
+
+def step_parser(description: str | None, repeats: int = 5) -> argparse.ArgumentParser:
+    """The arguments of every script that times a step: device, threads, and how many steps are measured."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-device", default="cpu")
+    parser.add_argument("-threads", type=int, default=2)
+    parser.add_argument("-repeats", type=int, default=repeats)
+    return parser
 
 
 class Parts:

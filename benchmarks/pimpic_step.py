@@ -11,12 +11,11 @@ the CPU seconds of all threads are steadier than the time on the clock.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 
 import numpy as np
 import torch
-from parts import Parts
+from parts import Parts, step_parser
 from torch import Tensor
 
 from nnssl.augment.window_intensity import sample_window_intensity
@@ -60,13 +59,10 @@ def time_pic(
 
 def main() -> None:
     """Print the median of every part over the repeats."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-device", default="cpu")
-    parser.add_argument("-threads", type=int, default=2)
+    parser = step_parser(__doc__)
     parser.add_argument("-crops", type=int, default=8)
     parser.add_argument("-patch", type=int, nargs=3, default=(32, 32, 32), metavar=("Z", "Y", "X"))
     parser.add_argument("-spread", type=float, default=0.3, help="share of the side; 0.3 makes all pairs overlap")
-    parser.add_argument("-repeats", type=int, default=5)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     device, patch = torch.device(arguments.device), tuple(arguments.patch)

@@ -9,7 +9,6 @@ drawn volume.
 
 from __future__ import annotations
 
-import argparse
 import json
 import tempfile
 import time
@@ -19,7 +18,7 @@ from statistics import median
 import blosc2
 import numpy as np
 import torch
-from parts import Parts
+from parts import Parts, step_parser
 from torch import nn
 
 from nnssl.data.presets import presets
@@ -73,9 +72,7 @@ def make_batch(config: VoCoConfig, size: tuple[int, int, int]) -> tuple[Batch, l
 
 def main() -> None:
     """Print the median of every part over the repeats."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-device", default="cpu")
-    parser.add_argument("-threads", type=int, default=2)
+    parser = step_parser(__doc__, repeats=3)
     parser.add_argument("-network", choices=["swin", "unet"], default="swin")
     parser.add_argument("-feature_size", type=int, default=48)
     parser.add_argument("-no_recompute", action="store_true", help="keep the transformer's activations")
@@ -84,7 +81,6 @@ def main() -> None:
     parser.add_argument("-grid", type=int, nargs=3, default=(1, 4, 4), metavar=("Z", "Y", "X"))
     parser.add_argument("-patch", type=int, nargs=3, default=(64, 64, 64), metavar=("Z", "Y", "X"))
     parser.add_argument("-size", type=int, nargs=3, default=(200, 300, 300), metavar=("Z", "Y", "X"))
-    parser.add_argument("-repeats", type=int, default=3)
     parser.add_argument("-warm", type=int, default=1, help="steps before the measured ones")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)

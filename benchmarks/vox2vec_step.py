@@ -8,11 +8,9 @@ The default size is that at which the authors' code was timed on two CPU cores: 
 
 from __future__ import annotations
 
-import argparse
-
 import numpy as np
 import torch
-from parts import Parts
+from parts import Parts, step_parser
 
 from nnssl.augment.intensity import sample_intensity
 from nnssl.losses.info_nce import info_nce
@@ -42,13 +40,10 @@ def make_batch(pairs: int, patch: tuple[int, int, int], voxels: int) -> Batch:
 
 def main() -> None:
     """Print the median of every part over the repeats."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-device", default="cpu")
-    parser.add_argument("-threads", type=int, default=2)
+    parser = step_parser(__doc__)
     parser.add_argument("-pairs", type=int, default=2)
     parser.add_argument("-patch", type=int, nargs=3, default=(32, 64, 64), metavar=("Z", "Y", "X"))
     parser.add_argument("-voxels", type=int, default=200)
-    parser.add_argument("-repeats", type=int, default=5)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     device = torch.device(arguments.device)
