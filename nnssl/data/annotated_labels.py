@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nnssl.core.json_files import write_json
 from nnssl.data.raw import read_dataset_json, read_raw_dataset
-from nnssl.data.storage import write_json
 from nnssl.errors import UserError
 
 KEY = "annotated_labels"

@@ -11,6 +11,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+from nnssl.core.json_files import write_json
 from nnssl.data.fingerprint import make_fingerprint, scan_dataset
 from nnssl.data.folders import dataset_id
 from nnssl.data.planning import (
@@ -29,7 +30,7 @@ from nnssl.data.raw import RawCase, RawDataset, first_ct_channel, read_dataset_j
 from nnssl.data.reader import find_reader
 from nnssl.data.report import earlier_orientations, refuse_left_out, report_file, write_report
 from nnssl.data.settings import check_settings, remove_unfit_volumes, volume_settings
-from nnssl.data.storage import body_folder, done_cases, masked_cases, refuse_older_format, write_json
+from nnssl.data.storage import body_folder, done_cases, masked_cases, refuse_older_format
 from nnssl.errors import UserError
 
 logger = logging.getLogger("nnssl")

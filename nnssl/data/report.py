@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nnssl.data.storage import write_json
+from nnssl.core.json_files import write_json
 from nnssl.errors import UserError
 
 _NAMED = 10  # volumes that the orientation warning names

@@ -7,7 +7,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from nnssl.data.storage import body_folder, done_cases, write_json
+from nnssl.core.json_files import write_json
+from nnssl.data.storage import body_folder, done_cases
 from nnssl.errors import UserError
 
 _FILE = "settings.json"  # beside the body masks: nnU-Net's own folder holds nnU-Net's files only

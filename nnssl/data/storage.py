@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -93,17 +92,6 @@ def save_body(folder: Path, case: str, body: np.ndarray, image: np.ndarray) -> N
     with _writing(folder, case, body.nbytes) as temporary:
         save_body_mask(temporary / "body", body, image)
         _replace(temporary / "body", body_folder(folder) / f"{case}.b2nd")
-
-
-def write_json(file: Path, content: Any) -> None:
-    """Write JSON so that the file is either the old or the new one."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        temporary.write_text(json.dumps(content, indent=4))
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

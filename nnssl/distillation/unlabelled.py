@@ -13,11 +13,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from nnssl.core.json_files import write_json
 from nnssl.data.pool import default_processes, map_cases
 from nnssl.data.preprocessing import PreprocessingJob, prepare_case
 from nnssl.data.raw import UNLABELLED, RawCase, RawDataset, first_ct_channel, read_dataset_json, read_unlabelled
 from nnssl.data.settings import check_settings, volume_settings
-from nnssl.data.storage import done_cases, write_json
+from nnssl.data.storage import done_cases
 
 _PREFIX = f"{UNLABELLED}/"  # of an identifier: a labelled case may have the same name
 _WAIT_S = 2.0

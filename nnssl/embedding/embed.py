@@ -12,10 +12,10 @@ from typing import Any, Literal, cast
 
 import numpy as np
 
+from nnssl.core.json_files import write_json
 from nnssl.data.check_case import BadCase
 from nnssl.data.output_folder import check_output_folder
 from nnssl.data.raw import RawCase
-from nnssl.data.storage import write_json
 from nnssl.embedding.dense_files import ENDINGS, cell_affine, write_dense
 from nnssl.embedding.inputs import find_cases
 from nnssl.embedding.model import PretrainedModel, load_pretrained

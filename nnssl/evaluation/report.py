@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from nnssl.data.storage import write_json
+from nnssl.core.json_files import write_json
 from nnssl.evaluation.case import Score
 from nnssl.evaluation.overlap import Absent
 from nnssl.evaluation.structures import Structure

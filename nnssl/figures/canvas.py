@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nnssl.data.storage import write_json
+from nnssl.core.json_files import write_json
 from nnssl.errors import UserError
 from nnssl.matching.images import PreparedImage
 from nnssl.matching.picture import Plane, Scale, grey_window, mark_point, plane_widths, show_grey, turn_axes

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nnssl.data.storage import write_json
+from nnssl.core.json_files import write_json
 from nnssl.data.volumes import VolumeFolder
 from nnssl.losses.normalise import l2_normalise
 from nnssl.matching.encode import EncodedImage

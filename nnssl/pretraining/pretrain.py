@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
+from nnssl.core.json_files import write_json
 from nnssl.data.alignment import Aligner, RelativePosition
 from nnssl.data.loader import number_of_workers
 from nnssl.data.prepared import PreparedDatasets, prepare_datasets
-from nnssl.data.storage import write_json
 from nnssl.errors import UserError
 from nnssl.methods.base import Method
 from nnssl.methods.options import from_plain, override, to_plain

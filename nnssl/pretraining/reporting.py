@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from types import TracebackType
 
-from nnssl.data.storage import write_json
+from nnssl.core.json_files import write_json
 from nnssl.distributed import is_main, world_size
 from nnssl.pretraining.metrics import Row, collapse_warning, epoch_line, read_rows, write_rows
 from nnssl.pretraining.pictures import draw_progress

@@ -1,0 +1,104 @@
+"""JSON files: read and checked once against a schema, with all faults in one message; replaced in one piece."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+from nnssl.core.names import shown
+from nnssl.errors import UserError
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+_SHOWN = 8  # faults that a message lists
+T = TypeVar("T")
+
+
+def read_json(file: Path, schema: type[BaseModel] | None = None, fix: str = "mend it, or restore it") -> Any:
+    """Content of a JSON file.
+
+    NaN and Infinity, which Python reads and JSON does not have, are faults like any other.
+
+    Args:
+        file: that exists.
+        schema: what it has to hold (`nnssl.core.schemas`); None for any JSON.
+        fix: what the user can do, as the end of a sentence.
+
+    Raises:
+        UserError: the file is missing, cannot be read, is no JSON, or does not fit the schema.
+    """
+    try:
+        content = json.loads(file.read_bytes().decode("utf-8-sig"), parse_constant=_no_number)
+    except FileNotFoundError as error:
+        raise UserError(f"{file} is missing; {fix}") from error
+    except OSError as error:
+        raise UserError(f"{file} cannot be read ({error.strerror or error}); {fix}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file} is not valid JSON ({_one_line(error)}); {fix}") from error
+    return content if schema is None else checked(content, schema, file, fix)
+
+
+def checked(content: T, schema: type[BaseModel], where: object, fix: str = "mend it, or restore it") -> T:
+    """The content itself, unchanged, if it fits the schema.
+
+    Args:
+        content: from JSON, or from a checkpoint.
+        schema: what it has to hold.
+        where: its file or flag, for the message.
+        fix: what the user can do, as the end of a sentence.
+
+    Raises:
+        UserError: it does not fit; the message has every fault with its place, the first ones of many.
+    """
+    from pydantic import ValidationError
+
+    try:
+        schema.model_validate(content)
+    except ValidationError as error:
+        listed = [f"{_place(e['loc'])}{_what(e)}" for e in error.errors(include_url=False)]
+        more = f"; and {len(listed) - _SHOWN} more" if len(listed) > _SHOWN else ""
+        raise UserError(f"{where}: {'; '.join(listed[:_SHOWN])}{more}; {fix}") from error
+    return content
+
+
+def write_json(file: Path, content: Any) -> None:
+    """Write JSON so that the file is either the old or the new one."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        temporary.write_text(json.dumps(content, indent=4))
+        os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _no_number(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _place(parts: Sequence[int | str]) -> str:
+    path = ""
+    for part in parts:
+        path += f"[{part}]" if isinstance(part, int) else f"{'.' if path else ''}{_key(part)}"
+    return f"{path}: " if path else ""
+
+
+def _key(name: str) -> str:
+    return name if name.isidentifier() or name.isalnum() else shown(name)
+
+
+def _what(fault: Mapping[str, Any]) -> str:
+    if fault["type"] == "missing":
+        return "is missing"
+    message = str(fault["msg"]).removeprefix("Value error, ")
+    given = fault["input"]
+    simple = given is None or isinstance(given, (bool, int, float, str))
+    return _one_line(message) + (f" (it is {shown(given)})" if simple else f" (it is {type(given).__name__})")
+
+
+def _one_line(text: object) -> str:
+    return " ".join(str(text).split())[:200]

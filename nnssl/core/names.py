@@ -1,0 +1,99 @@
+"""What a name that becomes a part of a path may be. Names come from JSON files, checkpoints and command lines."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Literal
+
+from nnssl.errors import UserError
+
+Kind = Literal["case", "dataset", "plans", "configuration", "data_identifier"]
+
+_CALLED: dict[Kind, str] = {
+    "case": "a case",
+    "dataset": "a dataset",
+    "plans": "plans",
+    "configuration": "a configuration",
+    "data_identifier": "a folder of preprocessed volumes (data_identifier)",
+}
+_LONGEST = 200  # bytes: endings such as _0000.nii.gz and the names of temporary files fit beside it into 255
+# Files that nnU-Net and this package keep where plans are kept: NAME.json must be none of them.
+_STEMS = ("dataset", "dataset_fingerprint", "splits_final", "plans", "summary", "postprocessing")
+_PLANS_ENDS = re.compile(r"_(left_out|unlabelled)(_part_\d+_of_\d+)?$")
+_FOLDERS = ("gt_segmentations", "imagesTr", "imagesTs", "imagesUn", "labelsTr", "labelsTs")
+_FOLDER_ENDS = re.compile(r"_(body|unlabelled|embeddings_[^_]*)$")
+_DATASET = re.compile(r"Dataset\d{3,}_.+", re.DOTALL)
+
+
+def why_not_a_name(name: Any, kind: Kind) -> str | None:
+    """The reason for which something cannot be a name of this kind, as the end of "it ..."; None where it can.
+
+    Every name is one component of a path: text of at most 200 bytes in UTF-8 without separators of any system, control
+    characters or a dot at its beginning. Dots, spaces, brackets and letters of any script are allowed.
+
+    - case: does not end in _seg, which is how nnU-Net calls the label map of another case.
+    - dataset: Dataset, three or more digits, underscore, name.
+    - plans: no double underscore, at which nnU-Net splits names of folders; none of the JSON files beside plans.
+    - configuration: no double underscore.
+    - data_identifier: none of the folders that nnU-Net or this package keep beside it.
+    """
+    return _why_no_component(name) or _why_not_of_kind(name, kind)
+
+
+def check_name(name: Any, kind: Kind, where: object = None) -> str:
+    """The name, if it may become a part of a path.
+
+    Args:
+        name: of any type.
+        kind: what it is the name of, see `why_not_a_name`.
+        where: the file or flag that it comes from, for the message.
+
+    Raises:
+        UserError: it may not, with the reason.
+    """
+    reason = why_not_a_name(name, kind)
+    if reason is not None:
+        source = "" if where is None else f"{where}: "
+        raise UserError(f"{source}{shown(name)} cannot be the name of {_CALLED[kind]}: it {reason}; choose letters, "
+                        f"digits, dots, hyphens and single underscores")  # fmt: skip
+    return str(name)
+
+
+def shown(name: Any) -> str:
+    """A name on one line of printable text, whatever it holds; at most 80 characters."""
+    text = ascii(name) if not isinstance(name, str) or not name.isprintable() or not name else repr(name)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _why_no_component(name: Any) -> str | None:
+    if not isinstance(name, str):
+        return f"is {type(name).__name__}, not text"
+    if not name.strip():
+        return "is empty"
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError:
+        return "is not valid UTF-8"
+    if "/" in name or "\\" in name:
+        return "contains a separator of folders"
+    if any(ord(sign) < 32 or ord(sign) == 127 for sign in name):
+        return "contains a control character"
+    if name.startswith("."):
+        return "begins with a dot"
+    if size > _LONGEST:
+        return f"has {size} bytes, more than {_LONGEST}"
+    return None
+
+
+def _why_not_of_kind(name: str, kind: Kind) -> str | None:
+    if kind == "case" and name.endswith("_seg"):
+        return "ends in _seg, as nnU-Net names label maps"
+    if kind == "dataset" and not _DATASET.fullmatch(name):
+        return "is not named like Dataset500_Thorax"
+    if kind in ("plans", "configuration") and "__" in name:
+        return "contains __, at which nnU-Net splits names"
+    if kind == "plans" and (name in _STEMS or _PLANS_ENDS.search(name)):
+        return f"would replace {name}.json, which is no plans"
+    if kind == "data_identifier" and (name in _FOLDERS or _FOLDER_ENDS.search(name)):
+        return "is that of a folder with other content"
+    return None
