@@ -10,16 +10,17 @@ import pytest
 from nnssl.errors import UserError
 from nnssl.finetuning.start import RECORD, Start, find_start, refuse_mixture, write_record
 from nnssl.finetuning.transfer import TransferReport
+from nnssl.finetuning.which_run import Wanted
 from tests.finetuning.plans import CT_WINDOW, small_plans
 from tests.pretrainings import write_pretraining
 
 
 def _start(tmp_path: Path, plans: dict[str, Any], **changes: Any) -> Start:
-    arguments = {
-        "configuration": "3d_fullres", "trainer": "nnUNetTrainer_Vox2vecProbe", "method": "vox2vec",
-        "head": "nonlinear", "from_scratch": False, "results": tmp_path,
-    }  # fmt: skip
-    return find_start(plans, **{**arguments, **changes})
+    arguments = {"configuration": "3d_fullres", "trainer": "nnUNetTrainer_Vox2vecProbe", "method": "vox2vec",
+                 "head": "nonlinear"}  # fmt: skip
+    of_start = {key: changes.pop(key) for key in ("from_scratch", "orientations") if key in changes}
+    return find_start(Wanted(plans=plans, **{**arguments, **changes}), **{"from_scratch": False, **of_start},
+                      results=tmp_path)  # fmt: skip
 
 
 @pytest.fixture
@@ -102,7 +103,7 @@ def test_find_start__refuses_two_dimensions_and_cascades(tmp_path: Path) -> None
 def test_find_start__refuses_another_method(tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("nnssl_checkpoint", str(source))
     trainer = {"trainer": "nnUNetTrainer_VocoProbe", "method": "voco"}
-    with pytest.raises(UserError, match=r"is for voco and .* with vox2vec; use nnUNetTrainer_SSLProbe"):
+    with pytest.raises(UserError, match=r"with vox2vec.* is for voco: type -tr nnUNetTrainer_SSLProbe"):
         _start(tmp_path, small_plans(), **trainer)
 
 

@@ -305,7 +305,7 @@ def test_another_architecture__is_an_error_that_names_shapes_and_the_fix(folders
     file = folders / "preprocessed" / "Dataset017_Target" / "nnsslPlans_tiny.json"
     file.write_text(file.read_text().replace("[4, 6, 8, 8]", "[4, 6, 8, 10]"))
     with pytest.raises(UserError, match=r"another network.*\(8,.*\) in the checkpoint, \(10,.*nnssl_transfer -s 500"):
-        _make(folders, "Vox2vecProbe").initialize()
+        _make(folders, "SSLUNetFinetune").initialize()
 
 
 def test_missing_block__is_an_error_at_prediction(folders: Path) -> None:
