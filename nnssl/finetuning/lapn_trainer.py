@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
+from nnssl.data.guard import ALLOWED, Images
 from nnssl.errors import UserError
 from nnssl.finetuning.encoded_segmentation import build_encoded_segmentation
 from nnssl.finetuning.flare_recipe import FlareRecipe
@@ -18,7 +18,7 @@ from nnssl.finetuning.intensity import bridge_intensities
 from nnssl.finetuning.pixel_encoder import read_pixel_encoder
 from nnssl.finetuning.pretrained import find_checkpoint, name_of, read_pretrained
 from nnssl.finetuning.segmentation import described_network
-from nnssl.finetuning.start import Start, geometry_warnings, refuse_second_stage, transfer_advice
+from nnssl.finetuning.start import Start, image_warnings, refuse_second_stage, transfer_advice
 from nnssl.finetuning.trainer import PretrainedTrainer
 from nnssl.networks.build import resolve_configuration
 from nnssl.networks.monai_unet import has_deep_supervision
@@ -71,7 +71,7 @@ class EncodingsTrainer(FlareRecipe, PartialLabels, PretrainedTrainer):
             type(self).__name__,
             self.method,
             results,
-            self._orientations(),
+            self._seen(),
         )
 
 
@@ -81,7 +81,7 @@ def find_encoder(
     trainer: str,
     method: str | None,
     results: Path,
-    orientations: Sequence[str | None] = (),
+    seen: Images | None = None,
 ) -> Start:
     """Resolve the pixel encoder that a training starts from, and all that the network needs of it.
 
@@ -91,11 +91,11 @@ def find_encoder(
         trainer: name, for messages.
         method: the only one that will do; None for any that encodes pixels.
         results: nnUNet_results.
-        orientations: of the target's training volumes, as far as known.
+        seen: see `nnssl.finetuning.start.find_start`.
 
     Raises:
-        UserError: no checkpoint or several, of another method, or random weights; intensities that cannot be bridged;
-            a 2D or unknown configuration, or the second stage of a cascade.
+        UserError: no checkpoint or several, of another method or modality, or random weights; intensities that cannot
+            be bridged; a 2D or unknown configuration, or the second stage of a cascade.
     """
     resolved = resolve_configuration(plans, configuration)
     refuse_second_stage(resolved, configuration, trainer)
@@ -112,9 +112,9 @@ def find_encoder(
     encoder = read_pixel_encoder(path)
     state = encoder.encoder.state_dict()
     left = {name: number for name, number in source.others.items() if name not in state}
-    bridge = bridge_intensities(plans, source.plans, (configuration, source.configuration))
+    bridge = bridge_intensities(plans, source.plans, (configuration, source.configuration), bool(block.get(ALLOWED)))
     found = {"checkpoint": name_of(path, results), "method": source.method, "levels": source.levels,
              "network": {"encoder": encoder.architecture, "intensity": bridge.channels}}  # fmt: skip
     advice = transfer_advice(plans, source)
-    warnings = [*bridge.warnings, *geometry_warnings(plans, resolved, source, orientations, advice)]
+    warnings = [*bridge.warnings, *image_warnings(plans, resolved, source, seen, advice)]
     return Start({**block, **found}, replace(source, backbone=state, others=left), advice, warnings)

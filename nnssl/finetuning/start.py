@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from nnssl.core.json_files import write_json
+from nnssl.data.guard import ALLOWED, Images, check_images
 from nnssl.errors import UserError
 from nnssl.finetuning.intensity import bridge_intensities
 from nnssl.finetuning.pretrained import Pretrained, find_checkpoint, name_of, read_pretrained
@@ -17,7 +17,6 @@ from nnssl.methods.registry import get_method
 from nnssl.networks.build import resolve_configuration
 
 RECORD = "nnssl_transfer.json"
-_SPACING_TOLERANCE = 0.2
 _ANY_UNET = "nnUNetTrainer_SSLUNetFinetune"
 _MASKED = {"alice": "nnUNetTrainer_AliceFinetune", "mae": "nnUNetTrainer_MAEFinetune"}  # one cannot stand for the other
 
@@ -47,7 +46,7 @@ def find_start(
     head: str,
     from_scratch: bool,
     results: Path,
-    orientations: Sequence[str | None] = (),
+    seen: Images | None = None,
 ) -> Start:
     """Resolve the checkpoint and all that the network needs of it.
 
@@ -59,11 +58,11 @@ def find_start(
         head: of the network, see `build_segmentation`.
         from_scratch: random weights, no checkpoint is looked for.
         results: nnUNet_results.
-        orientations: of the target's training volumes, as far as known.
+        seen: channels of the target and orientations of its training volumes, as far as known.
 
     Raises:
-        UserError: no checkpoint or several, of another method, with intensities that cannot be bridged; a 2D or
-            unknown configuration.
+        UserError: no checkpoint or several, of another method, of another modality, with intensities that cannot be
+            bridged; a 2D or unknown configuration.
     """
     resolved = resolve_configuration(plans, configuration)
     refuse_second_stage(resolved, configuration, trainer)
@@ -81,11 +80,11 @@ def find_start(
         other = _MASKED.get(source.method, of_any)
         raise UserError(f"{trainer} is for {method} and {path} was pretrained with {source.method}; use {other}, or "
                         f"another checkpoint")  # fmt: skip
-    bridge = bridge_intensities(plans, source.plans, (configuration, source.configuration))
+    bridge = bridge_intensities(plans, source.plans, (configuration, source.configuration), bool(block.get(ALLOWED)))
     network = {"levels": source.levels, "head": head, "intensity": bridge.channels}
     resolved_block = {"checkpoint": name_of(path, results), "method": source.method, "levels": source.levels}
     advice = transfer_advice(plans, source)
-    warnings = [*bridge.warnings, *geometry_warnings(plans, resolved, source, orientations, advice)]
+    warnings = [*bridge.warnings, *image_warnings(plans, resolved, source, seen, advice)]
     return Start({**block, **resolved_block, "network": network}, source, advice, warnings)
 
 
@@ -133,31 +132,16 @@ def transfer_advice(plans: dict[str, Any], source: Pretrained) -> str:
             f"network, spacing and intensities, and train with those")  # fmt: skip
 
 
-def geometry_warnings(
-    plans: dict[str, Any],
-    resolved: dict[str, Any],
-    source: Pretrained,
-    orientations: Sequence[str | None],
-    advice: str,
+def image_warnings(
+    plans: dict[str, Any], resolved: dict[str, Any], source: Pretrained, seen: Images | None, advice: str
 ) -> list[str]:
-    """Sentences on how the anatomy looks otherwise than in the pretraining: spacing, axis order, orientation."""
-    warnings = []
-    own, given = resolved["spacing"], resolve_configuration(source.plans, source.configuration)["spacing"]
-    if any(abs(a / b - 1) > _SPACING_TOLERANCE for a, b in zip(own, given, strict=True)):
-        warnings.append(f"the spacing of these plans, {_mm(own)}, differs from that of the pretraining, {_mm(given)}, "
-                        f"by more than 20 % on an axis; {advice}")  # fmt: skip
-    axes, source_axes = (p.get("transpose_forward", [0, 1, 2]) for p in (plans, source.plans))
-    if axes != source_axes:
-        warnings.append(f"these plans order the axes as {axes} (transpose_forward) and the pretraining as "
-                        f"{source_axes}, so that the network sees the anatomy turned; {advice}")  # fmt: skip
-    differing = sorted({o for o in orientations if o is not None and o != source.orientation})
-    if source.orientation is not None and differing:
-        warnings.append(f"volumes of this dataset are oriented {', '.join(differing)} and those of the pretraining "
-                        f"{source.orientation}, and nnU-Net does not reorient; reorient the files of one of the "
-                        f"datasets (SimpleITK.DICOMOrient(image, '{source.orientation}')) and preprocess them "
-                        f"again")  # fmt: skip
-    return warnings
+    """How the target's volumes look otherwise than the pretraining's, in sentences.
 
-
-def _mm(spacing: Sequence[float]) -> str:
-    return " x ".join(f"{s:.3g}" for s in spacing) + " mm"
+    Raises:
+        UserError: they are of another modality, and the plans do not say that this is meant.
+    """
+    given = Images.of_pretraining(source.plans, source.configuration, source.dataset_json, source.orientation)
+    own = replace(seen or Images(""), name=str(plans["dataset_name"]), spacing=resolved["spacing"],
+                  axes=plans.get("transpose_forward", [0, 1, 2]))  # fmt: skip
+    allow = bool(plans.get("nnssl", {}).get(ALLOWED))
+    return check_images(given, own, allow, advice=advice, way=f"train with the plans of nnssl_transfer --{ALLOWED}")
