@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nnssl.data.guard import ALLOWED
 from nnssl.data.presets import plans_from_preset, presets
 from nnssl.data.quiet import quietly
 from nnssl.data.raw import RawDataset
@@ -35,6 +36,8 @@ class PlanRequest:
         target_spacing: mm, in the file's array axes (z, y, x), for the planner's 3d_fullres; None for its own.
         plans_name: None for the planner's or the preset's.
         overwrite: replace plans of that name.
+        reorient: have nnU-Net turn all images to RAS as it reads them.
+        allow_other_intensities: give plans to datasets of another modality too.
     """
 
     planner: str | None = None
@@ -43,6 +46,8 @@ class PlanRequest:
     target_spacing: tuple[float, ...] | None = None
     plans_name: str | None = None
     overwrite: bool = False
+    reorient: bool = False
+    allow_other_intensities: bool = False
 
     def __post_init__(self) -> None:
         """Raise UserError where the parts exclude each other."""
@@ -136,7 +141,7 @@ def make_plans(request: PlanRequest, dataset: RawDataset, reader: Any, preproces
             planner = _planner(_planner_of_plans(request, preprocessed), dataset, reader, request)
             plans = planner.plan_experiment()
     plans = renamed(json.loads(json.dumps(plans)), name)
-    if request.target_spacing is not None:
+    if request.target_spacing is not None or request.reorient:
         _own_data_folders(plans)
     return plans
 
@@ -185,7 +190,7 @@ def merged(new: Plans, old: Plans | None) -> Plans:
 
 def _pretrained(plans: Plans) -> list[Any]:
     """Which pretraining plans name; what else their block says, such as the epochs of a quick run, is the user's."""
-    return [plans.get(BLOCK, {}).get(key) for key in ("checkpoint", "method", "levels")]
+    return [plans.get(BLOCK, {}).get(key) for key in ("checkpoint", "method", "levels", ALLOWED)]
 
 
 def _default_name(planner: Any) -> str:
@@ -254,7 +259,7 @@ def _one_thread_at_least() -> Iterator[None]:
 
 
 def _own_data_folders(plans: Plans) -> None:
-    """Another spacing needs volumes of its own; the ResEnc planners would put them into those of nnUNetPlans."""
+    """Other volumes than the planner's need folders of their own; the ResEnc planners share those of nnUNetPlans."""
     for name, configuration in plans["configurations"].items():
         if "data_identifier" in configuration:
             configuration["data_identifier"] = f"{plans['plans_name']}_{name}"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nnssl.data.folders import dataset_id, dataset_name, require_folders
+from nnssl.data.guard import Images, warn_of_images
 from nnssl.data.plan_and_preprocess import plan_and_preprocess
 from nnssl.data.planning import load_plans
 from nnssl.data.raw import read_dataset_json
@@ -30,7 +31,12 @@ class PreparedDatasets:
 
 
 def prepare_datasets(
-    dataset_ids: Sequence[int | str], plans: str, configuration: str, num_processes: int | None, may_preprocess: bool
+    dataset_ids: Sequence[int | str],
+    plans: str,
+    configuration: str,
+    num_processes: int | None,
+    may_preprocess: bool,
+    allow_other_intensities: bool = False,
 ) -> PreparedDatasets:
     """Datasets with plans, volumes and body masks.
 
@@ -40,6 +46,7 @@ def prepare_datasets(
         configuration: a 3D one of the plans.
         num_processes: for preprocessing, None for the default.
         may_preprocess: False where several processes would do it at once; everything has to be there then.
+        allow_other_intensities: whether datasets may be of another modality than the first one.
 
     Raises:
         UserError: from `plan_and_preprocess`; or something is missing that must not be made here.
@@ -48,7 +55,8 @@ def prepare_datasets(
     names = list(dict.fromkeys(dataset_name(d) for d in dataset_ids))
     if may_preprocess:
         # what is done already costs a directory listing
-        plan_and_preprocess(names, preset=plans, configuration=configuration, num_processes=num_processes)
+        plan_and_preprocess(names, preset=plans, configuration=configuration, num_processes=num_processes,
+                            allow_other_intensities=allow_other_intensities)  # fmt: skip
     plans_names = [plans] + [f"{plans}From{dataset_id(names[0])}"] * (len(names) - 1)
     found = [load_plans(preprocessed / n, p) for n, p in zip(names, plans_names, strict=True)]
     for name, content in zip(names, found, strict=True):
@@ -58,13 +66,16 @@ def prepare_datasets(
                             f"nnssl_plan_and_preprocess -d {ids} -p {plans} first")  # fmt: skip
     own = [content for content in found if content is not None]
     fingerprint = preprocessed / names[0] / "dataset_fingerprint.json"
+    first, *others = (majority_orientation(preprocessed / n, p) for n, p in zip(names, plans_names, strict=True))
+    oriented = {f"most volumes of {n}": letters for n, letters in zip(names[1:], others, strict=True)}
+    warn_of_images(Images(names[0], orientation=first), Images("", orientations=oriented))
     return PreparedDatasets(
         [VolumeFolder.from_plans(preprocessed, n, p, configuration) for n, p in zip(names, own, strict=True)],
         own[0],
         read_dataset_json(preprocessed / names[0]),
         json.loads(fingerprint.read_text()) if fingerprint.is_file() else {},
         results,
-        majority_orientation(preprocessed / names[0], plans),
+        first,
     )
 
 

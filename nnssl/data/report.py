@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from nnssl.core.json_files import write_json
+from nnssl.data.guard import STOCK_WAY_OUT, named
 from nnssl.errors import UserError
-
-_NAMED = 10  # volumes that the orientation warning names
 
 logger = logging.getLogger("nnssl")
 
@@ -50,12 +49,10 @@ def write_report(file: Path, left_out: Mapping[str, str], orientations: Mapping[
     write_json(file, {"left_out": dict(sorted(left_out.items())), "orientation": summary})
     differ = summary["different"]
     if differ:
-        named = ", ".join(f"{case} ({letters})" for case, letters in list(differ.items())[:_NAMED])
-        logger.warning(
-            "%d of %d volumes are not oriented %s as the others: %s%s. nnU-Net does not reorient, and methods that "
-            "learn positions suffer", len(differ), sum(summary["counts"].values()), summary["majority"], named,
-            ", ..." if len(differ) > _NAMED else "",
-        )  # fmt: skip
+        total = sum(summary["counts"].values())
+        logger.warning("volumes are not oriented %s as the others: %s. nnU-Net does not reorient, and methods that "
+                       "learn positions suffer; %s", summary["majority"], named(differ, total),
+                       STOCK_WAY_OUT)  # fmt: skip
     for case, reason in sorted(left_out.items()):
         logger.warning("left out: %s: %s", case, reason)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nnssl.core.json_files import write_json
+from nnssl.data.reader import REORIENTING
 from nnssl.data.storage import body_folder, done_cases
 from nnssl.errors import UserError
 
@@ -26,6 +27,8 @@ def volume_settings(plans: dict[str, Any], configuration: str) -> dict[str, Any]
     resolved = PlansManager(plans).get_configuration(configuration).configuration
     settings = {key: resolved[key] for key in _KEYS}
     settings["transpose_forward"] = plans["transpose_forward"]
+    if plans.get("image_reader_writer") == REORIENTING:  # other readers give the same values; nothing is noted of them
+        settings["reader"] = REORIENTING
     settings["ct_window"] = [
         {key: plans["foreground_intensity_properties_per_channel"][str(c)][key] for key in _CT_KEYS}
         for c, scheme in enumerate(resolved["normalization_schemes"])
@@ -44,7 +47,7 @@ def check_settings(folder: Path, settings: dict[str, Any]) -> None:
     if made_with is None:
         write_json(body_folder(folder) / _FILE, settings)
     elif made_with != settings:
-        changed = ", ".join(key for key in settings if made_with.get(key) != settings[key])
+        changed = ", ".join(key for key in {**settings, **made_with} if made_with.get(key) != settings.get(key))
         raise UserError(f"the volumes in {folder} were made with other plans ({changed} changed); give the plans a "
                         f"name of their own with -overwrite_plans_name, or delete that folder and "
                         f"{body_folder(folder).name} to make them anew")  # fmt: skip

@@ -110,6 +110,7 @@ def visualize_tsne(
     level: int | None = None,
     seed: int = 0,
     device: str = "cpu",
+    allow_other_intensities: bool = False,
 ) -> Scatter:
     """Draw features of labelled voxels of one or more images in two dimensions, coloured by label.
 
@@ -126,14 +127,16 @@ def visualize_tsne(
         level: see `nnssl.figures.features.open_features`.
         seed: of the voxels and of t-SNE.
         device: `cpu` or `cuda`.
+        allow_other_intensities: take images of another modality than the pretraining's (`nnssl.data.guard`).
 
     Raises:
-        UserError: a file is missing or cannot be used, or fewer than 8 labelled voxels are found.
+        UserError: a file is missing or cannot be used, an image is of another modality, or fewer than 8 labelled voxels
+            are found.
     """
     file = check_output(output, ".csv")
     if per_label < 2 or perplexity <= 0:
         raise UserError("--per_label has to be at least 2 and --perplexity above 0")
-    source = open_features(model, level, device)
+    source = open_features(model, level, device, images, allow_other_intensities)
     ending = source.model.dataset_json["file_ending"]
     files = [label_file(image, labels, ending) for image in images]
     named = label_names(files[0], chosen)
@@ -147,6 +150,7 @@ def visualize_tsne(
         points, values = draw_voxels(volume, sorted(names), share, rng)
         rows.append((read_vectors(source.encode(prepared), points), points, values, np.full(len(points), number)))
         cases.append(prepared.name)
+    source.guard.report()
     vectors = {name: np.concatenate([row[0][name] for row in rows]) for name in rows[0][0]}
     points, values, which = (np.concatenate([row[i] for row in rows]) for i in (1, 2, 3))
     if len(points) < 8:

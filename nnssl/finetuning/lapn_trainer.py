@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
+from nnssl.data.guard import ALLOWED
 from nnssl.errors import UserError
 from nnssl.finetuning.encoded_segmentation import build_encoded_segmentation
 from nnssl.finetuning.flare_recipe import FlareRecipe
@@ -18,9 +18,9 @@ from nnssl.finetuning.intensity import bridge_intensities
 from nnssl.finetuning.pixel_encoder import read_pixel_encoder
 from nnssl.finetuning.pretrained import name_of, read_pretrained
 from nnssl.finetuning.segmentation import described_network
-from nnssl.finetuning.start import Start, geometry_warnings, refuse_second_stage
+from nnssl.finetuning.start import Start, refuse_second_stage
 from nnssl.finetuning.trainer import PretrainedTrainer
-from nnssl.finetuning.which_run import ENCODINGS, Wanted, check_fits, find_checkpoint, transfer_advice
+from nnssl.finetuning.which_run import ENCODINGS, Wanted, check_fits, find_checkpoint, image_warnings, transfer_advice
 from nnssl.networks.build import resolve_configuration
 from nnssl.networks.monai_unet import has_deep_supervision
 from nnssl.partial_labels.trainer import PartialLabels
@@ -72,23 +72,20 @@ class EncodingsTrainer(FlareRecipe, PartialLabels, PretrainedTrainer):
 
     def _resolve_start(self, results: Path) -> Start:
         return find_encoder(
-            self.wanted(self.plans_manager.plans, self.configuration_name),
-            results,
-            self._orientations(),
+            replace(self.wanted(self.plans_manager.plans, self.configuration_name), seen=self._seen()), results
         )
 
 
-def find_encoder(wanted: Wanted, results: Path, orientations: Sequence[str | None] = ()) -> Start:
+def find_encoder(wanted: Wanted, results: Path) -> Start:
     """Resolve the pixel encoder that a training starts from, and all that the network needs of it.
 
     Args:
         wanted: the target and its trainer.
         results: nnUNet_results.
-        orientations: of the target's training volumes, as far as known.
 
     Raises:
-        UserError: no checkpoint or several, of another method, or random weights; intensities that cannot be bridged;
-            a 2D or unknown configuration, or the second stage of a cascade.
+        UserError: no checkpoint or several, of another method or modality, or random weights; intensities that cannot
+            be bridged; a 2D or unknown configuration, or the second stage of a cascade.
     """
     plans, configuration, trainer = wanted.plans, wanted.configuration, wanted.trainer
     resolved = resolve_configuration(plans, configuration)
@@ -104,10 +101,10 @@ def find_encoder(wanted: Wanted, results: Path, orientations: Sequence[str | Non
     encoder = read_pixel_encoder(path)
     state = encoder.encoder.state_dict()
     left = {name: number for name, number in source.others.items() if name not in state}
-    bridge = bridge_intensities(plans, source.plans, (configuration, source.configuration))
+    bridge = bridge_intensities(plans, source.plans, (configuration, source.configuration), bool(block.get(ALLOWED)))
     found = {"checkpoint": name_of(path, results), "method": source.method, "levels": source.levels,
              "network": {"encoder": encoder.architecture, "intensity": bridge.channels}}  # fmt: skip
     advice = transfer_advice(plans, source)
-    warnings = [*bridge.warnings, *geometry_warnings(plans, resolved, source, orientations, advice)]
+    warnings = [*bridge.warnings, *image_warnings(wanted, source)]
     notes = [choice.note] if choice.note else []
     return Start({**block, **found}, replace(source, backbone=state, others=left), advice, warnings, notes)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,11 @@ from nnssl.finetuning.intensity import bridge_intensities
 from nnssl.finetuning.pretrained import Pretrained, name_of, read_pretrained
 from nnssl.finetuning.segmentation import UNET
 from nnssl.finetuning.transfer import TransferReport
-from nnssl.finetuning.which_run import Head, Wanted, check_fits, find_checkpoint, transfer_advice
+from nnssl.finetuning.which_run import Head, Wanted, check_fits, find_checkpoint, image_warnings, transfer_advice
 from nnssl.methods.registry import get_method
 from nnssl.networks.build import network_entries, resolve_configuration
 
 RECORD = "nnssl_transfer.json"
-_SPACING_TOLERANCE = 0.2
 
 
 @dataclass(frozen=True)
@@ -41,18 +39,17 @@ class Start:
     notes: list[str] = field(default_factory=list)
 
 
-def find_start(wanted: Wanted, from_scratch: bool, results: Path, orientations: Sequence[str | None] = ()) -> Start:
+def find_start(wanted: Wanted, from_scratch: bool, results: Path) -> Start:
     """Resolve the checkpoint and all that the network needs of it.
 
     Args:
         wanted: the target, with or without the block `nnssl` in its plans, and its trainer.
         from_scratch: random weights, no checkpoint is looked for.
         results: nnUNet_results.
-        orientations: of the target's training volumes, as far as known.
 
     Raises:
-        UserError: no checkpoint or several, of another method, with intensities that cannot be bridged; a 2D or
-            unknown configuration.
+        UserError: no checkpoint or several, of another method, of another modality, with intensities that cannot be
+            bridged; a 2D or unknown configuration.
     """
     plans, configuration, head = wanted.plans, wanted.configuration, wanted.head
     resolved = resolve_configuration(plans, configuration)
@@ -67,12 +64,12 @@ def find_start(wanted: Wanted, from_scratch: bool, results: Path, orientations: 
         return Start({**block, **resolved_block, "network": network}, None, "", [])
     source = read_pretrained(choice.path)
     check_fits(source, wanted)
-    bridge = bridge_intensities(plans, source.plans, (configuration, source.configuration))
+    bridge = bridge_intensities(plans, source.plans, (configuration, source.configuration), wanted.allows)
     advice = transfer_advice(plans, source)
     own_network, notes = _own_network(resolved, source, head, advice)
     network = {"levels": source.levels, "head": head, "intensity": bridge.channels, **own_network}
     resolved_block = {"checkpoint": name_of(choice.path, results), "method": source.method, "levels": source.levels}
-    warnings = [*bridge.warnings, *geometry_warnings(plans, resolved, source, orientations, advice)]
+    warnings = [*bridge.warnings, *image_warnings(wanted, source)]
     notes += [choice.note] if choice.note else []
     return Start({**block, **resolved_block, "network": network}, source, advice, warnings, notes)
 
@@ -126,33 +123,3 @@ def write_record(start: Start, report: TransferReport | None, fold_folder: Path)
     """Keep beside the training what it started from, as JSON."""
     content = {**start.block, "warnings": start.warnings, "report": None if report is None else asdict(report)}
     write_json(fold_folder / RECORD, content)
-
-
-def geometry_warnings(
-    plans: dict[str, Any],
-    resolved: dict[str, Any],
-    source: Pretrained,
-    orientations: Sequence[str | None],
-    advice: str,
-) -> list[str]:
-    """Sentences on how the anatomy looks otherwise than in the pretraining: spacing, axis order, orientation."""
-    warnings = []
-    own, given = resolved["spacing"], resolve_configuration(source.plans, source.configuration)["spacing"]
-    if any(abs(a / b - 1) > _SPACING_TOLERANCE for a, b in zip(own, given, strict=True)):
-        warnings.append(f"the spacing of these plans, {_mm(own)}, differs from that of the pretraining, {_mm(given)}, "
-                        f"by more than 20 % on an axis; {advice}")  # fmt: skip
-    axes, source_axes = (p.get("transpose_forward", [0, 1, 2]) for p in (plans, source.plans))
-    if axes != source_axes:
-        warnings.append(f"these plans order the axes as {axes} (transpose_forward) and the pretraining as "
-                        f"{source_axes}, so that the network sees the anatomy turned; {advice}")  # fmt: skip
-    differing = sorted({o for o in orientations if o is not None and o != source.orientation})
-    if source.orientation is not None and differing:
-        warnings.append(f"volumes of this dataset are oriented {', '.join(differing)} and those of the pretraining "
-                        f"{source.orientation}, and nnU-Net does not reorient; reorient the files of one of the "
-                        f"datasets (SimpleITK.DICOMOrient(image, '{source.orientation}')) and preprocess them "
-                        f"again")  # fmt: skip
-    return warnings
-
-
-def _mm(spacing: Sequence[float]) -> str:
-    return " x ".join(f"{s:.3g}" for s in spacing) + " mm"

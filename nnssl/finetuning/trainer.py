@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -13,6 +14,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nnssl.data.check_case import orientation
+from nnssl.data.guard import Images
+from nnssl.data.modality import names_of_channels
 from nnssl.errors import UserError
 from nnssl.finetuning.quick_run import apply_settings
 from nnssl.finetuning.schedules import RateByEpoch, vox2vec_unfreezing_rate
@@ -148,16 +151,17 @@ class PretrainedTrainer(nnUNetTrainer):
         return start
 
     def _resolve_start(self, results: Path) -> Start:
-        return find_start(
-            self.wanted(self.plans_manager.plans, self.configuration_name),
-            self.from_scratch,
-            results,
-            () if self.from_scratch else self._orientations(),
-        )
+        wanted = self.wanted(self.plans_manager.plans, self.configuration_name)
+        if not self.from_scratch:
+            wanted = replace(wanted, seen=self._seen())
+        return find_start(wanted, self.from_scratch, results)
 
-    def _orientations(self) -> list[str | None]:
+    def _seen(self) -> Images:
+        """What the guard asks of the dataset."""
         training, _ = self.get_tr_and_val_datasets()
-        return [orientation(training.load_case(case)[3]) for case in sorted(training.identifiers)[:_ORIENTED]]
+        some = sorted(training.identifiers)[:_ORIENTED]
+        oriented = {case: orientation(training.load_case(case)[3]) for case in some}
+        return Images("", names_of_channels(self.dataset_json), orientations=oriented)
 
     def _fill(self, start: Start) -> None:
         """Load the pretrained weights, and say what became of every tensor."""

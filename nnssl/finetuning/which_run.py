@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from nnssl.data.guard import ALLOWED, Images, check_images
 from nnssl.errors import UserError
 from nnssl.finetuning.intensity import bridge_intensities
 from nnssl.finetuning.pretrained import RANDOM, VARIABLE, Pretrained, finished_pretrainings, read_pretrained
@@ -42,6 +43,7 @@ class Wanted:
         head: see `nnssl.finetuning.segmentation.build_segmentation`; or `encodings`.
         plans: of the target.
         configuration: of the target.
+        seen: channels of the target and orientations of its training volumes, as far as known.
     """
 
     trainer: str
@@ -49,6 +51,12 @@ class Wanted:
     head: Head
     plans: dict[str, Any]
     configuration: str
+    seen: Images | None = None
+
+    @property
+    def allows(self) -> bool:
+        """Whether the plans say that other intensities than the pretraining's are meant."""
+        return bool(self.plans.get("nnssl", {}).get(ALLOWED))
 
     @property
     def for_any_method(self) -> str:
@@ -150,7 +158,9 @@ def check_fits(source: Pretrained, wanted: Wanted) -> None:
     if wanted.head == ENCODINGS and not issubclass(get_method(source.method), PixelMethod):
         raise UserError(f"{source.path} was pretrained with {source.method}, which encodes no single pixels, and "
                         f"{wanted.trainer} reads such encodings; pretrain lapn or sam")  # fmt: skip
-    bridge = bridge_intensities(wanted.plans, source.plans, (wanted.configuration, source.configuration))
+    names = (wanted.configuration, source.configuration)
+    bridge = bridge_intensities(wanted.plans, source.plans, names, wanted.allows)
+    image_warnings(wanted, source)
     if wanted.head == UNET:
         resolved = resolve_configuration(wanted.plans, wanted.configuration)
         network = {"levels": source.levels, "head": UNET, "intensity": bridge.channels}
@@ -176,3 +186,17 @@ def transfer_advice(plans: dict[str, Any], source: Pretrained) -> str:
     ids = [int(str(p["dataset_name"])[len("Dataset") :].split("_")[0]) for p in (source.plans, plans)]
     return (f"run nnssl_transfer -s {ids[0]} -t {ids[1]} -m {source.method}, which makes plans with the pretraining's "
             f"network, spacing and intensities, and train with those")  # fmt: skip
+
+
+def image_warnings(wanted: Wanted, source: Pretrained) -> list[str]:
+    """How the target's volumes look otherwise than the pretraining's, in sentences.
+
+    Raises:
+        UserError: they are of another modality, and the plans do not say that this is meant.
+    """
+    plans, resolved = wanted.plans, resolve_configuration(wanted.plans, wanted.configuration)
+    given = Images.of_pretraining(source.plans, source.configuration, source.dataset_json, source.orientation)
+    own = replace(wanted.seen or Images(""), name=str(plans["dataset_name"]), spacing=resolved["spacing"],
+                  axes=plans.get("transpose_forward", [0, 1, 2]))  # fmt: skip
+    return check_images(given, own, wanted.allows, advice=transfer_advice(plans, source),
+                        way=f"train with the plans of nnssl_transfer --{ALLOWED}")  # fmt: skip
