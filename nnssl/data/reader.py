@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from nnssl.data.check_case import check_files
+from nnssl.data.image_headers import itk_is_quiet
 from nnssl.data.quiet import quietly
 from nnssl.data.raw import RawDataset
-from nnssl.errors import UserError
+from nnssl.errors import BadCase, UserError
 
 
 def find_reader(dataset: RawDataset) -> Any:
@@ -28,18 +30,19 @@ def find_reader(dataset: RawDataset) -> Any:
     if ending.lower() not in endings and "overwrite_image_reader_writer" not in dataset.dataset_json:
         raise UserError(f"nnU-Net does not read files that end in {ending} ({dataset.folder / 'dataset.json'}); it "
                         f"reads {', '.join(endings)}")  # fmt: skip
-    photographs = None
+    photographs, reason = None, ""
     for case in dataset.cases.values():
         try:
-            with quietly():
+            check_files(case.images[:1], None)
+            with quietly(), itk_is_quiet():
                 reader = determine_reader_writer_from_dataset_json(dataset.dataset_json, case.images[0], verbose=False)
-        except RuntimeError:  # no reader could; the case is named with its reason when all are read
+        except (BadCase, RuntimeError) as error:  # the case is named with its reason when all are read
+            reason = reason or str(error)
             continue
         if reader is not NaturalImage2DIO or ending.lower() not in (".tif", ".tiff"):
             return reader
         photographs = reader
     if photographs is None:
-        first = next(iter(dataset.cases.values())).images[0]
-        raise UserError(f"{dataset.name}: none of the {len(dataset.cases)} images can be read, {first} for one; "
-                        f"are they complete {ending} files?")  # fmt: skip
+        raise UserError(f"{dataset.name}: none of the {len(dataset.cases)} images can be read, the first for this "
+                        f"reason: {reason}; are they complete {ending} files?")  # fmt: skip
     return photographs

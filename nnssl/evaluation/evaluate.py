@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from nnssl.data.output_folder import check_output_folder
+from nnssl.data.raw import label_values
 from nnssl.errors import UserError
 from nnssl.evaluation.case import CaseJob, Score, score_case
 from nnssl.evaluation.overlap import Absent
 from nnssl.evaluation.report import Evaluation, write_evaluation
-from nnssl.evaluation.structures import Structure, allowed_values, read_structures
+from nnssl.evaluation.structures import Structure, read_structures
 
 SUMMARY = "summary.json"  # nnU-Net's
 _LISTED = 5  # names that an error lists
@@ -98,7 +99,7 @@ def evaluate_cases(
     manager = PlansManager(plans)
     reader = manager.image_reader_writer_class()
     ignored = manager.get_label_manager(dataset_json).ignore_label
-    allowed = frozenset(allowed_values(dataset_json))
+    allowed = label_values(dataset_json)
     jobs = [
         CaseJob(case, *files, reader, structures, allowed, ignored, absent) for case, files in sorted(pairs.items())
     ]

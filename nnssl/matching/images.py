@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 
 from nnssl.data.body_mask import body_mask_ct
-from nnssl.data.check_case import BadCase, load_case
-from nnssl.data.preprocessing import mask_onto_grid
+from nnssl.data.check_case import load_case
+from nnssl.data.image_headers import refuse_too_large_at
+from nnssl.data.preprocessing import in_order, mask_onto_grid
 from nnssl.data.quiet import quietly
 from nnssl.data.raw import RawCase, first_ct_channel
-from nnssl.errors import UserError
+from nnssl.errors import BadCase, UserError
 from nnssl.matching.geometry import ImageGeometry, image_geometry
 from nnssl.networks.build import resolve_configuration
 
@@ -110,6 +111,7 @@ def prepare_raw_case(
     schemes = resolved.normalization_schemes
     ct_channel = first_ct_channel(schemes)
     loaded = load_case(case, manager.image_reader_writer_class, len(schemes), ct_channel)
+    refuse_too_large_at(*in_order(manager.transpose_forward, loaded), resolved.spacing)
     body = None
     if with_body and ct_channel is not None:  # before nnU-Net clips the values
         body = body_mask_ct(loaded.image[ct_channel].transpose(manager.transpose_forward))

@@ -1,0 +1,295 @@
+"""What a file says of its volume before a voxel is read, and what of it rules the volume out."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nnssl.core.memory import gigabytes, memory_limit
+from nnssl.data.voxel_data import read_nifti_header
+from nnssl.errors import BadCase, DamagedFile
+
+# Of a voxel in mm: beyond these the file is in other units, or its header is damaged.
+_SMALLEST_MM, _LARGEST_MM = 1e-6, 1e5
+_SHEAR_DEGREES = 0.5  # that axes may be off a right angle: 3 mm at 35 cm; rounding is below 0.05
+_SAME_MM, _SAME_DEGREES = 0.01, 0.05  # rounding of headers in single precision
+_FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])  # between LPS and RAS
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says of its volume.
+
+    Args:
+        file: the file.
+        size: voxels along its axes: (x, y, z), with channels (x, y, z, c).
+        spacing: mm along x, y and z.
+        itemsize: bytes of a voxel as stored.
+        scalar: whether a voxel is one real number.
+        affine: (4, 4) from voxels (x, y, z) of the file to mm in RAS; None where the format has none.
+        doubt: something odd that does not rule it out; empty otherwise.
+    """
+
+    file: Path
+    size: tuple[int, ...]
+    spacing: tuple[float, ...]
+    itemsize: int
+    scalar: bool = True
+    affine: NDArray[np.float64] | None = None
+    doubt: str = ""
+
+
+def read_header(file: Path, reader: Callable[[], Any] | None, is_label: bool) -> Header | None:
+    """Read the header with the library that nnU-Net's `reader` uses; None where only reading itself can tell.
+
+    Args:
+        file: a regular file.
+        reader: nnU-Net's class; None where it is not known, so that what rules a volume out is not judged.
+        is_label: nnU-Net's TIFF reader looks for the spacing in another file then.
+
+    Raises:
+        BadCase: the library cannot read it, or what it says rules the volume out.
+    """
+    names = [c.__name__ for c in inspect.getmro(reader)] if inspect.isclass(reader) else []
+    header: Header | None
+    if any(name.startswith("Nibabel") for name in names):
+        header = _by_nibabel(file)
+    elif "Tiff3DIO" in names:
+        header = _by_tifffile(file, is_label)
+    else:
+        header = _by_itk(file, "SimpleITKIO" in names)
+    if header is not None and reader is not None:
+        _judge(header)
+    return header
+
+
+def refuse_too_large(headers: Sequence[Header]) -> None:
+    """Raise BadCase where the volumes of a case, as stored and as the float32 that nnU-Net makes, exceed the memory."""
+    needed = sum(math.prod(h.size) * (h.itemsize + 4) for h in headers)
+    if needed > memory_limit():
+        raise BadCase(f"too large: {'x'.join(map(str, headers[0].size))} voxels take {gigabytes(needed)}, and this "
+                      f"machine has {gigabytes(memory_limit())}; mend its header, or use a larger one")  # fmt: skip
+
+
+def refuse_too_large_at(
+    image: NDArray[np.float32], spacing: Sequence[float], target: Sequence[float | None] | None
+) -> None:
+    """Raise BadCase where nnU-Net's resampling of a case to the plans' spacing takes more memory than there is.
+
+    nnU-Net holds the image twice, a copy in double precision, the outcome and one channel of it in double precision.
+
+    Args:
+        image: (C, Z, Y, X), in the plans' order of axes.
+        spacing: mm along its last three axes.
+        target: the plans' spacing; None, or with None, where it stays.
+    """
+    if target is None or None in target or len(target) != 3:
+        return
+    channels, *size = image.shape
+    shape, needed = _resampled(size, spacing, target, channels)
+    if needed > memory_limit():  # nnU-Net crops to what is not zero first; that costs a look at all voxels
+        size = [int(np.ptp(np.flatnonzero(image.any(tuple({0, 1, 2, 3} - {axis}))))) + 1 for axis in (1, 2, 3)]
+        shape, needed = _resampled(size, spacing, target, channels)
+    text = (f"{'x'.join(map(str, shape))} voxels at the plans' spacing of {_mm(target)} mm, from its own of "
+            f"{_mm(spacing)} mm")  # fmt: skip
+    if min(shape) < 1:
+        raise BadCase(f"too small: {text}; mend the spacing in its header")
+    if needed > memory_limit():
+        raise BadCase(f"too large: {text}, take {gigabytes(needed)}, and this machine has {gigabytes(memory_limit())}; "
+                      f"mend the spacing in its header, or use a larger machine")  # fmt: skip
+
+
+def grid_difference(first: Header, other: Header, reader: Callable[[], Any] | None) -> str | None:
+    """How `other` lies elsewhere than `first`, in mm and degrees; None where both lie on the same voxels.
+
+    nnU-Net's integrity check compares the same things; readers that reorient compare what they make of the files.
+    """
+    if first.affine is None or other.affine is None:
+        return None
+    if getattr(reader, "__name__", "").endswith("WithReorient"):
+        first, other = _reoriented(first), _reoriented(other)
+    a, b = np.asarray(first.affine), np.asarray(other.affine)
+    distance = float(np.linalg.norm(a[:3, 3] - b[:3, 3]))
+    cosines = np.sum(_unit(a) * _unit(b), axis=0)
+    degrees = float(np.degrees(np.arccos(np.clip(cosines, -1, 1))).max())
+    found = [f"its origin is {distance:.4g} mm away"] if distance > _SAME_MM else []
+    found += [f"its direction is turned by {degrees:.3g} degrees"] if degrees > _SAME_DEGREES else []
+    return " and ".join(found) or None
+
+
+def _resampled(
+    size: Sequence[int], spacing: Sequence[float], target: Sequence[Any], channels: int
+) -> tuple[list[int], int]:
+    """Voxels after nnU-Net's resampling, and the bytes that it takes."""
+    from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
+
+    shape = [int(n) for n in compute_new_shape(list(size), list(spacing), list(target))]
+    before, after = math.prod(size), math.prod(shape)
+    return shape, 16 * channels * before + (4 * channels + 8) * after
+
+
+def _judge(header: Header) -> None:
+    """Raise BadCase for what no method of this package learns from."""
+    spatial = header.spacing[:3]
+    if not all(math.isfinite(s) and s != 0 for s in spatial):
+        raise BadCase(f"spacing {_mm(spatial)} mm is not positive; mend its header")
+    if not all(_SMALLEST_MM <= abs(s) <= _LARGEST_MM for s in spatial):
+        raise BadCase(
+            f"spacing {_mm(spatial)} mm is outside of {_SMALLEST_MM:g} to {_LARGEST_MM:g} mm; mend its header"
+        )
+    if not header.scalar:
+        raise BadCase("colours, vectors or complex numbers in its voxels; write one real number a voxel, and one file "
+                      "a channel")  # fmt: skip
+    if header.affine is None:
+        return
+    if not np.isfinite(header.affine).all():
+        raise BadCase("its affine holds NaN or infinity; mend its header")
+    unit = _unit(header.affine)
+    off = float(np.degrees(np.arcsin(np.clip(np.abs(unit.T @ unit - np.eye(3)).max(), 0, 1))))
+    if off > _SHEAR_DEGREES:
+        raise BadCase(f"sheared: its axes are {off:.3g} degrees off a right angle, and networks see voxels as boxes; "
+                      f"resample it to a grid with right angles")  # fmt: skip
+
+
+def _by_itk(file: Path, must: bool) -> Header | None:
+    import SimpleITK as sitk
+
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(file))
+    try:
+        with itk_is_quiet():
+            reader.ReadImageInformation()
+    except RuntimeError as error:
+        if "orthonormal" in str(error):
+            raise BadCase("sheared: its axes have no right angles; resample it to a grid with right angles") from error
+        if must:
+            raise DamagedFile(f"{str(error).strip().splitlines()[-1][:200]}") from error
+        return None
+    axes = min(reader.GetDimension(), 3)
+    spacing, doubt = reader.GetSpacing()[:3], ""
+    if file.name.lower().endswith((".nii", ".nii.gz")):
+        spacing, doubt = _nifti_spacing(read_nifti_header(file), axes)
+    cosines = np.asarray(reader.GetDirection()).reshape(reader.GetDimension(), -1)[:axes, :axes]
+    affine = np.eye(4)
+    affine[:axes, :axes] = cosines * np.abs(spacing)
+    affine[:axes, 3] = reader.GetOrigin()[:axes]
+    kind = sitk.GetPixelIDValueAsString(reader.GetPixelID())
+    bits = re.search(r"(\d+)-bit", kind)
+    scalar = reader.GetNumberOfComponents() == 1 and "complex" not in kind
+    itemsize = (int(bits[1]) // 8 if bits else 1) * reader.GetNumberOfComponents()
+    return Header(file, tuple(reader.GetSize()), tuple(spacing), itemsize, scalar, _FLIP @ affine, doubt)
+
+
+def _by_nibabel(file: Path) -> Header:
+    header = read_nifti_header(file)
+    size = tuple(int(n) for n in header["dim"][1 : max(1, min(int(header["dim"][0]), 7)) + 1])
+    spacing, doubt = _nifti_spacing(header, min(len(size), 3))
+    dtype = header.get_data_dtype()
+    return Header(file, size, spacing, max(dtype.itemsize, 8), dtype.kind in "iuf", _nifti_affine(header), doubt)
+
+
+def _nifti_spacing(header: Any, axes: int) -> tuple[tuple[float, ...], str]:
+    """Spacing as stored, and where the affine says another one. Libraries turn 0 and NaN into 1 without a word."""
+    spacing = tuple(float(s) for s in header["pixdim"][1 : axes + 1])
+    if int(header["sform_code"]) == 0 or not np.isfinite(spacing).all() or 0 in spacing:
+        return spacing, ""
+    lengths = np.linalg.norm(header.get_sform()[:3, :axes], axis=0)
+    if np.allclose(lengths, np.abs(spacing), rtol=0.01):
+        return spacing, ""
+    return spacing, f"its header says {_mm(spacing)} mm a voxel, which nnU-Net takes, and its affine {_mm(lengths)}"
+
+
+def _nifti_affine(header: Any) -> NDArray[np.float64]:
+    try:
+        return np.asarray(header.get_best_affine(), dtype=np.float64)
+    except Exception as error:  # nibabel raises its own for quaternions that are none
+        raise DamagedFile(f"its affine cannot be read ({error}); mend its header") from error
+
+
+def _by_tifffile(file: Path, is_label: bool) -> Header:
+    import tifffile
+
+    said = _Collected()
+    log = logging.getLogger("tifffile")
+    log.addHandler(said)
+    propagate, log.propagate = log.propagate, False
+    try:
+        with tifffile.TiffFile(file) as opened:
+            series = opened.series[0]
+            pages = [page for page in series.pages if page is not None]
+            colours = any(getattr(page, "samplesperpixel", 1) > 1 for page in pages)
+            size, dtype = tuple(int(n) for n in reversed(series.shape)), series.dtype
+    except Exception as error:  # tifffile raises its own
+        raise DamagedFile(f"{str(error).splitlines()[0][:200] if str(error) else type(error).__name__}") from error
+    finally:
+        log.removeHandler(said)
+        log.propagate = propagate
+    if broken := [text for text in said.texts if "invalid page offset" in text or "corrupted" in text]:
+        raise DamagedFile(f"cut: {broken[0].split('> ')[-1][:100]}; copy it again")
+    scalar = not colours and dtype.kind in "iufb"
+    return Header(file, size, _tiff_spacing(file, is_label), dtype.itemsize, scalar)
+
+
+class _Collected(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.texts.append(record.getMessage())
+
+
+def _tiff_spacing(file: Path, is_label: bool) -> tuple[float, ...]:
+    """From nnU-Net's `<case>.json` beside it, in which it is (z, y, x); 1 mm where there is none."""
+    stem = file.name[: -len(file.suffix)]
+    beside = file.with_name(f"{stem if is_label else stem[:-5]}.json")
+    if not beside.is_file():
+        return (1.0, 1.0, 1.0)
+    try:
+        spacing = json.loads(beside.read_text())["spacing"]
+        z, y, x = (float(s) for s in spacing)
+    except (ValueError, TypeError, KeyError) as error:
+        raise BadCase(f'{beside.name} must hold three numbers, as in {{"spacing": [3.0, 1.0, 1.0]}}') from error
+    return x, y, z
+
+
+def _reoriented(header: Header) -> Header:
+    """As nnU-Net's readers that turn a volume towards RAS give it."""
+    from nibabel.orientations import inv_ornt_aff, io_orientation
+
+    affine = np.asarray(header.affine)
+    return replace(header, affine=affine @ inv_ornt_aff(io_orientation(affine), header.size[:3]))
+
+
+def _unit(affine: NDArray[np.float64]) -> NDArray[np.float64]:
+    lengths = np.linalg.norm(affine[:3, :3], axis=0)
+    unit: NDArray[np.float64] = affine[:3, :3] / np.where(lengths > 0, lengths, 1)
+    return unit
+
+
+def _mm(spacing: Sequence[Any]) -> str:
+    return " x ".join(f"{float(s):.4g}" for s in spacing)
+
+
+@contextmanager
+def itk_is_quiet() -> Iterator[None]:
+    """Without the warnings that ITK writes to the process's standard error, past Python's."""
+    import SimpleITK as sitk
+
+    shown = sitk.ProcessObject.GetGlobalWarningDisplay()
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    try:
+        yield
+    finally:
+        sitk.ProcessObject.SetGlobalWarningDisplay(shown)
