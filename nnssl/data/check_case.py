@@ -13,10 +13,11 @@ import numpy as np
 
 from nnssl.core.listing import printable, why_no_file, why_not_utf8
 from nnssl.data.body_mask import AIR_HU
-from nnssl.data.image_headers import Header, grid_difference, itk_is_quiet, read_header, refuse_too_large
-from nnssl.data.quiet import quietly
+from nnssl.data.image_headers import Header, grid_difference, read_header, refuse_too_large
+from nnssl.data.quiet import itk_is_quiet, quietly
 from nnssl.data.raw import RawCase
-from nnssl.data.voxel_data import NON_FINITE, Voxels, check_range, check_voxels, find_voxels
+from nnssl.data.voxel_data import NON_FINITE, check_range, check_size, check_voxels
+from nnssl.data.voxel_files import Voxels, find_voxels
 from nnssl.errors import BadCase, DamagedFile
 
 SMALLEST = 4  # voxels along an axis
@@ -109,6 +110,8 @@ def _check_header(file: str, what: str, reader: Callable[[], Any] | None) -> tup
         if (reason := why_not_utf8(file) or why_no_file(file)) is not None:
             raise DamagedFile(f"it {reason}")
         voxels = find_voxels(Path(file))  # before another library meets a damaged header
+        if voxels is not None:
+            check_size(voxels)
         return read_header(Path(file), reader, is_label=what == "label"), voxels
 
 

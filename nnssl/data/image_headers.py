@@ -7,8 +7,7 @@ import json
 import logging
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnssl.core.memory import gigabytes, memory_limit
-from nnssl.data.voxel_data import read_nifti_header
+from nnssl.data.quiet import itk_is_quiet
+from nnssl.data.voxel_files import read_nifti_header
 from nnssl.errors import BadCase, DamagedFile
 
 # Of a voxel in mm: beyond these the file is in other units, or its header is damaged.
@@ -165,6 +165,9 @@ def _judge(header: Header) -> None:
 def _by_itk(file: Path, must: bool) -> Header | None:
     import SimpleITK as sitk
 
+    nifti = read_nifti_header(file)[0] if file.name.lower().endswith((".nii", ".nii.gz")) else None
+    if nifti is not None and not np.isfinite(_nifti_affine(nifti)).all():  # ITK would print it
+        raise BadCase("its affine holds NaN or infinity; mend its header")
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(file))
     try:
@@ -178,25 +181,28 @@ def _by_itk(file: Path, must: bool) -> Header | None:
         return None
     axes = min(reader.GetDimension(), 3)
     spacing, doubt = reader.GetSpacing()[:3], ""
-    if file.name.lower().endswith((".nii", ".nii.gz")):
-        spacing, doubt = _nifti_spacing(read_nifti_header(file), axes)
+    if nifti is not None:
+        spacing, doubt = _nifti_spacing(nifti, axes)
     cosines = np.asarray(reader.GetDirection()).reshape(reader.GetDimension(), -1)[:axes, :axes]
     affine = np.eye(4)
-    affine[:axes, :axes] = cosines * np.abs(spacing)
-    affine[:axes, 3] = reader.GetOrigin()[:axes]
+    with np.errstate(invalid="ignore"):  # a spacing of NaN or infinity is judged soon
+        affine[:axes, :axes] = cosines * np.abs(spacing)
+        affine[:axes, 3] = reader.GetOrigin()[:axes]
+        affine = _FLIP @ affine
     kind = sitk.GetPixelIDValueAsString(reader.GetPixelID())
     bits = re.search(r"(\d+)-bit", kind)
     scalar = reader.GetNumberOfComponents() == 1 and "complex" not in kind
     itemsize = (int(bits[1]) // 8 if bits else 1) * reader.GetNumberOfComponents()
-    return Header(file, tuple(reader.GetSize()), tuple(spacing), itemsize, scalar, _FLIP @ affine, doubt)
+    return Header(file, tuple(reader.GetSize()), tuple(spacing), itemsize, scalar, affine, doubt)
 
 
 def _by_nibabel(file: Path) -> Header:
-    header = read_nifti_header(file)
+    header, _ = read_nifti_header(file)
     size = tuple(int(n) for n in header["dim"][1 : max(1, min(int(header["dim"][0]), 7)) + 1])
     spacing, doubt = _nifti_spacing(header, min(len(size), 3))
     dtype = header.get_data_dtype()
-    return Header(file, size, spacing, max(dtype.itemsize, 8), dtype.kind in "iuf", _nifti_affine(header), doubt)
+    scalar = dtype.kind in "iuf" and math.prod(size[4:]) == 1  # the fifth axis is that of vectors
+    return Header(file, size, spacing, max(dtype.itemsize, 8), scalar, _nifti_affine(header), doubt)
 
 
 def _nifti_spacing(header: Any, axes: int) -> tuple[tuple[float, ...], str]:
@@ -228,6 +234,9 @@ def _by_tifffile(file: Path, is_label: bool) -> Header:
         with tifffile.TiffFile(file) as opened:
             series = opened.series[0]
             pages = [page for page in series.pages if page is not None]
+            end = max(
+                (sum(p) for page in pages for p in zip(page.dataoffsets, page.databytecounts, strict=True)), default=0
+            )
             colours = any(getattr(page, "samplesperpixel", 1) > 1 for page in pages)
             size, dtype = tuple(int(n) for n in reversed(series.shape)), series.dtype
     except Exception as error:  # tifffile raises its own
@@ -235,8 +244,9 @@ def _by_tifffile(file: Path, is_label: bool) -> Header:
     finally:
         log.removeHandler(said)
         log.propagate = propagate
-    if broken := [text for text in said.texts if "invalid page offset" in text or "corrupted" in text]:
-        raise DamagedFile(f"cut: {broken[0].split('> ')[-1][:100]}; copy it again")
+    broken = any("invalid page offset" in text or "corrupted" in text for text in said.texts)
+    if broken or end > file.stat().st_size:
+        raise DamagedFile("cut: its pages do not end where the file does; copy it again")
     scalar = not colours and dtype.kind in "iufb"
     return Header(file, size, _tiff_spacing(file, is_label), dtype.itemsize, scalar)
 
@@ -280,16 +290,3 @@ def _unit(affine: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _mm(spacing: Sequence[Any]) -> str:
     return " x ".join(f"{float(s):.4g}" for s in spacing)
-
-
-@contextmanager
-def itk_is_quiet() -> Iterator[None]:
-    """Without the warnings that ITK writes to the process's standard error, past Python's."""
-    import SimpleITK as sitk
-
-    shown = sitk.ProcessObject.GetGlobalWarningDisplay()
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)
-    try:
-        yield
-    finally:
-        sitk.ProcessObject.SetGlobalWarningDisplay(shown)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from nnssl.data.check_case import check_files
-from nnssl.data.image_headers import itk_is_quiet
-from nnssl.data.quiet import quietly
+from nnssl.data.quiet import itk_is_quiet, quietly
 from nnssl.data.raw import RawDataset
 from nnssl.errors import BadCase, UserError
 
