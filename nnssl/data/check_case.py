@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from nnssl.core.listing import printable, why_no_file, why_not_utf8
 from nnssl.data.body_mask import AIR_HU
-from nnssl.data.image_headers import Header, grid_difference, read_header, refuse_too_large
+from nnssl.data.check_files import check_files
+from nnssl.data.image_headers import Header
 from nnssl.data.quiet import itk_is_quiet, quietly
 from nnssl.data.raw import RawCase
-from nnssl.data.voxel_data import NON_FINITE, check_range, check_size, check_voxels
-from nnssl.data.voxel_files import Voxels, find_voxels
-from nnssl.errors import BadCase, DamagedFile
+from nnssl.data.voxel_data import NON_FINITE, check_range
+from nnssl.errors import BadCase
 
 SMALLEST = 4  # voxels along an axis
 _SHOWN = 10  # label values that a reason names
@@ -62,7 +59,7 @@ def load_case(
     Raises:
         BadCase: with the reason.
     """
-    warnings = check_files(case.images, reader, case.label)
+    checked = check_files(case.images, reader, case.label)
     image, properties = _read(reader().read_images, case.images, "image")
     check_image(image, properties["spacing"], num_channels, ct_channel)
     label = None
@@ -70,63 +67,32 @@ def load_case(
         label, of_label = _read(reader().read_seg, case.label, "label")
         check_label(label, image, label_values)
         _check_label_spacing(of_label["spacing"], properties["spacing"])
-    return LoadedCase(image, label, properties, orientation(properties), warnings)
+    return LoadedCase(image, label, properties, orientation(properties), checked.warnings)
 
 
-def check_files(images: Sequence[str], reader: Callable[[], Any] | None, label: str | None = None) -> tuple[str, ...]:
-    """Check files before nnU-Net reads them: each is opened for its header, and gone through once in small blocks.
-
-    Args:
-        images: of one case, one a channel.
-        reader: nnU-Net's class; None where it is not known yet, so that only what is needed to read them is judged.
-        label: of the case.
-
-    Returns:
-        Warnings: where a channel or the label lies elsewhere than the first channel.
+def read_label(file: str, reader: Callable[[], Any]) -> tuple[np.ndarray, dict[str, Any]]:
+    """Check a label map and read it: (1, Z, Y, X), and the properties of nnU-Net's reader.
 
     Raises:
-        BadCase: with the file and the reason: none that can be opened, cut, damaged, too large for the machine, or
-            with voxels or a grid that cannot be used.
+        BadCase: with the reason; what the values are is not judged.
     """
-    named = [(str(file), "image") for file in images] + ([(label, "label")] if label is not None else [])
-    found = [_check_header(file, what, reader) for file, what in named]
-    headers = [header for header, _ in found]
-    known = [header for header in headers[: len(images)] if header is not None]
-    if known:
-        refuse_too_large(known)
-    for (file, what), (_, voxels) in zip(named, found, strict=True):
-        if voxels is not None:
-            with _naming(file, what):
-                check_voxels(voxels)
-    warnings = [f"{Path(h.file).name}: {h.doubt}" for h in headers if h is not None and h.doubt]
-    for header in headers[1:]:
-        if headers[0] is not None and header is not None and (apart := grid_difference(headers[0], header, reader)):
-            warnings.append(f"{header.file.name} lies elsewhere than {headers[0].file.name}: {apart}")
-    return tuple(warnings)
+    check_files((), reader, file)
+    label, properties = _read(reader().read_seg, file, "label")
+    return label, properties
 
 
-def _check_header(file: str, what: str, reader: Callable[[], Any] | None) -> tuple[Header | None, Voxels | None]:
-    with _naming(file, what):
-        if (reason := why_not_utf8(file) or why_no_file(file)) is not None:
-            raise DamagedFile(f"it {reason}")
-        voxels = find_voxels(Path(file))  # before another library meets a damaged header
-        if voxels is not None:
-            check_size(voxels)
-        return read_header(Path(file), reader, is_label=what == "label"), voxels
+def check_images(files: Sequence[str], reader: Callable[[], Any]) -> list[Header]:
+    """Check the images of a case that somebody else will read; their headers, as far as the formats are known.
 
+    Where a format is not known here, they are read, and what was read is thrown away.
 
-@contextmanager
-def _naming(file: str, what: str) -> Iterator[None]:
-    """Let what is wrong with a file say which one it is."""
-    name = printable(Path(file).name)
-    try:
-        yield
-    except OSError as error:
-        raise DamagedFile(f"unreadable {what}: {name}: it cannot be opened ({error.strerror or error})") from error
-    except DamagedFile as error:
-        raise DamagedFile(f"unreadable {what}: {name}: {error}") from error
-    except BadCase as error:
-        raise BadCase(f"{error} ({what} {name})") from error
+    Raises:
+        BadCase: with the reason.
+    """
+    checked = check_files(files, reader)
+    if not checked.complete:
+        _read(reader().read_images, files, "image")
+    return checked.headers
 
 
 def check_image(image: np.ndarray, spacing: Any, num_channels: int, ct_channel: int | None) -> None:
@@ -156,9 +122,17 @@ def check_label(label: np.ndarray, image: np.ndarray, values: Collection[int] | 
     if label.shape[1:] != image.shape[1:] or label.shape[0] != 1:
         found, wanted = ("x".join(map(str, a.shape[1:])) for a in (label, image))
         raise BadCase(f"label of another shape: {found} voxels, the image has {wanted}")
+    if values is not None:
+        check_label_values(label, values)
+    elif not np.isfinite([label.min(), label.max()]).all():
+        raise BadCase(f"{NON_FINITE} in the label")
+
+
+def check_label_values(label: np.ndarray, values: Collection[int]) -> None:
+    """Raise BadCase unless a label map holds only the whole numbers `values`."""
     if not np.isfinite([label.min(), label.max()]).all():
         raise BadCase(f"{NON_FINITE} in the label")
-    if values is not None and (unknown := other_values(label, values)):
+    if unknown := other_values(label, values):
         listed = ", ".join(f"{value:g}" for value in unknown[:_SHOWN]) + (", ..." if len(unknown) > _SHOWN else "")
         raise BadCase(f"label with the values {listed}, which dataset.json does not name; mend the label map, or add "
                       f"them to its labels")  # fmt: skip

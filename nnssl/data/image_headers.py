@@ -8,14 +8,13 @@ import logging
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nnssl.core.memory import gigabytes, memory_limit
 from nnssl.data.quiet import itk_is_quiet
 from nnssl.data.voxel_files import read_nifti_header
 from nnssl.errors import BadCase, DamagedFile
@@ -23,7 +22,6 @@ from nnssl.errors import BadCase, DamagedFile
 # Of a voxel in mm: beyond these the file is in other units, or its header is damaged.
 _SMALLEST_MM, _LARGEST_MM = 1e-6, 1e5
 _SHEAR_DEGREES = 0.5  # that axes may be off a right angle: 3 mm at 35 cm; rounding is below 0.05
-_SAME_MM, _SAME_DEGREES = 0.01, 0.05  # rounding of headers in single precision
 _FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])  # between LPS and RAS
 
 
@@ -39,6 +37,7 @@ class Header:
         scalar: whether a voxel is one real number.
         affine: (4, 4) from voxels (x, y, z) of the file to mm in RAS; None where the format has none.
         doubt: something odd that does not rule it out; empty otherwise.
+        is_tiff: whether nnU-Net's reader of TIFF files reads it.
     """
 
     file: Path
@@ -48,6 +47,7 @@ class Header:
     scalar: bool = True
     affine: NDArray[np.float64] | None = None
     doubt: str = ""
+    is_tiff: bool = False
 
 
 def read_header(file: Path, reader: Callable[[], Any] | None, is_label: bool) -> Header | None:
@@ -74,80 +74,17 @@ def read_header(file: Path, reader: Callable[[], Any] | None, is_label: bool) ->
     return header
 
 
-def refuse_too_large(headers: Sequence[Header]) -> None:
-    """Raise BadCase where the volumes of a case, as stored and as the float32 that nnU-Net makes, exceed the memory."""
-    needed = sum(math.prod(h.size) * (h.itemsize + 4) for h in headers)
-    if needed > memory_limit():
-        raise BadCase(f"too large: {'x'.join(map(str, headers[0].size))} voxels take {gigabytes(needed)}, and this "
-                      f"machine has {gigabytes(memory_limit())}; mend its header, or use a larger one")  # fmt: skip
-
-
-def refuse_too_large_at(
-    image: NDArray[np.float32], spacing: Sequence[float], target: Sequence[float | None] | None
-) -> None:
-    """Raise BadCase where nnU-Net's resampling of a case to the plans' spacing takes more memory than there is.
-
-    nnU-Net holds the image twice, a copy in double precision, the outcome and one channel of it in double precision.
-
-    Args:
-        image: (C, Z, Y, X), in the plans' order of axes.
-        spacing: mm along its last three axes.
-        target: the plans' spacing; None, or with None, where it stays.
-    """
-    if target is None or None in target or len(target) != 3:
-        return
-    channels, *size = image.shape
-    shape, needed = _resampled(size, spacing, target, channels)
-    if needed > memory_limit():  # nnU-Net crops to what is not zero first; that costs a look at all voxels
-        size = [int(np.ptp(np.flatnonzero(image.any(tuple({0, 1, 2, 3} - {axis}))))) + 1 for axis in (1, 2, 3)]
-        shape, needed = _resampled(size, spacing, target, channels)
-    text = (f"{'x'.join(map(str, shape))} voxels at the plans' spacing of {_mm(target)} mm, from its own of "
-            f"{_mm(spacing)} mm")  # fmt: skip
-    if min(shape) < 1:
-        raise BadCase(f"too small: {text}; mend the spacing in its header")
-    if needed > memory_limit():
-        raise BadCase(f"too large: {text}, take {gigabytes(needed)}, and this machine has {gigabytes(memory_limit())}; "
-                      f"mend the spacing in its header, or use a larger machine")  # fmt: skip
-
-
-def grid_difference(first: Header, other: Header, reader: Callable[[], Any] | None) -> str | None:
-    """How `other` lies elsewhere than `first`, in mm and degrees; None where both lie on the same voxels.
-
-    nnU-Net's integrity check compares the same things; readers that reorient compare what they make of the files.
-    """
-    if first.affine is None or other.affine is None:
-        return None
-    if getattr(reader, "__name__", "").endswith("WithReorient"):
-        first, other = _reoriented(first), _reoriented(other)
-    a, b = np.asarray(first.affine), np.asarray(other.affine)
-    distance = float(np.linalg.norm(a[:3, 3] - b[:3, 3]))
-    cosines = np.sum(_unit(a) * _unit(b), axis=0)
-    degrees = float(np.degrees(np.arccos(np.clip(cosines, -1, 1))).max())
-    found = [f"its origin is {distance:.4g} mm away"] if distance > _SAME_MM else []
-    found += [f"its direction is turned by {degrees:.3g} degrees"] if degrees > _SAME_DEGREES else []
-    return " and ".join(found) or None
-
-
-def _resampled(
-    size: Sequence[int], spacing: Sequence[float], target: Sequence[Any], channels: int
-) -> tuple[list[int], int]:
-    """Voxels after nnU-Net's resampling, and the bytes that it takes."""
-    from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
-
-    shape = [int(n) for n in compute_new_shape(list(size), list(spacing), list(target))]
-    before, after = math.prod(size), math.prod(shape)
-    return shape, 16 * channels * before + (4 * channels + 8) * after
+def _judge_spacing(spacing: Sequence[float]) -> None:
+    if not all(math.isfinite(s) and s != 0 for s in spacing):
+        raise BadCase(f"spacing {millimetres(spacing)} mm is not positive; mend its header")
+    if not all(_SMALLEST_MM <= abs(s) <= _LARGEST_MM for s in spacing):
+        raise BadCase(f"spacing {millimetres(spacing)} mm is outside of {_SMALLEST_MM:g} to {_LARGEST_MM:g} mm; mend "
+                      f"its header")  # fmt: skip
 
 
 def _judge(header: Header) -> None:
     """Raise BadCase for what no method of this package learns from."""
-    spatial = header.spacing[:3]
-    if not all(math.isfinite(s) and s != 0 for s in spatial):
-        raise BadCase(f"spacing {_mm(spatial)} mm is not positive; mend its header")
-    if not all(_SMALLEST_MM <= abs(s) <= _LARGEST_MM for s in spatial):
-        raise BadCase(
-            f"spacing {_mm(spatial)} mm is outside of {_SMALLEST_MM:g} to {_LARGEST_MM:g} mm; mend its header"
-        )
+    _judge_spacing(header.spacing)
     if not header.scalar:
         raise BadCase("colours, vectors or complex numbers in its voxels; write one real number a voxel, and one file "
                       "a channel")  # fmt: skip
@@ -155,7 +92,7 @@ def _judge(header: Header) -> None:
         return
     if not np.isfinite(header.affine).all():
         raise BadCase("its affine holds NaN or infinity; mend its header")
-    unit = _unit(header.affine)
+    unit = unit_columns(header.affine)
     off = float(np.degrees(np.arcsin(np.clip(np.abs(unit.T @ unit - np.eye(3)).max(), 0, 1))))
     if off > _SHEAR_DEGREES:
         raise BadCase(f"sheared: its axes are {off:.3g} degrees off a right angle, and networks see voxels as boxes; "
@@ -180,9 +117,8 @@ def _by_itk(file: Path, must: bool) -> Header | None:
             raise DamagedFile(f"{str(error).strip().splitlines()[-1][:200]}") from error
         return None
     axes = min(reader.GetDimension(), 3)
-    spacing, doubt = reader.GetSpacing()[:3], ""
-    if nifti is not None:
-        spacing, doubt = _nifti_spacing(nifti, axes)
+    # Of a NIfTI file ITK has turned units into mm, and 0 and NaN into 1.
+    spacing, doubt = reader.GetSpacing()[:3], "" if nifti is None else _nifti_spacing(nifti, axes)[1]
     cosines = np.asarray(reader.GetDirection()).reshape(reader.GetDimension(), -1)[:axes, :axes]
     affine = np.eye(4)
     with np.errstate(invalid="ignore"):  # a spacing of NaN or infinity is judged soon
@@ -208,12 +144,16 @@ def _by_nibabel(file: Path) -> Header:
 def _nifti_spacing(header: Any, axes: int) -> tuple[tuple[float, ...], str]:
     """Spacing as stored, and where the affine says another one. Libraries turn 0 and NaN into 1 without a word."""
     spacing = tuple(float(s) for s in header["pixdim"][1 : axes + 1])
-    if int(header["sform_code"]) == 0 or not np.isfinite(spacing).all() or 0 in spacing:
+    _judge_spacing(spacing)
+    if int(header["sform_code"]) == 0:
         return spacing, ""
     lengths = np.linalg.norm(header.get_sform()[:3, :axes], axis=0)
     if np.allclose(lengths, np.abs(spacing), rtol=0.01):
         return spacing, ""
-    return spacing, f"its header says {_mm(spacing)} mm a voxel, which nnU-Net takes, and its affine {_mm(lengths)}"
+    return (
+        spacing,
+        f"its header says {millimetres(spacing)} mm a voxel, which nnU-Net takes, its affine {millimetres(lengths)}",
+    )
 
 
 def _nifti_affine(header: Any) -> NDArray[np.float64]:
@@ -248,7 +188,7 @@ def _by_tifffile(file: Path, is_label: bool) -> Header:
     if broken or end > file.stat().st_size:
         raise DamagedFile("cut: its pages do not end where the file does; copy it again")
     scalar = not colours and dtype.kind in "iufb"
-    return Header(file, size, _tiff_spacing(file, is_label), dtype.itemsize, scalar)
+    return Header(file, size, _tiff_spacing(file, is_label), dtype.itemsize, scalar, is_tiff=True)
 
 
 class _Collected(logging.Handler):
@@ -274,19 +214,13 @@ def _tiff_spacing(file: Path, is_label: bool) -> tuple[float, ...]:
     return x, y, z
 
 
-def _reoriented(header: Header) -> Header:
-    """As nnU-Net's readers that turn a volume towards RAS give it."""
-    from nibabel.orientations import inv_ornt_aff, io_orientation
-
-    affine = np.asarray(header.affine)
-    return replace(header, affine=affine @ inv_ornt_aff(io_orientation(affine), header.size[:3]))
-
-
-def _unit(affine: NDArray[np.float64]) -> NDArray[np.float64]:
+def unit_columns(affine: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(3, 3) directions of an affine's axes, in columns of length 1."""
     lengths = np.linalg.norm(affine[:3, :3], axis=0)
     unit: NDArray[np.float64] = affine[:3, :3] / np.where(lengths > 0, lengths, 1)
     return unit
 
 
-def _mm(spacing: Sequence[Any]) -> str:
+def millimetres(spacing: Sequence[Any]) -> str:
+    """A spacing for people."""
     return " x ".join(f"{float(s):.4g}" for s in spacing)

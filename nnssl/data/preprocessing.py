@@ -12,7 +12,7 @@ import numpy as np
 
 from nnssl.data.body_mask import body_mask_ct, body_mask_normalized_ct
 from nnssl.data.check_case import LoadedCase, load_case, orientation
-from nnssl.data.image_headers import refuse_too_large_at
+from nnssl.data.image_grids import refuse_too_large_at
 from nnssl.data.quiet import quietly
 from nnssl.data.raw import RawCase, first_ct_channel, label_values
 from nnssl.data.storage import save_body, save_case
@@ -95,7 +95,7 @@ def _preprocess(case: RawCase, job: PreprocessingJob) -> LoadedCase:
     loaded = load_case(
         case, plans.image_reader_writer_class, num_channels, job.ct_channel, label_values(job.dataset_json)
     )
-    refuse_too_large_at(*in_order(plans.transpose_forward, loaded), configuration.spacing)
+    check_size_at(loaded, plans.transpose_forward, configuration.spacing)
     body = None
     if job.ct_channel is not None:
         body = body_mask_ct(loaded.image[job.ct_channel].transpose(plans.transpose_forward))
@@ -113,9 +113,11 @@ def _preprocess(case: RawCase, job: PreprocessingJob) -> LoadedCase:
     return loaded
 
 
-def in_order(axes: list[int], loaded: LoadedCase) -> tuple[np.ndarray, list[float]]:
-    """Image (C, Z, Y, X) and spacing in the plans' order of axes."""
-    return loaded.image.transpose([0, *(axis + 1 for axis in axes)]), [loaded.properties["spacing"][a] for a in axes]
+def check_size_at(loaded: LoadedCase, axes: list[int], target: list[float | None] | None) -> None:
+    """Raise BadCase where a case is too large at the plans' spacing, or nothing; `axes` are their transpose."""
+    image = loaded.image.transpose([0, *(axis + 1 for axis in axes)])
+    spacing = [float(loaded.properties["spacing"][axis]) for axis in axes]
+    refuse_too_large_at(image.shape[1:], spacing, target, len(image), image)
 
 
 def mask_onto_grid(

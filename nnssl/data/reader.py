@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from nnssl.data.check_case import check_files
+from nnssl.data.check_files import check_files
 from nnssl.data.quiet import itk_is_quiet, quietly
 from nnssl.data.raw import RawDataset
 from nnssl.errors import BadCase, UserError

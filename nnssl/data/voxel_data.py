@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import zlib
+from pathlib import Path
 
 import numpy as np
 
@@ -47,6 +48,23 @@ def check_voxels(voxels: Voxels) -> None:
     """
     if voxels.compressed or voxels.dtype.kind == "f" or (voxels.slope, voxels.intercept) != (1.0, 0.0):
         _go_through(voxels, voxels.count * voxels.dtype.itemsize)
+
+
+def check_tiff(file: Path) -> None:
+    """The same for a TIFF, which has to be decoded for it.
+
+    Raises:
+        BadCase: damaged, or with values that are no numbers or larger than `LARGEST`.
+    """
+    import tifffile
+
+    try:
+        values = tifffile.imread(file)
+    except Exception as error:  # tifffile and its codecs raise their own
+        raise DamagedFile(f"damaged: {(str(error).splitlines() or [type(error).__name__])[-1][:200]}; copy it again"
+                          ) from error  # fmt: skip
+    if values.dtype.kind == "f" and values.size:
+        check_range(float(values.min()), float(values.max()))
 
 
 def check_range(lowest: float, highest: float) -> None:

@@ -10,6 +10,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from nnssl.core.listing import printable, why_no_file, why_not_utf8
 from nnssl.data.output_folder import check_output_folder
 from nnssl.data.raw import label_values
 from nnssl.errors import UserError
@@ -151,6 +152,9 @@ def _pairs(references: Path, predictions: Path, ending: str, chill: bool) -> dic
                             f"predicted ones")  # fmt: skip
     true, predicted = ({f.name[: -len(ending)]: f for f in d.iterdir() if f.name.endswith(ending)}
                        for d in (references, predictions))  # fmt: skip
+    for file in (*true.values(), *predicted.values()):  # nnU-Net's summary passes over them without a word
+        if (reason := why_not_utf8(file.name) or why_no_file(file)) is not None:
+            raise UserError(f"{printable(str(file))} {reason}; remove it, or put a label file there")
     if unknown := sorted(predicted.keys() - true.keys()):
         raise UserError(f"{len(unknown)} predictions have no reference in {references}: {_listed(unknown)}; remove "
                         f"them, or name the right folder (the references come first)")  # fmt: skip
