@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -36,7 +37,7 @@ from nnssl.data.reader import (
     find_reader,
     was_reoriented,
 )
-from nnssl.data.report import earlier_orientations, refuse_left_out, report_file, write_report
+from nnssl.data.report import earlier_orientations, earlier_warnings, refuse_left_out, report_file, write_report
 from nnssl.data.settings import check_settings, remove_unfit_volumes, volume_settings
 from nnssl.data.storage import body_folder, done_cases, masked_cases, refuse_older_format
 from nnssl.errors import UserError
@@ -93,6 +94,7 @@ class DatasetRun:
             self.dataset = RawDataset(name, options.raw / name, read_dataset_json(self.home), {}, {}, False)
         self.left_out = dict(self.dataset.left_out)
         self.orientations: dict[str, str | None] = {}
+        self.warnings: dict[str, Sequence[str]] = {}
         self.plans: Plans = {}
         self.reorient = False  # whether images are turned to RAS as they are read
 
@@ -180,6 +182,7 @@ class DatasetRun:
             if case.reason is None:
                 prepared.add(case.name)
                 self.orientations[case.name] = case.orientation
+                self.warnings[case.name] = case.warnings
             else:
                 self.left_out[case.name] = case.reason
         ready |= prepared
@@ -227,8 +230,9 @@ class DatasetRun:
         scans = scan_dataset(self.dataset, self.reader, self.options.num_processes, self.options.show_progress)
         self.left_out.update({scan.name: scan.reason for scan in scans if scan.reason is not None})
         self.orientations = {scan.name: scan.orientation for scan in scans if scan.reason is None}
+        self.warnings = {scan.name: scan.warnings for scan in scans if scan.reason is None}
         if self.options.strict:
-            refuse_left_out(self.dataset.name, self.left_out)
+            refuse_left_out(self.dataset.name, self.left_out, self.warnings)
         if not self.orientations:
             raise UserError(self._nothing_usable())
         write_json(file, make_fingerprint(scans, self.dataset))
@@ -279,6 +283,7 @@ class DatasetRun:
         for file in (*own, *sorted(self.home.glob("*_left_out*.json"))):
             known = {case: letters for case, letters in earlier_orientations(file, ready).items() if letters}
             self.orientations = {**known, **self.orientations}
+            self.warnings = {**earlier_warnings(file, ready), **self.warnings}
 
     def _copy_labels(self, ready: set[str], prepared: set[str]) -> None:
         """Labels for nnU-Net's validation: where there is none yet, and anew with a volume."""
@@ -294,9 +299,9 @@ class DatasetRun:
     def _report(self) -> None:
         options = self.options
         file = report_file(self.home, self.plans["plans_name"], options.num_parts, options.part_id)
-        write_report(file, self.left_out, self.orientations)
+        write_report(file, self.left_out, self.orientations, self.warnings, self.dataset.ignored)
         if options.strict:
-            refuse_left_out(self.dataset.name, self.left_out)
+            refuse_left_out(self.dataset.name, self.left_out, self.warnings)
 
     def _nothing_usable(self) -> str:
         reasons = "; ".join(f"{case}: {reason}" for case, reason in sorted(self.left_out.items())[:5])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,12 +19,14 @@ from nnssl.data.annotated_labels import (
     refuse_unknown_cases,
     write_annotated_labels,
 )
+from nnssl.data.check_case import check_label_values, read_label
 from nnssl.data.folders import dataset_name, require_folders
 from nnssl.data.pool import default_processes, map_cases
-from nnssl.data.quiet import quietly
-from nnssl.data.raw import RawCase, RawDataset, read_raw_dataset
+from nnssl.data.raw import RawCase, RawDataset, label_values, read_raw_dataset
 from nnssl.data.reader import find_reader
-from nnssl.errors import UserError
+from nnssl.errors import BadCase, UserError
+
+_NAMED = 5  # label maps that an error names
 
 logger = logging.getLogger("nnssl")
 
@@ -64,7 +66,7 @@ def propose_annotated_labels(dataset_id: int | str, write: bool = False, num_pro
         num_processes: None for nnU-Net's number, at most one a core.
 
     Raises:
-        UserError: the dataset has no label maps; with `write`, it has a list already.
+        UserError: the dataset has no label maps, or some that cannot be used; with `write`, it has a list already.
     """
     dataset, folders = _labelled_dataset(dataset_id)
     file = dataset.folder / "dataset.json"
@@ -72,9 +74,10 @@ def propose_annotated_labels(dataset_id: int | str, write: bool = False, num_pro
         raise UserError(f'{file} has "{KEY}" already; remove the key to write a new list, or edit it and run '
                         f"nnssl_annotated_labels check -d {dataset.name}")  # fmt: skip
     labels = read_annotated_labels({**dataset.dataset_json, KEY: {}}, file).labels
+    found, unreadable = _voxel_counts(dataset, list(dataset.cases.values()), num_processes)
+    _refuse(unreadable, dataset)  # a case that is not on the list counts as annotated completely
     occurring = {
-        case: [name for name, values in labels.items() if values & counts.keys()]
-        for case, counts in _voxel_counts(dataset, list(dataset.cases.values()), num_processes).items()
+        case: [name for name, values in labels.items() if values & counts.keys()] for case, counts in found.items()
     }
     listed = {case: names for case, names in occurring.items() if len(names) < len(labels)}
     present = {name: sum(name in names for names in occurring.values()) for name in labels}
@@ -99,8 +102,8 @@ def check_annotated_labels(
         All of them, by case.
 
     Raises:
-        UserError: there is no list, or a wrong one (unknown labels or cases); or the list in nnUNet_preprocessed is
-            another one, and `write` is not set.
+        UserError: there is no list, or a wrong one (unknown labels or cases); label maps cannot be used; or the list in
+            nnUNet_preprocessed is another one, and `write` is not set.
     """
     dataset, folders = _labelled_dataset(dataset_id)
     file = dataset.folder / "dataset.json"
@@ -109,16 +112,16 @@ def check_annotated_labels(
     annotations = read_annotated_labels(dataset.dataset_json, file)
     refuse_unknown_cases(annotations, dataset.cases.keys() | dataset.left_out.keys(), file)
     partly = [dataset.cases[case] for case in annotations.partial() if case in dataset.cases]
+    read, unreadable = _voxel_counts(dataset, partly, num_processes)
     found = [
-        contradiction
-        for case, counts in _voxel_counts(dataset, partly, num_processes).items()
-        for contradiction in _contradictions(annotations, case, counts)
+        contradiction for case, counts in read.items() for contradiction in _contradictions(annotations, case, counts)
     ]
     for contradiction in found:
         logger.warning("%s: %d voxels of %s, which is not listed there", contradiction.case, contradiction.voxels,
                        contradiction.label)  # fmt: skip
     logger.info("%s: %d of %d cases are not completely annotated; %d of them contradict their label maps", dataset.name,
                 len(annotations.partial()), len(dataset.cases), len({c.case for c in found}))  # fmt: skip
+    _refuse(unreadable, dataset)
     if not found:
         _bring_to_training(dataset, folders[1], write)
     return found
@@ -138,31 +141,49 @@ def _labelled_dataset(dataset_id: int | str) -> tuple[RawDataset, tuple[Path, Pa
 
 def _voxel_counts(
     dataset: RawDataset, cases: Sequence[RawCase], num_processes: int | None
-) -> dict[str, dict[int, int]]:
-    """Voxels by value in the label map of each case, cases in order."""
+) -> tuple[dict[str, dict[int, int]], dict[str, str]]:
+    """Voxels by value in the label map of each case, cases in order; and why others cannot be used."""
     if num_processes is not None and num_processes < 1:
         raise UserError(f"-np {num_processes} leaves nobody to work; use -np 1 or more")
-    count = partial(count_voxels, reader=find_reader(dataset))
-    results = dict(map_cases(count, cases, num_processes or default_processes(), f"label maps of {dataset.name}"))
-    return {case.name: results[case.name] for case in cases}
+    count = partial(count_voxels, reader=find_reader(dataset), allowed=label_values(dataset.dataset_json))
+    title = f"label maps of {dataset.name}"
+    results = {found.case: found for found in map_cases(count, cases, num_processes or default_processes(), title)}
+    ordered = [results[case.name] for case in cases]
+    return {f.case: f.voxels for f in ordered if f.reason is None}, {f.case: f.reason for f in ordered if f.reason}
 
 
-def count_voxels(case: RawCase, reader: Any) -> tuple[str, dict[int, int]]:
-    """Name of a case, and the voxels by value in its label map.
+@dataclass(frozen=True)
+class LabelMap:
+    """Voxels by value in the label map of a case, or the reason for which it cannot be used."""
+
+    case: str
+    voxels: dict[int, int] = field(default_factory=dict)
+    reason: str | None = None
+
+
+def count_voxels(case: RawCase, reader: Any, allowed: Collection[int]) -> LabelMap:
+    """Read and count a label map.
 
     Args:
         case: with a label.
         reader: nnU-Net's class.
-
-    Raises:
-        UserError: the file cannot be read.
+        allowed: values that it may hold.
     """
     try:
-        with quietly():
-            values, counts = np.unique(reader().read_seg(case.label)[0], return_counts=True)
-    except (RuntimeError, OSError, ValueError) as error:
-        raise UserError(f"the label map {case.label} cannot be read ({error}); mend the file") from error
-    return case.name, {int(value): int(count) for value, count in zip(values, counts, strict=True)}
+        label, _ = read_label(str(case.label), reader)
+        check_label_values(label, allowed)
+    except BadCase as bad:
+        return LabelMap(case.name, reason=str(bad))
+    counts = np.bincount(label.astype(np.int32).ravel())
+    return LabelMap(case.name, {int(value): int(counts[value]) for value in np.flatnonzero(counts)})
+
+
+def _refuse(unreadable: dict[str, str], dataset: RawDataset) -> None:
+    if unreadable:
+        shown = list(unreadable.items())[:_NAMED]
+        named = "; ".join(f"the label map {dataset.cases[case].label} cannot be read ({why})" for case, why in shown)
+        more = f"; and {len(unreadable) - _NAMED} more" if len(unreadable) > _NAMED else ""
+        raise UserError(f"{named}{more}; mend the files: the list of {dataset.name} needs all of them")
 
 
 def _contradictions(annotations: AnnotatedLabels, case: str, counts: dict[int, int]) -> list[Contradiction]:

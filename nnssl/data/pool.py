@@ -46,10 +46,19 @@ def map_cases(
                 bar.update()
                 yield result
         except (MemoryError, BrokenProcessPool) as error:
-            raise UserError(
-                f"{title}: not enough memory for {num_processes} processes (the system ended one, or refused memory); "
-                f"run the same line with fewer, -np {max(1, num_processes // 2)}; what is done is kept"
-            ) from error
+            raise UserError(f"{title}: not enough memory for {_why_memory(error, num_processes)}; what is done is "
+                            f"kept") from error  # fmt: skip
+
+
+def _why_memory(error: MemoryError | BrokenProcessPool, num_processes: int) -> str:
+    """What it was not enough for, and what to do; a MemoryError names the case."""
+    if isinstance(error, BrokenProcessPool):
+        reason = "the system ended one"
+    elif num_processes <= 1:
+        return f"one volume alone ({error}); remove it, or use a machine with more"
+    else:
+        reason = str(error) or "the system refused some"
+    return f"{num_processes} processes ({reason}); run the same line with fewer, -np {max(1, num_processes // 2)}"
 
 
 def _in_pool(function: Callable[[T], R], items: Sequence[T], num_processes: int) -> Iterator[R]:

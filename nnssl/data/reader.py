@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from nnssl.core.json_files import write_json
-from nnssl.data.quiet import quietly
+from nnssl.data.check_files import check_files
+from nnssl.data.quiet import itk_is_quiet, quietly
 from nnssl.data.raw import RawDataset
-from nnssl.errors import UserError
+from nnssl.errors import BadCase, UserError
 
 READER = "overwrite_image_reader_writer"  # nnU-Net's key of dataset.json
 REORIENTING = "NibabelIOWithReorient"  # nnU-Net's reader that turns images to RAS, and predictions back
@@ -90,20 +91,21 @@ def find_reader(dataset: RawDataset, reorient: bool = False) -> Any:
     if ending.lower() not in endings and "overwrite_image_reader_writer" not in dataset.dataset_json:
         raise UserError(f"nnU-Net does not read files that end in {ending} ({dataset.folder / 'dataset.json'}); it "
                         f"reads {', '.join(endings)}")  # fmt: skip
-    photographs = None
+    photographs, reason = None, ""
     for case in dataset.cases.values():
         try:
-            with quietly():
+            check_files(case.images[:1], None)
+            with quietly(), itk_is_quiet():
                 reader = determine_reader_writer_from_dataset_json(dataset.dataset_json, case.images[0], verbose=False)
-        except RuntimeError:  # no reader could; the case is named with its reason when all are read
+        except (BadCase, RuntimeError) as error:  # the case is named with its reason when all are read
+            reason = reason or str(error)
             continue
         if reader is not NaturalImage2DIO or ending.lower() not in (".tif", ".tiff"):
             return reader
         photographs = reader
     if photographs is None:
-        first = next(iter(dataset.cases.values())).images[0]
-        raise UserError(f"{dataset.name}: none of the {len(dataset.cases)} images can be read, {first} for one; "
-                        f"are they complete {ending} files?")  # fmt: skip
+        raise UserError(f"{dataset.name}: none of the {len(dataset.cases)} images can be read, the first for this "
+                        f"reason: {reason}; are they complete {ending} files?")  # fmt: skip
     return photographs
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from nnssl.core.json_files import write_json
 from nnssl.data.guard import STOCK_WAY_OUT, named
 from nnssl.errors import UserError
+
+_NAMED = 10  # volumes and files that the log names
 
 logger = logging.getLogger("nnssl")
 
@@ -43,10 +45,36 @@ def earlier_orientations(file: Path, cases: set[str]) -> dict[str, str | None]:
     return {case: summary["different"].get(case, summary["majority"]) for case in cases}
 
 
-def write_report(file: Path, left_out: Mapping[str, str], orientations: Mapping[str, str | None]) -> None:
-    """Write the JSON, log every volume that was left out, and warn of other orientations."""
+def earlier_warnings(file: Path, cases: set[str]) -> dict[str, list[str]]:
+    """Warnings of `cases` as an earlier run found them; nothing where its report is missing."""
+    if not file.is_file():
+        return {}
+    warnings = json.loads(file.read_text()).get("warnings", {})
+    return {case: list(found) for case, found in warnings.items() if case in cases}
+
+
+def write_report(
+    file: Path,
+    left_out: Mapping[str, str],
+    orientations: Mapping[str, str | None],
+    warnings: Mapping[str, Sequence[str]] | None = None,
+    ignored: Mapping[str, str] | None = None,
+) -> None:
+    """Write the JSON, log every volume that was left out, and warn of other orientations, grids and files.
+
+    Args:
+        file: to write.
+        left_out: reason by case.
+        orientations: by case.
+        warnings: what else should be looked at, by case.
+        ignored: why files belong to no case, by file.
+    """
     summary = orientation_summary(orientations)
-    write_json(file, {"left_out": dict(sorted(left_out.items())), "orientation": summary})
+    doubts = {case: list(found) for case, found in sorted((warnings or {}).items()) if found}
+    unused = dict(sorted((ignored or {}).items()))
+    write_json(file, {"left_out": dict(sorted(left_out.items())), "orientation": summary, "warnings": doubts,
+                      "ignored": unused})  # fmt: skip
+    _warn(doubts, unused)
     differ = summary["different"]
     if differ:
         total = sum(summary["counts"].values())
@@ -57,9 +85,23 @@ def write_report(file: Path, left_out: Mapping[str, str], orientations: Mapping[
         logger.warning("left out: %s: %s", case, reason)
 
 
-def refuse_left_out(dataset: str, left_out: Mapping[str, str]) -> None:
-    """What `--strict` does: raise UserError that names every volume that was left out."""
-    if left_out:
-        reasons = "; ".join(f"{case}: {reason}" for case, reason in sorted(left_out.items()))
+def refuse_left_out(
+    dataset: str, left_out: Mapping[str, str], warnings: Mapping[str, Sequence[str]] | None = None
+) -> None:
+    """What `--strict` does: raise UserError that names every volume that was left out, or that a warning is about."""
+    found = {case: "; ".join(texts) for case, texts in (warnings or {}).items() if texts} | dict(left_out)
+    if found:
+        reasons = "; ".join(f"{case}: {reason}" for case, reason in sorted(found.items()))
         raise UserError(f"{dataset}: --strict refuses volumes that cannot be used ({reasons}); mend or remove them, or "
                         f"run without --strict")  # fmt: skip
+
+
+def _warn(warnings: Mapping[str, Sequence[str]], ignored: Mapping[str, str]) -> None:
+    for case, found in list(warnings.items())[:_NAMED]:
+        logger.warning("%s: %s; look at it, since nnU-Net takes voxel by voxel", case, "; ".join(found))
+    if len(warnings) > _NAMED:
+        logger.warning("... and %d more volumes with such a warning, all in the report", len(warnings) - _NAMED)
+    if ignored:
+        named = ", ".join(f"{file} ({why})" for file, why in list(ignored.items())[:_NAMED])
+        logger.warning("%d files of the raw dataset belong to no case: %s%s", len(ignored), named,
+                       ", ..." if len(ignored) > _NAMED else "")  # fmt: skip

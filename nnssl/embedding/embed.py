@@ -13,7 +13,6 @@ from typing import Any, Literal, cast
 import numpy as np
 
 from nnssl.core.json_files import write_json
-from nnssl.data.check_case import BadCase
 from nnssl.data.output_folder import check_output_folder
 from nnssl.data.raw import RawCase
 from nnssl.embedding.dense_files import ENDINGS, cell_affine, write_dense
@@ -22,7 +21,7 @@ from nnssl.embedding.model import PretrainedModel, load_pretrained
 from nnssl.embedding.pca import TILES, VOXELS, Moments, Projection, load_projection, sample_features
 from nnssl.embedding.tiles import dense_features, dense_shape, tile_for
 from nnssl.embedding.vectors import Vectors, body_vector, read_vectors, write_vectors
-from nnssl.errors import UserError
+from nnssl.errors import BadCase, UserError
 from nnssl.matching.guard import ImageGuard
 from nnssl.matching.images import PreparedImage, prepare_raw_case
 from nnssl.networks.pyramid import Stride

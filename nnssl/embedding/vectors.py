@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from nnssl.data.check_case import BadCase
 from nnssl.deployment.writing import replace_file
 from nnssl.embedding.model import PretrainedModel
 from nnssl.embedding.tiles import Slices, run_tile, tile_for
+from nnssl.errors import BadCase
 from nnssl.networks.pyramid import Stride
 
 Vectors = dict[str, NDArray[np.float32]]

@@ -10,12 +10,14 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from nnssl.core.listing import printable, why_no_file, why_not_utf8
 from nnssl.data.output_folder import check_output_folder
+from nnssl.data.raw import label_values
 from nnssl.errors import UserError
 from nnssl.evaluation.case import CaseJob, Score, score_case
 from nnssl.evaluation.overlap import Absent
 from nnssl.evaluation.report import Evaluation, write_evaluation
-from nnssl.evaluation.structures import Structure, allowed_values, read_structures
+from nnssl.evaluation.structures import Structure, read_structures
 
 SUMMARY = "summary.json"  # nnU-Net's
 _LISTED = 5  # names that an error lists
@@ -98,7 +100,7 @@ def evaluate_cases(
     manager = PlansManager(plans)
     reader = manager.image_reader_writer_class()
     ignored = manager.get_label_manager(dataset_json).ignore_label
-    allowed = frozenset(allowed_values(dataset_json))
+    allowed = label_values(dataset_json)
     jobs = [
         CaseJob(case, *files, reader, structures, allowed, ignored, absent) for case, files in sorted(pairs.items())
     ]
@@ -150,6 +152,9 @@ def _pairs(references: Path, predictions: Path, ending: str, chill: bool) -> dic
                             f"predicted ones")  # fmt: skip
     true, predicted = ({f.name[: -len(ending)]: f for f in d.iterdir() if f.name.endswith(ending)}
                        for d in (references, predictions))  # fmt: skip
+    for file in (*true.values(), *predicted.values()):  # nnU-Net's summary passes over them without a word
+        if (reason := why_not_utf8(file.name) or why_no_file(file)) is not None:
+            raise UserError(f"{printable(str(file))} {reason}; remove it, or put a label file there")
     if unknown := sorted(predicted.keys() - true.keys()):
         raise UserError(f"{len(unknown)} predictions have no reference in {references}: {_listed(unknown)}; remove "
                         f"them, or name the right folder (the references come first)")  # fmt: skip

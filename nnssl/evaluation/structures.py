@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,12 +81,6 @@ def read_tolerances(given: Sequence[str | float], names: Sequence[str]) -> dict[
         single[name] = _millimetres(value)
     default = _millimetres(common[0]) if common else TOLERANCE_MM
     return {name: single.get(name, default) for name in names}
-
-
-def allowed_values(dataset_json: Mapping[str, Any]) -> set[int]:
-    """All numbers that a label file of this dataset may hold, the ignored one among them."""
-    keys = [_key(value) for value in dataset_json["labels"].values()]
-    return {0, *(value for key in keys for value in (key if isinstance(key, tuple) else (key,)))}
 
 
 def _key(value: Any) -> int | tuple[int, ...]:

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from nnssl.data.check_case import BadCase
 from nnssl.embedding.vectors import body_vector, read_vectors, write_vectors
+from nnssl.errors import BadCase
 from tests.embedding.models import averaging_model
 
 
