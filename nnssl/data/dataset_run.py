@@ -13,7 +13,7 @@ from typing import Any
 
 from nnssl.core.json_files import write_json
 from nnssl.data.fingerprint import make_fingerprint, scan_dataset
-from nnssl.data.folders import dataset_id
+from nnssl.data.folders import dataset_argument, dataset_id
 from nnssl.data.planning import (
     PlanRequest,
     Plans,
@@ -198,8 +198,8 @@ class DatasetRun:
             raise UserError(self._nothing_usable())
         if self.options.num_parts > 1 and (existing is None or request.overwrite):
             raise UserError(f"the parts of {self.dataset.name} need plans first; run once, before all parts: "
-                            f"nnssl_plan_and_preprocess -d {dataset_id(self.dataset.name)} --no_pp, with the same -p "
-                            f"or -pl; then the parts, without --overwrite_plans")  # fmt: skip
+                            f"nnssl_plan_and_preprocess -d {dataset_argument(self.dataset.name)} --no_pp, with the "
+                            f"same -p or -pl; then the parts, without --overwrite_plans")  # fmt: skip
 
     def _scan(self) -> None:
         """Fingerprint from all volumes, unless there is one."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnssl.data.folders import dataset_id, dataset_name, require_folders
+from nnssl.data.folders import dataset_argument, dataset_id, dataset_name, require_folders
 from nnssl.data.plan_and_preprocess import plan_and_preprocess
 from nnssl.data.planning import load_plans
 from nnssl.data.raw import read_dataset_json
@@ -53,7 +53,7 @@ def prepare_datasets(
     found = [load_plans(preprocessed / n, p) for n, p in zip(names, plans_names, strict=True)]
     for name, content in zip(names, found, strict=True):
         if content is None:
-            ids = " ".join(str(dataset_id(n)) for n in names)
+            ids = " ".join(map(dataset_argument, names))
             raise UserError(f"{name} has no plans {plans} yet, and processes that train together do not make them; run "
                             f"nnssl_plan_and_preprocess -d {ids} -p {plans} first")  # fmt: skip
     own = [content for content in found if content is not None]

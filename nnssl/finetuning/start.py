@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nnssl.core.json_files import write_json
+from nnssl.data.folders import dataset_argument
 from nnssl.errors import UserError
 from nnssl.finetuning.intensity import bridge_intensities
 from nnssl.finetuning.pretrained import Pretrained, find_checkpoint, name_of, read_pretrained
@@ -128,9 +129,9 @@ def write_record(start: Start, report: TransferReport | None, fold_folder: Path)
 
 def transfer_advice(plans: dict[str, Any], source: Pretrained) -> str:
     """What to do where the target's plans do not fit the pretraining, as the end of a sentence."""
-    ids = [int(str(p["dataset_name"])[len("Dataset") :].split("_")[0]) for p in (source.plans, plans)]
-    return (f"run nnssl_transfer -s {ids[0]} -t {ids[1]} -m {source.method}, which makes plans with the pretraining's "
-            f"network, spacing and intensities, and train with those")  # fmt: skip
+    source_id, target_id = (dataset_argument(str(p["dataset_name"])) for p in (source.plans, plans))
+    return (f"run nnssl_transfer -s {source_id} -t {target_id} -m {source.method}, which makes plans with the "
+            f"pretraining's network, spacing and intensities, and train with those")  # fmt: skip
 
 
 def geometry_warnings(
