@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
@@ -11,7 +10,8 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from nnssl.core.json_files import write_json
+from nnssl.core.json_files import checked, read_json, write_json
+from nnssl.core.schemas import FingerprintFile, PlansFile
 from nnssl.data.fingerprint import make_fingerprint, scan_dataset
 from nnssl.data.folders import dataset_argument, dataset_id
 from nnssl.data.planning import (
@@ -32,6 +32,8 @@ from nnssl.data.report import earlier_orientations, refuse_left_out, report_file
 from nnssl.data.settings import check_settings, remove_unfit_volumes, volume_settings
 from nnssl.data.storage import body_folder, done_cases, masked_cases, refuse_older_format
 from nnssl.errors import UserError
+
+_NEW_FINGERPRINT = "delete it, and run the same line again: it is made anew"
 
 logger = logging.getLogger("nnssl")
 
@@ -139,7 +141,7 @@ class DatasetRun:
         file = self.home / "dataset_fingerprint.json"
         if self.dataset.cases:
             self._scan()
-        return dict(json.loads(file.read_text())) if file.is_file() else {}
+        return dict(read_json(file, FingerprintFile, _NEW_FINGERPRINT)) if file.is_file() else {}
 
     def preprocess(self) -> PreparedDataset:
         """Prepare what is not done yet, copy labels for nnU-Net's validation, and report."""
@@ -205,6 +207,7 @@ class DatasetRun:
         """Fingerprint from all volumes, unless there is one."""
         file = self.home / "dataset_fingerprint.json"
         if file.is_file() and not self.options.clean:
+            read_json(file, FingerprintFile, _NEW_FINGERPRINT)  # planners read it without a check
             return
         logger.info("%s: fingerprint of %d volumes", self.dataset.name, len(self.dataset.cases))
         scans = scan_dataset(self.dataset, self.reader, self.options.num_processes, self.options.show_progress)
@@ -218,6 +221,7 @@ class DatasetRun:
 
     def _accept(self, new: Plans, existing: Plans | None, request: PlanRequest) -> None:
         """Keep the existing plans if the new ones agree with them; save the new ones if they may replace them."""
+        checked(new, PlansFile, f"{self.dataset.name}: its new plans", "choose other plans, or another name for them")
         name, configuration = new["plans_name"], self.options.configuration
         self._check_configuration(new)
         if existing is not None and not request.overwrite:

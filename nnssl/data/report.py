@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nnssl.core.json_files import write_json
+from nnssl.core.json_files import read_json, write_json
+from nnssl.core.own_files import ReportFile
 from nnssl.errors import UserError
 
+NEW_REPORT = "delete it: nnssl_plan_and_preprocess writes it anew"
 _NAMED = 10  # volumes that the orientation warning names
 
 logger = logging.getLogger("nnssl")
@@ -40,7 +41,7 @@ def earlier_orientations(file: Path, cases: set[str]) -> dict[str, str | None]:
     """Orientations of `cases` as an earlier run found them; nothing where its report is missing."""
     if not file.is_file():
         return {}
-    summary = json.loads(file.read_text())["orientation"]
+    summary = read_json(file, ReportFile, NEW_REPORT)["orientation"]
     return {case: summary["different"].get(case, summary["majority"]) for case in cases}
 
 
