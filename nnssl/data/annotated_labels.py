@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnssl.core.json_files import write_json
+from nnssl.core.json_files import read_json, write_json
+from nnssl.core.schemas import DatasetFile
 from nnssl.data.raw import read_dataset_json, read_raw_dataset
 from nnssl.errors import UserError
 
@@ -139,7 +140,7 @@ def write_annotated_labels(folders: Iterable[Path], given: Mapping[str, Sequence
     """
     files = [folder / "dataset.json" for folder in folders if (folder / "dataset.json").is_file()]
     for file in files:
-        content = json.loads(file.read_text()) | {KEY: {case: list(names) for case, names in given.items()}}
+        content = read_json(file, DatasetFile) | {KEY: {case: list(names) for case, names in given.items()}}
         try:
             write_json(file, content)
         except PermissionError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
@@ -12,9 +11,10 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from nnssl.core.json_files import write_json
+from nnssl.core.json_files import checked, read_json, write_json
+from nnssl.core.schemas import FingerprintFile, PlansFile
 from nnssl.data.fingerprint import make_fingerprint, scan_dataset
-from nnssl.data.folders import dataset_id
+from nnssl.data.folders import dataset_argument, dataset_id
 from nnssl.data.guard import Images, check_datasets
 from nnssl.data.planning import (
     PlanRequest,
@@ -41,6 +41,8 @@ from nnssl.data.report import earlier_orientations, earlier_warnings, refuse_lef
 from nnssl.data.settings import check_settings, remove_unfit_volumes, volume_settings
 from nnssl.data.storage import body_folder, done_cases, masked_cases, refuse_older_format
 from nnssl.errors import UserError
+
+_NEW_FINGERPRINT = "delete it, and run the same line again: it is made anew"
 
 logger = logging.getLogger("nnssl")
 
@@ -157,7 +159,7 @@ class DatasetRun:
         file = self.home / "dataset_fingerprint.json"
         if self.dataset.cases:
             self._scan()
-        return dict(json.loads(file.read_text())) if file.is_file() else {}
+        return dict(read_json(file, FingerprintFile, _NEW_FINGERPRINT)) if file.is_file() else {}
 
     def preprocess(self) -> PreparedDataset:
         """Prepare what is not done yet, copy labels for nnU-Net's validation, and report."""
@@ -217,14 +219,15 @@ class DatasetRun:
             raise UserError(self._nothing_usable())
         if self.options.num_parts > 1 and (existing is None or request.overwrite):
             raise UserError(f"the parts of {self.dataset.name} need plans first; run once, before all parts: "
-                            f"nnssl_plan_and_preprocess -d {dataset_id(self.dataset.name)} --no_pp, with the same -p "
-                            f"or -pl; then the parts, without --overwrite_plans")  # fmt: skip
+                            f"nnssl_plan_and_preprocess -d {dataset_argument(self.dataset.name)} --no_pp, with the "
+                            f"same -p or -pl; then the parts, without --overwrite_plans")  # fmt: skip
 
     def _scan(self) -> None:
         """Fingerprint from all volumes, unless there is one."""
         file = self.home / "dataset_fingerprint.json"
         as_before = self.reorient == was_reoriented(self.home, self.dataset)
         if file.is_file() and not self.options.clean and as_before:
+            read_json(file, FingerprintFile, _NEW_FINGERPRINT)  # planners read it without a check
             return
         logger.info("%s: fingerprint of %d volumes", self.dataset.name, len(self.dataset.cases))
         scans = scan_dataset(self.dataset, self.reader, self.options.num_processes, self.options.show_progress)
@@ -241,6 +244,7 @@ class DatasetRun:
 
     def _accept(self, new: Plans, existing: Plans | None, request: PlanRequest) -> None:
         """Keep the existing plans if the new ones agree with them; save the new ones if they may replace them."""
+        checked(new, PlansFile, f"{self.dataset.name}: its new plans", "choose other plans, or another name for them")
         name, configuration = new["plans_name"], self.options.configuration
         self._check_configuration(new)
         if existing is not None and not request.overwrite:

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from nnssl.core.json_files import read_json
+from nnssl.core.schemas import DatasetFile
 from nnssl.data.annotated_labels import (
     KEY,
     AnnotatedLabels,
@@ -202,7 +204,7 @@ def _bring_to_training(dataset: RawDataset, home: Path, write: bool) -> None:
     if not file.is_file():
         return
     given = dataset.dataset_json[KEY]
-    if json.loads(file.read_text()).get(KEY) == given:
+    if read_json(file, DatasetFile).get(KEY) == given:
         logger.info("training reads the same list in %s", file)
     elif write:
         write_annotated_labels([home], given)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnssl.data.folders import dataset_id, dataset_name, require_folders
+from nnssl.core.json_files import read_json
+from nnssl.core.own_files import ReportFile
+from nnssl.core.schemas import FingerprintFile
+from nnssl.data.folders import dataset_argument, dataset_id, dataset_name, require_folders
 from nnssl.data.guard import Images, warn_of_images
 from nnssl.data.plan_and_preprocess import plan_and_preprocess
 from nnssl.data.planning import load_plans
 from nnssl.data.raw import read_dataset_json
-from nnssl.data.report import report_file
+from nnssl.data.report import NEW_REPORT, report_file
 from nnssl.data.volumes import VolumeFolder
 from nnssl.errors import UserError
 
@@ -61,7 +63,7 @@ def prepare_datasets(
     found = [load_plans(preprocessed / n, p) for n, p in zip(names, plans_names, strict=True)]
     for name, content in zip(names, found, strict=True):
         if content is None:
-            ids = " ".join(str(dataset_id(n)) for n in names)
+            ids = " ".join(map(dataset_argument, names))
             raise UserError(f"{name} has no plans {plans} yet, and processes that train together do not make them; run "
                             f"nnssl_plan_and_preprocess -d {ids} -p {plans} first")  # fmt: skip
     own = [content for content in found if content is not None]
@@ -73,7 +75,7 @@ def prepare_datasets(
         [VolumeFolder.from_plans(preprocessed, n, p, configuration) for n, p in zip(names, own, strict=True)],
         own[0],
         read_dataset_json(preprocessed / names[0]),
-        json.loads(fingerprint.read_text()) if fingerprint.is_file() else {},
+        read_json(fingerprint, FingerprintFile, "delete it") if fingerprint.is_file() else {},
         results,
         first,
     )
@@ -82,5 +84,7 @@ def prepare_datasets(
 def majority_orientation(folder: Path, plans_name: str) -> str | None:
     """Commonest orientation of a preprocessed dataset's volumes, such as LPS, from its report; None where unknown."""
     file = report_file(folder, plans_name)
-    majority: str | None = json.loads(file.read_text())["orientation"]["majority"] if file.is_file() else None
+    if not file.is_file():
+        return None
+    majority: str | None = read_json(file, ReportFile, NEW_REPORT)["orientation"]["majority"]
     return majority

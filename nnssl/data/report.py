@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nnssl.core.json_files import write_json
+from nnssl.core.json_files import read_json, write_json
+from nnssl.core.own_files import ReportFile
 from nnssl.data.guard import STOCK_WAY_OUT, named
 from nnssl.errors import UserError
 
+NEW_REPORT = "delete it: nnssl_plan_and_preprocess writes it anew"
 _NAMED = 10  # volumes and files that the log names
 
 logger = logging.getLogger("nnssl")
@@ -41,7 +42,7 @@ def earlier_orientations(file: Path, cases: set[str]) -> dict[str, str | None]:
     """Orientations of `cases` as an earlier run found them; nothing where its report is missing."""
     if not file.is_file():
         return {}
-    summary = json.loads(file.read_text())["orientation"]
+    summary = read_json(file, ReportFile, NEW_REPORT)["orientation"]
     return {case: summary["different"].get(case, summary["majority"]) for case in cases}
 
 
@@ -49,7 +50,7 @@ def earlier_warnings(file: Path, cases: set[str]) -> dict[str, list[str]]:
     """Warnings of `cases` as an earlier run found them; nothing where its report is missing."""
     if not file.is_file():
         return {}
-    warnings = json.loads(file.read_text()).get("warnings", {})
+    warnings = read_json(file, ReportFile, NEW_REPORT).get("warnings", {})
     return {case: list(found) for case, found in warnings.items() if case in cases}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 from typing import Any, Literal
 
@@ -89,7 +90,7 @@ def load_whole(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> N
 
 def finished_pretrainings(results: Path, method: str | None = None, dataset: str | None = None) -> list[Path]:
     """Checkpoints of the finished runs below nnUNet_results, sorted; of one method, or of one dataset by its name."""
-    return sorted(results.glob(f"{dataset or 'Dataset*'}/nnssl_{method or '*'}__*/fold_*/{FINAL}"))
+    return sorted(results.glob(f"{escape(dataset) if dataset else 'Dataset*'}/nnssl_{method or '*'}__*/fold_*/{FINAL}"))
 
 
 def name_of(path: Path | None, results: Path) -> str:

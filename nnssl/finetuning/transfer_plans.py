@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from nnssl.data.dataset_run import DatasetRun, PreparedDataset, RunOptions
-from nnssl.data.folders import dataset_id, dataset_name, require_folders
+from nnssl.data.folders import dataset_argument, dataset_id, dataset_name, require_folders
 from nnssl.data.guard import ALLOWED, Images, other_intensities, warn_of_images
 from nnssl.data.modality import names_of_channels
 from nnssl.data.planning import BLOCK, PlanRequest, Plans
@@ -168,7 +168,7 @@ def _announce(source: Pretrained, prepared: PreparedDataset, is_random: bool, nu
     splits = prepared.folder.parent / "splits_final.json"
     fold = "0" if len(prepared.cases) >= _FOLDS or splits.is_file() else "all"
     trainer = _ANY_TRAINER if is_random else _TRAINERS.get(source.method, _ANY_TRAINER)
-    train = f"nnUNetv2_train {dataset_id(prepared.name)} {prepared.configuration} {fold}"
+    train = f"nnUNetv2_train {dataset_argument(prepared.name)} {prepared.configuration} {fold}"
     command, stock = f"{train} -tr {trainer} -p {prepared.plans_name}", None
     log.info(f"now train from the {'random' if is_random else 'pretrained'} weights:\n  {command}")
     weights = source.path.with_name(NNUNET_WEIGHTS)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 
+from nnssl.data.folders import dataset_argument
 from nnssl.data.guard import ALLOWED, Images, check_images
 from nnssl.errors import UserError
 from nnssl.finetuning.intensity import bridge_intensities
@@ -183,9 +184,9 @@ def same_plans(source: Pretrained, wanted: Wanted) -> bool:
 
 def transfer_advice(plans: dict[str, Any], source: Pretrained) -> str:
     """What to do where the target's plans do not fit the pretraining, as the end of a sentence."""
-    ids = [int(str(p["dataset_name"])[len("Dataset") :].split("_")[0]) for p in (source.plans, plans)]
-    return (f"run nnssl_transfer -s {ids[0]} -t {ids[1]} -m {source.method}, which makes plans with the pretraining's "
-            f"network, spacing and intensities, and train with those")  # fmt: skip
+    source_id, target_id = (dataset_argument(str(p["dataset_name"])) for p in (source.plans, plans))
+    return (f"run nnssl_transfer -s {source_id} -t {target_id} -m {source.method}, which makes plans with the "
+            f"pretraining's network, spacing and intensities, and train with those")  # fmt: skip
 
 
 def image_warnings(wanted: Wanted, source: Pretrained) -> list[str]:

@@ -99,7 +99,8 @@ def test_annotated_labels_of_training__another_list_in_raw_is_refused(folders: F
 
 
 def test_write_annotated_labels__keeps_the_rest_and_its_order(tmp_path: Path) -> None:
-    text = json.dumps({"name": "Ä", "labels": {"background": 0, "b": 2, "a": 1}, "annotated_labels": {}, "z": [1, 2]})
+    text = json.dumps({"name": "Ä", "labels": {"background": 0, "b": 2, "a": 1}, "annotated_labels": {}, "z": [1, 2],
+                       "file_ending": ".nrrd", "channel_names": {"0": "CT"}})  # fmt: skip
     (tmp_path / "one").mkdir()
     file = tmp_path / "one" / "dataset.json"
     file.write_text(text)
