@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nnssl.core.escape import csv_table, picture
 from nnssl.errors import UserError
 from nnssl.figures.canvas import check_output, page, save_numbers, save_png
 from nnssl.figures.components import Balance, principal_components
@@ -180,12 +181,14 @@ def _save(scatter: Scatter, source: FeatureSource, cases: Sequence[str], file: P
         "share_by_chance": float(np.mean([(scatter.labels == value).mean() for value in scatter.names])),
     }
     save_numbers(numbers, file)
-    lines = ["image,label,z,y,x,place_1,place_2"]
-    for place, value, which, voxel in zip(scatter.places, scatter.labels, scatter.images, scatter.voxels, strict=True):
-        at = ",".join(f"{v:.1f}" for v in voxel)
-        lines.append(f"{cases[which]},{scatter.names[int(value)]},{at},{place[0]:.4f},{place[1]:.4f}")
+    voxels = zip(scatter.images, scatter.labels, scatter.voxels, scatter.places, strict=True)
+    rows = [
+        [cases[which], scatter.names[int(value)], *(f"{v:.1f}" for v in voxel), *(f"{p:.4f}" for p in place)]
+        for which, value, voxel, place in voxels
+    ]
     temporary = file.with_suffix(".csv.writing")
-    temporary.write_text("\n".join(lines) + "\n")
+    table = csv_table(["image", "label", "z", "y", "x", "place_1", "place_2"], rows)
+    temporary.write_text(table, encoding="utf-8", newline="")
     temporary.replace(file.with_suffix(".csv"))
 
 
@@ -210,5 +213,6 @@ def draw_scatter(
         of_label = labels == value
         colour, turn = _PALETTE[number % len(_PALETTE)], number // len(_PALETTE)
         x, y = places[of_label].T
+        said = f"{picture(name).replace('_', ' ')} ({shares[value]:.0%})"
         axis.scatter(x, y, s=24 if turn else 14, color=colour, marker=_MARKERS[turn % len(_MARKERS)],
-                     alpha=0.8, linewidths=0, label=f"{name.replace('_', ' ')} ({shares[value]:.0%})")  # fmt: skip
+                     alpha=0.8, linewidths=0, label=said)  # fmt: skip
