@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nnssl.core.json_files import read_json
 from nnssl.data.quiet import quietly
 from nnssl.deployment.cases import list_cases
 from nnssl.deployment.memory import area, resident_mb, used_on_card_mb, watch
@@ -118,9 +119,7 @@ def _plans_of(model: Path, folds: list[str], chosen: bool, checkpoint: str) -> t
         description = open_model(model, "cpu", threads=1).description
         return description.plans, description.dataset_json
     check_model_folder(model, folds, checkpoint)
-    with quietly():
-        from batchgenerators.utilities.file_and_folder_operations import load_json
-    return load_json(str(model / "plans.json")), load_json(str(model / "dataset.json"))
+    return read_json(model / "plans.json"), read_json(model / "dataset.json")
 
 
 def _reader(device: str) -> Callable[[int], float]:
