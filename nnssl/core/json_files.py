@@ -41,8 +41,9 @@ T = TypeVar("T")
 def read_json(file: Path, schema: type[BaseModel] | None = None, fix: str = "mend it, or restore it") -> Any:
     """Content of a JSON file.
 
-    NaN and Infinity, which Python reads and JSON does not have, are faults like any other, and so is a key that an
-    object has twice, of which Python would take the last.
+    NaN and Infinity, which Python reads and JSON does not have, are faults like any other, unless the schema says
+    `with_nan`, as nnU-Net writes them into some files. So is a key that an object has twice, of which Python would take
+    the last.
 
     Args:
         file: that exists.
@@ -53,7 +54,8 @@ def read_json(file: Path, schema: type[BaseModel] | None = None, fix: str = "men
         UserError: the file is missing, cannot be read, is no JSON, or does not fit the schema.
     """
     try:
-        content = json.loads(file.read_bytes().decode("utf-8-sig"), parse_constant=_no_number, object_pairs_hook=_once)
+        constant = _number if getattr(schema, "with_nan", False) else _no_number
+        content = json.loads(file.read_bytes().decode("utf-8-sig"), parse_constant=constant, object_pairs_hook=_once)
     except FileNotFoundError as error:
         raise UserError(f"{file} is missing; {fix}") from error
     except OSError as error:
@@ -95,6 +97,10 @@ def write_json(file: Path, content: Any) -> None:
         os.replace(temporary, file)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _number(name: str) -> float:
+    return float(name)  # also "-Infinity"
 
 
 def _no_number(name: str) -> NoReturn:

@@ -5,10 +5,11 @@ What versions before this one did not write is optional.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field, StrictStr, ValidationInfo, field_validator
 
+from nnssl.core.plans_schema import PlansFile
 from nnssl.core.schemas import (
     Anything,
     AtLeastOne,
@@ -20,7 +21,6 @@ from nnssl.core.schemas import (
     Fold,
     ImagesFile,
     Number,
-    PlansFile,
     Text,
     TrainerName,
 )
@@ -192,6 +192,9 @@ class EpochRow(BaseModel):
     """A line of `metrics.jsonl`."""
 
     epoch: AtLeastOne
+    step: Count
+    loss: Number
+    samples_per_second: Number
 
 
 class OnnxFile(BaseModel):
@@ -216,4 +219,6 @@ class _MetricsOfCase(BaseModel):
 class SummaryFile(BaseModel):
     """`summary.json` of nnU-Net's evaluation."""
 
+    with_nan: ClassVar[bool] = True
     metric_per_case: list[_MetricsOfCase]
+    mean: dict[StrictStr, dict[StrictStr, Any]] = {}

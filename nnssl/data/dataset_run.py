@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from nnssl.core.json_files import checked, read_json, write_json
-from nnssl.core.schemas import FingerprintFile, PlansFile
+from nnssl.core.plans_schema import PlansFile
+from nnssl.core.schemas import FingerprintFile
 from nnssl.data.fingerprint import make_fingerprint, scan_dataset
 from nnssl.data.folders import dataset_argument, dataset_id
 from nnssl.data.guard import Images, check_datasets

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nnssl.core.listing import printable
+from nnssl.core.names import check_name
 from nnssl.data.check_case import check_images
 from nnssl.data.image_grids import array_grid, refuse_too_large_at
 from nnssl.errors import BadCase, UserError
@@ -39,6 +40,7 @@ def list_cases(folder: Path, dataset_json: dict[str, Any]) -> dict[str, list[str
         raise UserError(f"{folder} holds no image that the model can read; they must be named like case_0000{ending}")
     needed = len(dataset_json["channel_names"] if "channel_names" in dataset_json else dataset_json["modality"])
     for name, images in cases.items():
+        check_name(name, "file", folder)
         if len(images) not in (1, needed):  # one file may hold all channels as a fourth axis
             raise UserError(f"{folder}: the case {name!r} has {len(images)} files with a channel number, the model "
                             f"wants {needed}, named like {name or 'case'}_0000{ending}")  # fmt: skip

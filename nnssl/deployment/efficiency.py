@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nnssl.core.escape import csv_table
+from nnssl.core.json_files import read_json
 from nnssl.data.quiet import quietly
 from nnssl.deployment.cases import list_cases, why_left_out
 from nnssl.deployment.memory import area, resident_mb, used_on_card_mb, watch
@@ -132,10 +133,8 @@ def _described(
         description = open_model(model, "cpu", threads=1).description
         return description.plans, description.dataset_json, description.configuration
     check_model_folder(model, folds, checkpoint)
-    with quietly():
-        from batchgenerators.utilities.file_and_folder_operations import load_json
     # the checkpoint, which says it too, is opened by the process that is measured
-    return load_json(str(model / "plans.json")), load_json(str(model / "dataset.json")), model.name.split("__")[-1]
+    return read_json(model / "plans.json"), read_json(model / "dataset.json"), model.name.split("__")[-1]
 
 
 def _reader(device: str) -> Callable[[int], float]:

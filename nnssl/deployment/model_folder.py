@@ -8,6 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from nnssl import __version__
+from nnssl.core.json_files import read_json
+from nnssl.core.names import check_name
+from nnssl.core.plans_schema import PlansFile
+from nnssl.core.schemas import DatasetFile
 from nnssl.data.quiet import quietly
 from nnssl.deployment.description import Description
 from nnssl.errors import UserError
@@ -37,7 +41,11 @@ def check_model_folder(folder: Path, folds: Sequence[str], checkpoint: str) -> N
         if not (folder / name).is_file():
             raise UserError(f"{folder} has no {name}; -m wants the folder that holds it beside the fold_... folders "
                             f"of a training")  # fmt: skip
+    read_json(folder / "plans.json", PlansFile)
+    read_json(folder / "dataset.json", DatasetFile)
+    check_name(checkpoint, "file", "-chk")
     for fold in folds:
+        check_name(fold, "fold", "-f")
         if not (folder / f"fold_{fold}" / checkpoint).is_file():
             found = sorted(str(path.relative_to(folder)) for path in folder.glob("fold_*/*.pth"))
             raise UserError(f"{folder} has no fold_{fold}/{checkpoint}; choose with -f and -chk among: "

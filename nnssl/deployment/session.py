@@ -12,6 +12,7 @@ from nnssl.deployment.description import Description
 from nnssl.deployment.packages import need
 from nnssl.errors import UserError
 
+_MOST_THREADS = 1024
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
@@ -57,6 +58,8 @@ def make_session(model: str | bytes, device: str = "cpu", threads: int = 0) -> A
     Raises:
         UserError: ONNX Runtime is not installed, or cannot use the device.
     """
+    if not 0 <= threads <= _MOST_THREADS:
+        raise UserError(f"-threads takes a number from 0 (one a core) to {_MOST_THREADS}, not {threads}")
     onnxruntime = need("onnxruntime")
     onnxruntime.disable_telemetry_events()  # nothing about a hospital's use is to be collected
     provider = _PROVIDERS[device]

@@ -12,6 +12,7 @@ from glob import escape
 from pathlib import Path
 from typing import Any
 
+from nnssl.core.names import check_name
 from nnssl.errors import UserError
 from nnssl.label_efficiency.subsets import draw_test_cases
 
@@ -102,8 +103,8 @@ def preprocess_test_cases(test: HeldOut, folder: Path, plans: dict[str, Any], co
 
 def _labels(raw: Path, ending: str) -> dict[str, Path]:
     folder = raw / LABELS_TS
-    found = sorted(folder.glob(f"*{ending}")) if folder.is_dir() else []
-    return {file.name[: -len(ending)]: file for file in found}
+    found = sorted(f for f in folder.iterdir() if f.name.endswith(ending)) if folder.is_dir() else []
+    return {check_name(file.name[: -len(ending)], "case", folder): file for file in found}
 
 
 def _from_raw(labelled: Sequence[str], raw: Path | None, ending: str) -> HeldOut:

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from nnssl.core.json_files import checked
+from nnssl.core.own_files import CheckpointFile, ResumableFile
 from nnssl.errors import UserError
 
 FORMAT = 1
@@ -40,15 +42,29 @@ def save_checkpoint(content: dict[str, Any], path: Path) -> None:
     _sync_folder(path.parent)
 
 
-def load_checkpoint(path: Path, mapped: bool = False) -> dict[str, Any]:
-    """Content of a checkpoint on the CPU.
+def load_checkpoint(path: Path, to_continue: bool = False, mapped: bool = False) -> dict[str, Any]:
+    """Content of a checkpoint of `nnssl_pretrain` on the CPU, every entry checked.
 
     Args:
         path: of the file.
+        to_continue: whether it has to hold all that a run goes on with.
         mapped: leave the tensors on the disk until they are used, for whoever reads what is said of many runs.
 
     Raises:
-        UserError: the file does not exist, or is not a checkpoint of this package.
+        UserError: the file does not exist, is not a checkpoint of this package, or lacks something; or a name in it
+            cannot be a part of a path.
+    """
+    schema = ResumableFile if to_continue else CheckpointFile
+    return checked(
+        load_content(path, mapped), schema, path, "give a checkpoint_*.pth that nnssl_pretrain wrote, unchanged"
+    )
+
+
+def load_content(path: Path, mapped: bool = False) -> dict[str, Any]:
+    """Content of a file of `save_checkpoint` on the CPU, whatever its entries are; `mapped` as of `load_checkpoint`.
+
+    Raises:
+        UserError: the file does not exist, or is none.
     """
     if not path.is_file():
         raise UserError(f"there is no checkpoint {path}")

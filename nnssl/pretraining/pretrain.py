@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from nnssl.core.json_files import write_json
+from nnssl.core.names import check_name
 from nnssl.data.alignment import Aligner, RelativePosition
 from nnssl.data.loader import number_of_workers
 from nnssl.data.prepared import PreparedDatasets, prepare_datasets
@@ -25,11 +26,13 @@ from nnssl.pretraining.launch import check_device, launch, number_of_processes, 
 from nnssl.pretraining.nnunet_weights import NNUNET_WEIGHTS, write_nnunet_weights
 from nnssl.pretraining.optimisation import build_optimiser
 from nnssl.pretraining.setup import (
+    CONFIG,
     Setup,
     case_labels,
     check_output,
     check_same_run,
     hold_out,
+    refuse_other_folder,
     resolve_sizes,
     run_folder,
 )
@@ -89,7 +92,8 @@ def pretrain(
     method_class = get_method(method)
     config = override(method_class.config_class(), options)
     check_device(device, num_gpus)
-    _check_fold(fold)
+    check_name(fold, "fold", "-f")
+    check_name(configuration, "configuration", "-c")
     if pretrained and continue_run:
         raise UserError("--c continues a run with its own weights and -pretrained starts a new one; give one of them")
     if alignment and not method_class.pairs_volumes:
@@ -102,7 +106,7 @@ def pretrain(
         prepared.results, prepared.folders[0].name, method, prepared.plans["plans_name"], configuration, fold
     )
     resume = check_output(folder, continue_run, overwrite)
-    checkpoint = load_checkpoint(resume) if resume else None
+    checkpoint = load_checkpoint(resume, to_continue=True) if resume else None
     if checkpoint:
         stored = from_plain(method_class.config_class, checkpoint["config"])
         config = _same_options(stored, override(stored, options))
@@ -133,11 +137,6 @@ def pretrain(
     _for_stock_trainers(folder)
     log.info(f"finished: {folder / FINAL}")
     return folder
-
-
-def _check_fold(fold: str) -> None:
-    if fold != "all" and not (fold.isdecimal() and fold == str(int(fold))):
-        raise UserError(f"-f takes all or the number of a fold, not {fold!r}")
 
 
 def _check_probe(probe: int | str | None, every: int | None, dataset_ids: Sequence[int | str], allow: bool) -> None:
@@ -229,6 +228,7 @@ def _announce(setup: Setup) -> None:
 def _open_folder(setup: Setup, device: str, overwrite: bool) -> None:
     folder = setup.folder
     if overwrite and folder.is_dir():
+        refuse_other_folder(folder)  # again: hours may lie between
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     remove_leftovers(folder)
@@ -248,6 +248,6 @@ def _open_folder(setup: Setup, device: str, overwrite: bool) -> None:
         "seed": setup.config.seed,
         "versions": package_versions(),
     }
-    contents = (("config.json", described), ("plans.json", setup.plans), ("dataset.json", setup.dataset_json))
+    contents = ((CONFIG, described), ("plans.json", setup.plans), ("dataset.json", setup.dataset_json))
     for name, content in contents:
         write_json(folder / name, content)

@@ -56,8 +56,9 @@ class Reporter:
                 log.info(line)
 
     def __enter__(self) -> Reporter:
-        """Open the trackers that are asked for; raises as `open_trackers`."""
+        """Open the trackers that are asked for; raises as `open_trackers` and `read_rows`."""
         if is_main():
+            read_rows(self.setup.folder / METRICS)  # not only after the first epoch
             self._trackers = open_trackers(self.setup, self.first)
         return self
 

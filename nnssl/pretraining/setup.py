@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from nnssl.core.json_files import read_json
+from nnssl.core.own_files import RunFile
+from nnssl.core.schemas import SplitsFile
 from nnssl.data.alignment import Aligner, RelativePosition
 from nnssl.data.folders import dataset_argument
 from nnssl.data.loader import Cases
@@ -20,6 +22,7 @@ from nnssl.networks.build import build_backbone, resolve_configuration
 from nnssl.pretraining.checkpoint import FINAL, LATEST
 from nnssl.probing.data import ProbeData
 
+CONFIG = "config.json"  # of a run, written before it begins
 HELD_OUT = 0.05  # fraction of the cases that give the validation loss
 
 
@@ -136,10 +139,7 @@ def _held_out_by_hash(datasets: Sequence[VolumeFolder], names: list[list[str]], 
 def _held_out_by_split(file: Path, fold: str) -> Split | None:
     if not file.is_file():
         return None
-    try:
-        splits = json.loads(file.read_text())
-    except ValueError as error:
-        raise UserError(f"{file} is not valid JSON ({error}); delete it, nnUNetv2_train writes it anew") from error
+    splits = read_json(file, SplitsFile, "delete it, nnUNetv2_train writes it anew")
     if not fold.isdecimal() or int(fold) >= len(splits):
         raise UserError(f"there is no fold {fold!r} in {file}; use -f all, or a number below {len(splits)}")
     return set(splits[int(fold)]["train"]), set(splits[int(fold)]["val"])
@@ -149,7 +149,7 @@ def check_output(folder: Path, resume: bool, overwrite: bool) -> Path | None:
     """Checkpoint to continue from, or None for a new run.
 
     Raises:
-        UserError: the folder holds a run that the request would overwrite.
+        UserError: the folder holds a run that the request would overwrite, or with `overwrite` something else.
     """
     final, latest = folder / FINAL, folder / LATEST
     if resume and overwrite:
@@ -157,12 +157,27 @@ def check_output(folder: Path, resume: bool, overwrite: bool) -> Path | None:
     if resume:
         return final if final.is_file() else latest if latest.is_file() else None
     if overwrite:
+        refuse_other_folder(folder)
         return None
     if final.is_file():
         raise UserError(f"{folder} holds a finished run; start anew with --overwrite, or use its {FINAL}")
     if latest.is_file():
         raise UserError(f"{folder} holds an interrupted run; continue it with --c, or start anew with --overwrite")
     return None
+
+
+def refuse_other_folder(folder: Path) -> None:
+    """Raise UserError unless `--overwrite` may remove a folder: that of a run, an empty one, or none.
+
+    What lies behind a link is never removed.
+    """
+    fix = "move it away, or remove it yourself"
+    if folder.is_symlink():
+        raise UserError(f"{folder} is a link, and --overwrite removes nothing that lies elsewhere; {fix}")
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file; {fix}")
+    if folder.is_dir() and any(folder.iterdir()) and not any((folder / name).is_file() for name in (FINAL, LATEST)):
+        read_json(folder / CONFIG, RunFile, f"--overwrite removes nothing but runs of nnssl_pretrain; {fix}")
 
 
 def check_same_run(setup: Setup, checkpoint: dict[str, Any]) -> None:

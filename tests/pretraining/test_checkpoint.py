@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from nnssl.errors import UserError
-from nnssl.pretraining.checkpoint import load_checkpoint, remove_leftovers, save_checkpoint
+from nnssl.pretraining.checkpoint import load_checkpoint, load_content, remove_leftovers, save_checkpoint
 
 KILLED_WHILE_WRITING = """
 import os, signal, sys
@@ -27,7 +27,7 @@ checkpoint.save_checkpoint({"step": 2, "weights": torch.zeros(1000)}, Path(sys.a
 def test_save_checkpoint__there_and_back(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.pth"
     save_checkpoint({"step": 1, "weights": {"a": torch.arange(3.0)}, "plans": {"x": [1, None, "y"]}}, path)
-    content = load_checkpoint(path)
+    content = load_content(path)
     assert content["step"] == 1 and content["plans"] == {"x": [1, None, "y"]}
     assert torch.equal(content["weights"]["a"], torch.arange(3.0))
     assert [f.name for f in tmp_path.iterdir()] == ["checkpoint.pth"]
@@ -39,7 +39,7 @@ def test_save_checkpoint__a_kill_while_writing_leaves_the_old_one(tmp_path: Path
     killed = subprocess.run([sys.executable, "-c", KILLED_WHILE_WRITING, str(path)], check=False)
     assert killed.returncode == -9
     assert len(list(tmp_path.iterdir())) == 2, "the process was killed before it wrote anything"
-    assert load_checkpoint(path)["step"] == 1
+    assert load_content(path)["step"] == 1
     remove_leftovers(tmp_path)
     assert [f.name for f in tmp_path.iterdir()] == ["checkpoint.pth"]
 
@@ -55,7 +55,7 @@ def test_save_checkpoint__a_full_disk_keeps_the_old_one(tmp_path: Path, monkeypa
     with pytest.raises(UserError, match="no space left"):
         save_checkpoint({"step": 2}, path)
     monkeypatch.undo()
-    assert load_checkpoint(path)["step"] == 1 and len(list(tmp_path.iterdir())) == 1
+    assert load_content(path)["step"] == 1 and len(list(tmp_path.iterdir())) == 1
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
