@@ -81,15 +81,20 @@ def read_label(file: str, reader: Callable[[], Any]) -> tuple[np.ndarray, dict[s
     return label, properties
 
 
-def check_images(files: Sequence[str], reader: Callable[[], Any]) -> list[Header]:
-    """Check the images of a case that somebody else will read; their headers, as far as the formats are known.
+def check_images(files: Sequence[str], reader: Callable[[], Any], label: str | None = None) -> list[Header]:
+    """Check the images of a case that somebody else will read; the headers, as far as the formats are known.
 
     Where a format is not known here, they are read, and what was read is thrown away.
+
+    Args:
+        files: one a channel.
+        reader: nnU-Net's class.
+        label: a label map that will be read with them.
 
     Raises:
         BadCase: with the reason.
     """
-    checked = check_files(files, reader)
+    checked = check_files(files, reader, label)
     if not checked.complete:
         _read(reader().read_images, files, "image")
     return checked.headers

@@ -66,7 +66,9 @@ def find_voxels(file: Path) -> Voxels | None:
         return _of_gipl(file) if name.endswith(".gipl") else None
     except EOFError as error:
         raise DamagedFile("cut: it ends before its header does; copy it again") from error
-    except (KeyError, ValueError, IndexError, OverflowError, zlib.error) as error:
+    except zlib.error as error:
+        raise DamagedFile(f"damaged: its compressed data is wrong ({error}); copy it again") from error
+    except (KeyError, ValueError, IndexError, OverflowError) as error:
         text = (str(error).splitlines() or [type(error).__name__])[-1][:100]
         raise DamagedFile(f"damaged: its header cannot be read ({text}); copy or export it again") from error
 
