@@ -138,7 +138,7 @@ def check_label_values(label: np.ndarray, values: Collection[int]) -> None:
     if not np.isfinite([label.min(), label.max()]).all():
         raise BadCase(f"{NON_FINITE} in the label")
     if unknown := other_values(label, values):
-        listed = ", ".join(f"{value:g}" for value in unknown[:_SHOWN]) + (", ..." if len(unknown) > _SHOWN else "")
+        listed = ", ".join(f"{value:.9g}" for value in unknown[:_SHOWN]) + (", ..." if len(unknown) > _SHOWN else "")
         raise BadCase(f"label with the values {listed}, which dataset.json does not name; mend the label map, or add "
                       f"them to its labels")  # fmt: skip
 

@@ -148,7 +148,9 @@ def _of_nrrd(file: Path) -> Voxels | None:
         if not handle.readline(1 << 10).startswith(b"NRRD"):
             raise ValueError("it does not begin as an NRRD file does")
         while (line := handle.readline(1 << 16)) not in (b"\n", b"\r\n"):
-            if not line:
+            if not line and ("data file" in fields or "datafile" in fields):
+                break  # a header alone
+            if not line.endswith(b"\n"):
                 raise EOFError
             key, colon, value = line.decode("latin-1").partition(":")
             if colon and not line.startswith(b"#") and not value.startswith("="):
