@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import zlib
 from collections.abc import Iterator
 from typing import BinaryIO
@@ -40,15 +41,16 @@ def first_bytes(handle: BinaryIO, count: int) -> tuple[bytes, bool]:
     """At least the first `count` bytes of a file, decompressed if it is a .gz, and whether it is one; fewer if it ends.
 
     Raises:
-        EOFError, zlib.error: as `inflated`.
+        zlib.error: as `inflated`.
     """
     start = handle.read(count)
     if not start.startswith(_GZIP):
         return start, False
     handle.seek(0)
     found = b""
-    for block in inflated(handle):
-        found += block
-        if len(found) >= count:
-            break
+    with contextlib.suppress(EOFError):
+        for block in inflated(handle):
+            found += block
+            if len(found) >= count:
+                break
     return found, True

@@ -81,15 +81,20 @@ def read_label(file: str, reader: Callable[[], Any]) -> tuple[np.ndarray, dict[s
     return label, properties
 
 
-def check_images(files: Sequence[str], reader: Callable[[], Any]) -> list[Header]:
-    """Check the images of a case that somebody else will read; their headers, as far as the formats are known.
+def check_images(files: Sequence[str], reader: Callable[[], Any], label: str | None = None) -> list[Header]:
+    """Check the images of a case that somebody else will read; the headers, as far as the formats are known.
 
     Where a format is not known here, they are read, and what was read is thrown away.
+
+    Args:
+        files: one a channel.
+        reader: nnU-Net's class.
+        label: a label map that will be read with them.
 
     Raises:
         BadCase: with the reason.
     """
-    checked = check_files(files, reader)
+    checked = check_files(files, reader, label)
     if not checked.complete:
         _read(reader().read_images, files, "image")
     return checked.headers
@@ -133,7 +138,7 @@ def check_label_values(label: np.ndarray, values: Collection[int]) -> None:
     if not np.isfinite([label.min(), label.max()]).all():
         raise BadCase(f"{NON_FINITE} in the label")
     if unknown := other_values(label, values):
-        listed = ", ".join(f"{value:g}" for value in unknown[:_SHOWN]) + (", ..." if len(unknown) > _SHOWN else "")
+        listed = ", ".join(f"{value:.9g}" for value in unknown[:_SHOWN]) + (", ..." if len(unknown) > _SHOWN else "")
         raise BadCase(f"label with the values {listed}, which dataset.json does not name; mend the label map, or add "
                       f"them to its labels")  # fmt: skip
 

@@ -88,7 +88,7 @@ def _warnings(headers: Sequence[Header | None], reader: Callable[[], Any] | None
             yield f"{header.file.name}: {header.doubt}"
     for header in headers[1:]:
         if headers[0] is not None and header is not None and (apart := grid_difference(headers[0], header, reader)):
-            yield f"{header.file.name} lies elsewhere than {headers[0].file.name}: {apart}"
+            yield f"{header.file.name} lies elsewhere than {headers[0].file.name}: {apart}; check that they overlap"
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from nnssl.data.voxel_files import read_nifti_header
 from nnssl.errors import BadCase, DamagedFile
 
 # Of a voxel in mm: beyond these the file is in other units, or its header is damaged.
-_SMALLEST_MM, _LARGEST_MM = 1e-6, 1e5
+_SMALLEST_MM, _LARGEST_MM = 1e-6, 1e4
 _SHEAR_DEGREES = 0.5  # that axes may be off a right angle: 3 mm at 35 cm; rounding is below 0.05
 _FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])  # between LPS and RAS
 
@@ -148,12 +148,11 @@ def _nifti_spacing(header: Any, axes: int) -> tuple[tuple[float, ...], str]:
     if int(header["sform_code"]) == 0:
         return spacing, ""
     lengths = np.linalg.norm(header.get_sform()[:3, :axes], axis=0)
-    if np.allclose(lengths, np.abs(spacing), rtol=0.01):
-        return spacing, ""
-    return (
-        spacing,
-        f"its header says {millimetres(spacing)} mm a voxel, which nnU-Net takes, its affine {millimetres(lengths)}",
-    )
+    ratio = np.maximum(lengths, 1e-30) / np.abs(spacing)
+    text = f"its header says {millimetres(spacing)} mm a voxel, and its affine {millimetres(lengths)}"
+    if not np.all((ratio > 0.5) & (ratio < 2)):
+        raise BadCase(f"two spacings: {text}; mend the one that is wrong")
+    return spacing, "" if np.allclose(ratio, 1, rtol=0.01) else f"{text}; nnU-Net takes the header's"
 
 
 def _nifti_affine(header: Any) -> NDArray[np.float64]:

@@ -99,10 +99,10 @@ def refuse_left_out(
 
 def _warn(warnings: Mapping[str, Sequence[str]], ignored: Mapping[str, str]) -> None:
     for case, found in list(warnings.items())[:_NAMED]:
-        logger.warning("%s: %s; look at it, since nnU-Net takes voxel by voxel", case, "; ".join(found))
+        logger.warning("%s: %s", case, "; ".join(found))
     if len(warnings) > _NAMED:
         logger.warning("... and %d more volumes with such a warning, all in the report", len(warnings) - _NAMED)
     if ignored:
         named = ", ".join(f"{file} ({why})" for file, why in list(ignored.items())[:_NAMED])
-        logger.warning("%d files of the raw dataset belong to no case: %s%s", len(ignored), named,
-                       ", ..." if len(ignored) > _NAMED else "")  # fmt: skip
+        count = f"{len(ignored)} files belong" if len(ignored) > 1 else "1 file belongs"
+        logger.warning("%s to no case: %s%s", count, named, ", ..." if len(ignored) > _NAMED else "")

@@ -66,7 +66,9 @@ def find_voxels(file: Path) -> Voxels | None:
         return _of_gipl(file) if name.endswith(".gipl") else None
     except EOFError as error:
         raise DamagedFile("cut: it ends before its header does; copy it again") from error
-    except (KeyError, ValueError, IndexError, OverflowError, zlib.error) as error:
+    except zlib.error as error:
+        raise DamagedFile(f"damaged: its compressed data is wrong ({error}); copy it again") from error
+    except (KeyError, ValueError, IndexError, OverflowError) as error:
         text = (str(error).splitlines() or [type(error).__name__])[-1][:100]
         raise DamagedFile(f"damaged: its header cannot be read ({text}); copy or export it again") from error
 
@@ -146,7 +148,9 @@ def _of_nrrd(file: Path) -> Voxels | None:
         if not handle.readline(1 << 10).startswith(b"NRRD"):
             raise ValueError("it does not begin as an NRRD file does")
         while (line := handle.readline(1 << 16)) not in (b"\n", b"\r\n"):
-            if not line:
+            if not line and ("data file" in fields or "datafile" in fields):
+                break  # a header alone
+            if not line.endswith(b"\n"):
                 raise EOFError
             key, colon, value = line.decode("latin-1").partition(":")
             if colon and not line.startswith(b"#") and not value.startswith("="):

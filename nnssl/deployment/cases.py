@@ -48,7 +48,11 @@ def list_cases(folder: Path, dataset_json: dict[str, Any]) -> dict[str, list[str
 
 
 def why_left_out(
-    files: list[str], plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any]
+    files: list[str],
+    plans: dict[str, Any],
+    configuration: str,
+    dataset_json: dict[str, Any],
+    previous: str | None = None,
 ) -> str | None:
     """Why a case cannot be predicted, from its files, which are not read into memory; None where it can.
 
@@ -57,6 +61,7 @@ def why_left_out(
         plans: of the model.
         configuration: of its plans; of another name, the size at the plans' spacing is not judged.
         dataset_json: of the model.
+        previous: label map of the first stage of a cascade.
     """
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
@@ -64,7 +69,7 @@ def why_left_out(
     reader, axes = manager.image_reader_writer_class, manager.transpose_forward
     needed = len(dataset_json["channel_names"] if "channel_names" in dataset_json else dataset_json["modality"])
     try:
-        headers = check_images(files, reader)
+        headers = check_images(files, reader, previous)
         for header in headers[:1]:
             channels = header.size[3] if len(header.size) == 4 else len(files)
             if channels != needed and len(header.size) > 2:  # photographs have their colours in one file

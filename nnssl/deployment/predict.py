@@ -103,15 +103,16 @@ def predict_onnx(
         predictor = make_predictor(opened, step_size, disable_tta, device, disable_progress_bar, not_on_device, verbose)
         _check_stage(predictor.configuration_manager.previous_stage_name, prev_stage_predictions, cases,
                      opened[0].description.dataset_json["file_ending"])  # fmt: skip
-        Path(output_folder).mkdir(parents=True, exist_ok=True)
         chosen = list(cases)[part_id::num_parts]
         done = _predicted(output_folder, chosen, predictor, save_probabilities) if continue_prediction else set()
-        left_out = _left_out({name: cases[name] for name in chosen if name not in done}, opened[0])
+        todo = {name: cases[name] for name in chosen if name not in done}
+        left_out = _left_out(todo, opened[0], prev_stage_predictions)
         chosen = [name for name in chosen if name not in left_out]
         if not chosen:
             if left_out:
                 raise UserError(f"no image can be used; the first one: {next(iter(left_out.values()))}")
             return {}
+        Path(output_folder).mkdir(parents=True, exist_ok=True)
         images = [cases[name] for name in chosen]
         outputs = [str(Path(output_folder) / name) for name in chosen]
         options: dict[str, Any] = {
@@ -138,12 +139,13 @@ def _predicted(folder: str | Path, names: list[str], predictor: Any, save_probab
     return {name for name in names if all((Path(folder) / f"{name}{ending}").is_file() for ending in endings)}
 
 
-def _left_out(cases: dict[str, list[str]], model: OnnxModel) -> dict[str, str]:
+def _left_out(cases: dict[str, list[str]], model: OnnxModel, previous: str | None) -> dict[str, str]:
     """Why cases cannot be predicted, by name; each is said. nnU-Net would end at the first one."""
-    about = model.description
-    found = {}
+    about, found = model.description, {}
     for name, files in cases.items():
-        if (reason := why_left_out(files, about.plans, about.configuration, about.dataset_json)) is not None:
+        first = None if previous is None else str(Path(previous) / f"{name}{about.dataset_json['file_ending']}")
+        reason = why_left_out(files, about.plans, about.configuration, about.dataset_json, first)
+        if reason is not None:
             log.warning("%s is left out: %s", name, reason)
             found[name] = reason
     return found

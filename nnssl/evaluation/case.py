@@ -96,7 +96,7 @@ def _read(job: CaseJob, file: Path) -> tuple[np.ndarray, dict[str, Any]]:
     try:
         labels, properties = read_label(str(file), type(job.reader))
     except BadCase as bad:
-        raise UserError(f"{file} cannot be read ({bad}); write it again") from bad
+        raise UserError(f"{file} cannot be read: {bad}") from bad
     outside = other_values(labels, job.allowed)
     if outside:
         listed = ", ".join(f"{value:g}" for value in outside[:10])

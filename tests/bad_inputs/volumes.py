@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -114,6 +115,18 @@ def affine(matrix: list[list[float]]) -> Fault:
     """Give a NIfTI file an sform with these three columns and no qform."""
     rows = [(280 + 16 * row + 4 * column, "<f", matrix[row][column]) for row in range(3) for column in range(3)]
     return nifti_field((252, "<h", 0), (254, "<h", 2), *rows)
+
+
+def fifo(file: Path) -> None:
+    """A FIFO in the place of the file: whoever opens it waits for ever."""
+    file.unlink()
+    os.mkfifo(file)
+
+
+def link_to_nothing(file: Path) -> None:
+    """A symbolic link whose target was removed."""
+    file.unlink()
+    file.symlink_to("nowhere")
 
 
 def voxel(value: float, dtype: Any = np.float32) -> np.ndarray:

@@ -47,5 +47,17 @@ def test_map_cases__errors_come_through() -> None:
     assert caught.value.errno == errno.ENOSPC
 
 
+def _no_memory_for_a_case(x: int) -> int:
+    raise MemoryError(f"case_{x}: Unable to allocate 12. GiB")
+
+
+def test_map_cases__a_case_that_does_not_fit_is_named() -> None:
+    with pytest.raises(UserError, match=r"one volume alone \(case_7: .*12. GiB\); remove it") as caught:
+        list(map_cases(_no_memory_for_a_case, [7], 1, "t"))
+    assert "-np" not in str(caught.value)
+    with pytest.raises(UserError, match=r"2 processes \(case_[78]: .*\); run the same line with fewer, -np 1"):
+        list(map_cases(_no_memory_for_a_case, [7, 8], 2, "t"))
+
+
 def test_default_processes__not_more_than_cores() -> None:
     assert 1 <= default_processes() <= (os.cpu_count() or 1)

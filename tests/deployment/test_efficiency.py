@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from nnssl.cli.efficiency import main
 from nnssl.deployment import efficiency
 from nnssl.deployment.efficiency import COLUMNS, CaseCost, measure_efficiency
 from nnssl.deployment.export import export_onnx
@@ -56,6 +57,25 @@ def test_measure_efficiency__a_case_that_fails_is_named_with_the_reason(tmp_path
     with pytest.raises(UserError, match=r"the prediction of case_0 failed with exit code 1 \(.*Error.*\)"):
         measure_efficiency(model, images, tmp_path / "table.csv", device="cpu", threads=1)
     assert bad.is_file() and not (tmp_path / "table.csv").exists()
+
+
+def test_measure_efficiency__images_that_cannot_be_used_are_named_and_the_others_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The prediction itself, which takes a process of its own, is not what this is about."""
+    images, model = write_images(tmp_path / "images"), write_model(tmp_path / "model")
+    (images / "bad_0000.nii.gz").write_bytes((images / "case_0_0000.nii.gz").read_bytes()[:3000])
+    monkeypatch.setattr("nnssl.deployment.efficiency._measure", lambda case, *_: CaseCost(case, (1,), 1, 1, 1, 1))
+    arguments = ["-m", str(model), "-i", str(images), "-device", "cpu", "-o", str(tmp_path / "table.csv")]
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 3
+    assert "bad is left out: unreadable image: bad_0000.nii.gz: cut" in capsys.readouterr().out
+    with open(tmp_path / "table.csv", newline="") as file:
+        assert [row[0] for row in csv.reader(file)] == ["case", "case_0"]
+    (images / "case_0_0000.nii.gz").unlink()
+    with pytest.raises(UserError, match=r"no image can be used; the last one: unreadable image: bad_0000.nii.gz"):
+        measure_efficiency(model, images, device="cpu")
 
 
 @pytest.mark.parametrize(
