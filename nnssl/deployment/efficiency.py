@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nnssl.core.files import replace_file
 from nnssl.data.quiet import quietly
 from nnssl.deployment.cases import list_cases
 from nnssl.deployment.memory import area, resident_mb, used_on_card_mb, watch
@@ -20,7 +21,6 @@ from nnssl.deployment.one_case import LOG, READY, Job, predict_case
 from nnssl.deployment.packages import need
 from nnssl.deployment.predict import check_step_size
 from nnssl.deployment.session import open_model
-from nnssl.deployment.writing import replace_file
 from nnssl.errors import UserError
 
 # FLARE tolerates so much without a loss of points (methods.md 5.5).

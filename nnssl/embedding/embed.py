@@ -12,6 +12,7 @@ from typing import Any, Literal, cast
 
 import numpy as np
 
+from nnssl.core.files import WRITING
 from nnssl.core.json_files import write_json
 from nnssl.data.check_case import BadCase
 from nnssl.data.output_folder import check_output_folder
@@ -250,7 +251,7 @@ def _open_folder(folder: Path, settings: dict[str, Any], overwrite: bool) -> Non
             for made in folder.glob(pattern):
                 made.unlink()
     for left in folder.glob(".*"):  # what a killed process was writing
-        if left.name.endswith((*ENDINGS.values(), ".npy")):
+        if left.name.endswith((*ENDINGS.values(), ".npy", WRITING)):
             left.unlink()
     write_json(file, _plain(settings))
 

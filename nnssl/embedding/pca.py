@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nnssl.core.files import replace_file
 from nnssl.data.check_case import BadCase
-from nnssl.deployment.writing import replace_file
 from nnssl.embedding.model import PretrainedModel
 from nnssl.embedding.tiles import Slices, Tiling, run_tile, tile_for
 from nnssl.errors import UserError

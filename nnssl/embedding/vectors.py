@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from nnssl.core.files import replace_file
 from nnssl.data.check_case import BadCase
-from nnssl.deployment.writing import replace_file
 from nnssl.embedding.model import PretrainedModel
 from nnssl.embedding.tiles import Slices, run_tile, tile_for
 from nnssl.networks.pyramid import Stride

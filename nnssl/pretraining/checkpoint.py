@@ -3,40 +3,36 @@
 from __future__ import annotations
 
 import os
-import shutil
+import zipfile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import torch
 
+from nnssl.core.files import replacing
+from nnssl.core.system import unreadable, why
 from nnssl.errors import UserError
 
 FORMAT = 1
 LATEST, FINAL = "checkpoint_latest.pth", "checkpoint_final.pth"
 BEST = "checkpoint_best.pth"  # by the online probe
-_SUFFIX = ".writing"
 
 
 def save_checkpoint(content: dict[str, Any], path: Path) -> None:
     """Write to a temporary file beside `path`, flush it to the disk, and rename it: `path` is the old or the new one.
 
     Raises:
-        UserError: no space is left; the previous checkpoint stays as it is.
+        OSError: the system refuses it, such as a full disk; the previous checkpoint stays as it is.
     """
-    temporary = path.with_name(path.name + _SUFFIX)
-    try:
-        with open(temporary, "wb") as file:
-            torch.save({"format": FORMAT, **content}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch's zip writer wraps the OSError of a full disk in a RuntimeError
-        temporary.unlink(missing_ok=True)
-        if shutil.disk_usage(path.parent).free < 2**26 or getattr(error, "errno", None) == 28:
-            raise UserError(f"no space left for {path}; the previous checkpoint is untouched: free some space and "
-                            f"continue with --c") from error  # fmt: skip
-        raise
+    with replacing(path) as temporary, open(temporary, "wb") as opened:
+        file = _Remembering(opened)
+        try:
+            torch.save({"format": FORMAT, **content}, cast("IO[bytes]", file))
+        except RuntimeError as error:
+            raise (file.error or error) from None
+        opened.flush()
+        os.fsync(opened.fileno())
     _sync_folder(path.parent)
 
 
@@ -44,25 +40,24 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """Content of a checkpoint on the CPU.
 
     Raises:
-        UserError: the file does not exist, or is not a checkpoint of this package.
+        UserError: the file does not exist, cannot be read, or is not a whole checkpoint of this package.
     """
     if not path.is_file():
         raise UserError(f"there is no checkpoint {path}")
     try:
+        with zipfile.ZipFile(path) as archive:  # torch does not look at the checksums
+            if (record := archive.testzip()) is not None:
+                raise zipfile.BadZipFile(f"{record} has another checksum")
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling errors come as many types, all of them mean: not our file
+        if (refused := unreadable(path)) is not None:
+            raise UserError(str(why(refused))) from error
         raise UserError(f"{path} is no checkpoint of nnssl, or it is damaged; give a checkpoint_*.pth that "
                         f"nnssl_pretrain wrote (a model that nnU-Net trained is none)") from error  # fmt: skip
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(f"{path} is not a checkpoint of nnssl (format {FORMAT}); give a checkpoint_*.pth that "
                         f"nnssl_pretrain wrote")  # fmt: skip
     return content
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Delete what a killed process left half-written."""
-    for file in folder.glob(f"*{_SUFFIX}"):
-        file.unlink(missing_ok=True)
 
 
 def package_versions() -> dict[str, str]:
@@ -74,6 +69,24 @@ def package_versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+class _Remembering:
+    """A file that keeps the system's error: torch's zip writer forgets it and raises a RuntimeError."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
+        self.error: OSError | None = None
+
+    def write(self, content: Any) -> int:
+        try:
+            return self.file.write(content)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self.file.flush()
 
 
 def _sync_folder(folder: Path) -> None:
