@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
+from nnssl.core.signals import ignore_signals, stop_if_told
 from nnssl.errors import UserError
 
 T = TypeVar("T")
@@ -45,7 +46,9 @@ def map_cases(
             for result in results:
                 bar.update()
                 yield result
+                stop_if_told()
         except (MemoryError, BrokenProcessPool) as error:
+            stop_if_told()  # the signal may have come to a process that was just starting
             raise UserError(f"{title}: not enough memory for {_why_memory(error, num_processes)}; what is done is "
                             f"kept") from error  # fmt: skip
 
@@ -82,6 +85,7 @@ def _be_a_quiet_child() -> None:
         os._exit(130)
 
     signal.signal(signal.SIGINT, leave)
+    ignore_signals()
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nnssl.core.escape import csv_table
+from nnssl.core.files import replace_file
 from nnssl.core.json_files import read_json
 from nnssl.data.quiet import quietly
 from nnssl.deployment.cases import list_cases, why_left_out
@@ -21,7 +22,6 @@ from nnssl.deployment.one_case import LOG, READY, Job, predict_case
 from nnssl.deployment.packages import need
 from nnssl.deployment.predict import check_step_size
 from nnssl.deployment.session import open_model
-from nnssl.deployment.writing import replace_file
 from nnssl.errors import UserError
 
 log = logging.getLogger("nnssl")

@@ -13,6 +13,7 @@ from typing import Any, Literal, cast
 
 import numpy as np
 
+from nnssl.core.files import remove_leftovers
 from nnssl.core.json_files import read_json, write_json
 from nnssl.core.names import shown
 from nnssl.core.own_files import EmbeddingFile
@@ -262,6 +263,7 @@ def _open_folder(folder: Path, settings: dict[str, Any], overwrite: bool) -> Non
     for left in folder.glob(".*"):  # what a killed process was writing
         if _LEFT.fullmatch(left.name):
             left.unlink()
+    remove_leftovers(folder)
     write_json(file, _plain(settings))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 from nnssl.core.json_files import read_json
 from nnssl.core.own_files import RunFile
 from nnssl.core.schemas import SplitsFile
+from nnssl.core.system import unreadable
 from nnssl.data.alignment import Aligner, RelativePosition
 from nnssl.data.folders import dataset_argument
 from nnssl.data.loader import Cases
@@ -19,7 +21,8 @@ from nnssl.errors import UserError
 from nnssl.methods.base import Method, MethodConfig
 from nnssl.methods.registry import get_method
 from nnssl.networks.build import build_backbone, resolve_configuration
-from nnssl.pretraining.checkpoint import FINAL, LATEST
+from nnssl.pretraining.checkpoint import BEST, FINAL, LATEST, check_entries, load_checkpoint, load_content
+from nnssl.pretraining.run_lock import Claim
 from nnssl.probing.data import ProbeData
 
 CONFIG = "config.json"  # of a run, written before it begins
@@ -43,6 +46,7 @@ class Setup:
         orientation: the first dataset's commonest one, such as LPS; None where it is unknown.
         aligner: what finds a point of a volume in another one, for methods that pair volumes.
         probe: the labelled dataset that the features are probed on while the run goes on; None for no probe.
+        claim: the right to write to `folder`; None where nobody else could.
     """
 
     method: str
@@ -60,6 +64,7 @@ class Setup:
     orientation: str | None = None
     aligner: Aligner = field(default_factory=RelativePosition)
     probe: ProbeData | None = None
+    claim: Claim | None = None
 
     def build_method(self) -> Method:
         """The method with a freshly initialised backbone."""
@@ -67,6 +72,11 @@ class Setup:
         backbone = build_backbone(self.plans, self.configuration, method.levels)
         method.check(self.config, backbone)
         return method(backbone, self.config)
+
+    def check_claim(self) -> None:
+        """Raise UserError where another run writes to the folder by now."""
+        if self.claim is not None:
+            self.claim.check()
 
 
 def run_folder(results: Path, dataset: str, method: str, plans_name: str, configuration: str, fold: str) -> Path:
@@ -178,6 +188,39 @@ def refuse_other_folder(folder: Path) -> None:
         raise UserError(f"{folder} is a file; {fix}")
     if folder.is_dir() and any(folder.iterdir()) and not any((folder / name).is_file() for name in (FINAL, LATEST)):
         read_json(folder / CONFIG, RunFile, f"--overwrite removes nothing but runs of nnssl_pretrain; {fix}")
+
+
+def load_resumed(path: Path) -> dict[str, Any]:
+    """The checkpoint that a run goes on from; a damaged one is never passed over in silence.
+
+    Raises:
+        UserError: it is damaged; says which other one of the run is whole, and what to type to go on from that.
+        OSError: it cannot be read, which says nothing of its content.
+    """
+    try:
+        content = load_content(path)
+    except UserError as error:
+        if (refused := unreadable(path)) is not None:
+            raise refused from error
+        others = [path.with_name(name) for name in (LATEST, BEST) if path.name != name]
+        good = next((other for other in others if _step(other) is not None), None)
+        if good is None:
+            raise UserError(f"{path} is damaged, and the run has no other checkpoint that is whole; restore the file, "
+                            f"or start anew with --overwrite") from error  # fmt: skip
+        aside = f"mv {shlex.quote(str(path))} {shlex.quote(f'{path}.damaged')}"
+        if good.name != LATEST:
+            aside += f" && cp {shlex.quote(str(good))} {shlex.quote(str(path.with_name(LATEST)))}"
+        raise UserError(f"{path} is damaged, but {good.name} beside it is whole (step {_step(good)}); to go on from "
+                        f"that one type: {aside}; then continue with --c") from error  # fmt: skip
+    return check_entries(content, path, to_continue=True)
+
+
+def _step(path: Path) -> int | None:
+    """Finished steps of a checkpoint that is whole."""
+    try:
+        return int(load_checkpoint(path)["step"])
+    except (UserError, OSError, KeyError):
+        return None
 
 
 def check_same_run(setup: Setup, checkpoint: dict[str, Any]) -> None:
