@@ -14,6 +14,7 @@ from nnssl.data.body_mask import body_mask_ct, body_mask_normalized_ct
 from nnssl.data.check_case import BadCase, load_case, orientation
 from nnssl.data.quiet import quietly
 from nnssl.data.raw import RawCase, first_ct_channel
+from nnssl.data.records import CaseFiles
 from nnssl.data.storage import save_body, save_case
 
 # Not the fault of a volume: these end the run.
@@ -43,11 +44,19 @@ class PreprocessingJob:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A case that is done, or the reason for which it is left out; `orientation` is None where it is unknown."""
+    """A case that is done, or the reason for which it is left out.
+
+    Args:
+        name: of the case.
+        reason: None for one that is done.
+        orientation: see `nnssl.data.check_case.LoadedCase`; None where it is unknown.
+        files: what it was made from, with hashes; None where only a body mask was added, or a file is missing.
+    """
 
     name: str
     reason: str | None = None
     orientation: str | None = None
+    files: CaseFiles | None = None
 
 
 def prepare_case(case: RawCase | str, job: PreprocessingJob) -> Prepared:
@@ -59,20 +68,30 @@ def prepare_case(case: RawCase | str, job: PreprocessingJob) -> Prepared:
         OSError: no space left, or no permission to write.
         MemoryError: for the whole run to report.
     """
-    name = case if isinstance(case, str) else case.name
+    name, files = case if isinstance(case, str) else case.name, None
     try:
         if isinstance(case, str):
             return Prepared(name, orientation=_add_body(case, job))
-        return Prepared(name, orientation=_preprocess(case, job))
+        files = _files(case)  # before they are read: a later change shows
+        oriented = _preprocess(case, job)
+        # the files are still in memory
+        return Prepared(name, orientation=oriented, files=None if files is None else files.hashed(case))
     except BadCase as bad:
-        return Prepared(name, reason=str(bad))
+        return Prepared(name, reason=str(bad), files=files)
     except MemoryError:
         raise
     except Exception as error:  # one odd volume must not stop the others; its reason is reported at the end
         if isinstance(error, OSError) and error.errno in _FATAL:
             raise
         logger.debug("%s", name, exc_info=True)
-        return Prepared(name, reason=f"preprocessing failed: {type(error).__name__}: {error}"[:300])
+        return Prepared(name, reason=f"preprocessing failed: {type(error).__name__}: {error}"[:300], files=files)
+
+
+def _files(case: RawCase) -> CaseFiles | None:
+    try:
+        return CaseFiles.of(case)
+    except OSError:  # a reader says better what is wrong
+        return None
 
 
 def _preprocess(case: RawCase, job: PreprocessingJob) -> str | None:

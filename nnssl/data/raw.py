@@ -14,7 +14,7 @@ from typing import Any
 
 from nnssl.errors import UserError
 
-UNLABELLED = "imagesUn"  # FLARE's name for the folder
+LABELLED, UNLABELLED = "imagesTr", "imagesUn"  # the second is FLARE's name for the folder
 _EXAMPLE = '{"channel_names": {"0": "CT"}, "labels": {"background": 0}, "file_ending": ".nii.gz"}'
 
 
@@ -55,14 +55,19 @@ class RawDataset:
     @cached_property
     def ct_channel(self) -> int | None:
         """First channel that nnU-Net normalises as CT, by its name."""
-        from nnunetv2.preprocessing.normalization.map_channel_name_to_normalization import get_normalization_scheme
-
-        return first_ct_channel([get_normalization_scheme(name).__name__ for name in self.channel_names])
+        return first_ct_channel(schemes_of(self.dataset_json))
 
     def without(self, names: Iterable[str]) -> RawDataset:
         """The same dataset with fewer cases."""
         gone = set(names)
         return replace(self, cases={name: case for name, case in self.cases.items() if name not in gone})
+
+
+def schemes_of(dataset_json: dict[str, Any]) -> list[str]:
+    """nnU-Net's name of the normalisation of each channel, which it chooses by the channel's name."""
+    from nnunetv2.preprocessing.normalization.map_channel_name_to_normalization import get_normalization_scheme
+
+    return [get_normalization_scheme(name).__name__ for name in _channels(dataset_json).values()]
 
 
 def first_ct_channel(normalization_schemes: list[str]) -> int | None:
@@ -95,6 +100,26 @@ def read_raw_dataset(raw: Path, name: str) -> RawDataset:
             continue
         del cases[case.name]
     return RawDataset(name, folder, dataset_json, dict(sorted(cases.items())), left_out, labelled)
+
+
+def list_dataset(raw: Path, name: str, home: Path) -> RawDataset:
+    """The raw dataset; without cases where its images were archived and only the preprocessed volumes were kept.
+
+    Args:
+        raw: nnUNet_raw.
+        name: of the dataset.
+        home: its folder in nnUNet_preprocessed.
+
+    Raises:
+        UserError: see `read_raw_dataset`; or there is neither.
+    """
+    folder = raw / name
+    file = folder / "dataset.json"
+    lists_files = file.is_file() and b'"dataset"' in file.read_bytes()
+    archived = not _listing(folder / LABELLED) and not lists_files
+    if archived and (not folder.is_dir() or (home / "dataset.json").is_file()):
+        return RawDataset(name, folder, read_dataset_json(home), {}, {}, False)
+    return read_raw_dataset(raw, name)
 
 
 def read_dataset_json(folder: Path) -> dict[str, Any]:
@@ -142,7 +167,7 @@ def read_unlabelled(folder: Path, dataset_json: dict[str, Any]) -> tuple[dict[st
 
 
 def _cases_of_folder(
-    folder: Path, ending: str, num_channels: int, images_folder: str = "imagesTr"
+    folder: Path, ending: str, num_channels: int, images_folder: str = LABELLED
 ) -> tuple[dict[str, RawCase], dict[str, str]]:
     files = _listing(folder / images_folder)
     pattern = re.compile(r"(.+)_(\d{4})" + re.escape(ending))
