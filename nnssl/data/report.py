@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nnssl.core.json_files import write_json
+from nnssl.core.json_files import read_json, write_json
 from nnssl.errors import UserError
 
 _NAMED = 10  # volumes that the orientation warning names
+_DELETE = "delete it, it is written anew"
 
 logger = logging.getLogger("nnssl")
 
@@ -40,14 +41,39 @@ def earlier_orientations(file: Path, cases: set[str]) -> dict[str, str | None]:
     """Orientations of `cases` as an earlier run found them; nothing where its report is missing."""
     if not file.is_file():
         return {}
-    summary = json.loads(file.read_text())["orientation"]
+    summary = read_json(file, fix=_DELETE)["orientation"]
     return {case: summary["different"].get(case, summary["majority"]) for case in cases}
 
 
-def write_report(file: Path, left_out: Mapping[str, str], orientations: Mapping[str, str | None]) -> None:
-    """Write the JSON, log every volume that was left out, and warn of other orientations."""
+def recalled_orientations(home: Path, first: Sequence[Path], cases: set[str]) -> dict[str, str]:
+    """Orientations of `cases` that earlier reports know; those of the reports `first`, then of all others in `home`."""
+    found: dict[str, str] = {}
+    for file in (*first, *sorted(home.glob("*_left_out*.json"))) if cases else ():
+        known = {case: letters for case, letters in earlier_orientations(file, cases).items() if letters}
+        found = known | found
+    return found
+
+
+def earlier_reasons(file: Path) -> dict[str, str]:
+    """Why an earlier run left cases out, by case; nothing where its report is missing."""
+    return dict(read_json(file, fix=_DELETE)["left_out"]) if file.is_file() else {}
+
+
+def write_report(
+    file: Path, left_out: Mapping[str, str], orientations: Mapping[str, str | None], may_write: bool = True
+) -> None:
+    """Write the JSON where it says something new, log every volume that was left out, and warn of other orientations.
+
+    Args:
+        file: see `report_file`.
+        left_out: reason by case.
+        orientations: see `orientation_summary`.
+        may_write: False for a folder that is only read.
+    """
     summary = orientation_summary(orientations)
-    write_json(file, {"left_out": dict(sorted(left_out.items())), "orientation": summary})
+    content = {"left_out": dict(sorted(left_out.items())), "orientation": summary}
+    if may_write and not (file.is_file() and _holds(file, content)):
+        write_json(file, content)
     differ = summary["different"]
     if differ:
         named = ", ".join(f"{case} ({letters})" for case, letters in list(differ.items())[:_NAMED])
@@ -66,3 +92,10 @@ def refuse_left_out(dataset: str, left_out: Mapping[str, str]) -> None:
         reasons = "; ".join(f"{case}: {reason}" for case, reason in sorted(left_out.items()))
         raise UserError(f"{dataset}: --strict refuses volumes that cannot be used ({reasons}); mend or remove them, or "
                         f"run without --strict")  # fmt: skip
+
+
+def _holds(file: Path, content: Mapping[str, Any]) -> bool:
+    try:
+        return bool(json.loads(file.read_text()) == content)
+    except ValueError:
+        return False
