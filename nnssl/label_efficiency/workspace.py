@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nnssl.core.json_files import write_json
+from nnssl.data.unused import unused_cases
 from nnssl.errors import UserError
 from nnssl.label_efficiency.held_out import HeldOut, choose_test_set, preprocess_test_cases
 from nnssl.label_efficiency.methods import Method
@@ -98,6 +99,7 @@ class Source:
                 raise UserError(f"{folder} does not exist; preprocess these plans and {self.configuration} first "
                                 f"(nnssl_plan_and_preprocess, or nnUNetv2_preprocess)")  # fmt: skip
             names &= set(infer_dataset_class(str(folder)).get_identifiers(str(folder)))
+            names -= unused_cases(folder).keys()
         if len(names) < 2:
             raise UserError(f"{self.folder} holds {len(names)} preprocessed cases with labels; the benchmark needs at "
                             f"least 2")  # fmt: skip
