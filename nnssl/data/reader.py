@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nnssl.core.json_files import write_json
 from nnssl.data.check_files import check_files
 from nnssl.data.quiet import itk_is_quiet, quietly
 from nnssl.data.raw import RawDataset
@@ -55,15 +53,6 @@ def was_reoriented(home: Path, dataset: RawDataset) -> bool:
     """Whether images were turned to RAS when the fingerprint in `home`, the preprocessed folder, was made."""
     file = home / "dataset.json"
     return reorients(json.loads(file.read_text()) if file.is_file() else dataset.dataset_json)
-
-
-def copy_dataset_json(raw: Path, home: Path, reorient: bool) -> None:
-    """Copy dataset.json from the raw to the preprocessed folder of a dataset; it says there if images are turned."""
-    content = json.loads((raw / "dataset.json").read_text())
-    if reorient and not reorients(content):
-        write_json(home / "dataset.json", {**content, READER: REORIENTING})
-    else:
-        shutil.copy(raw / "dataset.json", home / "dataset.json")
 
 
 def find_reader(dataset: RawDataset, reorient: bool = False) -> Any:

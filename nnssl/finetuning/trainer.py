@@ -8,7 +8,6 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from nnunetv2.paths import nnUNet_results
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -22,13 +21,14 @@ from nnssl.finetuning.schedules import RateByEpoch, vox2vec_unfreezing_rate
 from nnssl.finetuning.segmentation import build_segmentation, described_network
 from nnssl.finetuning.start import Start, find_start, refuse_bad_files, refuse_mixture, write_record
 from nnssl.finetuning.transfer import load_pretrained
+from nnssl.finetuning.usable_cases import UsableCases
 from nnssl.finetuning.which_run import Wanted
 
 _PAPER_EPOCHS = 150  # of 300 steps: 45,000 steps
 _ORIENTED = 20  # training volumes whose orientation is looked at
 
 
-class PretrainedTrainer(nnUNetTrainer):
+class PretrainedTrainer(UsableCases):
     """A pretrained feature pyramid and a segmentation head, trained with nnU-Net's data, augmentation and loss.
 
     Nothing is mirrored, in training or in prediction: pretraining never saw mirrored anatomy, and a frozen backbone

@@ -14,6 +14,7 @@ from nnssl.core.own_files import BenchmarkFile
 from nnssl.core.schemas import SplitsFile
 from nnssl.data.planning import load_plans
 from nnssl.data.raw import read_dataset_json
+from nnssl.data.unused import unused_cases
 from nnssl.errors import UserError
 from nnssl.label_efficiency.held_out import HeldOut, choose_test_set, preprocess_test_cases
 from nnssl.label_efficiency.methods import Method
@@ -101,6 +102,7 @@ class Source:
                 raise UserError(f"{folder} does not exist; preprocess these plans and {self.configuration} first "
                                 f"(nnssl_plan_and_preprocess, or nnUNetv2_preprocess)")  # fmt: skip
             names &= set(infer_dataset_class(str(folder)).get_identifiers(str(folder)))
+            names -= unused_cases(folder).keys()
         if len(names) < 2:
             raise UserError(f"{self.folder} holds {len(names)} preprocessed cases with labels; the benchmark needs at "
                             f"least 2")  # fmt: skip

@@ -15,7 +15,9 @@ from nnssl.core.schemas import SplitsFile
 from nnssl.core.system import unreadable
 from nnssl.data.alignment import Aligner, RelativePosition
 from nnssl.data.folders import dataset_argument
+from nnssl.data.inventory import named
 from nnssl.data.loader import Cases
+from nnssl.data.unused import read_withdrawn
 from nnssl.data.volumes import VolumeFolder
 from nnssl.errors import UserError
 from nnssl.methods.base import Method, MethodConfig
@@ -233,8 +235,7 @@ def check_same_run(setup: Setup, checkpoint: dict[str, Any]) -> None:
         raise UserError(f"the plans {setup.plans['plans_name']} have changed since {setup.resume} was written; start "
                         f"anew with --overwrite")  # fmt: skip
     if checkpoint["train_cases"] != case_labels(setup.train) or checkpoint["val_cases"] != case_labels(setup.val):
-        raise UserError(f"the preprocessed volumes are not those that {setup.resume} was trained on; restore them, or "
-                        f"start anew with --overwrite")  # fmt: skip
+        raise UserError(_other_volumes(setup, [*checkpoint["train_cases"], *checkpoint["val_cases"]]))
     before = checkpoint.get("aligner", RelativePosition().identity)
     if get_method(setup.method).pairs_volumes and before != setup.aligner.identity:
         asked = before if before == RelativePosition().identity else "CHECKPOINT"
@@ -242,6 +243,18 @@ def check_same_run(setup: Setup, checkpoint: dict[str, Any]) -> None:
                         f"{setup.aligner.identity}; continue it with the same -alignment {asked}, or start anew with "
                         f"--overwrite")  # fmt: skip
     _check_same_probe(setup, checkpoint)
+
+
+def _other_volumes(setup: Setup, before: Sequence[str]) -> str:
+    """Why a run on the volumes `before` cannot go on, and what to do."""
+    folders = {*setup.train.folders, *setup.val.folders}
+    withdrawn = {f"{f.name}/{case}" for f in folders for case in read_withdrawn(f.images.parent)} & set(before)
+    if not withdrawn:
+        return (f"the preprocessed volumes are not those that {setup.resume} was trained on; restore them, or start "
+                f"anew with --overwrite")  # fmt: skip
+    return (f"{named(withdrawn)} are gone from nnUNet_raw and are not used any more, so that this run, which began "
+            f"with them, cannot go on; start anew with --overwrite, or from its weights: copy {setup.resume} "
+            f"elsewhere and add --overwrite -pretrained COPY")  # fmt: skip
 
 
 def _check_same_probe(setup: Setup, checkpoint: dict[str, Any]) -> None:

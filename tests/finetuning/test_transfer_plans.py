@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from nnssl.data import dataset_run
+from nnssl.data import dataset_run, dataset_volumes
 from nnssl.data.guard import Images
 from nnssl.data.plan_and_preprocess import plan_and_preprocess
 from nnssl.data.prepared import majority_orientation
@@ -119,7 +119,7 @@ def test_transfer__the_second_method_shares_the_volumes(
     first = _transfer("vox2vec")
     said = "(RAS): most volumes of Dataset017_Target (LPS)"
     assert said in caplog.text and "DICOMOrient(image, 'RAS')" in caplog.text
-    monkeypatch.setattr(dataset_run, "prepare_case", _must_not_be_called)
+    monkeypatch.setattr(dataset_volumes, "prepare_case", _must_not_be_called)
     monkeypatch.setattr(dataset_run, "scan_dataset", _must_not_be_called)
     caplog.clear()
     second = _transfer("random")

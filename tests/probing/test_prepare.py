@@ -81,6 +81,7 @@ def test_prepare_probe__ignore_label_and_regions(root: Path, prepared: PreparedD
     before = file.read_text()
     content = json.loads(before)
     content["labels"] = {"background": 0, "whole": [1, 2], "spine": 2, "ignore": 3}
+    content["regions_class_order"] = [1, 2]
     file.write_text(json.dumps(content))
     try:
         probe = _probe(prepared, 17)
