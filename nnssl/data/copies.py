@@ -13,6 +13,7 @@ from nnssl.core.json_files import read_json, write_json
 from nnssl.core.schemas import DatasetFile, SplitsFile
 from nnssl.data.annotated_labels import KEY
 from nnssl.data.inventory import named
+from nnssl.data.planning import existing_plans
 from nnssl.data.raw import RawCase, RawDataset
 from nnssl.data.reader import READER, REORIENTING, reorients
 from nnssl.errors import UserError
@@ -50,7 +51,7 @@ def changes_of_dataset_json(dataset: RawDataset, home: Path, reorient: bool) -> 
     copy = copied_dataset_json(home)
     if copy is None:
         return None
-    wanted = _wanted(dataset, copy, reorient)
+    wanted = _wanted(dataset, home, copy, reorient)
     return [k for k in (wanted | copy) if wanted.get(k) != copy.get(k)]
 
 
@@ -73,14 +74,19 @@ def follow_dataset_json(dataset: RawDataset, home: Path, reorient: bool) -> None
         if reorient and not reorients(dataset.dataset_json):
             write_json(home / "dataset.json", {**dataset.dataset_json, READER: REORIENTING})
     elif changed:
-        write_json(home / "dataset.json", _wanted(dataset, copied_dataset_json(home) or {}, reorient))
+        write_json(home / "dataset.json", _wanted(dataset, home, copied_dataset_json(home) or {}, reorient))
         logger.info("%s: dataset.json in nnUNet_raw has changed (%s), and its copy in %s follows it", dataset.name,
                     ", ".join(changed), home)  # fmt: skip
 
 
-def _wanted(dataset: RawDataset, copy: dict[str, Any], reorient: bool) -> dict[str, Any]:
+def _plans_reorient(home: Path) -> bool:
+    """Whether any plans there turn images as they are read."""
+    return any(REORIENTING.encode() in (home / f"{name}.json").read_bytes() for name in existing_plans(home))
+
+
+def _wanted(dataset: RawDataset, home: Path, copy: dict[str, Any], reorient: bool) -> dict[str, Any]:
     kept = {KEY: copy[KEY]} if KEY in copy else {}
-    if reorient or reorients(copy):
+    if reorient or (reorients(copy) and _plans_reorient(home)):
         kept[READER] = REORIENTING
     return {k: v for k, v in dataset.dataset_json.items() if k != KEY} | kept
 

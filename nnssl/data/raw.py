@@ -174,7 +174,7 @@ def _cases_of_folder(
     folder: Path, ending: str, num_channels: int, images_folder: str = LABELLED
 ) -> tuple[dict[str, RawCase], dict[str, str], dict[str, str]]:
     """Cases, why others are left out, and why files belong to no case."""
-    listing = list_folder(folder / images_folder)
+    listing = list_folder(folder / images_folder).with_dangling()
     pattern = re.compile(r"(.+)_([0-9]{4})" + re.escape(ending), re.DOTALL)
     channels: dict[str, dict[int, str]] = {}
     left_out = {}
@@ -188,7 +188,7 @@ def _cases_of_folder(
     odd = {
         match[1]: f"its file {file} {why}" for file, why in listing.odd.items() if (match := pattern.fullmatch(file))
     }
-    labels = Listing() if images_folder == UNLABELLED else list_folder(folder / "labelsTr")
+    labels = Listing() if images_folder == UNLABELLED else list_folder(folder / "labelsTr").with_dangling()
     odd |= {
         file[: -len(ending)]: f"its label {file} {why}"
         for file, why in labels.odd.items()

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from nnssl.core.listing import printable
+from nnssl.core.listing import printable, why_not_utf8
 from nnssl.core.names import check_name
 from nnssl.data.check_case import check_images
 from nnssl.data.image_grids import array_grid, refuse_too_large_at
@@ -32,7 +32,10 @@ def list_cases(folder: Path, dataset_json: dict[str, Any]) -> dict[str, list[str
     cases: dict[str, list[str]] = {}
     for file in sorted(entry.name for entry in os.scandir(folder) if entry.name.endswith(ending)):
         # nnU-Net takes the last five signs before the ending for the channel, whatever they are
-        files = cases.setdefault(printable(file[: -len(ending) - 5]), [])
+        stem = file[: -len(ending) - 5]
+        files = cases.setdefault(printable(stem), [])
+        if why_not_utf8(stem) is None:
+            check_name(stem, "file", folder)
         if re.fullmatch(r".*_\d{4}", file[: -len(ending)], re.DOTALL):
             files.append(str(folder / file))
     cases = dict(sorted(cases.items()))
@@ -40,7 +43,6 @@ def list_cases(folder: Path, dataset_json: dict[str, Any]) -> dict[str, list[str
         raise UserError(f"{folder} holds no image that the model can read; they must be named like case_0000{ending}")
     needed = len(dataset_json["channel_names"] if "channel_names" in dataset_json else dataset_json["modality"])
     for name, images in cases.items():
-        check_name(name, "file", folder)
         if len(images) not in (1, needed):  # one file may hold all channels as a fourth axis
             raise UserError(f"{folder}: the case {name!r} has {len(images)} files with a channel number, the model "
                             f"wants {needed}, named like {name or 'case'}_0000{ending}")  # fmt: skip

@@ -273,7 +273,7 @@ _BATCHES = [
           {"cut": ("left out: cut", "unreadable label", "cut:"), "another value": ("left out: value", "values 7"),
            "a fraction": ("left out: fraction", "values 1.5"), "a negative value": ("left out: negative", "values -1"),
            "another shape": ("left out: shape", "9x20x31"), "another spacing": ("left out: spacing", "5 x 0.8 x 0.7"),
-           "a FIFO": ("left out: fifo", "its label", "is a FIFO"), "a link to nothing": ("left out: link", "its label"),
+           "a FIFO": ("left out: fifo", "its label", "is a FIFO"), "a link to nothing": ("left out: link", "unreadable label"),
            "without an image": ("labelsTr/lonely.nii.gz", "without an image"),
            "another ending": ("labelsTr/notes.txt", "does not end in .nii.gz")}),
     Batch("plan_and_preprocess elsewhere", _elsewhere, command(*_PLAN, "-d", "17"), 0,

@@ -64,7 +64,7 @@ def test_take_split__as_nnunets_planner(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=f"raw/{SPLIT} and .*home/{SPLIT}"):
             take_split(raw, home)
     (raw / SPLIT).write_text('{"train": []}')
-    with pytest.raises(UserError, match=f"raw/{SPLIT} must be a list of folds"):
+    with pytest.raises(UserError, match=f"raw/{SPLIT}: must be a list"):
         take_split(raw, home)
 
 
