@@ -28,14 +28,7 @@ from nnssl.data.planning import (
 from nnssl.data.pool import map_cases
 from nnssl.data.preprocessing import PreprocessingJob, prepare_case
 from nnssl.data.raw import RawCase, RawDataset, first_ct_channel, read_dataset_json, read_raw_dataset
-from nnssl.data.reader import (
-    REORIENTING,
-    can_reorient,
-    choose_orientation,
-    copy_dataset_json,
-    find_reader,
-    was_reoriented,
-)
+from nnssl.data.reader import choose_orientation, copy_dataset_json, find_reader, may_reorient, was_reoriented
 from nnssl.data.report import earlier_orientations, refuse_left_out, report_file, write_report
 from nnssl.data.settings import check_settings, remove_unfit_volumes, volume_settings
 from nnssl.data.storage import body_folder, done_cases, masked_cases, refuse_older_format
@@ -143,7 +136,7 @@ class DatasetRun:
             UserError: other plans of that name exist and may not be replaced; or the raw images are missing.
         """
         existing = self._existing(plans["plans_name"], request)
-        wanted = plans.get("image_reader_writer") == REORIENTING and can_reorient(self.dataset.dataset_json)
+        wanted = may_reorient(plans, self.dataset)
         self.reorient = choose_orientation(self.dataset, wanted, None if request.overwrite else existing)
         if existing is None or request.overwrite or self.dataset.cases:
             self._may_plan(request, existing)
