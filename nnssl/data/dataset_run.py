@@ -36,7 +36,7 @@ from nnssl.data.planning import (
     same_plans,
 )
 from nnssl.data.raw import RawDataset, list_dataset, schemes_of
-from nnssl.data.reader import REORIENTING, can_reorient, choose_orientation, find_reader, was_reoriented
+from nnssl.data.reader import choose_orientation, find_reader, may_reorient, was_reoriented
 from nnssl.data.records import Records, labels_digest
 from nnssl.data.report import refuse_left_out, report_file, write_report
 from nnssl.data.settings import read_settings, resolved_configuration, settings_in_folder, write_settings
@@ -109,7 +109,7 @@ class DatasetRun:
         """
         split_is_missing(self.dataset.folder, self.home)
         existing = self._existing(plans["plans_name"], request)
-        wanted = plans.get("image_reader_writer") == REORIENTING and can_reorient(self.dataset.dataset_json)
+        wanted = may_reorient(plans, self.dataset)
         self.reorient = choose_orientation(self.dataset, wanted, None if request.overwrite else existing)
         if self.dataset.cases:
             plans = moved_plans(plans, plans["plans_name"], self.dataset, self.reader)

@@ -21,9 +21,9 @@ def reorients(dataset_json: Mapping[str, Any]) -> bool:
     return dataset_json.get(READER) == REORIENTING
 
 
-def can_reorient(dataset_json: Mapping[str, Any]) -> bool:
-    """Whether the files are of a format that nnU-Net's reader turns: NIfTI."""
-    return str(dataset_json["file_ending"]).lower() in (".nii", ".nii.gz")
+def may_reorient(plans: Mapping[str, Any], dataset: RawDataset) -> bool:
+    """Whether plans turn images to RAS, and could do so with the files of a dataset."""
+    return plans.get("image_reader_writer") == REORIENTING and _is_nifti(dataset)
 
 
 def choose_orientation(dataset: RawDataset, wanted: bool, existing: Mapping[str, Any] | None) -> bool:
@@ -98,10 +98,14 @@ def find_reader(dataset: RawDataset, reorient: bool = False) -> Any:
     return photographs
 
 
+def _is_nifti(dataset: RawDataset) -> bool:
+    return str(dataset.dataset_json["file_ending"]).lower() in (".nii", ".nii.gz")
+
+
 def _reorienting_reader(dataset: RawDataset) -> Any:
     from nnunetv2.imageio.nibabel_reader_writer import NibabelIOWithReorient
 
-    if not can_reorient(dataset.dataset_json):
+    if not _is_nifti(dataset):
         raise UserError(f"{dataset.name} has {dataset.dataset_json['file_ending']} files, and nnU-Net's reader that "
                         f"turns images to RAS ({REORIENTING}: --reorient, or {READER} in dataset.json) takes NIfTI "
                         f"only; convert the files, or go without it")  # fmt: skip

@@ -187,9 +187,9 @@ def test_main__weights_and_datasets_of_another_modality(
     start = ["-d", "500", *run, "-pretrained", str(weights / "checkpoint_final.pth")]
     try:
         said = _fails(capsys, "-d", "500", "502", *run)
-        assert "T1 of Dataset502_Heads is MR" in said and "--allow_other_intensities" in said
+        assert "MR (T1) in Dataset502_Heads" in said and "--allow_other_intensities" in said
         said = _fails(capsys, *start)
-        assert "CT of Dataset500_Phantom is CT and T2 of the pretraining" in said
+        assert "CT in Dataset500_Phantom, MR (T2) in the pretraining" in said
         assert not list((tmp_path / "results").rglob("*.pth"))
         main([*start, "-d", "500", "502", "--allow_other_intensities"])
         said = capsys.readouterr().out

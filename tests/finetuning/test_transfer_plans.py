@@ -206,7 +206,7 @@ def test_transfer__two_channels_share_one(folders: Folders) -> None:
 def test_transfer__channels_of_another_kind_are_refused(folders: Folders) -> None:
     write_mr_dataset(folders.raw, 17, "Target", 2, labelled=True)
     _pretrained(folders)
-    with pytest.raises(UserError, match=r"T1 of Dataset017_Target is MR.* is CT.*--allow_other_intensities"):
+    with pytest.raises(UserError, match=r"MR \(T1\) in Dataset017_Target, CT in .*--allow_other_intensities"):
         _transfer()
     _set_channels(folders, "image", "image")  # nnU-Net would normalise them as no CT
     with pytest.raises(UserError, match=r"ZScoreNormalization for image.*CTNormalization for CT"):
@@ -230,7 +230,7 @@ def test_transfer__another_modality_may_be_allowed(folders: Folders, caplog: pyt
         _transfer()
     assert not home.exists()
     result = _transfer(allow_other_intensities=True)
-    assert "CT of Dataset017_Target is CT" in caplog.text and "lets it pass" in caplog.text
+    assert "CT in Dataset017_Target, MR (T1) in " in caplog.text and "lets it pass" in caplog.text
     plans = _plans(home, result.prepared.plans_name)
     assert plans["nnssl"]["allow_other_intensities"] is True
     wanted = Wanted("nnUNetTrainer_Vox2vecProbe", "vox2vec", "linear", plans, "3d_fullres", Images("", ["CT"]))
@@ -238,7 +238,7 @@ def test_transfer__another_modality_may_be_allowed(folders: Folders, caplog: pyt
     assert start.source is not None and start.source.path == run / FINAL
     assert [w for w in start.warnings if "lets it pass" in w] and start.block["allow_other_intensities"] is True
     del plans["nnssl"]["allow_other_intensities"]
-    with pytest.raises(UserError, match=r"CT of Dataset017_Target is CT.*nnssl_transfer --allow_other_intensities"):
+    with pytest.raises(UserError, match=r"CT in Dataset017_Target, MR.*nnssl_transfer --allow_other_intensities"):
         find_start(wanted, False, folders.results)
 
 
