@@ -86,6 +86,11 @@ def _function_rows() -> Iterator[Row]:
 
 
 def _variable_rows() -> Iterator[Row]:
+    for variable in ("nnUNet_def_n_proc", "nnUNet_n_proc_DA"):
+        for value in ("many", "-1", "1.5", "nan", "9" * 5000):
+            run_plan = command("plan_and_preprocess", "-d", "500")
+            yield Row(f"{variable}={value[:10]}", _prepared, run_plan, (variable,), 1, env={variable: value})
+
     def run(block: dict[str, Any]) -> Any:
         return function(lambda _: apply_settings(SimpleNamespace(), block))
 

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from nnssl.data.settings import check_settings, remove_unfit_volumes
+from nnssl.data.settings import check_settings, remove_unfit_volumes, volume_settings
 from nnssl.errors import UserError
+from tests.pretrainings import tiny_plans
 
 ONE, OTHER = {"spacing": [1, 1, 1], "preprocessor_name": "P"}, {"spacing": [2, 1, 1], "preprocessor_name": "P"}
 
@@ -41,3 +42,20 @@ def test_remove_unfit_volumes__replaced_plans_speak_for_nnunets_volumes(tmp_path
     _volume(tmp_path / "data")
     assert remove_unfit_volumes(tmp_path / "data", OTHER, before=ONE)
     assert not (tmp_path / "data").exists()
+
+
+def test_remove_unfit_volumes__nothing_behind_a_link(tmp_path: Path) -> None:
+    _volume(tmp_path / "elsewhere")
+    (tmp_path / "data").symlink_to(tmp_path / "elsewhere")
+    check_settings(tmp_path / "data", ONE)
+    with pytest.raises(UserError, match="is a link"):
+        remove_unfit_volumes(tmp_path / "data", OTHER, before=None)
+    assert len(list((tmp_path / "elsewhere").iterdir())) == 3
+
+
+def test_volume_settings__plans_that_lack_what_preprocessing_needs() -> None:
+    plans = tiny_plans()
+    for key in ("resampling_fn_data", "preprocessor_name"):
+        del plans["configurations"]["3d_fullres"][key]
+    with pytest.raises(UserError, match="nnsslPlans_tiny lacks preprocessor_name, resampling_fn_data"):
+        volume_settings(plans, "3d_fullres")
