@@ -53,6 +53,8 @@ def read_json(file: Path, schema: type[BaseModel] | None = None, fix: str = "men
     Raises:
         UserError: the file is missing, cannot be read, is no JSON, or does not fit the schema.
     """
+    if file.exists() and not file.is_file():
+        raise UserError(f"{file} is no file; {fix}")
     try:
         constant = _number if getattr(schema, "with_nan", False) else _no_number
         content = json.loads(file.read_bytes().decode("utf-8-sig"), parse_constant=constant, object_pairs_hook=_once)

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, Field, StrictBool, StrictStr, ValidationInfo, field_validator
 
-from nnssl.core.names import shown
+from nnssl.core.names import shown, why_not_a_name
 from nnssl.core.schemas import (
     Anything,
     AtLeastOne,
@@ -46,6 +46,15 @@ class _Architecture(BaseModel):
     requires_import: list[StrictStr] | None = Field(default=None, validation_alias="_kw_requires_import")
 
 
+def _stage(name: Any) -> Any:
+    if name is not None and (reason := why_not_a_name(name, "configuration")) is not None:
+        raise ValueError(reason)
+    return name
+
+
+PreviousStage = Annotated[Any, AfterValidator(_stage)]
+
+
 class _Configuration(BaseModel):
     """What one configuration says itself; the rest it inherits."""
 
@@ -63,7 +72,7 @@ class _Configuration(BaseModel):
     resampling_fn_data_kwargs: Anything | None = None
     resampling_fn_seg_kwargs: Anything | None = None
     architecture: _Architecture | None = None
-    previous_stage: StrictStr | None = None
+    previous_stage: PreviousStage = None
 
 
 class _Pretraining(BaseModel):

@@ -12,6 +12,7 @@ from pathlib import Path
 from nnssl.core.names import check_name, shown, why_not_a_name
 from nnssl.errors import UserError
 
+_NUMBERS, _LONGEST_NUMBER = ("nnUNet_def_n_proc", "nnUNet_n_proc_DA"), 4  # digits
 _MANY = 40  # dataset names that an error lists at most
 _FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 _STOCK_DIGITS = 3  # of a number that nnU-Net's own commands can tell from others
@@ -23,8 +24,13 @@ def require_folders(*names: str) -> tuple[Path, ...]:
     All but nnUNet_raw are made where they do not exist.
 
     Raises:
-        UserError: a variable is not set, nnUNet_raw does not exist, or a folder cannot be made.
+        UserError: a variable is not set, nnUNet_raw does not exist, or a folder cannot be made; or one of nnU-Net's
+            numbers of processes is none.
     """
+    for variable in _NUMBERS:  # nnU-Net reads them when it is imported, without a word
+        value = os.environ.get(variable, "0")
+        if not (value.isascii() and value.isdecimal() and len(value) <= _LONGEST_NUMBER):
+            raise UserError(f"{variable}={shown(value)} is not a number of processes; type: export {variable}=8")
     return tuple(_folder(name) for name in names)
 
 

@@ -168,7 +168,7 @@ def number_of_workers() -> int:
         UserError: the variable is not a number.
     """
     value = os.environ.get("nnUNet_n_proc_DA")
-    if value and not value.isdecimal():
+    if value and not (value.isascii() and value.isdecimal() and len(value) <= 4):
         raise UserError(f"nnUNet_n_proc_DA={value} is not a number of processes; type: export nnUNet_n_proc_DA=8")
     return int(value) if value else min(8, max(1, (os.cpu_count() or 2) - 1))
 

@@ -201,4 +201,7 @@ def _folder(preprocessed: Path, name: str, content: dict[str, Any]) -> VolumeFol
     own = preprocessed / check_name(name, "dataset", "-i") / f"{plans['plans_name']}.json"
     if name != plans["dataset_name"] and own.is_file():
         plans = read_json(own, PlansFile)
+        if content["configuration"] not in plans["configurations"]:
+            raise UserError(f"{own} has no configuration {content['configuration']}, which the run was made with; name "
+                            f"cases of {content['plans']['dataset_name']} with -i")  # fmt: skip
     return VolumeFolder.from_plans(preprocessed, name, plans, content["configuration"])

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from nnssl.core.names import check_name
 from nnssl.data.call import PreparedDataset, RunOptions
 from nnssl.data.dataset_run import DatasetRun
 from nnssl.data.folders import dataset_argument, dataset_id, dataset_name, explained_errors_of, require_folders
@@ -100,6 +101,8 @@ def transfer(
             name exist; or what `nnssl.plan_and_preprocess` raises.
     """
     raw, preprocessed, results = require_folders("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+    if overwrite_plans_name is not None:
+        check_name(overwrite_plans_name, "plans", "-overwrite_plans_name")
     if num_processes is not None and num_processes < 1:
         raise UserError(f"-np {num_processes} leaves nobody to work; use -np 1 or more")
     wanted = RunFilter(method, plans, configuration, fold)

@@ -113,7 +113,7 @@ def open_embeddings(folder: VolumeFolder, case: str, key: str) -> EncodedImage:
         OSError: they are not there.
     """
     home = embedding_folder(folder, key)
-    described = json.loads((home / f"{case}.json").read_text())
+    described = json.loads((home / f"{case}.json").read_text())  # checked by `has_embeddings`, and read for every match
     strides: dict[str, Stride] = {name: cast(Stride, tuple(s)) for name, s in described["strides"].items()}
 
     def load(name: str) -> Tensor:

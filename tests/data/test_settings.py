@@ -5,8 +5,15 @@ from typing import Any
 
 import pytest
 
-from nnssl.data.settings import read_settings, refuse_other_settings, settings_in_folder, write_settings
+from nnssl.data.settings import (
+    read_settings,
+    refuse_other_settings,
+    settings_in_folder,
+    volume_settings,
+    write_settings,
+)
 from nnssl.errors import UserError
+from tests.pretrainings import tiny_plans
 
 ONE, OTHER = {"spacing": [1, 1, 1], "preprocessor_name": "P"}, {"spacing": [2, 1, 1], "preprocessor_name": "P"}
 
@@ -36,3 +43,11 @@ def test_settings_in_folder__of_plans_that_have_their_volumes_there() -> None:
     assert found is not None and found["spacing"] == [1.0, 1.0, 1.0] and "median" not in found["ct_window"][0]
     assert settings_in_folder(plans, "3d_fullres", "elsewhere") is None
     assert settings_in_folder(plans, "3d_lowres", "data") is None and settings_in_folder(None, "", "data") is None
+
+
+def test_volume_settings__plans_that_lack_what_preprocessing_needs() -> None:
+    plans = tiny_plans()
+    for key in ("resampling_fn_data", "preprocessor_name"):
+        del plans["configurations"]["3d_fullres"][key]
+    with pytest.raises(UserError, match="nnsslPlans_tiny lacks preprocessor_name, resampling_fn_data"):
+        volume_settings(plans, "3d_fullres")

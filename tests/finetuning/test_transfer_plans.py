@@ -314,3 +314,13 @@ def test_transfer__encoder_methods_and_other_configurations(folders: Folders, mo
     assert _plans(home, result.prepared.plans_name)["nnssl"]["levels"] == "encoder"
     assert result.prepared.folder.name == "nnsslPlans_tinyFrom500_small"
     assert "nnUNetv2_train 17 small all -tr nnUNetTrainer_SSLProbe" in result.command
+
+
+def test_transfer__numbers_of_four_digits(folders: Folders) -> None:
+    """Plans are named by the whole number, and stock nnU-Net gets the name, as it cuts numbers."""
+    plans = tiny_plans() | {"dataset_name": "Dataset1500_Source"}
+    finish_pretraining(folders.results, "Dataset1500_Source", plans, CT_JSON)
+    write_ct_dataset(folders.raw, 1017, "Target", 2, labelled=True)
+    result = transfer(1500, 1017, num_processes=1)
+    assert result.prepared.plans_name == "nnsslPlans_tinyFrom1500_vox2vec"
+    assert result.command.startswith("nnUNetv2_train Dataset1017_Target 3d_fullres ")
