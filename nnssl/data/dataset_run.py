@@ -30,6 +30,7 @@ from nnssl.data.reader import find_reader
 from nnssl.data.report import earlier_orientations, refuse_left_out, report_file, write_report
 from nnssl.data.settings import check_settings, remove_unfit_volumes, volume_settings
 from nnssl.data.storage import body_folder, done_cases, masked_cases, refuse_older_format, write_json
+from nnssl.data.trusted_names import refuse_untrusted_names
 from nnssl.errors import UserError
 
 logger = logging.getLogger("nnssl")
@@ -248,7 +249,9 @@ class DatasetRun:
 
         options, dataset = self.options, self.dataset
         content = {key: value for key, value in dataset.dataset_json.items() if key != "dataset"}
-        schemes = PlansManager(self.plans).get_configuration(options.configuration).normalization_schemes
+        resolved = PlansManager(self.plans).get_configuration(options.configuration)
+        refuse_untrusted_names(self.plans, resolved.configuration, self.home / f"{self.plans['plans_name']}.json")
+        schemes = resolved.normalization_schemes
         ct_channel = dataset.ct_channel if dataset.ct_channel is not None else first_ct_channel(schemes)
         return PreprocessingJob(self.plans, options.configuration, content, self.folder, ct_channel)
 

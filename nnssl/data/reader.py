@@ -15,8 +15,10 @@ def find_reader(dataset: RawDataset) -> Any:
     A TIFF with one slice would make nnU-Net choose its reader of photographs for all of them: it is passed over.
 
     Raises:
-        UserError: nnU-Net reads no file of that ending, or none of the files can be read.
+        UserError: nnU-Net reads no file of that ending, or none of the files can be read; dataset.json names a reader
+            that is none.
     """
+    from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
     from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
     from nnunetv2.imageio.reader_writer_registry import (
         LIST_OF_IO_CLASSES,
@@ -35,6 +37,11 @@ def find_reader(dataset: RawDataset) -> Any:
                 reader = determine_reader_writer_from_dataset_json(dataset.dataset_json, case.images[0], verbose=False)
         except RuntimeError:  # no reader could; the case is named with its reason when all are read
             continue
+        if not isinstance(reader, type) or not issubclass(reader, BaseReaderWriter):
+            named = dataset.dataset_json["overwrite_image_reader_writer"]
+            raise UserError(f"{dataset.folder / 'dataset.json'} names {named!r} as overwrite_image_reader_writer, "
+                            f"which is no reader of nnU-Net; take one of "
+                            f"{', '.join(kind.__name__ for kind in LIST_OF_IO_CLASSES)}")  # fmt: skip
         if reader is not NaturalImage2DIO or ending.lower() not in (".tif", ".tiff"):
             return reader
         photographs = reader
