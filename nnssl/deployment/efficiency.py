@@ -15,7 +15,7 @@ from typing import Any
 from nnssl.data.quiet import quietly
 from nnssl.deployment.cases import list_cases
 from nnssl.deployment.memory import area, resident_mb, used_on_card_mb, watch
-from nnssl.deployment.model_folder import check_model_folder
+from nnssl.deployment.model_folder import check_model_folder, open_folds
 from nnssl.deployment.one_case import LOG, READY, Job, predict_case
 from nnssl.deployment.packages import need
 from nnssl.deployment.predict import check_step_size
@@ -118,9 +118,8 @@ def _plans_of(model: Path, folds: list[str], chosen: bool, checkpoint: str) -> t
         description = open_model(model, "cpu", threads=1).description
         return description.plans, description.dataset_json
     check_model_folder(model, folds, checkpoint)
-    with quietly():
-        from batchgenerators.utilities.file_and_folder_operations import load_json
-    return load_json(str(model / "plans.json")), load_json(str(model / "dataset.json"))
+    opened = open_folds(model, folds, checkpoint)
+    return opened.plans, opened.dataset_json
 
 
 def _reader(device: str) -> Callable[[int], float]:

@@ -18,6 +18,7 @@ from nnssl.data.preprocessing import PreprocessingJob, prepare_case
 from nnssl.data.raw import UNLABELLED, RawCase, RawDataset, first_ct_channel, read_dataset_json, read_unlabelled
 from nnssl.data.settings import check_settings, volume_settings
 from nnssl.data.storage import done_cases, write_json
+from nnssl.data.trusted_names import refuse_untrusted_names
 
 _PREFIX = f"{UNLABELLED}/"  # of an identifier: a labelled case may have the same name
 _WAIT_S = 2.0
@@ -53,11 +54,13 @@ def prepare_unlabelled(
         say: takes a sentence for the user.
 
     Raises:
-        UserError: the folder holds no images, or volumes made with other plans.
+        UserError: the folder holds no images, or volumes made with other plans; the plans name what nnU-Net must not
+            call.
     """
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     resolved = PlansManager(plans).get_configuration(configuration)
+    refuse_untrusted_names(plans, resolved.configuration)
     folder = home / f"{resolved.data_identifier}_unlabelled"
     raw = Path(os.environ.get("nnUNet_raw") or os.devnull) / plans["dataset_name"]
     if not (raw / UNLABELLED).is_dir():

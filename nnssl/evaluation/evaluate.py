@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nnssl.data.output_folder import check_output_folder
+from nnssl.data.trusted_names import refuse_untrusted_names
 from nnssl.errors import UserError
 from nnssl.evaluation.case import CaseJob, Score, score_case
 from nnssl.evaluation.overlap import Absent
@@ -127,6 +128,8 @@ def _described(given: str | Path | None, predictions: Path, name: str) -> dict[s
         content = None
     if not isinstance(content, dict) or not needed <= content.keys():
         raise UserError(f"{file} is no {name} of nnU-Net; name the right one with {flag}")
+    if name == "plans.json":
+        refuse_untrusted_names(content, source=file)
     return content
 
 

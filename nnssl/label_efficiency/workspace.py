@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from nnssl.data.storage import write_json
+from nnssl.data.trusted_names import refuse_untrusted_names
 from nnssl.errors import UserError
 from nnssl.label_efficiency.held_out import HeldOut, choose_test_set, preprocess_test_cases
 from nnssl.label_efficiency.methods import Method
 from nnssl.label_efficiency.subsets import Amount, Fold, extend_folds
+from nnssl.networks.build import any_configuration
 
 RECORD = "splits.json"
 _SPLITS = "splits_final.json"
@@ -108,7 +110,7 @@ def read_source(preprocessed: Path, dataset: str, configuration: str, plans: Ite
     """Read dataset.json and the plans.
 
     Raises:
-        UserError: a file or the configuration is missing.
+        UserError: a file or the configuration is missing; the plans name what nnU-Net must not call.
     """
     folder = preprocessed / dataset
     found: dict[str, dict[str, Any]] = {}
@@ -121,6 +123,7 @@ def read_source(preprocessed: Path, dataset: str, configuration: str, plans: Ite
         known = found[name].get("configurations", {})
         if configuration not in known:
             raise UserError(f"{file} has no configuration {configuration}; take one of {', '.join(known)} with -c")
+        refuse_untrusted_names(found[name], any_configuration(found[name], configuration), file)
     return Source(folder, json.loads((folder / "dataset.json").read_text()), found, configuration)
 
 

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from nnunetv2.evaluation.evaluate_predictions import load_summary_json, save_summary_json
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.helpers import dummy_context
 from torch import Tensor
 
@@ -19,13 +18,14 @@ from nnssl.data.annotated_labels import (
     raw_cases,
     refuse_unknown_cases,
 )
+from nnssl.finetuning.checked_trainer import CheckedTrainer
 from nnssl.finetuning.quick_run import apply_settings
 from nnssl.partial_labels.cases import AnnotatedCases, refuse_contradictions
 from nnssl.partial_labels.loss import AnnotatedLoss, partial_label_loss
 from nnssl.partial_labels.scores import annotated_summary, hard_counts
 
 
-class PartialLabels(nnUNetTrainer):
+class PartialLabels(CheckedTrainer):
     """What partial labels change in a trainer: loss, foreground patches and scores; put it first among the bases.
 
     dataset.json lists under `annotated_labels` what is annotated in a case (`nnssl.data.annotated_labels`); without the

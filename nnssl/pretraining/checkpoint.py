@@ -10,7 +10,10 @@ from typing import Any
 
 import torch
 
+from nnssl.data.trusted_names import refuse_untrusted_names
 from nnssl.errors import UserError
+from nnssl.networks.build import resolve_configuration
+from nnssl.networks.trusted import trusted_network
 
 FORMAT = 1
 LATEST, FINAL = "checkpoint_latest.pth", "checkpoint_final.pth"
@@ -44,7 +47,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """Content of a checkpoint on the CPU.
 
     Raises:
-        UserError: the file does not exist, or is not a checkpoint of this package.
+        UserError: the file does not exist, or is not a checkpoint of this package; its plans name what must not be
+            called.
     """
     if not path.is_file():
         raise UserError(f"there is no checkpoint {path}")
@@ -56,6 +60,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(f"{path} is not a checkpoint of nnssl (format {FORMAT}); give a checkpoint_*.pth that "
                         f"nnssl_pretrain wrote")  # fmt: skip
+    if {"plans", "configuration"} <= content.keys():
+        resolved = resolve_configuration(content["plans"], content["configuration"])
+        refuse_untrusted_names(content["plans"], resolved, path)
+        trusted_network(resolved, path)
     return content
 
 

@@ -37,6 +37,7 @@ def test_read_methods__mistakes(item: str) -> None:
 def test_resolve__full_path_of_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = write_pretraining(tmp_path / "results", tiny_plans())
     environment = {"nnUNet_results": str(tmp_path / "results"), "nnssl_num_epochs": "2", "nnssl_initial_lr": "1"}
+    environment["nnssl_trusted_modules"] = "mine"  # no setting of a training: it may be set later
     only = resolve(Method("a", PROBE, "p", variables={"nnssl_initial_lr": "2"}), {}, environment)
     assert only.variables == {"nnssl_checkpoint": str(file), "nnssl_initial_lr": "2", "nnssl_num_epochs": "2"}
     inside = {"nnssl": {"checkpoint": str(file.parent.relative_to(tmp_path / "results"))}}
