@@ -26,7 +26,7 @@ def give_command(configuration: dict[str, Any], marker: Path) -> dict[str, Any]:
     """The same for one configuration, which is changed."""
     architecture = configuration["architecture"]
     architecture["arch_kwargs"] |= {"nonlin": HARM, "nonlin_kwargs": {"command": f"touch {marker}"}}
-    architecture["_kw_requires_import"] = [*architecture["_kw_requires_import"], "nonlin"]
+    architecture["_kw_requires_import"] = [*{*architecture["_kw_requires_import"], "nonlin"}]
     return configuration
 
 

@@ -108,10 +108,9 @@ def _class_name(name: Any, key: str, homes: Sequence[str], plans: str) -> str:
                         f"{error}); install it, or mend it") from error  # fmt: skip
     if not _is_trusted_class(found, trusted):
         said = "" if found is None else f" (it is {_described(found)})"
-        module = found.__module__ if isinstance(found, type) else str(name).rpartition(".")[0]
         raise UserError(f"{plans} name {name!r} as {key}, which is no nn.Module class of {' or '.join(homes)}{said}, "
                         f"and plans may call nothing else; if it is a class of your own, type: export "
-                        f"{VARIABLE}={module or 'ITS_MODULE'}")  # fmt: skip
+                        f"{VARIABLE}={_module_to_trust(found, str(name), homes)}")  # fmt: skip
     full = f"{found.__module__}.{found.__qualname__}"
     return full if _locate(full, trusted) is found else str(name)
 
@@ -181,6 +180,14 @@ def _is_trusted_class(found: Any, homes: Sequence[str]) -> bool:
 
 def _is_below(module: str, homes: Sequence[str]) -> bool:
     return any(module == home or module.startswith(f"{home}.") for home in homes)
+
+
+def _module_to_trust(found: Any, name: str, homes: Sequence[str]) -> str:
+    """What the user would have to name; no module of Python's own, where no network is, and none that is trusted."""
+    module = found.__module__ if isinstance(found, type) else name.rpartition(".")[0]
+    root = module.partition(".")[0]
+    known = root in sys.stdlib_module_names or _is_below(module, homes)
+    return module if root.isidentifier() and not known else "ITS_MODULE"
 
 
 def _described(found: Any) -> str:

@@ -142,8 +142,10 @@ def test_trusted_network__an_instance_is_no_class(monkeypatch: pytest.MonkeyPatc
 def test_trusted_network__says_where_the_plans_come_from_and_what_the_name_is() -> None:
     with pytest.raises(UserError, match=r"the plans in /a/b.pth name 'torch.nn.functional.relu' as nonlin.*function"):
         trusted_network(_unet(nonlin="torch.nn.functional.relu"), "/a/b.pth")
-    with pytest.raises(UserError, match=rf"the class OrderedDict of collections.*{VARIABLE}=collections$"):
+    with pytest.raises(UserError, match=rf"the class OrderedDict of collections.*{VARIABLE}=ITS_MODULE$"):
         trusted_network(_unet(nonlin="torch.nn.modules.container.OrderedDict"))
+    with pytest.raises(UserError, match=rf"{VARIABLE}=mine.layers$"):
+        trusted_network(_unet(nonlin="mine.layers.Layer"))
 
 
 def test_trusted_network__attribute_lookup_walks_out_of_a_package() -> None:
@@ -217,6 +219,16 @@ def test_segmentation_of__arguments_that_do_not_fit_are_a_sentence() -> None:
     configuration["architecture"]["_kw_requires_import"].remove("nonlin")  # a text is called then
     with pytest.raises(UserError, match=r"cannot be built.*str"):
         segmentation_of(configuration, 2)
+
+
+def test_build__nnunet_would_run_the_command(tmp_path: Path) -> None:
+    """Or the other tests with these plans would prove nothing."""
+    from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+
+    architecture = give_command(_unet(), tmp_path / "called")["architecture"]
+    with pytest.raises(TypeError):  # what os.system returns is no layer
+        get_network_from_plans(*architecture.values(), 1, 2)
+    assert (tmp_path / "called").exists()
 
 
 def test_build__every_way_to_a_network_refuses_a_command(tmp_path: Path) -> None:
