@@ -35,6 +35,7 @@ from nnssl.data.settings import (
 )
 from nnssl.data.shared_work import SharedWork, Task
 from nnssl.data.storage import body_folder, claimed_cases, dataset_lock, done_cases, refuse_older_format
+from nnssl.data.trusted_names import refuse_untrusted_names
 from nnssl.data.unused import read_withdrawn, write_withdrawn
 from nnssl.errors import UserError
 
@@ -262,7 +263,9 @@ class DatasetVolumes:
     def _job(self) -> PreprocessingJob:
         options, dataset = self.options, self.dataset
         content = {key: value for key, value in dataset.dataset_json.items() if key != "dataset"}
-        schemes = resolved_configuration(self.plans, options.configuration).normalization_schemes
+        resolved = resolved_configuration(self.plans, options.configuration)
+        refuse_untrusted_names(self.plans, resolved.configuration, self.home / f"{self.plans['plans_name']}.json")
+        schemes = resolved.normalization_schemes
         ct_channel = dataset.ct_channel if dataset.ct_channel is not None else first_ct_channel(schemes)
         return PreprocessingJob(self.plans, options.configuration, content, self.folder, ct_channel)
 

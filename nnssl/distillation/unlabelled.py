@@ -28,6 +28,7 @@ from nnssl.data.settings import (
 )
 from nnssl.data.shared_work import SharedWork
 from nnssl.data.storage import body_folder, claimed_cases, dataset_lock, done_cases
+from nnssl.data.trusted_names import refuse_untrusted_names
 from nnssl.data.unused import read_withdrawn, unused_cases, write_withdrawn
 from nnssl.errors import UserError
 
@@ -66,9 +67,12 @@ def prepare_unlabelled(
         say: takes a sentence for the user.
 
     Raises:
-        UserError: the folder holds no images, or volumes made with other plans; or it cannot be written to.
+        UserError: the folder holds no images, or volumes made with other plans; or it cannot be written to; the plans
+            name what nnU-Net must not call.
     """
-    folder = home / f"{resolved_configuration(plans, configuration).data_identifier}_unlabelled"
+    resolved = resolved_configuration(plans, configuration)
+    refuse_untrusted_names(plans, resolved.configuration)
+    folder = home / f"{resolved.data_identifier}_unlabelled"
     raw = Path(os.environ.get("nnUNet_raw") or os.devnull) / plans["dataset_name"]
     if (raw / UNLABELLED).is_dir():
         content = {key: value for key, value in read_dataset_json(raw).items() if key != "dataset"}

@@ -17,6 +17,7 @@ from nnssl.core.plans_schema import ReaderPlans
 from nnssl.core.schemas import DatasetFile
 from nnssl.data.output_folder import check_output_folder
 from nnssl.data.raw import label_values
+from nnssl.data.trusted_names import refuse_untrusted_names
 from nnssl.errors import UserError
 from nnssl.evaluation.case import CaseJob, Score, score_case
 from nnssl.evaluation.overlap import Absent
@@ -128,6 +129,8 @@ def _described(given: str | Path | None, predictions: Path, name: str) -> dict[s
     flag, schema = _DESCRIPTIONS[name]
     file = _find_description(given, predictions, name, flag)
     content: dict[str, Any] = read_json(file, schema, f"name nnU-Net's {name} with {flag}")
+    if name == "plans.json":
+        refuse_untrusted_names(content, source=file)
     return content
 
 

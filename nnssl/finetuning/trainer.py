@@ -15,7 +15,9 @@ from torch.nn.parallel import DistributedDataParallel
 from nnssl.data.check_case import orientation
 from nnssl.data.guard import Images
 from nnssl.data.modality import names_of_channels
+from nnssl.data.nnunet_checkpoint import read_nnunet_checkpoint
 from nnssl.errors import UserError
+from nnssl.finetuning.checked_trainer import trusted_manager
 from nnssl.finetuning.quick_run import apply_settings
 from nnssl.finetuning.schedules import RateByEpoch, vox2vec_unfreezing_rate
 from nnssl.finetuning.segmentation import build_segmentation, described_network
@@ -82,7 +84,8 @@ class PretrainedTrainer(UsableCases):
     ) -> nn.Module:
         """Build the network from the plans alone, as prediction does."""
         network = described_network(plans_manager.plans)
-        return build_segmentation(network, configuration_manager.configuration, num_input_channels, num_output_channels)
+        configuration = trusted_manager(plans_manager, configuration_manager).configuration
+        return build_segmentation(network, configuration, num_input_channels, num_output_channels)
 
     def initialize(self) -> None:
         """Build the network and fill it from the pretraining; a continued training needs no pretraining any more."""
@@ -100,7 +103,7 @@ class PretrainedTrainer(UsableCases):
         """Go on with a checkpoint of this trainer, which says how its network is built."""
         content = filename_or_checkpoint
         if not isinstance(content, dict):
-            content = torch.load(content, map_location="cpu", weights_only=False)
+            content = read_nnunet_checkpoint(content)
         self._block.clear()
         self._block.update(content["init_args"]["plans"]["nnssl"])
         self._goes_on = True

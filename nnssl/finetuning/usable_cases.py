@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-
 from nnssl.data.inventory import named
 from nnssl.data.records import labels_digest
 from nnssl.data.settings import settings_digest
 from nnssl.data.unused import unused_cases
 from nnssl.errors import UserError
+from nnssl.finetuning.checked_trainer import CheckedTrainer
 
 
-class UsableCases(nnUNetTrainer):
+class UsableCases(CheckedTrainer):
     """Leaves out cases that were taken out of the raw dataset, and volumes made with other plans, and says so."""
 
     _told: tuple[str, ...] = ()

@@ -17,6 +17,7 @@ from nnssl.errors import UserError
 from nnssl.finetuning.pretrained import RANDOM, VARIABLE
 from nnssl.finetuning.which_run import find_checkpoint
 from nnssl.matching.run import checkpoint_of
+from nnssl.networks.trusted import VARIABLE as TRUSTED
 from nnssl.pretraining.checkpoint import FINAL
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,99}")
@@ -95,7 +96,8 @@ def resolve(method: Method, plans: dict[str, Any], configuration: str, environme
     Raises:
         UserError: there is no such trainer; it needs a pretraining and there is none or several.
     """
-    variables = {k: v for k, v in environment.items() if k.startswith("nnssl_") and k != VARIABLE} | method.variables
+    own = {VARIABLE, TRUSTED}  # the one is resolved below; the other changes no training
+    variables = {k: v for k, v in environment.items() if k.startswith("nnssl_") and k not in own} | method.variables
     if VARIABLE in method.variables:
         raise UserError(f"-tr names {VARIABLE} for {method.name}; write the checkpoint as its third part: {_FORM}")
     checkpoint = None

@@ -14,7 +14,10 @@ from nnssl.core.files import replacing
 from nnssl.core.json_files import checked
 from nnssl.core.own_files import CheckpointFile, ResumableFile
 from nnssl.core.system import unreadable, why
+from nnssl.data.trusted_names import refuse_untrusted_names
 from nnssl.errors import UserError
+from nnssl.networks.build import resolve_configuration
+from nnssl.networks.trusted import trusted_network
 
 FORMAT = 1
 LATEST, FINAL = "checkpoint_latest.pth", "checkpoint_final.pth"
@@ -47,8 +50,8 @@ def load_checkpoint(path: Path, to_continue: bool = False, mapped: bool = False)
         mapped: leave the tensors on the disk until they are used, for whoever reads what is said of many runs.
 
     Raises:
-        UserError: the file does not exist, is not a checkpoint of this package, or lacks something; or a name in it
-            cannot be a part of a path.
+        UserError: the file does not exist, is not a checkpoint of this package, or lacks something; a name in it
+            cannot be a part of a path, or its plans name what must not be called.
     """
     return check_entries(load_content(path, mapped), path, to_continue)
 
@@ -56,7 +59,11 @@ def load_checkpoint(path: Path, to_continue: bool = False, mapped: bool = False)
 def check_entries(content: dict[str, Any], path: Path, to_continue: bool = False) -> dict[str, Any]:
     """The content of a checkpoint, if its entries are what they have to be; arguments and errors as above."""
     schema = ResumableFile if to_continue else CheckpointFile
-    return checked(content, schema, path, "give a checkpoint_*.pth that nnssl_pretrain wrote, unchanged")
+    checked(content, schema, path, "give a checkpoint_*.pth that nnssl_pretrain wrote, unchanged")
+    resolved = resolve_configuration(content["plans"], content["configuration"])
+    refuse_untrusted_names(content["plans"], resolved, path)
+    trusted_network(resolved, path)
+    return content
 
 
 def load_content(path: Path, mapped: bool = False) -> dict[str, Any]:
