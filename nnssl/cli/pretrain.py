@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 
-from nnssl.cli.run import run
+from nnssl.cli.run import ALLOW_HELP, run
 from nnssl.methods.registry import method_names
 
 EPILOG = """examples:
@@ -63,6 +63,7 @@ def parser() -> argparse.ArgumentParser:
                         "checkpoint is kept as checkpoint_best.pth")
     p.add_argument("-probe_every", type=int, metavar="EPOCHS",
                    help="epochs from one Dice to the next (default: at most 20 in the run, as its cost allows)")
+    p.add_argument("--allow_other_intensities", action="store_true", help=ALLOW_HELP)
     p.add_argument("-np", type=int, default=None, metavar="N", dest="num_processes",
                    help="processes for preprocessing, where that is still to do (default: nnU-Net's)")
     # fmt: on

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from nnssl.errors import UserError
 
 LEFT_OUT = 3  # exit code: done, but some volumes were left out
+ALLOW_HELP = "take images of another modality than the pretraining's, such as CT after MR"
 
 
 class _Formatter(logging.Formatter):

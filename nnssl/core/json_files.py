@@ -14,14 +14,35 @@ from nnssl.errors import UserError
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-_SHOWN = 8  # faults that a message lists
+_SHOWN, _LONG = 20, 600  # faults that a message lists, and characters of each
+# What pydantic finds, in the words of the other messages.
+_WORDS = {
+    "missing": "is missing",
+    "string_type": "must be text",
+    "string_too_short": "must not be empty",
+    "int_type": "must be a whole number",
+    "float_type": "must be a number",
+    "finite_number": "must be a finite number",
+    "bool_type": "must be true or false",
+    "dict_type": "must be an object",
+    "model_type": "must be an object",
+    "list_type": "must be a list",
+    "greater_than": "must be above {gt:g}",
+    "greater_than_equal": "must be at least {ge:g}",
+    "less_than": "must be below {lt:g}",
+    "less_than_equal": "must be at most {le:g}",
+    "too_short": "must have at least {min_length} entries",
+    "too_long": "must have at most {max_length} entries",
+    "literal_error": "must be {expected}",
+}
 T = TypeVar("T")
 
 
 def read_json(file: Path, schema: type[BaseModel] | None = None, fix: str = "mend it, or restore it") -> Any:
     """Content of a JSON file.
 
-    NaN and Infinity, which Python reads and JSON does not have, are faults like any other.
+    NaN and Infinity, which Python reads and JSON does not have, are faults like any other, and so is a key that an
+    object has twice, of which Python would take the last.
 
     Args:
         file: that exists.
@@ -32,7 +53,7 @@ def read_json(file: Path, schema: type[BaseModel] | None = None, fix: str = "men
         UserError: the file is missing, cannot be read, is no JSON, or does not fit the schema.
     """
     try:
-        content = json.loads(file.read_bytes().decode("utf-8-sig"), parse_constant=_no_number)
+        content = json.loads(file.read_bytes().decode("utf-8-sig"), parse_constant=_no_number, object_pairs_hook=_once)
     except FileNotFoundError as error:
         raise UserError(f"{file} is missing; {fix}") from error
     except OSError as error:
@@ -80,25 +101,40 @@ def _no_number(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON")
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"an object has the key {shown(twice)} twice")
+    return content
+
+
 def _place(parts: Sequence[int | str]) -> str:
     path = ""
-    for part in parts:
+    for part in (p for p in parts if p != "[key]"):  # how pydantic marks the name of an entry
         path += f"[{part}]" if isinstance(part, int) else f"{'.' if path else ''}{_key(part)}"
     return f"{path}: " if path else ""
 
 
 def _key(name: str) -> str:
-    return name if name.isidentifier() or name.isalnum() else shown(name)
+    return name if name.replace("_", "a").isalnum() else shown(name)
 
 
 def _what(fault: Mapping[str, Any]) -> str:
-    if fault["type"] == "missing":
-        return "is missing"
-    message = str(fault["msg"]).removeprefix("Value error, ")
-    given = fault["input"]
+    kind, given = fault["type"], fault["input"]
+    if kind == "missing" or (kind == "value_error" and isinstance(given, (dict, list))):
+        return _message(fault)
     simple = given is None or isinstance(given, (bool, int, float, str))
-    return _one_line(message) + (f" (it is {shown(given)})" if simple else f" (it is {type(given).__name__})")
+    return _message(fault) + (f" (it is {shown(given)})" if simple else f" (it is {type(given).__name__})")
+
+
+def _message(fault: Mapping[str, Any]) -> str:
+    words = _WORDS.get(fault["type"])
+    return _one_line(
+        str(fault["msg"]).removeprefix("Value error, ") if words is None else words.format(**fault.get("ctx", {}))
+    )
 
 
 def _one_line(text: object) -> str:
-    return " ".join(str(text).split())[:200]
+    return " ".join(str(text).split())[:_LONG]

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from nnssl.errors import UserError
 
-Kind = Literal["case", "dataset", "plans", "configuration", "data_identifier"]
+Kind = Literal["case", "dataset", "plans", "configuration", "data_identifier", "fold", "trainer", "file"]
 
 _CALLED: dict[Kind, str] = {
     "case": "a case",
@@ -15,14 +15,20 @@ _CALLED: dict[Kind, str] = {
     "plans": "plans",
     "configuration": "a configuration",
     "data_identifier": "a folder of preprocessed volumes (data_identifier)",
+    "fold": "a fold",
+    "trainer": "a trainer",
+    "file": "a file",
 }
+_FIX: dict[Kind, str] = {"fold": "give all or a number", "trainer": "give the name of its class"}
+_ANY_FIX = "choose letters, digits, dots, hyphens and single underscores"
 _LONGEST = 200  # bytes: endings such as _0000.nii.gz and the names of temporary files fit beside it into 255
 # Files that nnU-Net and this package keep where plans are kept: NAME.json must be none of them.
 _STEMS = ("dataset", "dataset_fingerprint", "splits_final", "plans", "summary", "postprocessing")
 _PLANS_ENDS = re.compile(r"_(left_out|unlabelled)(_part_\d+_of_\d+)?$")
 _FOLDERS = ("gt_segmentations", "imagesTr", "imagesTs", "imagesUn", "labelsTr", "labelsTs")
 _FOLDER_ENDS = re.compile(r"_(body|unlabelled|embeddings_[^_]*)$")
-_DATASET = re.compile(r"Dataset\d{3,}_.+", re.DOTALL)
+_FOLD = re.compile(r"0|[1-9][0-9]{0,8}")
+_DATASET = re.compile(r"Dataset[0-9]{3,}_.+", re.DOTALL)
 
 
 def why_not_a_name(name: Any, kind: Kind) -> str | None:
@@ -36,6 +42,9 @@ def why_not_a_name(name: Any, kind: Kind) -> str | None:
     - plans: no double underscore, at which nnU-Net splits names of folders; none of the JSON files beside plans.
     - configuration: no double underscore.
     - data_identifier: none of the folders that nnU-Net or this package keep beside it.
+    - fold: all, or a number as nnU-Net writes it, without zeros before it.
+    - trainer: name of a class, without a double underscore.
+    - file: nothing more; a file in a folder that is known.
     """
     return _why_no_component(name) or _why_not_of_kind(name, kind)
 
@@ -54,8 +63,8 @@ def check_name(name: Any, kind: Kind, where: object = None) -> str:
     reason = why_not_a_name(name, kind)
     if reason is not None:
         source = "" if where is None else f"{where}: "
-        raise UserError(f"{source}{shown(name)} cannot be the name of {_CALLED[kind]}: it {reason}; choose letters, "
-                        f"digits, dots, hyphens and single underscores")  # fmt: skip
+        raise UserError(f"{source}{shown(name)} cannot be the name of {_CALLED[kind]}: it {reason}; "
+                        f"{_FIX.get(kind, _ANY_FIX)}")  # fmt: skip
     return str(name)
 
 
@@ -90,10 +99,14 @@ def _why_not_of_kind(name: str, kind: Kind) -> str | None:
         return "ends in _seg, as nnU-Net names label maps"
     if kind == "dataset" and not _DATASET.fullmatch(name):
         return "is not named like Dataset500_Thorax"
-    if kind in ("plans", "configuration") and "__" in name:
+    if kind in ("plans", "configuration", "trainer") and "__" in name:
         return "contains __, at which nnU-Net splits names"
     if kind == "plans" and (name in _STEMS or _PLANS_ENDS.search(name)):
         return f"would replace {name}.json, which is no plans"
     if kind == "data_identifier" and (name in _FOLDERS or _FOLDER_ENDS.search(name)):
         return "is that of a folder with other content"
+    if kind == "fold" and not (name == "all" or _FOLD.fullmatch(name)):
+        return "is neither all nor a number"
+    if kind == "trainer" and not name.isidentifier():
+        return "is no name of a class"
     return None

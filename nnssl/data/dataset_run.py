@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
@@ -12,9 +11,11 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from nnssl.core.json_files import write_json
+from nnssl.core.json_files import checked, read_json, write_json
+from nnssl.core.schemas import FingerprintFile, PlansFile
 from nnssl.data.fingerprint import make_fingerprint, scan_dataset
-from nnssl.data.folders import dataset_id
+from nnssl.data.folders import dataset_argument, dataset_id
+from nnssl.data.guard import Images, check_datasets
 from nnssl.data.planning import (
     PlanRequest,
     Plans,
@@ -28,11 +29,20 @@ from nnssl.data.planning import (
 from nnssl.data.pool import map_cases
 from nnssl.data.preprocessing import PreprocessingJob, prepare_case
 from nnssl.data.raw import RawCase, RawDataset, first_ct_channel, read_dataset_json, read_raw_dataset
-from nnssl.data.reader import find_reader
+from nnssl.data.reader import (
+    REORIENTING,
+    can_reorient,
+    choose_orientation,
+    copy_dataset_json,
+    find_reader,
+    was_reoriented,
+)
 from nnssl.data.report import earlier_orientations, earlier_warnings, refuse_left_out, report_file, write_report
 from nnssl.data.settings import check_settings, remove_unfit_volumes, volume_settings
 from nnssl.data.storage import body_folder, done_cases, masked_cases, refuse_older_format
 from nnssl.errors import UserError
+
+_NEW_FINGERPRINT = "delete it, and run the same line again: it is made anew"
 
 logger = logging.getLogger("nnssl")
 
@@ -88,11 +98,12 @@ class DatasetRun:
         self.orientations: dict[str, str | None] = {}
         self.warnings: dict[str, Sequence[str]] = {}
         self.plans: Plans = {}
+        self.reorient = False  # whether images are turned to RAS as they are read
 
     @cached_property
     def reader(self) -> Any:
         """nnU-Net's reader for the raw images."""
-        return find_reader(self.dataset)
+        return find_reader(self.dataset, self.reorient)
 
     @property
     def folder(self) -> Path:
@@ -104,6 +115,7 @@ class DatasetRun:
     def plan(self, request: PlanRequest) -> Plans:
         """Plans of this dataset: those that exist, or new ones."""
         existing = self._existing(request.name(), request)
+        self.reorient = choose_orientation(self.dataset, request.reorient, None if request.overwrite else existing)
         if existing is None or request.explicit or request.overwrite:
             self._may_plan(request, existing)
             self._scan()
@@ -119,7 +131,9 @@ class DatasetRun:
 
     def take_plans(self, source: Plans, first: RawDataset, request: PlanRequest) -> None:
         """The first dataset's plans for this one."""
-        _check_channels(first, self.dataset)
+        given, own = (Images(dataset.name, dataset.channel_names) for dataset in (first, self.dataset))
+        for warning in check_datasets(given, own, request.allow_other_intensities):
+            logger.warning(warning)
         self.adopt_plans(renamed(source, f"{source['plans_name']}From{dataset_id(first.name)}"), request)
         if self.dataset.labelled:
             self._scan()  # stock training copies the fingerprint, though these plans do not need it
@@ -127,10 +141,14 @@ class DatasetRun:
     def adopt_plans(self, plans: Plans, request: PlanRequest) -> None:
         """Another dataset's plans for this one, under the name that they have.
 
+        Plans that turn images to RAS do so here too, where the files are NIfTI.
+
         Raises:
             UserError: other plans of that name exist and may not be replaced; or the raw images are missing.
         """
         existing = self._existing(plans["plans_name"], request)
+        wanted = plans.get("image_reader_writer") == REORIENTING and can_reorient(self.dataset.dataset_json)
+        self.reorient = choose_orientation(self.dataset, wanted, None if request.overwrite else existing)
         if existing is None or request.overwrite or self.dataset.cases:
             self._may_plan(request, existing)
             plans = moved_plans(plans, plans["plans_name"], self.dataset, self.reader)
@@ -141,7 +159,7 @@ class DatasetRun:
         file = self.home / "dataset_fingerprint.json"
         if self.dataset.cases:
             self._scan()
-        return dict(json.loads(file.read_text())) if file.is_file() else {}
+        return dict(read_json(file, FingerprintFile, _NEW_FINGERPRINT)) if file.is_file() else {}
 
     def preprocess(self) -> PreparedDataset:
         """Prepare what is not done yet, copy labels for nnU-Net's validation, and report."""
@@ -149,7 +167,7 @@ class DatasetRun:
         refuse_older_format(folder)
         check_settings(folder, volume_settings(self.plans, options.configuration))
         if not (self.home / "dataset.json").is_file():
-            shutil.copy(self.dataset.folder / "dataset.json", self.home / "dataset.json")
+            copy_dataset_json(self.dataset.folder, self.home, self.reorient)
         done = done_cases(folder)
         everything = sorted({*cases, *self.left_out} if cases else done)
         part = everything[options.part_id :: options.num_parts]
@@ -201,13 +219,15 @@ class DatasetRun:
             raise UserError(self._nothing_usable())
         if self.options.num_parts > 1 and (existing is None or request.overwrite):
             raise UserError(f"the parts of {self.dataset.name} need plans first; run once, before all parts: "
-                            f"nnssl_plan_and_preprocess -d {dataset_id(self.dataset.name)} --no_pp, with the same -p "
-                            f"or -pl; then the parts, without --overwrite_plans")  # fmt: skip
+                            f"nnssl_plan_and_preprocess -d {dataset_argument(self.dataset.name)} --no_pp, with the "
+                            f"same -p or -pl; then the parts, without --overwrite_plans")  # fmt: skip
 
     def _scan(self) -> None:
         """Fingerprint from all volumes, unless there is one."""
         file = self.home / "dataset_fingerprint.json"
-        if file.is_file() and not self.options.clean:
+        as_before = self.reorient == was_reoriented(self.home, self.dataset)
+        if file.is_file() and not self.options.clean and as_before:
+            read_json(file, FingerprintFile, _NEW_FINGERPRINT)  # planners read it without a check
             return
         logger.info("%s: fingerprint of %d volumes", self.dataset.name, len(self.dataset.cases))
         scans = scan_dataset(self.dataset, self.reader, self.options.num_processes, self.options.show_progress)
@@ -219,9 +239,12 @@ class DatasetRun:
         if not self.orientations:
             raise UserError(self._nothing_usable())
         write_json(file, make_fingerprint(scans, self.dataset))
+        if not as_before:
+            copy_dataset_json(self.dataset.folder, self.home, self.reorient)
 
     def _accept(self, new: Plans, existing: Plans | None, request: PlanRequest) -> None:
         """Keep the existing plans if the new ones agree with them; save the new ones if they may replace them."""
+        checked(new, PlansFile, f"{self.dataset.name}: its new plans", "choose other plans, or another name for them")
         name, configuration = new["plans_name"], self.options.configuration
         self._check_configuration(new)
         if existing is not None and not request.overwrite:
@@ -238,7 +261,7 @@ class DatasetRun:
         ):
             logger.info("%s: removed the volumes in %s, made with other plans", self.dataset.name, self.folder)
         write_json(self.home / f"{name}.json", self.plans)
-        shutil.copy(self.dataset.folder / "dataset.json", self.home / "dataset.json")
+        copy_dataset_json(self.dataset.folder, self.home, self.reorient)
         logger.info("%s: plans saved as %s", self.dataset.name, self.home / f"{name}.json")
 
     def _check_configuration(self, plans: Plans) -> None:
@@ -287,11 +310,3 @@ class DatasetRun:
     def _nothing_usable(self) -> str:
         reasons = "; ".join(f"{case}: {reason}" for case, reason in sorted(self.left_out.items())[:5])
         return f"{self.dataset.name}: no volume can be used; mend the files ({reasons})"
-
-
-def _check_channels(first: RawDataset, other: RawDataset) -> None:
-    """Raise UserError unless two datasets can share plans."""
-    if (len(first.channel_names), first.ct_channel) != (len(other.channel_names), other.ct_channel):
-        raise UserError(f"{other.name} has the channels {', '.join(other.channel_names)} and {first.name} has "
-                        f"{', '.join(first.channel_names)}; datasets that share plans need the same: run the command "
-                        f"for each of them")  # fmt: skip

@@ -1,13 +1,17 @@
-"""nnU-Net's three folders, and the names of the datasets in them."""
+"""nnU-Net's three folders, and the names and numbers of the datasets in them."""
 
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 
+from nnssl.core.names import check_name, shown, why_not_a_name
 from nnssl.errors import UserError
 
 _MANY = 40  # dataset names that an error lists at most
+_FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+_STOCK_DIGITS = 3  # of a number that nnU-Net's own commands can tell from others
 
 
 def require_folders(*names: str) -> tuple[Path, ...]:
@@ -41,39 +45,71 @@ def _folder(name: str) -> Path:
 def dataset_name(id_or_name: int | str) -> str:
     """Full name, such as Dataset500_Thorax, of a dataset given by number or by name.
 
-    nnU-Net's own conversion: it looks into all of its three folders that are set.
+    It is looked for in all of nnU-Net's three folders that are set. The whole number counts: nnU-Net's own conversion
+    goes by the beginning of the name, so that 150 would find Dataset1500_Thorax too.
 
     Raises:
         UserError: no dataset of that number or name exists, or several have the number; the message lists what exists.
     """
-    from nnunetv2.utilities.dataset_name_id_conversion import find_candidate_datasets
-
     text = str(id_or_name)
-    if text.isdecimal():
-        candidates = [str(name) for name in find_candidate_datasets(int(text))]
-    else:
-        candidates = [name for name in existing_datasets() if name == text]
+    candidates = [name for name in _datasets(_FOLDERS) if is_dataset(name, text)]
     if len(candidates) == 1:
         return candidates[0]
     if candidates:
         raise UserError(f"several datasets have the id {text}: {', '.join(candidates)}; rename all but one")
+    if text.startswith("Dataset"):
+        check_name(text, "dataset")
     known = existing_datasets()
     listed = ", ".join(known[:_MANY]) + (", ..." if len(known) > _MANY else "")
-    raise UserError(f"there is no dataset {text} in nnUNet_raw; those that exist: {listed or 'none'}")
+    called = text if text.isprintable() and len(text) <= _MANY else shown(text)
+    raise UserError(f"there is no dataset {called} in nnUNet_raw; those that exist: {listed or 'none'}")
 
 
 def existing_datasets() -> list[str]:
     """Names of the datasets in nnUNet_raw and nnUNet_preprocessed, sorted."""
-    found: set[str] = set()
-    for name in ("nnUNet_raw", "nnUNet_preprocessed"):
-        folder = Path(os.environ.get(name) or os.devnull)
-        if folder.is_dir():
-            found |= {entry.name for entry in os.scandir(folder) if entry.name.startswith("Dataset") and entry.is_dir()}
-    return sorted(found)
+    return _datasets(_FOLDERS[:2])
+
+
+def is_dataset(name: str, id_or_name: int | str) -> bool:
+    """Whether a full name is what a number (with or without zeros before it) or a full name stands for."""
+    text = str(id_or_name)
+    return name == text or (text.isdecimal() and text.isascii() and _digits(name) == text.lstrip("0"))
 
 
 def dataset_id(name: str) -> int:
-    """Number of a dataset's name: 500 for Dataset500_Thorax."""
-    from nnunetv2.utilities.dataset_name_id_conversion import convert_dataset_name_to_id
+    """Number of a dataset's name: 500 for Dataset500_Thorax, 1500 for Dataset1500_Thorax.
 
-    return int(convert_dataset_name_to_id(name))
+    Raises:
+        UserError: it is no name of a dataset.
+    """
+    return int(_digits(check_name(name, "dataset")) or "0")
+
+
+def dataset_argument(name: str) -> str:
+    """A dataset as it is named in the lines that we print, for nnU-Net's commands and ours.
+
+    Its number, or its full name where nnU-Net's own commands would take the number for another one: they cut numbers to
+    three digits in places, and look for names that begin with them.
+    """
+    digits = name.removeprefix("Dataset").split("_")[0]
+    start = f"Dataset{digits}"
+    like_it = [other for other in _datasets(_FOLDERS) if other != name and other.startswith(start)]
+    if len(digits) != _STOCK_DIGITS or like_it:
+        return shlex.quote(name)
+    return str(dataset_id(name))
+
+
+def _digits(name: str) -> str:
+    """Digits of the number in a valid name, without zeros before it."""
+    return name.removeprefix("Dataset").split("_")[0].lstrip("0")
+
+
+def _datasets(folders: tuple[str, ...]) -> list[str]:
+    found: set[str] = set()
+    for variable in folders:
+        folder = Path(os.environ.get(variable) or os.devnull)
+        if folder.is_dir():
+            with os.scandir(folder) as entries:
+                names = {e.name for e in entries if e.name.startswith("Dataset") and e.is_dir()}
+            found |= {name for name in names if why_not_a_name(name, "dataset") is None}
+    return sorted(found)

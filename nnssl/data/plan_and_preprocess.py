@@ -29,6 +29,8 @@ def plan_and_preprocess(
     part_id: int = 0,
     strict: bool = False,
     show_progress: bool = True,
+    reorient: bool = False,
+    allow_other_intensities: bool = False,
 ) -> list[PreparedDataset]:
     """Plan and preprocess datasets with or without labels; what is done already is kept.
 
@@ -51,6 +53,8 @@ def plan_and_preprocess(
         part_id: which of these jobs this is, from 0.
         strict: refuse if any volume is left out.
         show_progress: a bar where standard error is a terminal.
+        reorient: have nnU-Net turn all images to RAS as it reads them, and predictions back (NIfTI only).
+        allow_other_intensities: give the plans to datasets of another modality too (`nnssl.data.guard`).
 
     Returns:
         One entry a dataset, in the order given.
@@ -60,7 +64,8 @@ def plan_and_preprocess(
     """
     raw, preprocessed = require_folders("nnUNet_raw", "nnUNet_preprocessed")
     spacing = None if overwrite_target_spacing is None else tuple(overwrite_target_spacing)
-    request = PlanRequest(planner, preset, gpu_memory_target, spacing, overwrite_plans_name, overwrite_plans)
+    request = PlanRequest(planner, preset, gpu_memory_target, spacing, overwrite_plans_name, overwrite_plans,
+                          reorient, allow_other_intensities)  # fmt: skip
     if not 0 <= part_id < num_parts:
         raise UserError(f"-part_id {part_id} is not one of the parts 0 to {num_parts - 1} of -num_parts {num_parts}")
     if num_processes is not None and num_processes < 1:

@@ -13,12 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nnssl.core.json_files import read_json
+from nnssl.core.names import check_name
+from nnssl.core.schemas import PlansFile
+from nnssl.data.guard import ALLOWED
 from nnssl.data.presets import plans_from_preset, presets
 from nnssl.data.quiet import quietly
 from nnssl.data.raw import RawDataset
 from nnssl.errors import UserError
 
 DEFAULT_PLANNER = "ExperimentPlanner"
+_LARGEST_MM, _LARGEST_GB = 1000.0, 10_000.0
 BLOCK = "nnssl"  # entry of plans: which pretraining a network starts from, see `nnssl.finetuning`
 
 Plans = dict[str, Any]
@@ -35,6 +40,8 @@ class PlanRequest:
         target_spacing: mm, in the file's array axes (z, y, x), for the planner's 3d_fullres; None for its own.
         plans_name: None for the planner's or the preset's.
         overwrite: replace plans of that name.
+        reorient: have nnU-Net turn all images to RAS as it reads them.
+        allow_other_intensities: give plans to datasets of another modality too.
     """
 
     planner: str | None = None
@@ -43,20 +50,25 @@ class PlanRequest:
     target_spacing: tuple[float, ...] | None = None
     plans_name: str | None = None
     overwrite: bool = False
+    reorient: bool = False
+    allow_other_intensities: bool = False
 
     def __post_init__(self) -> None:
-        """Raise UserError where the parts exclude each other."""
+        """Raise UserError where the parts exclude each other, or one is no name or out of range."""
         options = (self.planner, self.gpu_memory_target, self.target_spacing)
         if self.preset is not None and any(option is not None for option in options):
             raise UserError("-p takes plans as they are; -pl, -gpu_memory_target and -overwrite_target_spacing make "
                             "plans: give one or the other")  # fmt: skip
-        if self.target_spacing is not None and (len(self.target_spacing) != 3 or min(self.target_spacing) <= 0):
-            raise UserError("-overwrite_target_spacing needs three positive numbers, in mm, as in 2 1 1 (z y x)")
-        if self.gpu_memory_target is not None and self.gpu_memory_target <= 0:
-            raise UserError("-gpu_memory_target needs a positive number of GB, as in 24")
-        if self.plans_name is not None and ("__" in self.plans_name or os.sep in self.plans_name):
-            raise UserError(f"{self.plans_name} cannot be the name of plans: nnU-Net splits names at __, and plans are "
-                            f"a file; choose letters, digits and single underscores")  # fmt: skip
+        spacing, memory = self.target_spacing, self.gpu_memory_target
+        if spacing is not None and (len(spacing) != 3 or not all(0 < mm <= _LARGEST_MM for mm in spacing)):
+            raise UserError(f"-overwrite_target_spacing needs three numbers above 0 and up to {_LARGEST_MM:g}, in mm, "
+                            f"as in 2 1 1 (z y x), not {' '.join(map(str, spacing))}")  # fmt: skip
+        if memory is not None and not 0 < memory <= _LARGEST_GB:
+            raise UserError(f"-gpu_memory_target needs a number of GB above 0 and up to {_LARGEST_GB:g}, as in 24, not "
+                            f"{memory}")  # fmt: skip
+        for flag, name in (("-p", self.preset), ("-overwrite_plans_name", self.plans_name)):
+            if name is not None:
+                check_name(name, "plans", flag)
 
     @property
     def explicit(self) -> bool:
@@ -103,22 +115,22 @@ def planner_class(name: str) -> Any:
 
 
 def load_plans(folder: Path, name: str) -> Plans | None:
-    """Plans `name` of the preprocessed dataset `folder`, or None."""
-    file = folder / f"{name}.json"
+    """Plans `name` of the preprocessed dataset `folder`, or None.
+
+    Raises:
+        UserError: it is no name of plans, or the file does not fit `nnssl.core.schemas.PlansFile`.
+    """
+    file = folder / f"{check_name(name, 'plans')}.json"
     if not file.is_file():
         return None
-    try:
-        plans = json.loads(file.read_text())
-    except ValueError as error:
-        raise UserError(f"{file} is not valid JSON ({error}); restore it, or add --overwrite_plans") from error
-    if not isinstance(plans, dict) or "configurations" not in plans:
-        raise UserError(f"{file} does not hold nnU-Net plans; choose other plans with -p")
+    plans: Plans = read_json(file, PlansFile, "restore it, choose other plans with -p, or add --overwrite_plans")
     return plans
 
 
 def existing_plans(folder: Path) -> list[str]:
     """Names of the plans of the preprocessed dataset `folder`, sorted."""
-    return sorted(file.stem for file in folder.glob("*.json") if '"configurations"' in file.read_text())
+    files = (file for file in folder.glob("*.json") if file.is_file() and os.access(file, os.R_OK))
+    return sorted(file.stem for file in files if b'"configurations"' in file.read_bytes())
 
 
 def make_plans(request: PlanRequest, dataset: RawDataset, reader: Any, preprocessed: Path) -> Plans:
@@ -136,7 +148,7 @@ def make_plans(request: PlanRequest, dataset: RawDataset, reader: Any, preproces
             planner = _planner(_planner_of_plans(request, preprocessed), dataset, reader, request)
             plans = planner.plan_experiment()
     plans = renamed(json.loads(json.dumps(plans)), name)
-    if request.target_spacing is not None:
+    if request.target_spacing is not None or request.reorient:
         _own_data_folders(plans)
     return plans
 
@@ -185,7 +197,7 @@ def merged(new: Plans, old: Plans | None) -> Plans:
 
 def _pretrained(plans: Plans) -> list[Any]:
     """Which pretraining plans name; what else their block says, such as the epochs of a quick run, is the user's."""
-    return [plans.get(BLOCK, {}).get(key) for key in ("checkpoint", "method", "levels")]
+    return [plans.get(BLOCK, {}).get(key) for key in ("checkpoint", "method", "levels", ALLOWED)]
 
 
 def _default_name(planner: Any) -> str:
@@ -254,7 +266,7 @@ def _one_thread_at_least() -> Iterator[None]:
 
 
 def _own_data_folders(plans: Plans) -> None:
-    """Another spacing needs volumes of its own; the ResEnc planners would put them into those of nnUNetPlans."""
+    """Other volumes than the planner's need folders of their own; the ResEnc planners share those of nnUNetPlans."""
     for name, configuration in plans["configurations"].items():
         if "data_identifier" in configuration:
             configuration["data_identifier"] = f"{plans['plans_name']}_{name}"

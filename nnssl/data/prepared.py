@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnssl.data.folders import dataset_id, dataset_name, require_folders
+from nnssl.core.json_files import read_json
+from nnssl.core.own_files import ReportFile
+from nnssl.core.schemas import FingerprintFile
+from nnssl.data.folders import dataset_argument, dataset_id, dataset_name, require_folders
+from nnssl.data.guard import Images, warn_of_images
 from nnssl.data.plan_and_preprocess import plan_and_preprocess
 from nnssl.data.planning import load_plans
 from nnssl.data.raw import read_dataset_json
-from nnssl.data.report import report_file
+from nnssl.data.report import NEW_REPORT, report_file
 from nnssl.data.volumes import VolumeFolder
 from nnssl.errors import UserError
 
@@ -30,7 +33,12 @@ class PreparedDatasets:
 
 
 def prepare_datasets(
-    dataset_ids: Sequence[int | str], plans: str, configuration: str, num_processes: int | None, may_preprocess: bool
+    dataset_ids: Sequence[int | str],
+    plans: str,
+    configuration: str,
+    num_processes: int | None,
+    may_preprocess: bool,
+    allow_other_intensities: bool = False,
 ) -> PreparedDatasets:
     """Datasets with plans, volumes and body masks.
 
@@ -40,6 +48,7 @@ def prepare_datasets(
         configuration: a 3D one of the plans.
         num_processes: for preprocessing, None for the default.
         may_preprocess: False where several processes would do it at once; everything has to be there then.
+        allow_other_intensities: whether datasets may be of another modality than the first one.
 
     Raises:
         UserError: from `plan_and_preprocess`; or something is missing that must not be made here.
@@ -48,28 +57,34 @@ def prepare_datasets(
     names = list(dict.fromkeys(dataset_name(d) for d in dataset_ids))
     if may_preprocess:
         # what is done already costs a directory listing
-        plan_and_preprocess(names, preset=plans, configuration=configuration, num_processes=num_processes)
+        plan_and_preprocess(names, preset=plans, configuration=configuration, num_processes=num_processes,
+                            allow_other_intensities=allow_other_intensities)  # fmt: skip
     plans_names = [plans] + [f"{plans}From{dataset_id(names[0])}"] * (len(names) - 1)
     found = [load_plans(preprocessed / n, p) for n, p in zip(names, plans_names, strict=True)]
     for name, content in zip(names, found, strict=True):
         if content is None:
-            ids = " ".join(str(dataset_id(n)) for n in names)
+            ids = " ".join(map(dataset_argument, names))
             raise UserError(f"{name} has no plans {plans} yet, and processes that train together do not make them; run "
                             f"nnssl_plan_and_preprocess -d {ids} -p {plans} first")  # fmt: skip
     own = [content for content in found if content is not None]
     fingerprint = preprocessed / names[0] / "dataset_fingerprint.json"
+    first, *others = (majority_orientation(preprocessed / n, p) for n, p in zip(names, plans_names, strict=True))
+    oriented = {f"most volumes of {n}": letters for n, letters in zip(names[1:], others, strict=True)}
+    warn_of_images(Images(names[0], orientation=first), Images("", orientations=oriented))
     return PreparedDatasets(
         [VolumeFolder.from_plans(preprocessed, n, p, configuration) for n, p in zip(names, own, strict=True)],
         own[0],
         read_dataset_json(preprocessed / names[0]),
-        json.loads(fingerprint.read_text()) if fingerprint.is_file() else {},
+        read_json(fingerprint, FingerprintFile, "delete it") if fingerprint.is_file() else {},
         results,
-        majority_orientation(preprocessed / names[0], plans),
+        first,
     )
 
 
 def majority_orientation(folder: Path, plans_name: str) -> str | None:
     """Commonest orientation of a preprocessed dataset's volumes, such as LPS, from its report; None where unknown."""
     file = report_file(folder, plans_name)
-    majority: str | None = json.loads(file.read_text())["orientation"]["majority"] if file.is_file() else None
+    if not file.is_file():
+        return None
+    majority: str | None = read_json(file, ReportFile, NEW_REPORT)["orientation"]["majority"]
     return majority

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections import Counter
@@ -12,7 +11,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from nnssl.core.json_files import read_json
 from nnssl.core.listing import Listing, list_folder
+from nnssl.core.names import shown, why_not_a_name
+from nnssl.core.schemas import DatasetFile
 from nnssl.errors import UserError
 
 UNLABELLED = "imagesUn"  # FLARE's name for the folder
@@ -95,11 +97,7 @@ def read_raw_dataset(raw: Path, name: str) -> RawDataset:
     for case in list(cases.values()):
         if labelled and case.label is None:
             left_out[case.name] = "no label, in a dataset with labels (unlabelled volumes need a dataset of their own)"
-        elif case.name.endswith("_seg"):
-            left_out[case.name] = "a name that ends in _seg is that of a label for nnU-Net"
-        else:
-            continue
-        del cases[case.name]
+            del cases[case.name]
     return RawDataset(name, folder, dataset_json, dict(sorted(cases.items())), left_out, labelled, ignored)
 
 
@@ -107,24 +105,12 @@ def read_dataset_json(folder: Path) -> dict[str, Any]:
     """Content of `folder/dataset.json`, checked; `numTraining` may be absent.
 
     Raises:
-        UserError: the file is missing, is no JSON, or lacks a key; or no reader of nnU-Net knows its file ending.
+        UserError: the file is missing, is no JSON, or does not fit `nnssl.core.schemas.DatasetFile`.
     """
     file = folder / "dataset.json"
     if not file.is_file():
         raise UserError(f"{file} is missing; the least it can say is: {_EXAMPLE}")
-    try:
-        content = json.loads(file.read_text())
-    except ValueError as error:
-        raise UserError(f"{file} is not valid JSON ({error}); the least it can say is: {_EXAMPLE}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{file} must hold a JSON object; the least it can say is: {_EXAMPLE}")
-    missing = [key for key in ("labels", "file_ending") if key not in content]
-    if not isinstance(_channels(content), dict) or not _channels(content):
-        missing.insert(0, "channel_names")
-    if missing:
-        raise UserError(f"{file} lacks {', '.join(missing)}; the least it can say is: {_EXAMPLE}")
-    if "background" not in content["labels"]:
-        raise UserError(f'{file} must name the background among its labels: "labels": {{"background": 0}}')
+    content: dict[str, Any] = read_json(file, DatasetFile, f"mend it (the least it can say is: {_EXAMPLE})")
     return content
 
 
@@ -163,7 +149,7 @@ def _cases_of_folder(
 ) -> tuple[dict[str, RawCase], dict[str, str], dict[str, str]]:
     """Cases, why others are left out, and why files belong to no case."""
     listing = list_folder(folder / images_folder)
-    pattern = re.compile(r"(.+)_(\d{4})" + re.escape(ending))
+    pattern = re.compile(r"(.+)_([0-9]{4})" + re.escape(ending), re.DOTALL)
     channels: dict[str, dict[int, str]] = {}
     left_out = {}
     for file in (f for f in listing.files if f.endswith(ending)):
@@ -184,6 +170,9 @@ def _cases_of_folder(
     }
     cases, with_label = {}, set(labels.files)
     for name, images in channels.items():
+        if (reason := why_not_a_name(name, "case")) is not None:
+            left_out[name if name.isprintable() else shown(name)] = f"its name {reason}; rename its files"
+            continue
         # One file may hold all channels as a fourth axis; whether it does is seen when it is opened.
         if name not in odd and set(images) not in ({0}, set(range(num_channels))):
             odd[name] = f"wrong channels: has {_numbers(images)}, needs {_numbers(range(num_channels))}"
@@ -221,9 +210,6 @@ def _cases_of_dataset_key(folder: Path, dataset_json: dict[str, Any]) -> tuple[d
 
     cases = {}
     for name, files in dataset_json["dataset"].items():
-        if not isinstance(files, dict) or not files.get("images"):
-            raise UserError(f'{folder / "dataset.json"}: under "dataset", {name} must be {{"images": ["one file a '
-                            f'channel"]}}, with a "label" or without')  # fmt: skip
         label = files.get("label")
         cases[name] = RawCase(name, tuple(map(absolute, files["images"])), absolute(label) if label else None)
     if not cases:

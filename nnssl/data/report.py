@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nnssl.core.json_files import write_json
+from nnssl.core.json_files import read_json, write_json
+from nnssl.core.own_files import ReportFile
+from nnssl.data.guard import STOCK_WAY_OUT, named
 from nnssl.errors import UserError
 
-_NAMED = 10  # volumes that the orientation warning names
+NEW_REPORT = "delete it: nnssl_plan_and_preprocess writes it anew"
+_NAMED = 10  # volumes and files that the log names
 
 logger = logging.getLogger("nnssl")
 
@@ -40,7 +42,7 @@ def earlier_orientations(file: Path, cases: set[str]) -> dict[str, str | None]:
     """Orientations of `cases` as an earlier run found them; nothing where its report is missing."""
     if not file.is_file():
         return {}
-    summary = json.loads(file.read_text())["orientation"]
+    summary = read_json(file, ReportFile, NEW_REPORT)["orientation"]
     return {case: summary["different"].get(case, summary["majority"]) for case in cases}
 
 
@@ -48,7 +50,7 @@ def earlier_warnings(file: Path, cases: set[str]) -> dict[str, list[str]]:
     """Warnings of `cases` as an earlier run found them; nothing where its report is missing."""
     if not file.is_file():
         return {}
-    warnings = json.loads(file.read_text()).get("warnings", {})
+    warnings = read_json(file, ReportFile, NEW_REPORT).get("warnings", {})
     return {case: list(found) for case, found in warnings.items() if case in cases}
 
 
@@ -76,12 +78,10 @@ def write_report(
     _warn(doubts, unused)
     differ = summary["different"]
     if differ:
-        named = ", ".join(f"{case} ({letters})" for case, letters in list(differ.items())[:_NAMED])
-        logger.warning(
-            "%d of %d volumes are not oriented %s as the others: %s%s. nnU-Net does not reorient, and methods that "
-            "learn positions suffer", len(differ), sum(summary["counts"].values()), summary["majority"], named,
-            ", ..." if len(differ) > _NAMED else "",
-        )  # fmt: skip
+        total = sum(summary["counts"].values())
+        logger.warning("volumes are not oriented %s as the others: %s. nnU-Net does not reorient, and methods that "
+                       "learn positions suffer; %s", summary["majority"], named(differ, total),
+                       STOCK_WAY_OUT)  # fmt: skip
     for case, reason in sorted(left_out.items()):
         logger.warning("left out: %s: %s", case, reason)
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from nnssl.core.names import check_name
 from nnssl.data.body_mask import save_body_mask
 from nnssl.errors import UserError
 
@@ -97,7 +98,10 @@ def save_body(folder: Path, case: str, body: np.ndarray, image: np.ndarray) -> N
 @contextlib.contextmanager
 def _writing(folder: Path, case: str, num_bytes: int) -> Iterator[Path]:
     """An empty folder for the files of one case, on the file system of `folder`; removed afterwards."""
-    temporary = folder.parent / ".writing" / folder.name / case
+    scratch = folder.parent / ".writing"
+    if scratch.is_symlink():
+        raise UserError(f"{scratch} is a link, and what lies behind it would be removed; delete the link")
+    temporary = scratch / folder.name / check_name(case, "case", folder.parent)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:

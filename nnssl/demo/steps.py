@@ -7,11 +7,12 @@ import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from nnssl.data.folders import dataset_id
 from nnssl.demo.datasets import LABELLED, UNLABELLED
 
 RANDOM = "random"
 PRESET = "nnsslPlans_tiny"
-_SOURCE, _TARGET = UNLABELLED[7:10].lstrip("0"), LABELLED[7:10].lstrip("0")
+_SOURCE, _TARGET = str(dataset_id(UNLABELLED)), str(dataset_id(LABELLED))
 _TRAINER = "nnUNetTrainer_SSLLinearProbe"
 _CONFIGURATION = "3d_fullres"
 # Some minutes on two cores for every method. So few steps need a higher rate than the papers' 100,000.

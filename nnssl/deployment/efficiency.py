@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
 import multiprocessing
 import tempfile
@@ -13,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nnssl.core.escape import csv_table
 from nnssl.data.quiet import quietly
 from nnssl.deployment.cases import list_cases, why_left_out
 from nnssl.deployment.memory import area, resident_mb, used_on_card_mb, watch
@@ -117,7 +116,7 @@ def measure_efficiency(
         if report is not None:
             report(costs[-1])
         if output is not None:
-            replace_file(Path(output), _table(costs).encode())
+            replace_file(Path(output), csv_table(COLUMNS, [cost.row for cost in costs]).encode())
     if not costs:
         raise UserError(f"no image can be used; the last one: {reason}")
     return costs
@@ -177,11 +176,3 @@ def _measure(case: str, size: tuple[int, ...], job: Job, read_mb: Callable[[int]
 def _last_words(folder: Path) -> str:
     lines = (folder / LOG).read_text(errors="replace").split("\n") if (folder / LOG).is_file() else []
     return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
-
-
-def _table(costs: Sequence[CaseCost]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows(cost.row for cost in costs)
-    return text.getvalue()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections import defaultdict
@@ -13,7 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nnssl.core.json_files import write_json
+from nnssl.core.json_files import read_json, write_json
+from nnssl.core.own_files import UnlabelledFile
 from nnssl.data.pool import default_processes, map_cases
 from nnssl.data.preprocessing import PreprocessingJob, prepare_case
 from nnssl.data.raw import UNLABELLED, RawCase, RawDataset, first_ct_channel, read_dataset_json, read_unlabelled
@@ -137,4 +137,4 @@ def _preprocess(todo: list[RawCase], job: PreprocessingJob, say: Callable[[str],
 
 
 def _tried(record: Path, cases: dict[str, RawCase]) -> bool:
-    return record.is_file() and json.loads(record.read_text())["cases"] == sorted(cases)
+    return record.is_file() and read_json(record, UnlabelledFile, "delete it")["cases"] == sorted(cases)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nnssl.core.listing import printable
+from nnssl.core.names import why_not_a_name
 from nnssl.data.folders import dataset_name, require_folders
 from nnssl.data.raw import RawCase, read_dataset_json
 from nnssl.deployment.cases import list_cases
@@ -29,7 +30,7 @@ def find_cases(images: str | Path, dataset_json: dict[str, Any]) -> list[RawCase
         UserError: there are none, one lacks a channel, or two have the same name.
     """
     text, path = str(images), Path(images)
-    if text.isdecimal() or (re.fullmatch(r"Dataset\d{3}_[^/\\]+", text) and not path.exists()):
+    if text.isdecimal() or (why_not_a_name(text, "dataset") is None and not path.exists()):
         (raw,) = require_folders("nnUNet_raw")
         return _of_dataset(raw / dataset_name(text), dataset_json)
     if path.is_dir():

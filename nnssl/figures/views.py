@@ -11,7 +11,10 @@ from typing import Any
 import torch
 
 from nnssl.data.folders import require_folders
+from nnssl.data.guard import Images, warn_of_images
 from nnssl.data.loader import Cases, SampleDataset
+from nnssl.data.modality import names_of_channels
+from nnssl.data.raw import read_dataset_json
 from nnssl.data.volumes import VolumeFolder
 from nnssl.errors import UserError
 from nnssl.figures.canvas import check_output, save_numbers
@@ -54,7 +57,12 @@ class _Run:
 
 
 def visualize_views(
-    model: str | Path, output: str | Path, cases: Sequence[str] = (), step: int = 0, device: str = "cpu"
+    model: str | Path,
+    output: str | Path,
+    cases: Sequence[str] = (),
+    step: int = 0,
+    device: str = "cpu",
+    allow_other_intensities: bool = False,
 ) -> Drawn:
     """Draw the views that a run's method makes of cases, as `views.png` does at the first step of a training.
 
@@ -65,18 +73,24 @@ def visualize_views(
             of the run, those that were held out before the others.
         step: number of the step whose random crops are drawn.
         device: `cpu` or `cuda`.
+        allow_other_intensities: take cases of a dataset of another modality (`nnssl.data.guard`).
 
     Raises:
-        UserError: there is no such checkpoint or volume.
+        UserError: there is no such checkpoint or volume, or a dataset is of another modality.
     """
     file = check_output(output)
-    run = _prepare(model, cases, step, device)
+    run = _prepare(model, cases, step, device, allow_other_intensities)
     panels = type(run.method).panels({key: value.cpu() for key, value in run.batch.items()}, run.method.config)
     return _draw(Drawn(run.cases, panels, {}), run, f"views of step {step}", file)
 
 
 def visualize_reconstruction(
-    model: str | Path, output: str | Path, cases: Sequence[str] = (), step: int = 0, device: str = "cpu"
+    model: str | Path,
+    output: str | Path,
+    cases: Sequence[str] = (),
+    step: int = 0,
+    device: str = "cpu",
+    allow_other_intensities: bool = False,
 ) -> Drawn:
     """Draw what a run's network makes of masked crops, as `reconstruction.png` does; its loss is among the numbers.
 
@@ -86,16 +100,17 @@ def visualize_reconstruction(
         cases: see `visualize_views`.
         step: number of the step whose random crops and masks are drawn.
         device: `cpu` or `cuda`.
+        allow_other_intensities: see `visualize_views`.
 
     Raises:
-        UserError: there is no such checkpoint or volume, or the method reconstructs nothing.
+        UserError: as of `visualize_views`; or the method reconstructs nothing.
     """
     file = check_output(output)
     content = load_checkpoint(checkpoint_of(Path(model)))
     if get_method(content["method"]).reconstruction is Method.reconstruction:
         able = " or ".join(n for n in method_names() if get_method(n).reconstruction is not Method.reconstruction)
         raise UserError(f"{content['method']} reconstructs nothing; give a run of {able}, or draw its views")
-    run = _prepare(model, cases, step, device)
+    run = _prepare(model, cases, step, device, allow_other_intensities)
     with torch.no_grad():
         panels = run.method.reconstruction(run.batch)
         result = run.method.step(run.batch)
@@ -114,7 +129,7 @@ def _draw(drawn: Drawn, run: _Run, heading: str, file: Path) -> Drawn:
     return drawn
 
 
-def _prepare(model: str | Path, cases: Sequence[str], step: int, device: str) -> _Run:
+def _prepare(model: str | Path, cases: Sequence[str], step: int, device: str, allow: bool) -> _Run:
     check_device(device, 1)
     if step < 0:
         raise UserError(f"--step has to be at least 0, not {step}")
@@ -122,6 +137,7 @@ def _prepare(model: str | Path, cases: Sequence[str], step: int, device: str) ->
     content = load_checkpoint(path)
     method_class = get_method(content["method"])
     volumes = _volumes(content, cases, path)
+    _guard(content, volumes.folders, allow)
     config = replace(from_plain(method_class.config_class, content["config"]), batch_size=len(volumes))
     setup = Setup(content["method"], config, content["plans"], content["dataset_json"], {}, content["configuration"],
                   "all", volumes, Cases.of([], []), path.parent)  # fmt: skip
@@ -159,6 +175,18 @@ def _volumes(content: dict[str, Any], asked: Sequence[str], path: Path) -> Cases
             raise UserError(f"{folder.images} holds no preprocessed volume of {', '.join(missing)}; name others with "
                             f"-i, or run nnssl_plan_and_preprocess for that dataset")  # fmt: skip
     return Cases.of(folders, [[c for d, c in (label.split("/") for label in labels) if d == n] for n in names])
+
+
+def _guard(content: dict[str, Any], folders: Sequence[VolumeFolder], allow: bool) -> None:
+    """Compare datasets that the run was not trained on with it."""
+    own = {case.split("/")[0] for case in (*content.get("val_cases", []), *content.get("train_cases", []))}
+    given = Images.of_pretraining(
+        content["plans"], content["configuration"], content["dataset_json"], content.get("orientation")
+    )
+    for folder in folders:
+        if folder.name not in own | {content["plans"]["dataset_name"]}:
+            channels = names_of_channels(read_dataset_json(folder.images.parent))
+            warn_of_images(given, Images(folder.name, channels, spacing=folder.spacing), allow, by_scheme=True)
 
 
 def _full_name(case: str, known: Sequence[str], dataset: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from nnssl.data.folders import dataset_id, dataset_name
+from nnssl.data.folders import dataset_argument, dataset_name, is_dataset
 from nnssl.errors import UserError
 from nnssl.finetuning.pretrained import RANDOM, Pretrained, finished_pretrainings, read_pretrained
 from nnssl.methods.registry import get_method, method_names
@@ -72,9 +72,8 @@ def source_name(source: int | str, results: Path) -> str:
     Raises:
         UserError: there is no such dataset, or several have that number.
     """
-    text = str(source)
     names = {file.parts[-4] for file in finished_pretrainings(results)}
-    found = [n for n in names if n == text or (text.isdecimal() and n.startswith(f"Dataset{int(text):03d}_"))]
+    found = [name for name in names if is_dataset(name, source)]
     return found[0] if len(found) == 1 else dataset_name(source)
 
 
@@ -88,11 +87,11 @@ def choose_pretraining(results: Path, dataset: str, target: int | str, wanted: R
     """
     runs = [run for run in map(_run, finished_pretrainings(results, dataset=dataset)) if run is not None]
     chosen = [run for run in runs if wanted.fits(run)]
-    command = f"nnssl_transfer -s {dataset_id(dataset)} -t {target}"
+    command = f"nnssl_transfer -s {dataset_argument(dataset)} -t {target}"
     if not chosen and not runs:
         method = wanted.of_method or "|".join(method_names())
         raise UserError(f"there is no finished pretraining of {dataset} in {results}; run "
-                        f"nnssl_pretrain -d {dataset_id(dataset)} -m {method} first")  # fmt: skip
+                        f"nnssl_pretrain -d {dataset_argument(dataset)} -m {method} first")  # fmt: skip
     if not chosen:
         raise UserError(f"no finished pretraining of {dataset} is what -m, -p, -c and -f ask for; type one of:"
                         + _lines(command, runs, wanted))  # fmt: skip

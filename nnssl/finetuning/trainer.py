@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -13,12 +14,15 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nnssl.data.check_case import orientation
+from nnssl.data.guard import Images
+from nnssl.data.modality import names_of_channels
 from nnssl.errors import UserError
 from nnssl.finetuning.quick_run import apply_settings
 from nnssl.finetuning.schedules import RateByEpoch, vox2vec_unfreezing_rate
 from nnssl.finetuning.segmentation import build_segmentation, described_network
 from nnssl.finetuning.start import Start, find_start, refuse_mixture, write_record
 from nnssl.finetuning.transfer import load_pretrained
+from nnssl.finetuning.which_run import Wanted
 
 _PAPER_EPOCHS = 150  # of 300 steps: 45,000 steps
 _ORIENTED = 20  # training volumes whose orientation is looked at
@@ -61,6 +65,11 @@ class PretrainedTrainer(nnUNetTrainer):
         self.num_epochs, self.num_iterations_per_epoch = self.epochs, self.steps
         apply_settings(self, self._block)
         self._goes_on = False  # with a checkpoint of this trainer
+
+    @classmethod
+    def wanted(cls, plans: dict[str, Any], configuration: str) -> Wanted:
+        """What the trainer wants of a pretraining, for these plans."""
+        return Wanted(cls.__name__, cls.method, cls.head, plans, configuration)
 
     @staticmethod
     def build_network_architecture(
@@ -135,25 +144,24 @@ class PretrainedTrainer(nnUNetTrainer):
         if not nnUNet_results.is_set():
             raise UserError("the folder variable nnUNet_results is not set; type: export nnUNet_results=/path/to/it")
         start = self._resolve_start(Path(str(nnUNet_results)))
+        for note in start.notes:
+            self.print_to_log_file(f"Note: {note}")
         for warning in start.warnings:
             self.print_to_log_file(f"WARNING: {warning}")
         return start
 
     def _resolve_start(self, results: Path) -> Start:
-        return find_start(
-            self.plans_manager.plans,
-            self.configuration_name,
-            type(self).__name__,
-            self.method,
-            self.head,
-            self.from_scratch,
-            results,
-            () if self.from_scratch else self._orientations(),
-        )
+        wanted = self.wanted(self.plans_manager.plans, self.configuration_name)
+        if not self.from_scratch:
+            wanted = replace(wanted, seen=self._seen())
+        return find_start(wanted, self.from_scratch, results)
 
-    def _orientations(self) -> list[str | None]:
+    def _seen(self) -> Images:
+        """What the guard asks of the dataset."""
         training, _ = self.get_tr_and_val_datasets()
-        return [orientation(training.load_case(case)[3]) for case in sorted(training.identifiers)[:_ORIENTED]]
+        some = sorted(training.identifiers)[:_ORIENTED]
+        oriented = {case: orientation(training.load_case(case)[3]) for case in some}
+        return Images("", names_of_channels(self.dataset_json), orientations=oriented)
 
     def _fill(self, start: Start) -> None:
         """Load the pretrained weights, and say what became of every tensor."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from nnssl.data.folders import dataset_id
+from nnssl.data.folders import dataset_argument
 from nnssl.label_efficiency.methods import Method
 from nnssl.label_efficiency.subsets import Amount, Fold
 from nnssl.label_efficiency.workspace import Workspace
@@ -56,7 +56,7 @@ class Task:
 
     def command(self) -> list[str]:
         """Program and arguments for what is left to do."""
-        which = [str(dataset_id(self.workspace.dataset)), self.workspace.configuration, str(self.fold.number)]
+        which = [dataset_argument(self.workspace.dataset), self.workspace.configuration, str(self.fold.number)]
         goes_on = {"begun": ["--c"], "trained": ["--val"]}.get(self.state(), [])
         return ["nnUNetv2_train", *which, "-tr", self.method.trainer, "-p", self.method.plans, "-device", self.device,
                 *goes_on]  # fmt: skip

@@ -190,6 +190,11 @@ def _resolve(configurations: dict[str, Any], name: str) -> dict[str, Any]:
     return {key: value for configuration in reversed(chain) for key, value in configuration.items()}
 
 
+def network_entries(resolved: dict[str, Any]) -> dict[str, Any]:
+    """The entries of a resolved configuration that its network is built from; all of those of an older nnU-Net."""
+    return {"architecture": resolved["architecture"]} if "architecture" in resolved else dict(resolved)
+
+
 def _network_name(configuration: dict[str, Any]) -> str:
     """Return the full class name; plans of older nnU-Net versions state the bare name."""
     if "architecture" in configuration:

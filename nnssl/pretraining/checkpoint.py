@@ -40,8 +40,12 @@ def save_checkpoint(content: dict[str, Any], path: Path) -> None:
     _sync_folder(path.parent)
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
+def load_checkpoint(path: Path, mapped: bool = False) -> dict[str, Any]:
     """Content of a checkpoint on the CPU.
+
+    Args:
+        path: of the file.
+        mapped: leave the tensors on the disk until they are used, for whoever reads what is said of many runs.
 
     Raises:
         UserError: the file does not exist, or is not a checkpoint of this package.
@@ -49,7 +53,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"there is no checkpoint {path}")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # unpickling errors come as many types, all of them mean: not our file
         raise UserError(f"{path} is no checkpoint of nnssl, or it is damaged; give a checkpoint_*.pth that "
                         f"nnssl_pretrain wrote (a model that nnU-Net trained is none)") from error  # fmt: skip

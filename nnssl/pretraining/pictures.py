@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nnssl.core.escape import picture
 from nnssl.methods.base import Panel
 from nnssl.pretraining.metrics import Row
 
@@ -68,7 +69,7 @@ def draw_panels(rows: list[list[Panel]], file: Path, title: str) -> None:
             axis.set_axis_off()
             if j < len(row):
                 _draw_panel(axis, row[j])
-    figure.suptitle(title)
+    figure.suptitle(picture(title))
     _save(figure, file)
 
 

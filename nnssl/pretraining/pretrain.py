@@ -34,7 +34,7 @@ from nnssl.pretraining.setup import (
     run_folder,
 )
 from nnssl.pretraining.trackers import check_trackers
-from nnssl.pretraining.weights import fitting_weights
+from nnssl.pretraining.weights import check_weights
 from nnssl.probing.prepare import check_probe, prepare_probe
 
 log = logging.getLogger("nnssl")
@@ -56,6 +56,7 @@ def pretrain(
     alignment: str | Path | None = None,
     probe: int | str | None = None,
     probe_every: int | None = None,
+    allow_other_intensities: bool = False,
 ) -> Path:
     """Pretrain on nnU-Net datasets, planning and preprocessing them first where that is missing.
 
@@ -75,6 +76,8 @@ def pretrain(
         alignment: for methods that pair volumes, see `nnssl.pretraining.alignment.choose_aligner`.
         probe: labelled dataset that the features are probed on during the run, see `nnssl.probing.prepare`.
         probe_every: epochs between the probe's evaluations; None: at most 20 in the run, and as its cost allows.
+        allow_other_intensities: take further datasets, a probe, weights or an encoder of another modality than the
+            first dataset's (`nnssl.data.guard`).
 
     Returns:
         The run's folder, with checkpoint_final.pth and nnunet_weights.pth in it.
@@ -91,8 +94,10 @@ def pretrain(
         raise UserError("--c continues a run with its own weights and -pretrained starts a new one; give one of them")
     if alignment and not method_class.pairs_volumes:
         raise UserError(f"-alignment is for methods that pair volumes, and {method} does not; leave it out")
-    _check_probe(probe, probe_every, dataset_ids)
-    prepared = prepare_datasets(dataset_ids, plans, configuration, num_processes, not started_by_torchrun())
+    _check_probe(probe, probe_every, dataset_ids, allow_other_intensities)
+    prepared = prepare_datasets(
+        dataset_ids, plans, configuration, num_processes, not started_by_torchrun(), allow_other_intensities
+    )
     folder = run_folder(
         prepared.results, prepared.folders[0].name, method, prepared.plans["plans_name"], configuration, fold
     )
@@ -106,7 +111,7 @@ def pretrain(
     config = resolve_sizes(config, prepared.plans, configuration, number_of_processes(num_gpus))
     train, val = hold_out(prepared.folders, fold, config.seed)
     probed = None if probe is None else prepare_probe(
-        probe, prepared, configuration, probe_every, num_processes, not started_by_torchrun()
+        probe, prepared, configuration, probe_every, num_processes, not started_by_torchrun(), allow_other_intensities
     )  # fmt: skip
     setup = Setup(method, config, prepared.plans, prepared.dataset_json, prepared.fingerprint, configuration, fold,
                   train, val, folder, resume, Path(pretrained) if pretrained else None,
@@ -119,9 +124,9 @@ def pretrain(
                 _for_stock_trainers(folder)
             return folder
         _tell_new_options(config, checkpoint["config"])
-    _check_before_writing(setup, overwrite)
+    _check_before_writing(setup, overwrite, allow_other_intensities)
     _announce(setup)
-    prepare_embeddings(setup, device, not started_by_torchrun())
+    prepare_embeddings(setup, device, not started_by_torchrun(), allow_other_intensities)
     if _is_main():
         _open_folder(setup, device, overwrite)
     launch(setup, device, num_gpus)
@@ -135,12 +140,12 @@ def _check_fold(fold: str) -> None:
         raise UserError(f"-f takes all or the number of a fold, not {fold!r}")
 
 
-def _check_probe(probe: int | str | None, every: int | None, dataset_ids: Sequence[int | str]) -> None:
+def _check_probe(probe: int | str | None, every: int | None, dataset_ids: Sequence[int | str], allow: bool) -> None:
     """What can be refused before hours of preprocessing."""
     if probe is None and every is not None:
         raise UserError("-probe_every says how often to probe; add the labelled dataset, as in -probe 17")
     if probe is not None and dataset_ids:
-        check_probe(probe, dataset_ids[0], every)
+        check_probe(probe, dataset_ids[0], every, allow)
 
 
 def _aligner(method: type[Method], asked: str | Path | None, config: Any, prepared: PreparedDatasets) -> Aligner:
@@ -175,7 +180,7 @@ def _tell_new_options(config: Any, stored: dict[str, Any]) -> None:
                     f"if that is not what it began with, start anew with --overwrite")  # fmt: skip
 
 
-def _check_before_writing(setup: Setup, overwrite: bool) -> None:
+def _check_before_writing(setup: Setup, overwrite: bool, allow: bool) -> None:
     """Whatever can be refused before the folder of an earlier run is touched.
 
     The network is built without memory: it must take the patch and the weights to start from, and its checkpoints must
@@ -190,7 +195,7 @@ def _check_before_writing(setup: Setup, overwrite: bool) -> None:
         if overwrite and setup.pretrained.resolve().is_relative_to(setup.folder.resolve()):
             raise UserError(f"--overwrite would delete {setup.pretrained}, the weights to start from; move the file "
                             f"out of the run's folder first")  # fmt: skip
-        fitting_weights(method, setup.pretrained)
+        check_weights(method, setup, allow)
     parameters = sum(p.numel() for p in method.parameters())
     parent = setup.folder
     while not parent.is_dir():

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nnssl.data.alignment import Aligner, RelativePosition
+from nnssl.data.folders import dataset_argument
 from nnssl.data.loader import Cases
 from nnssl.data.volumes import VolumeFolder
 from nnssl.errors import UserError
@@ -99,7 +100,7 @@ def hold_out(datasets: Sequence[VolumeFolder], fold: str, seed: int) -> tuple[Ca
     for dataset, cases in zip(datasets, names, strict=True):
         if not cases:
             raise UserError(f"{dataset.images} holds no preprocessed volumes with body masks; run "
-                            f"nnssl_plan_and_preprocess -d {int(dataset.name[7:10])}")  # fmt: skip
+                            f"nnssl_plan_and_preprocess -d {dataset_argument(dataset.name)}")  # fmt: skip
     if fold == "all":
         chosen = _held_out_by_hash(datasets, names, seed)
     else:

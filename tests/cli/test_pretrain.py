@@ -14,10 +14,12 @@ import torch
 
 from nnssl.cli.pretrain import main
 from nnssl.data.plan_and_preprocess import plan_and_preprocess
+from nnssl.data.planning import load_plans
 from nnssl.finetuning.pretrained import finished_pretrainings, read_pretrained
 from nnssl.pretraining.checkpoint import load_checkpoint
 from nnssl.pretraining.metrics import read_rows
-from tests.phantoms import write_ct_dataset
+from tests.phantoms import write_ct_dataset, write_mr_dataset
+from tests.pretrainings import finish_pretraining
 
 QUICK = ["-p", "nnsslPlans_tiny", "-device", "cpu", "-o", "num_epochs=2", "steps_per_epoch=2", "val_steps_per_epoch=1",
          "patch_size=16,16,16", "voxels_per_pair=64"]  # fmt: skip
@@ -151,6 +153,29 @@ def test_main__continue_overwrite_and_pretrained(folders: Path, capsys: pytest.C
     main([*run, "seed=1", "--overwrite", "-pretrained", str(out.parent / "kept.pth")])
     first, second = (load_checkpoint(p) for p in (out.parent / "kept.pth", out / "checkpoint_final.pth"))
     assert first["config"]["seed"] == 0 and second["config"]["seed"] == 1
+
+
+def test_main__weights_and_datasets_of_another_modality(
+    folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    heads = write_mr_dataset(folders / "raw", 502, "Heads", 1, num_channels=1)
+    run = ["-m", "vox2vec", "-np", "1", *QUICK]
+    plans = load_plans(folders / "preprocessed" / "Dataset500_Phantom", "nnsslPlans_tiny")
+    assert plans is not None
+    mr = {"channel_names": {"0": "T2"}, "labels": {"background": 0}, "file_ending": ".nii.gz"}
+    weights = finish_pretraining(tmp_path / "weights", "Dataset700_MR", plans, mr, orientation="RAS")
+    start = ["-d", "500", *run, "-pretrained", str(weights / "checkpoint_final.pth")]
+    try:
+        said = _fails(capsys, "-d", "500", "502", *run)
+        assert "T1 of Dataset502_Heads is MR" in said and "--allow_other_intensities" in said
+        said = _fails(capsys, *start)
+        assert "CT of Dataset500_Phantom is CT and T2 of the pretraining" in said
+        assert not list((tmp_path / "results").rglob("*.pth"))
+        main([*start, "-d", "500", "502", "--allow_other_intensities"])
+        said = capsys.readouterr().out
+        assert said.count("lets it pass") == 2 and "(RAS): most volumes of Dataset500_Phantom (LPS)" in said
+    finally:
+        shutil.rmtree(heads)
 
 
 def test_main__mistakes_are_one_sentence_and_leave_nothing(

@@ -40,8 +40,18 @@ def test_all_faults_are_named_with_their_place() -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{", b'{"a": NaN}', b'{"a": -Infinity}', b"\xff\xfe", b"[" * 100_000, b'{"a": 1}}', b"{'a': 1}"],
-    ids=range(8),
+    [
+        b"",
+        b"{",
+        b'{"a": NaN}',
+        b'{"a": -Infinity}',
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b'{"a": 1}}',
+        b"{'a': 1}",
+        b'{"a": 1, "b": {"c": 1, "c": 2}}',
+    ],
+    ids=range(9),
 )
 def test_what_is_no_json(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "a.json"
@@ -63,7 +73,7 @@ def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
 
 def test_many_faults_are_cut() -> None:
     with pytest.raises(UserError, match="and 12 more"):
-        checked({"name": "x", "parts": {str(i): {} for i in range(20)}}, Outer, "a.json")
+        checked({"name": "x", "parts": {str(i): {} for i in range(32)}}, Outer, "a.json")
 
 
 def test_what_cannot_be_written_leaves_the_old_file(tmp_path: Path) -> None:
@@ -71,3 +81,9 @@ def test_what_cannot_be_written_leaves_the_old_file(tmp_path: Path) -> None:
     with pytest.raises(TypeError):
         write_json(tmp_path / "a.json", object())
     assert read_json(tmp_path / "a.json") == [1] and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_key_that_is_there_twice_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('{"cases": {"case_1": 1, "case_2": 2, "case_1": 3}}')
+    with pytest.raises(UserError, match="'case_1' twice"):
+        read_json(tmp_path / "a.json")

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 
 from nnssl.core.names import Kind, check_name, shown, why_not_a_name
 from nnssl.errors import UserError
 
-KINDS: tuple[Kind, ...] = ("case", "dataset", "plans", "configuration", "data_identifier")
+KINDS: tuple[Kind, ...] = get_args(Kind)
 NO_COMPONENT = (
     *("", " ", ".", "..", "../x", "a/b", "/etc", "a\\b", "C:\\x", "a\nb", "a\0b", ".hidden", "x" * 201, "ä" * 101),
     *("\udcff", None, 3, ["a"], b"a"),
@@ -62,3 +64,14 @@ def test_the_message_names_the_source_and_stays_on_one_line() -> None:
     with pytest.raises(UserError) as error:
         check_name("a\n/b", "case", "dataset.json")
     assert "dataset.json" in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "fine"),
+    [("all", "fold", True), ("0", "fold", True), ("12", "fold", True), ("01", "fold", False), ("x", "fold", False),
+     ("-1", "fold", False), ("٣", "fold", False), ("9" * 99, "fold", False), ("nnUNetTrainer", "trainer", True),
+     ("os.system", "trainer", False), ("a__b", "trainer", False), ("checkpoint_final.pth", "file", True),
+     ("Dataset٣٣٣_X", "dataset", False)],
+)  # fmt: skip
+def test_folds_trainers_and_files(name: str, kind: Kind, fine: bool) -> None:
+    assert (why_not_a_name(name, kind) is None) == fine

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from nnssl.data.folders import dataset_id, dataset_name, existing_datasets, require_folders
+from nnssl.data.folders import dataset_argument, dataset_id, dataset_name, existing_datasets, require_folders
 from nnssl.errors import UserError
 from tests.data.conftest import Folders
 
@@ -54,3 +54,46 @@ def test_dataset_name__two_of_one_number(folders: Folders) -> None:
     (folders.preprocessed / "Dataset007_Hip").mkdir()
     with pytest.raises(UserError, match="several datasets"):
         dataset_name(7)
+
+
+def test_dataset_name__numbers_of_four_and_more_digits_are_not_cut(folders: Folders) -> None:
+    for name in ("Dataset150_Knee", "Dataset1500_Hip", "Dataset15000_Foot", "Dataset017_Arm", "Dataset1017_Hand"):
+        (folders.raw / name).mkdir()
+    asked = ("150", 1500, "15000", "17", "017", "1017", "Dataset1500_Hip")
+    found = [dataset_name(each) for each in asked]
+    assert [dataset_id(name) for name in found] == [150, 1500, 15000, 17, 17, 1017, 1500]
+    assert found[-1] == found[1]
+
+
+def test_dataset_name__only_in_results(folders: Folders) -> None:
+    (folders.results / "Dataset500_Gone").mkdir()
+    assert dataset_name(500) == dataset_name("Dataset500_Gone") == "Dataset500_Gone"
+
+
+@pytest.mark.parametrize("odd", ["Dataset5_X", "../x", "Dataset500_a/b", "", ".", "9" * 5000, "٣", "Dataset500_\n"])
+def test_dataset_name__what_is_no_name(folders: Folders, odd: str) -> None:
+    (folders.raw / "Dataset5_X").mkdir()
+    (folders.raw / "Dataset003_X").mkdir()
+    with pytest.raises(UserError) as error:
+        dataset_name(odd)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 400
+
+
+def test_dataset_name__a_linked_folder(folders: Folders, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (folders.raw / "Dataset500_Linked").symlink_to(tmp_path / "elsewhere")
+    assert dataset_name(500) == "Dataset500_Linked"
+
+
+def test_dataset_id__of_no_name() -> None:
+    with pytest.raises(UserError, match="Dataset500_Thorax"):
+        dataset_id("Dataset5_X")
+
+
+def test_dataset_argument__is_what_stock_nnunet_understands(folders: Folders) -> None:
+    for name in ("Dataset150_Knee", "Dataset1500_Hip", "Dataset017_Arm"):
+        (folders.raw / name).mkdir()
+    expected = {"Dataset1500_Hip": "Dataset1500_Hip", "Dataset150_Knee": "Dataset150_Knee", "Dataset017_Arm": "17",
+                "Dataset500_Gone": "500", "Dataset0017_Arm": "Dataset0017_Arm",
+                "Dataset1500_a b": "'Dataset1500_a b'"}  # fmt: skip
+    assert {name: dataset_argument(name) for name in expected} == expected

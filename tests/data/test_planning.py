@@ -221,10 +221,12 @@ def test_same_plans__and_merged_where_plans_name_a_pretraining() -> None:
 def test_load_plans__wrong_files(tmp_path: Path) -> None:
     assert load_plans(tmp_path, "none") is None
     (tmp_path / "broken.json").write_text("{")
-    (tmp_path / "dataset.json").write_text("{}")
+    (tmp_path / "other.json").write_text("{}")
     with pytest.raises(UserError, match="--overwrite_plans"):
         load_plans(tmp_path, "broken")
-    with pytest.raises(UserError, match="does not hold nnU-Net plans"):
+    with pytest.raises(UserError, match="configurations: is missing"):
+        load_plans(tmp_path, "other")
+    with pytest.raises(UserError, match=r"dataset\.json"):
         load_plans(tmp_path, "dataset")
 
 

@@ -62,11 +62,28 @@ def test_read_raw_dataset__missing_channel_is_left_out(tmp_path: Path) -> None:
 
 
 def test_read_raw_dataset__odd_names_are_left_out(tmp_path: Path) -> None:
-    _dataset(tmp_path / "D", ["a_0000.nii.gz", "b.nii.gz", "c_seg_0000.nii.gz"])
+    _dataset(tmp_path / "D", ["a_0000.nii.gz", "b.nii.gz", "c_seg_0000.nii.gz", "._a_0000.nii.gz", "x\ny_0000.nii.gz"])
     dataset = read_raw_dataset(tmp_path, "D")
     assert set(dataset.cases) == {"a"}
     assert "channel number" in dataset.left_out["b"]
     assert "_seg" in dataset.left_out["c_seg"]
+    assert "begins with a dot" in dataset.left_out["._a"] and "control character" in dataset.left_out["'x\\ny'"]
+
+
+def test_read_raw_dataset__names_in_the_key_dataset_that_leave_the_folder(tmp_path: Path) -> None:
+    """nnU-Net and this package would make paths of them: the whole file is refused, with every bad name."""
+    bad = ["../x", "/etc", "a/b", "", ".", "x_seg", "c\\d"]
+    _dataset(tmp_path / "D", [], dataset={name: {"images": ["imagesTr/x.nii.gz"]} for name in ("good", *bad)})
+    with pytest.raises(UserError) as error:
+        read_raw_dataset(tmp_path, "D")
+    for name in bad:
+        assert repr(name) in str(error.value)
+    assert "good" not in str(error.value)
+
+
+def test_read_raw_dataset__case_names_that_differ_in_case_only(tmp_path: Path) -> None:
+    _dataset(tmp_path / "D", ["Case (1) [ä].x_0000.nii.gz", "case (1) [ä].x_0000.nii.gz"])
+    assert len(read_raw_dataset(tmp_path, "D").cases) == 2
 
 
 def test_read_raw_dataset__key_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,7 +104,7 @@ def test_read_raw_dataset__key_dataset(tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.mark.parametrize("listing", [{"a": {"label": "x"}}, {"a": "x.nii.gz"}, {}])
 def test_read_raw_dataset__wrong_key_dataset(tmp_path: Path, listing: dict[str, object]) -> None:
     _dataset(tmp_path / "D", [], dataset=listing)
-    with pytest.raises(UserError, match='"dataset"'):
+    with pytest.raises(UserError, match=r"dataset\.a|lists no case"):
         read_raw_dataset(tmp_path, "D")
 
 
@@ -109,8 +126,8 @@ def test_read_raw_dataset__no_images_at_all(tmp_path: Path) -> None:
         (None, "is missing"),
         ("{", "not valid JSON"),
         ("[]", "object"),
-        ('{"labels": {"background": 0}}', "lacks channel_names, file_ending"),
-        ('{"channel_names": {"0": "CT"}, "file_ending": ".nii.gz"}', "lacks labels"),
+        ('{"labels": {"background": 0}}', "channel_names.*file_ending"),
+        ('{"channel_names": {"0": "CT"}, "file_ending": ".nii.gz"}', "labels: is missing"),
         ('{"channel_names": {"0": "CT"}, "file_ending": ".nii.gz", "labels": {"liver": 1}}', "background"),
     ],
 )

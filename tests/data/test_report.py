@@ -29,8 +29,9 @@ def test_write_report__warns_in_one_line_and_names_ten(tmp_path: Path, caplog: p
     with caplog.at_level(logging.WARNING, logger="nnssl"):
         write_report(tmp_path / "r.json", {"x": "2-D"}, cases)
     orientation_line, left_out_line = (record.getMessage() for record in caplog.records)
-    assert "12 of 32 volumes are not oriented LPS" in orientation_line
+    assert "LPS" in orientation_line and "12 of 32" in orientation_line
     assert "odd_09 (RAS), ..." in orientation_line
+    assert "NibabelIOWithReorient" in orientation_line and "--reorient" in orientation_line
     assert "odd_10" not in orientation_line
     assert left_out_line == "left out: x: 2-D"
     content = json.loads((tmp_path / "r.json").read_text())

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from nnssl.cli.efficiency import main
+from nnssl.deployment import efficiency
 from nnssl.deployment.efficiency import COLUMNS, CaseCost, measure_efficiency
 from nnssl.deployment.export import export_onnx
 from nnssl.errors import UserError
@@ -35,6 +36,15 @@ def test_measure_efficiency__every_case_in_a_process_of_its_own(tmp_path: Path) 
         with open(tmp_path / "out" / "table.csv", newline="") as file:
             assert list(csv.reader(file)) == [list(COLUMNS), list(cost.row)]
     assert {entry.name for entry in tmp_path.iterdir()} == {"images", "model", "out", "student.onnx"}
+
+
+def test_measure_efficiency__a_case_with_an_odd_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (image,) = write_images(tmp_path / "images").iterdir()
+    image.rename(image.with_name("=cmd()_0000.nii.gz"))
+    monkeypatch.setattr(efficiency, "_measure", lambda case, size, *_: CaseCost(case, size, 1.0, 1.0, 1.0, 1.0))
+    measure_efficiency(write_model(tmp_path / "model"), tmp_path / "images", tmp_path / "table.csv", device="cpu")
+    with open(tmp_path / "table.csv", newline="") as file:
+        assert [row[0] for row in csv.reader(file)] == ["case", "'=cmd()"]
 
 
 def test_measure_efficiency__a_case_that_fails_is_named_with_the_reason(tmp_path: Path) -> None:

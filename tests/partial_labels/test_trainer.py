@@ -180,7 +180,7 @@ def test_oversampling__only_picks_annotated_classes(folders: Path) -> None:
 def test_contradiction__is_refused_before_training(folders: Path) -> None:
     without_raw(folders)
     trainer = _make(folders, annotated_labels={COMPLETE: ["lung"], PARTIAL: ["lung"]})
-    with pytest.raises(UserError, match=r"label map of case_000 holds kidney.*check -d Dataset017_Organs lists all"):
+    with pytest.raises(UserError, match=r"label map of case_000 holds kidney.*list of case_000.*nnUNet_preprocessed"):
         trainer.on_train_start()
 
 

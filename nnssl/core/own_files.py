@@ -1,0 +1,219 @@
+"""What the files that this package writes have to hold: checkpoints, records, ONNX metadata. Unknown keys stay.
+
+What versions before this one did not write is optional.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, Field, StrictStr, ValidationInfo, field_validator
+
+from nnssl.core.schemas import (
+    Anything,
+    AtLeastOne,
+    CaseName,
+    ConfigurationName,
+    Count,
+    DatasetFile,
+    DatasetName,
+    Fold,
+    ImagesFile,
+    Number,
+    PlansFile,
+    Text,
+    TrainerName,
+)
+
+
+def _tensors(state: Any) -> Any:
+    from torch import Tensor
+
+    if not isinstance(state, dict) or not state:
+        raise ValueError("must hold the tensors of a network")
+    wrong = [name for name, value in state.items() if not isinstance(name, str) or not isinstance(value, Tensor)]
+    if wrong:
+        raise ValueError(f"must hold tensors only, and {str(wrong[0])[:80]!r} is none")
+    return state
+
+
+def _of_the_plans(name: Any, info: ValidationInfo) -> Any:
+    plans = info.data.get("plans")
+    if plans is not None and name not in plans.configurations:
+        raise ValueError(f"is none of the plans' ({', '.join(map(str, plans.configurations))})")
+    return name
+
+
+class CheckpointFile(BaseModel):
+    """Entries of a checkpoint of `nnssl_pretrain`."""
+
+    method: Text
+    method_state: Annotated[Any, BeforeValidator(_tensors)]
+    config: Anything
+    plans: PlansFile
+    configuration: ConfigurationName
+    dataset_json: ImagesFile
+    orientation: StrictStr | None = None
+    fingerprint: Anything | None = None
+    aligner: StrictStr = ""
+    train_cases: list[StrictStr] = []
+    val_cases: list[StrictStr] = []
+    step: Count = 0
+    epoch: Count = 0
+
+    _known = field_validator("configuration")(_of_the_plans)
+
+
+class ResumableFile(CheckpointFile):
+    """Entries of a checkpoint that a run goes on with."""
+
+    optimiser_state: Anything
+    scaler_state: Anything
+    step: Count
+    epoch: Count
+    train_means: Anything
+    embedding_dim: Count
+    train_cases: list[StrictStr]
+    val_cases: list[StrictStr]
+
+
+class RunFile(BaseModel):
+    """`config.json` of a run."""
+
+    method: Text
+    configuration: Text
+    plans: Text
+    fold: Text
+    options: Anything
+
+
+class EmbeddingFile(BaseModel):
+    """`embedding.json` in the output folder of `nnssl_embed`."""
+
+    what: Literal["case", "dense"]
+    format: Text
+    method: Text
+    weights: Text
+    cases: list[StrictStr] = []
+
+
+class TransferFile(BaseModel):
+    """`nnssl_transfer.json` beside a training."""
+
+    checkpoint: Text
+
+
+class _FoldOfBenchmark(BaseModel):
+    fold: Count
+    cases: AtLeastOne
+    seed: Count
+    train: list[CaseName]
+
+
+class _MethodOfBenchmark(BaseModel):
+    trainer: TrainerName
+    plans: Text
+    checkpoint: StrictStr | None = None
+    variables: dict[StrictStr, StrictStr] = {}
+
+
+class BenchmarkFile(BaseModel):
+    """`splits.json` of a benchmark."""
+
+    dataset: DatasetName
+    configuration: ConfigurationName
+    choice: StrictStr | None = None
+    test: list[CaseName]
+    training: list[CaseName]
+    folds: list[_FoldOfBenchmark] = []
+    methods: dict[StrictStr, _MethodOfBenchmark] = {}
+
+
+class EncodedFile(BaseModel):
+    """Beside the encodings of a volume."""
+
+    size: Annotated[list[AtLeastOne], Field(min_length=3, max_length=3)]
+    strides: dict[StrictStr, Annotated[list[AtLeastOne], Field(min_length=3, max_length=3)]]
+    lengths: list[StrictStr] = []
+    image_bytes: Count
+
+
+class _Scored(BaseModel):
+    dice: Number | None
+    nsd: Number | None
+    reference_voxels: Count
+    predicted_voxels: Count
+
+
+class EvaluationFile(BaseModel):
+    """`nnssl_evaluation.json`."""
+
+    tolerance_mm: dict[StrictStr, Number]
+    structures: dict[StrictStr, Any]
+    absent: Literal["flare", "exclude"]
+    cases: dict[StrictStr, dict[StrictStr, _Scored]]
+
+
+class DemoFile(BaseModel):
+    """`demo.json`."""
+
+    settings: dict[StrictStr, StrictStr]
+    seconds: dict[StrictStr, Annotated[Number, Field(ge=0)]]
+    finished: list[StrictStr]
+
+
+class _Orientations(BaseModel):
+    counts: dict[StrictStr, Count] = {}
+    majority: StrictStr | None
+    different: dict[StrictStr, StrictStr]
+
+
+class ReportFile(BaseModel):
+    """`<plans>_left_out.json` of a preprocessed dataset."""
+
+    left_out: dict[StrictStr, StrictStr]
+    orientation: _Orientations
+
+
+class SettingsFile(BaseModel):
+    """`settings.json`: what volumes were made with."""
+
+    spacing: list[Number] | None = None
+    transpose_forward: list[Count] | None = None
+
+
+class UnlabelledFile(BaseModel):
+    """Record of the volumes of `imagesUn`."""
+
+    cases: list[StrictStr]
+
+
+class EpochRow(BaseModel):
+    """A line of `metrics.jsonl`."""
+
+    epoch: AtLeastOne
+
+
+class OnnxFile(BaseModel):
+    """What the metadata of an ONNX file hold."""
+
+    plans: PlansFile
+    dataset_json: DatasetFile
+    configuration: ConfigurationName
+    fold: Fold
+    trainer_name: TrainerName
+    mirroring_axes: list[Count] | None
+    nnssl_version: Text
+
+    _known = field_validator("configuration")(_of_the_plans)
+
+
+class _MetricsOfCase(BaseModel):
+    prediction_file: Text
+    metrics: dict[StrictStr, dict[StrictStr, Any]] = {}
+
+
+class SummaryFile(BaseModel):
+    """`summary.json` of nnU-Net's evaluation."""
+
+    metric_per_case: list[_MetricsOfCase]

@@ -1,0 +1,306 @@
+"""What nnU-Net's JSON files have to hold. The models only check: the content goes on unchanged, unknown keys stay."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BaseModel,
+    BeforeValidator,
+    Field,
+    RootModel,
+    StrictBool,
+    StrictStr,
+    ValidationInfo,
+    field_validator,
+)
+from typing_extensions import NotRequired, TypedDict
+
+from nnssl.core.names import Kind, shown, why_not_a_name
+
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Positive = Annotated[float, Field(strict=True, allow_inf_nan=False, gt=0)]
+Count = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
+AtLeastOne = Annotated[int, Field(strict=True, ge=1, lt=2**63)]
+Text = Annotated[StrictStr, Field(min_length=1)]
+Anything = dict[StrictStr, Any]
+
+_OLD_FORMAT = ("is that of nnU-Net v1 (numbers with their names); convert the dataset with "
+               "nnUNetv2_convert_old_nnUNet_dataset FOLDER DatasetXXX_NAME (one of the Medical Segmentation Decathlon: "
+               "nnUNetv2_convert_MSD_dataset -i FOLDER)")  # fmt: skip
+_RESOLVED = ("data_identifier", "batch_size", "patch_size", "spacing", "normalization_schemes")
+_OLD_UNET = (
+    "UNet_base_num_features", "unet_max_num_features", "n_conv_per_stage_encoder", "n_conv_per_stage_decoder",
+    "pool_op_kernel_sizes", "conv_kernel_sizes",
+)  # fmt: skip
+
+
+def _named(kind: Kind) -> BeforeValidator:
+    def check(name: Any) -> Any:
+        if (reason := why_not_a_name(name, kind)) is not None:
+            raise ValueError(reason)
+        return name
+
+    return BeforeValidator(check)
+
+
+CaseName = Annotated[Any, _named("case")]
+DatasetName = Annotated[Any, _named("dataset")]
+PlansName = Annotated[Any, _named("plans")]
+ConfigurationName = Annotated[Any, _named("configuration")]
+DataIdentifier = Annotated[Any, _named("data_identifier")]
+Fold = Annotated[Any, _named("fold"), BeforeValidator(lambda fold: fold if isinstance(fold, bool) else str(fold))]
+TrainerName = Annotated[Any, _named("trainer")]
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31
+
+
+def _label(value: Any) -> Any:
+    if not _is_whole(value) and not (isinstance(value, (list, tuple)) and value and all(map(_is_whole, value))):
+        raise ValueError("must be a whole number of at least 0, or a list of them for a region")
+    return value
+
+
+def _not_of_old_format(labels: Any) -> Any:
+    if isinstance(labels, dict) and labels and all(_is_digits(k) and isinstance(v, str) for k, v in labels.items()):
+        raise ValueError(_OLD_FORMAT)
+    return labels
+
+
+def _is_digits(key: Any) -> bool:
+    return isinstance(key, str) and key.isdecimal()
+
+
+def _raise(faults: Iterable[str]) -> None:
+    if found := "; ".join(faults):
+        raise ValueError(found)
+
+
+def _labels(labels: dict[str, Any]) -> dict[str, Any]:
+    """What nnU-Net's LabelManager and its check of integrity want of all labels together."""
+    _raise(_faults_of_labels(labels))
+    return labels
+
+
+def _faults_of_labels(labels: dict[str, Any]) -> Iterable[str]:
+    if labels.get("background") != 0:
+        yield 'must name the background among them, as in {"background": 0}'
+    ignored = labels.get("ignore")
+    values = {v for name, value in labels.items() if name != "ignore" for v in _values(value)}
+    if values != set(range(len(values))):
+        listed = ", ".join(map(str, sorted(values)[:10]))
+        yield f"must use the values 0, 1, 2 and so on without a gap ({listed} here)"
+    if ignored is not None and ignored != max(values, default=0) + 1:
+        yield f"must give ignore the highest value, {max(values, default=0) + 1}"
+    seen: dict[tuple[int, ...], str] = {}
+    for name, value in labels.items():
+        if (key := tuple(sorted(set(_values(value))))) in seen:
+            yield f"must give {shown(name)} another value than {shown(seen[key])}"
+        seen.setdefault(key, name)
+
+
+def _values(label: int | list[int]) -> tuple[int, ...]:
+    return tuple(label) if isinstance(label, (list, tuple)) else (label,)
+
+
+def _channels(names: dict[str, str]) -> dict[str, str]:
+    if list(names) != [str(i) for i in range(len(names))] or not names:
+        raise ValueError('must number the channels in order, as in {"0": "CT", "1": "PET"}')
+    return names
+
+
+def _ending(ending: str) -> str:
+    if not ending.startswith(".") or ending == "." or any(sign in "/\\" or not sign.isprintable() for sign in ending):
+        raise ValueError('must begin with a dot and name a kind of file, as in ".nii.gz"')
+    return ending
+
+
+class _CaseFiles(TypedDict):  # three times as fast as a model: there may be a hundred thousand
+    images: Annotated[list[Text], Field(min_length=1)]
+    label: NotRequired[StrictStr | None]
+
+
+class ImagesFile(BaseModel):
+    """The part of `dataset.json` that says what images are; `modality` may stand for `channel_names`."""
+
+    channel_names: Annotated[
+        dict[StrictStr, StrictStr],
+        AfterValidator(_channels),
+        Field(validation_alias=AliasChoices("channel_names", "modality")),
+    ]
+    file_ending: Annotated[StrictStr, AfterValidator(_ending)]
+
+
+class DatasetFile(ImagesFile):
+    """`dataset.json` of nnU-Net v2; `numTraining` may be absent."""
+
+    labels: Annotated[
+        dict[StrictStr, Annotated[Any, BeforeValidator(_label)]],
+        BeforeValidator(_not_of_old_format),
+        AfterValidator(_labels),
+    ]
+    regions_class_order: list[Count] | None = Field(default=None, validate_default=True)
+    overwrite_image_reader_writer: Text = "None"
+    numTraining: Count | None = None
+    dataset: dict[CaseName, _CaseFiles] | None = None
+    annotated_labels: dict[StrictStr, list[StrictStr]] | None = None
+
+    @field_validator("regions_class_order")
+    @classmethod
+    def _one_for_each_region(cls, order: list[int] | None, info: ValidationInfo) -> list[int] | None:
+        labels: dict[str, Any] = info.data.get("labels", {})
+        if not any(isinstance(value, (list, tuple)) and len(value) > 1 for value in labels.values()):
+            return order
+        regions = [name for name, value in labels.items() if name != "ignore" and set(_values(value)) != {0}]
+        if order is None or len(order) != len(regions):
+            raise ValueError(f"must list one value for each of the {len(regions)} regions, in the order in which they "
+                             f"are drawn")  # fmt: skip
+        return order
+
+
+def _axes(axes: list[int]) -> list[int]:
+    if sorted(axes) != [0, 1, 2]:
+        raise ValueError("must be an order of the axes 0, 1 and 2")
+    return axes
+
+
+class _Architecture(BaseModel):
+    network_class_name: Text
+    arch_kwargs: Anything
+    requires_import: list[StrictStr] | None = Field(default=None, validation_alias="_kw_requires_import")
+
+
+class _Configuration(BaseModel):
+    """What one configuration says itself; the rest it inherits."""
+
+    inherits_from: StrictStr | None = None
+    data_identifier: DataIdentifier = None
+    preprocessor_name: Text | None = None
+    batch_size: AtLeastOne | None = None
+    patch_size: Annotated[list[AtLeastOne], Field(min_length=2, max_length=3)] | None = None
+    spacing: Annotated[list[Positive], Field(min_length=2, max_length=3)] | None = None
+    normalization_schemes: Annotated[list[Text], Field(min_length=1)] | None = None
+    use_mask_for_norm: list[StrictBool] | None = None
+    resampling_fn_data: Text | None = None
+    resampling_fn_seg: Text | None = None
+    resampling_fn_data_kwargs: Anything | None = None
+    resampling_fn_seg_kwargs: Anything | None = None
+    architecture: _Architecture | None = None
+    previous_stage: StrictStr | None = None
+
+
+class _Intensities(BaseModel):
+    mean: Number
+    std: Annotated[Number, Field(ge=0)]
+    percentile_00_5: Number | None = None
+    percentile_99_5: Number | None = None
+
+
+class _Pretraining(BaseModel):
+    """`plans["nnssl"]`: what our trainers start from and how long they train."""
+
+    checkpoint: Text | None = None
+    method: Text | None = None
+    levels: Literal["encoder", "decoder"] | None = None
+    network: Anything | None = None
+    teacher: Text | None = None
+    unlabelled_share: Annotated[Number, Field(ge=0, lt=1)] | None = None
+    num_epochs: AtLeastOne | None = None
+    num_iterations_per_epoch: AtLeastOne | None = None
+    num_val_iterations_per_epoch: AtLeastOne | None = None
+    initial_lr: Positive | None = None
+
+
+class PlansFile(BaseModel):
+    """nnU-Net plans: of any planner, of a preset that is filled in, or of a version before `architecture`."""
+
+    plans_name: PlansName
+    dataset_name: DatasetName
+    transpose_forward: Annotated[list[Count], AfterValidator(_axes)] | None = None
+    transpose_backward: Annotated[list[Count], AfterValidator(_axes)] | None = None
+    image_reader_writer: Text | None = None
+    label_manager: Text | None = None
+    foreground_intensity_properties_per_channel: dict[StrictStr, _Intensities]
+    nnssl: _Pretraining | None = None
+    configurations: dict[ConfigurationName, _Configuration]
+
+    @field_validator("configurations", mode="wrap")
+    @classmethod
+    def _resolvable(cls, given: Any, check: Callable[[Any], Any], info: ValidationInfo) -> Any:
+        check(given)
+        _raise(_faults_of_configurations(given, info.data.get("foreground_intensity_properties_per_channel")))
+        return given
+
+
+def _faults_of_configurations(given: Mapping[str, Any], intensities: Mapping[str, Any] | None) -> Iterable[str]:
+    if not given:
+        yield "must hold a configuration"
+    for name in given:
+        resolved, lost = _resolve(given, name)
+        if lost is not None:
+            yield f"{name} inherits from {shown(lost)}, which leads nowhere"
+        elif gone := [key for key in _RESOLVED if resolved.get(key) is None] + _gone_of_network(resolved):
+            yield f"{name} lacks {', '.join(gone)}"
+        elif len(resolved["patch_size"]) != len(resolved["spacing"]):
+            yield f"{name} has a patch_size of {len(resolved['patch_size'])} axes and a spacing of another number"
+        else:
+            channels = len(resolved["normalization_schemes"])
+            if len(resolved.get("use_mask_for_norm", range(channels))) != channels:
+                yield f"{name} has another number of use_mask_for_norm than of normalization_schemes"
+            if intensities is not None and not {str(c) for c in range(channels)} <= intensities.keys():
+                yield f"{name} normalises {channels} channels, and the intensities are those of fewer"
+
+
+def _gone_of_network(resolved: Mapping[str, Any]) -> list[str]:
+    if resolved.get("architecture") is not None:
+        return []
+    return [k for k in _OLD_UNET if k not in resolved] if "UNet_class_name" in resolved else ["architecture"]
+
+
+def _resolve(given: Mapping[str, Any], name: str) -> tuple[dict[str, Any], str | None]:
+    """A configuration over its ancestors, and the one that is missing or met twice."""
+    chain: list[str] = []
+    at: str | None = name
+    while at is not None:
+        if at in chain or at not in given:
+            return {}, at
+        chain.append(at)
+        at = given[at].get("inherits_from")
+    return {key: value for step in reversed(chain) for key, value in given[step].items()}, None
+
+
+class _Split(BaseModel):
+    train: list[StrictStr]
+    val: list[StrictStr]
+
+
+def _of_cases(splits: list[_Split]) -> list[_Split]:
+    names = {name for split in splits for name in (*split.train, *split.val)}
+    wrong = [(name, reason) for name in sorted(names) if (reason := why_not_a_name(name, "case")) is not None]
+    _raise(f"the case {shown(name)} {reason}" for name, reason in wrong[:20])
+    return splits
+
+
+class SplitsFile(RootModel[Annotated[list[_Split], AfterValidator(_of_cases)]]):
+    """`splits_final.json`: training and validation cases of each fold."""
+
+
+class FingerprintFile(BaseModel):
+    """`dataset_fingerprint.json`."""
+
+    spacings: Annotated[list[list[Positive]], Field(min_length=1)]
+    shapes_after_crop: Annotated[list[list[AtLeastOne]], Field(min_length=1)]
+    foreground_intensity_properties_per_channel: Annotated[dict[StrictStr, _Intensities], Field(min_length=1)]
+    median_relative_size_after_cropping: Positive
+
+
+class ReaderPlans(BaseModel):
+    """The part of plans that an evaluation needs."""
+
+    plans_name: PlansName
+    image_reader_writer: Text
