@@ -40,6 +40,7 @@ from nnssl.data.reader import (
 from nnssl.data.report import earlier_orientations, earlier_warnings, refuse_left_out, report_file, write_report
 from nnssl.data.settings import check_settings, remove_unfit_volumes, volume_settings
 from nnssl.data.storage import body_folder, done_cases, masked_cases, refuse_older_format
+from nnssl.data.without_label import prepare_without_label
 from nnssl.errors import UserError
 
 _NEW_FINGERPRINT = "delete it, and run the same line again: it is made anew"
@@ -189,6 +190,9 @@ class DatasetRun:
                 self.left_out[case.name] = case.reason
         ready |= prepared
         self._copy_labels(ready, prepared)
+        if cases:
+            self.left_out |= prepare_without_label(self.dataset.without_label, part, self._job(), options.num_processes,
+                                                   options.show_progress)  # fmt: skip
         return self.finish(sorted(ready))
 
     def finish(self, ready: list[str] | None = None) -> PreparedDataset:

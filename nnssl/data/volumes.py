@@ -42,6 +42,8 @@ class VolumeFolder:
         bodies: folder of the body masks `case.b2nd` (Z, Y, X) uint8.
         spacing: millimetres along (Z, Y, X).
         channels: one entry a channel.
+        only: cases that count; None for all.
+        in_splits: whether splits_final.json lists its cases; it does not know those without a label.
     """
 
     name: str
@@ -49,6 +51,8 @@ class VolumeFolder:
     bodies: Path
     spacing: tuple[float, float, float]
     channels: tuple[Channel, ...]
+    only: frozenset[str] | None = None
+    in_splits: bool = True
 
     @classmethod
     def from_plans(cls, preprocessed: Path, name: str, plans: dict[str, Any], configuration: str) -> VolumeFolder:
@@ -71,7 +75,8 @@ class VolumeFolder:
             return []
         images = {e.name[:-5] for e in os.scandir(self.images) if e.name.endswith(".b2nd")}
         bodies = {e.name[:-5] for e in os.scandir(self.bodies) if e.name.endswith(".b2nd")}
-        return sorted(images & bodies)
+        found = images & bodies
+        return sorted(found if self.only is None else found & self.only)
 
     def open(self, case: str, index: int = 0, matcher: Matcher | None = None) -> BloscVolume:
         """One volume, opened for reading.
