@@ -37,6 +37,7 @@ from nnssl.data.shared_work import SharedWork, Task
 from nnssl.data.storage import body_folder, claimed_cases, dataset_lock, done_cases, refuse_older_format
 from nnssl.data.trusted_names import refuse_untrusted_names
 from nnssl.data.unused import read_withdrawn, write_withdrawn
+from nnssl.data.without_label import prepare_without_label
 from nnssl.errors import UserError
 
 _FILES_CHANGED = ("image", "label", "image and label", "channels", "unreadable")
@@ -108,6 +109,9 @@ class DatasetVolumes:
         logger.info("%s: %d volumes to prepare, %d are done", name, len(tasks), len(found.ready))
         ready = found.ready | self._work(tasks, found)
         self._copy_labels(ready)
+        if self.dataset.cases and self.writable:
+            self.left_out |= prepare_without_label(self.dataset.without_label, names, self._job(),
+                                                   options.num_processes, options.show_progress)  # fmt: skip
         self._report(ready)
         if options.num_parts == 1:
             if not ready:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,9 @@ from nnssl.data.plan_and_preprocess import plan_and_preprocess
 from nnssl.data.planning import load_plans
 from nnssl.data.raw import read_dataset_json
 from nnssl.data.report import NEW_REPORT, report_file
+from nnssl.data.storage import body_folder
 from nnssl.data.volumes import VolumeFolder
+from nnssl.data.without_label import folder_without_label, ready_without_label
 from nnssl.errors import UserError
 
 
@@ -72,13 +74,25 @@ def prepare_datasets(
     oriented = {f"most volumes of {n}": letters for n, letters in zip(names[1:], others, strict=True)}
     warn_of_images(Images(names[0], orientation=first), Images("", orientations=oriented))
     return PreparedDatasets(
-        [VolumeFolder.from_plans(preprocessed, n, p, configuration) for n, p in zip(names, own, strict=True)],
+        [f for n, p in zip(names, own, strict=True) for f in volume_folders(preprocessed, n, p, configuration)],
         own[0],
         read_dataset_json(preprocessed / names[0]),
         read_json(fingerprint, FingerprintFile, "delete it") if fingerprint.is_file() else {},
         results,
         first,
     )
+
+
+def volume_folders(preprocessed: Path, name: str, plans: dict[str, Any], configuration: str) -> list[VolumeFolder]:
+    """nnU-Net's folder of a dataset; and where it has labels and cases without one are ready, the folder of those."""
+    with_labels = VolumeFolder.from_plans(preprocessed, name, plans, configuration)
+    ready = ready_without_label(with_labels.images)
+    if not ready:
+        return [with_labels]
+    folder = folder_without_label(with_labels.images)
+    return [
+        with_labels, replace(with_labels, images=folder, bodies=body_folder(folder), only=ready, in_splits=False)
+    ]  # fmt: skip
 
 
 def majority_orientation(folder: Path, plans_name: str) -> str | None:

@@ -44,6 +44,7 @@ class RawDataset:
         left_out: why other cases are not used, by name.
         labelled: whether the cases have labels.
         ignored: why other files of imagesTr and labelsTr belong to no case, by their path in the dataset.
+        without_label: the cases of a labelled dataset that have none, by name; they are among those left out.
     """
 
     name: str
@@ -53,6 +54,7 @@ class RawDataset:
     left_out: dict[str, str]
     labelled: bool
     ignored: dict[str, str] = field(default_factory=dict)
+    without_label: dict[str, RawCase] = field(default_factory=dict)
 
     @property
     def channel_names(self) -> list[str]:
@@ -86,7 +88,7 @@ def read_raw_dataset(raw: Path, name: str) -> RawDataset:
     """List `raw/name`.
 
     A dataset is labelled if it has any label; its cases without one are left out then, since a network that is trained
-    on the folder would find them without label.
+    on the folder would find them without label. Pretraining uses them (`nnssl.data.without_label`).
 
     Raises:
         UserError: dataset.json is missing or wrong, or there are no images of the stated file ending.
@@ -99,11 +101,12 @@ def read_raw_dataset(raw: Path, name: str) -> RawDataset:
     else:
         cases, left_out, ignored = _cases_of_folder(folder, dataset_json["file_ending"], len(_channels(dataset_json)))
     labelled = any(case.label for case in cases.values())
-    for case in list(cases.values()):
-        if labelled and case.label is None:
-            left_out[case.name] = "no label, in a dataset with labels (unlabelled volumes need a dataset of their own)"
-            del cases[case.name]
-    return RawDataset(name, folder, dataset_json, dict(sorted(cases.items())), left_out, labelled, ignored)
+    bare = {name: case for name, case in sorted(cases.items()) if labelled and case.label is None}
+    left_out |= dict.fromkeys(
+        bare, "no label, in a dataset with labels: nnssl_pretrain learns from it, nnU-Net does not"
+    )
+    listed = {name: case for name, case in sorted(cases.items()) if name not in bare}
+    return RawDataset(name, folder, dataset_json, listed, left_out, labelled, ignored, bare)
 
 
 def list_dataset(raw: Path, name: str, home: Path) -> RawDataset:

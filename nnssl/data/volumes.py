@@ -45,6 +45,8 @@ class VolumeFolder:
         spacing: millimetres along (Z, Y, X).
         channels: one entry a channel.
         settings: digest of the plans' `volume_settings`; None where volumes of any make will do.
+        only: cases that count; None for all.
+        in_splits: whether splits_final.json lists its cases; it does not know those without a label.
     """
 
     name: str
@@ -53,6 +55,8 @@ class VolumeFolder:
     spacing: tuple[float, float, float]
     channels: tuple[Channel, ...]
     settings: str | None = None
+    only: frozenset[str] | None = None
+    in_splits: bool = True
 
     @classmethod
     def from_plans(cls, preprocessed: Path, name: str, plans: dict[str, Any], configuration: str) -> VolumeFolder:
@@ -77,7 +81,8 @@ class VolumeFolder:
             return []
         images = {e.name[:-5] for e in os.scandir(self.images) if e.name.endswith(".b2nd")}
         bodies = {e.name[:-5] for e in os.scandir(self.bodies) if e.name.endswith(".b2nd")}
-        return sorted((images & bodies) - unused_cases(self.images, self.settings).keys())
+        found = (images & bodies) - unused_cases(self.images, self.settings).keys()
+        return sorted(found if self.only is None else found & self.only)
 
     def open(self, case: str, index: int = 0, matcher: Matcher | None = None) -> BloscVolume:
         """One volume, opened for reading.

@@ -16,6 +16,7 @@ from nnssl.data.folders import require_folders
 from nnssl.data.guard import Images, warn_of_images
 from nnssl.data.loader import Cases, SampleDataset
 from nnssl.data.modality import names_of_channels
+from nnssl.data.prepared import volume_folders
 from nnssl.data.raw import read_dataset_json
 from nnssl.data.volumes import VolumeFolder
 from nnssl.errors import UserError
@@ -169,14 +170,13 @@ def _volumes(content: dict[str, Any], asked: Sequence[str], path: Path) -> Cases
         raise UserError(f"{path} does not say which cases it was trained on; name some with -i")
     (preprocessed,) = require_folders("nnUNet_preprocessed")
     names = list(dict.fromkeys(label.split("/")[0] for label in labels))
-    folders = [_folder(preprocessed, name, content) for name in names]
-    for folder in folders:
-        there = set(folder.cases())
-        missing = [label for label in labels if label.split("/")[0] == folder.name and label.split("/")[1] not in there]
-        if missing:
-            raise UserError(f"{folder.images} holds no preprocessed volume of {', '.join(missing)}; name others with "
-                            f"-i, or run nnssl_plan_and_preprocess for that dataset")  # fmt: skip
-    return Cases.of(folders, [[c for d, c in (label.split("/") for label in labels) if d == n] for n in names])
+    folders = [folder for name in names for folder in _folders(preprocessed, name, content)]
+    there = [{f"{folder.name}/{case}" for case in folder.cases()} for folder in folders]
+    if missing := [label for label in labels if label not in set().union(*there)]:
+        images = next(folder.images for folder in folders if folder.name == missing[0].split("/")[0])
+        raise UserError(f"{images} holds no preprocessed volume of {', '.join(missing)}; name others with -i, or run "
+                        f"nnssl_plan_and_preprocess for that dataset")  # fmt: skip
+    return Cases.of(folders, [[label.split("/")[1] for label in labels if label in cases] for cases in there])
 
 
 def _guard(content: dict[str, Any], folders: Sequence[VolumeFolder], allow: bool) -> None:
@@ -195,7 +195,7 @@ def _full_name(case: str, known: Sequence[str], dataset: str) -> str:
     return next((label for label in known if label.split("/")[1] == case), f"{dataset}/{case}")
 
 
-def _folder(preprocessed: Path, name: str, content: dict[str, Any]) -> VolumeFolder:
+def _folders(preprocessed: Path, name: str, content: dict[str, Any]) -> list[VolumeFolder]:
     """The volumes of a dataset, by its own plans of the run's name where it has some."""
     plans = content["plans"]
     own = preprocessed / check_name(name, "dataset", "-i") / f"{plans['plans_name']}.json"
@@ -204,4 +204,4 @@ def _folder(preprocessed: Path, name: str, content: dict[str, Any]) -> VolumeFol
         if content["configuration"] not in plans["configurations"]:
             raise UserError(f"{own} has no configuration {content['configuration']}, which the run was made with; name "
                             f"cases of {content['plans']['dataset_name']} with -i")  # fmt: skip
-    return VolumeFolder.from_plans(preprocessed, name, plans, content["configuration"])
+    return volume_folders(preprocessed, name, plans, content["configuration"])

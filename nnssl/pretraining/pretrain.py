@@ -175,7 +175,9 @@ def _check_probe(probe: int | str | None, every: int | None, dataset_ids: Sequen
 def _aligner(method: type[Method], asked: str | Path | None, config: Any, prepared: PreparedDatasets) -> Aligner:
     if not method.pairs_volumes:
         return RelativePosition()
-    return choose_aligner(asked, config, [folder.name for folder in prepared.folders], prepared.results)
+    return choose_aligner(
+        asked, config, list(dict.fromkeys(folder.name for folder in prepared.folders)), prepared.results
+    )
 
 
 def _is_main() -> bool:
@@ -263,7 +265,7 @@ def _open_folder(setup: Setup, device: str, overwrite: bool) -> None:
         "configuration": setup.configuration,
         "plans": setup.plans["plans_name"],
         "fold": setup.fold,
-        "datasets": [f.name for f in setup.train.folders],
+        "datasets": list(dict.fromkeys(f.name for f in setup.train.folders)),
         "training_cases": len(setup.train),
         "held_out_cases": case_labels(setup.val),
         "aligner": setup.aligner.identity,

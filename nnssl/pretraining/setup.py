@@ -106,7 +106,7 @@ def hold_out(datasets: Sequence[VolumeFolder], fold: str, seed: int) -> tuple[Ca
 
     Fold "all": 5 % of the cases (at least one, none if there is but one), chosen by a hash of their names, so that
     volumes that are added later do not shuffle the others. A number: the fold of every dataset's `splits_final.json`;
-    a dataset without that file (it has no labels) gives all its cases to the training.
+    a dataset without that file (it has no labels) gives all its cases to the training, and so do cases without label.
 
     Raises:
         UserError: no volumes; the fold is not a number, or no dataset has it.
@@ -119,7 +119,9 @@ def hold_out(datasets: Sequence[VolumeFolder], fold: str, seed: int) -> tuple[Ca
     if fold == "all":
         chosen = _held_out_by_hash(datasets, names, seed)
     else:
-        chosen = [_held_out_by_split(d.images.parent / "splits_final.json", fold) for d in datasets]
+        chosen = [
+            _held_out_by_split(d.images.parent / "splits_final.json", fold) if d.in_splits else None for d in datasets
+        ]
         if all(c is None for c in chosen):
             raise UserError(f"-f {fold} needs {datasets[0].images.parent / 'splits_final.json'}, which nnUNetv2_train "
                             f"writes; use -f all to pretrain on all cases")  # fmt: skip
