@@ -55,9 +55,9 @@ class Description:
             raise UserError(f"{file} does not say which plans its network belongs to; {made_by}")
         try:
             values = {name: json.loads(value) for name, value in found.items()}
+            if values.pop("format", None) != FORMAT:
+                raise ValueError("another format")
         except (ValueError, RecursionError) as error:
             raise UserError(f"the description in {file} cannot be read; {made_by}") from error
-        if values.pop("format", None) != FORMAT:
-            raise UserError(f"the description in {file} is of another format than {FORMAT}; {made_by}")
         checked(values, OnnxFile, file, made_by)
         return cls(**{field.name: values[field.name] for field in fields(cls)})

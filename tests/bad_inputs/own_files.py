@@ -85,7 +85,7 @@ def _onnx_rows() -> Iterator[Row]:
     metadata = Description(**described).to_metadata()  # type: ignore[arg-type]
     faults: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         "nothing": (dict.fromkeys(metadata, GONE), ("nnssl_export_onnx",)),
-        "another format": ({"format": 9}, ("format",)),
+        "another format": ({"format": 9}, ("description",)),
         "no JSON": ({"plans": "{"}, ("description",)),
         "no plans": ({"plans": GONE}, ("plans", "missing")),
         "a path": ({"plans": {**tiny_plans(), "plans_name": "../x"}}, ("plans.plans_name",)),

@@ -214,7 +214,10 @@ def test_transfer__channels_of_another_kind_are_refused(folders: Folders) -> Non
     shutil.rmtree(folders.results / SOURCE)
     three = {**MR_JSON, "channel_names": {"0": "T1", "1": "T2", "2": "FLAIR"}}
     plans = _mr_plans()
-    plans["configurations"]["3d_fullres"]["normalization_schemes"] *= 3
+    for key in ("normalization_schemes", "use_mask_for_norm"):
+        plans["configurations"]["3d_fullres"][key] *= 3
+    window = plans["foreground_intensity_properties_per_channel"]["0"]
+    plans["foreground_intensity_properties_per_channel"] = {str(c): window for c in range(3)}
     _pretrained(folders, plans=plans, dataset_json=three)
     _set_channels(folders, "T1", "T2")
     with pytest.raises(UserError, match=r"3 channels .*Dataset017_Target has 2"):
@@ -294,7 +297,7 @@ def test_plans_of__one_configuration_without_its_stages(folders: Folders) -> Non
     configurations = plans["configurations"]
     configurations["3d_fullres"]["next_stage"] = "cascade"
     configurations["small"] = {"inherits_from": "3d_fullres", "previous_stage": "x", "batch_size": 3}
-    configurations["2d"] = {"patch_size": [16, 16]}
+    configurations["2d"] = {"inherits_from": "3d_fullres", "patch_size": [16, 16], "spacing": [1.5, 1.5]}
     source = read_pretrained(_pretrained(folders, plans=plans, configuration="small") / FINAL)
     made = plans_of(source, "new", "folder", {"checkpoint": "random"}, 1)
     mine = made["configurations"].pop("small")
