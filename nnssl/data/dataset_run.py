@@ -159,7 +159,7 @@ class DatasetRun:
         self._recall_orientations(ready)
         logger.info("%s: %d volumes to prepare, %d are done", self.dataset.name, len(todo), len(ready))
         prepared: set[str] = set()
-        task = partial(prepare_case, job=self._job())
+        task = partial(prepare_case, job=self._job(bool(todo)))
         for case in map_cases(task, todo, options.num_processes, "Preprocessing", options.show_progress):
             if case.reason is None:
                 prepared.add(case.name)
@@ -244,13 +244,15 @@ class DatasetRun:
             raise UserError(f"the plans {plans['plans_name']} of {self.dataset.name} have no 3-D configuration "
                             f"{wanted}; choose with -c: {', '.join(three_d) or 'they have none'}")  # fmt: skip
 
-    def _job(self) -> PreprocessingJob:
+    def _job(self, anything: bool) -> PreprocessingJob:
+        """What cases are prepared with; looked at where there is anything to prepare, which costs nnU-Net's imports."""
         from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
         options, dataset = self.options, self.dataset
         content = {key: value for key, value in dataset.dataset_json.items() if key != "dataset"}
         resolved = PlansManager(self.plans).get_configuration(options.configuration)
-        refuse_untrusted_names(self.plans, resolved.configuration, self.home / f"{self.plans['plans_name']}.json")
+        if anything:
+            refuse_untrusted_names(self.plans, resolved.configuration, self.home / f"{self.plans['plans_name']}.json")
         schemes = resolved.normalization_schemes
         ct_channel = dataset.ct_channel if dataset.ct_channel is not None else first_ct_channel(schemes)
         return PreprocessingJob(self.plans, options.configuration, content, self.folder, ct_channel)
