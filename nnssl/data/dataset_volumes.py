@@ -110,7 +110,8 @@ class DatasetVolumes:
         ready = found.ready | self._work(tasks, found)
         self._copy_labels(ready)
         if self.dataset.cases and self.writable:
-            self.left_out |= prepare_without_label(self.dataset.without_label, names, self._job(),
+            self.left_out |= prepare_without_label(self.dataset.without_label, names,
+                                                   self._job(bool(self.dataset.without_label)),
                                                    options.num_processes, options.show_progress)  # fmt: skip
         self._report(ready)
         if options.num_parts == 1:
@@ -240,7 +241,7 @@ class DatasetVolumes:
         """Prepare cases, together with other jobs; those that are ready then."""
         prepared = set()
         replaced = found.todo & done_cases(self.folder)
-        work = SharedWork(self.folder, self.records, partial(prepare_case, job=self._job()),
+        work = SharedWork(self.folder, self.records, partial(prepare_case, job=self._job(bool(tasks))),
                           partial(self._finish, found.bodies), replaced)  # fmt: skip
         if tasks:
             for record in work.run(tasks, self.options.num_processes, self.options.show_progress):
@@ -264,11 +265,13 @@ class DatasetVolumes:
         return Record(case.name, case.files, settings, labels, case.orientation, now(), case.reason,
                       warnings=case.warnings)  # fmt: skip
 
-    def _job(self) -> PreprocessingJob:
+    def _job(self, anything: bool) -> PreprocessingJob:
+        """What cases are prepared with; looked at where there is anything to prepare, which costs nnU-Net's imports."""
         options, dataset = self.options, self.dataset
         content = {key: value for key, value in dataset.dataset_json.items() if key != "dataset"}
         resolved = resolved_configuration(self.plans, options.configuration)
-        refuse_untrusted_names(self.plans, resolved.configuration, self.home / f"{self.plans['plans_name']}.json")
+        if anything:
+            refuse_untrusted_names(self.plans, resolved.configuration, self.home / f"{self.plans['plans_name']}.json")
         schemes = resolved.normalization_schemes
         ct_channel = dataset.ct_channel if dataset.ct_channel is not None else first_ct_channel(schemes)
         return PreprocessingJob(self.plans, options.configuration, content, self.folder, ct_channel)
