@@ -15,6 +15,7 @@ from nnssl.pretraining.loop import Pretraining
 from nnssl.pretraining.setup import Setup
 from tests.volumes import add_volume, make_folder
 
+CT_WINDOW = {"mean": -1350.0, "std": 2350.0, "percentile_00_5": -900.0, "percentile_99_5": 700.0}
 CPU = torch.device("cpu")
 SMALL: dict[str, dict[str, Any]] = {  # what keeps a run of a method short
     "vox2vec": {"voxels_per_pair": 24},
@@ -45,12 +46,15 @@ SMALL: dict[str, dict[str, Any]] = {  # what keeps a run of a method short
 }
 
 
+DATASET_JSON = {"channel_names": {"0": "CT"}, "labels": {"background": 0}, "file_ending": ".nii.gz"}
+
+
 def fpn_plans(base_channels: int = 4, num_scales: int = 3) -> dict[str, Any]:
     """Plans of a small network of the paper's kind (with batch normalisation)."""
     return {
         "plans_name": "nnUNetPlans",
         "dataset_name": "Dataset500_Test",
-        "foreground_intensity_properties_per_channel": {"0": {"mean": -1350.0, "std": 2350.0}},
+        "foreground_intensity_properties_per_channel": {"0": CT_WINDOW},
         "configurations": {
             "3d_fullres": {
                 "data_identifier": "nnUNetPlans_3d_fullres",
@@ -87,7 +91,7 @@ def make_setup(root: Path, method: str = "vox2vec", volumes: int = 6, held_out: 
     out = root / "run"
     out.mkdir()
     split = len(names) - held_out
-    return Setup(method, config, fpn_plans(), {"labels": {"background": 0}}, {}, "3d_fullres", "all",
+    return Setup(method, config, fpn_plans(), DATASET_JSON, {}, "3d_fullres", "all",
                  Cases.of([folder], [names[:split]]), Cases.of([folder], [names[split:]]), out)  # fmt: skip
 
 

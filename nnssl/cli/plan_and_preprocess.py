@@ -25,6 +25,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("-overwrite_plans_name", metavar="NAME", help="another name for the plans")
     p.add_argument("--overwrite_plans", action="store_true",
                    help="replace plans of that name, and volumes that do not fit the new ones")
+    p.add_argument("--overwrite_volumes", action="store_true", help="prepare all volumes anew")
     p.add_argument("-c", default="3d_fullres", metavar="CONFIGURATION", help="default: 3d_fullres")
     p.add_argument("-np", type=int, metavar="N", help="processes; default: nnU-Net's (8), at most one a core")
     p.add_argument("-num_parts", type=int, default=1, metavar="N", help="share the volumes among N jobs")
@@ -73,6 +74,7 @@ def _command(argv: list[str] | None) -> int:
         part_id=args.part_id,
         strict=args.strict,
         show_progress=not args.no_pbar,
+        overwrite_volumes=args.overwrite_volumes,
     )
     return LEFT_OUT if any(result.left_out for result in results) else 0
 

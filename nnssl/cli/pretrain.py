@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 
 from nnssl.cli.run import ALLOW_HELP, run
 from nnssl.methods.registry import method_names
@@ -20,7 +19,8 @@ EPILOG = """examples:
 
 Environment: nnssl_tensorboard=1 and nnUNet_wandb_enabled=1 (nnU-Net's own) log to TensorBoard and Weights & Biases too
 Output: nnUNet_results/DatasetXXX_Name/nnssl_METHOD__PLANS__CONFIGURATION/fold_FOLD/
-Exit code: 0 finished, 1 an error (said in one sentence), 75 interrupted and saved: run again with --c.
+Exit code: 0 finished, 1 an error (said in one sentence), 75 interrupted by SIGTERM or SIGUSR1 after a saved step, or
+before the first: run again with --c. A second SIGTERM ends it at once; --c then goes on from the last saved epoch.
 """
 
 
@@ -72,21 +72,15 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> None:
     """Entry point."""
-    run(_command, argv)
+    run(_command, argv, again="run it again with --c")
 
 
-def _command(argv: list[str] | None) -> int:
+def _command(argv: list[str] | None) -> None:
     arguments = parser().parse_args(argv)
     # Only now: --help answers without waiting for torch and nnU-Net.
     from nnssl import pretrain
-    from nnssl.pretraining.signals import EXIT_INTERRUPTED, Interrupted
 
-    try:
-        pretrain(**vars(arguments))
-    except Interrupted as interrupted:
-        logging.getLogger("nnssl").info(str(interrupted))
-        return EXIT_INTERRUPTED
-    return 0
+    pretrain(**vars(arguments))
 
 
 if __name__ == "__main__":

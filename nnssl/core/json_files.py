@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
+from nnssl.core.files import replacing
 from nnssl.core.names import shown
 from nnssl.errors import UserError
 
@@ -41,8 +41,9 @@ T = TypeVar("T")
 def read_json(file: Path, schema: type[BaseModel] | None = None, fix: str = "mend it, or restore it") -> Any:
     """Content of a JSON file.
 
-    NaN and Infinity, which Python reads and JSON does not have, are faults like any other, and so is a key that an
-    object has twice, of which Python would take the last.
+    NaN and Infinity, which Python reads and JSON does not have, are faults like any other, unless the schema says
+    `with_nan`, as nnU-Net writes them into some files. So is a key that an object has twice, of which Python would take
+    the last.
 
     Args:
         file: that exists.
@@ -52,8 +53,11 @@ def read_json(file: Path, schema: type[BaseModel] | None = None, fix: str = "men
     Raises:
         UserError: the file is missing, cannot be read, is no JSON, or does not fit the schema.
     """
+    if file.exists() and not file.is_file():
+        raise UserError(f"{file} is no file; {fix}")
     try:
-        content = json.loads(file.read_bytes().decode("utf-8-sig"), parse_constant=_no_number, object_pairs_hook=_once)
+        constant = _number if getattr(schema, "with_nan", False) else _no_number
+        content = json.loads(file.read_bytes().decode("utf-8-sig"), parse_constant=constant, object_pairs_hook=_once)
     except FileNotFoundError as error:
         raise UserError(f"{file} is missing; {fix}") from error
     except OSError as error:
@@ -89,12 +93,12 @@ def checked(content: T, schema: type[BaseModel], where: object, fix: str = "mend
 def write_json(file: Path, content: Any) -> None:
     """Write JSON so that the file is either the old or the new one."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
+    with replacing(file) as temporary:
         temporary.write_text(json.dumps(content, indent=4))
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
+
+
+def _number(name: str) -> float:
+    return float(name)  # also "-Infinity"
 
 
 def _no_number(name: str) -> NoReturn:

@@ -7,6 +7,7 @@ import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 
+DANGLING = "is a link to a file that does not exist"
 _KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a FIFO",
@@ -27,6 +28,12 @@ class Listing:
 
     files: list[str] = field(default_factory=list)
     odd: dict[str, str] = field(default_factory=dict)
+
+    def with_dangling(self) -> Listing:
+        """The same, with links to what does not exist among the files: their disk may only be away."""
+        dangling = [name for name, why in self.odd.items() if why == DANGLING]
+        odd = {name: why for name, why in self.odd.items() if why != DANGLING}
+        return Listing(sorted(self.files + dangling), odd)
 
 
 def list_folder(folder: Path) -> Listing:
@@ -52,7 +59,7 @@ def why_no_file(path: str | Path) -> str | None:
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError:
-        return "is a link to a file that does not exist" if os.path.islink(path) else "does not exist"
+        return DANGLING if os.path.islink(path) else "does not exist"
     except (OSError, ValueError) as error:  # a loop of links, no permission; a zero byte in a name
         return f"cannot be looked at ({getattr(error, 'strerror', None) or error})"
     return None if stat.S_ISREG(mode) else f"is {_KINDS.get(stat.S_IFMT(mode), 'no regular file')}"

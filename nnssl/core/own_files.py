@@ -5,10 +5,12 @@ What versions before this one did not write is optional.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field, StrictStr, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, StrictStr, ValidationInfo, field_validator
 
+from nnssl.core.names import shown, why_not_a_name
+from nnssl.core.plans_schema import PlansFile
 from nnssl.core.schemas import (
     Anything,
     AtLeastOne,
@@ -20,7 +22,6 @@ from nnssl.core.schemas import (
     Fold,
     ImagesFile,
     Number,
-    PlansFile,
     Text,
     TrainerName,
 )
@@ -44,6 +45,17 @@ def _of_the_plans(name: Any, info: ValidationInfo) -> Any:
     return name
 
 
+def _of_datasets(cases: list[str]) -> list[str]:
+    for case in cases:
+        dataset, sign, name = case.partition("/")
+        if not sign or why_not_a_name(dataset, "dataset") or why_not_a_name(name, "case"):
+            raise ValueError(f"must name cases like Dataset500_Thorax/case_1, not like {shown(case)}")
+    return cases
+
+
+Cases = Annotated[list[StrictStr], AfterValidator(_of_datasets)]
+
+
 class CheckpointFile(BaseModel):
     """Entries of a checkpoint of `nnssl_pretrain`."""
 
@@ -56,8 +68,8 @@ class CheckpointFile(BaseModel):
     orientation: StrictStr | None = None
     fingerprint: Anything | None = None
     aligner: StrictStr = ""
-    train_cases: list[StrictStr] = []
-    val_cases: list[StrictStr] = []
+    train_cases: Cases = []
+    val_cases: Cases = []
     step: Count = 0
     epoch: Count = 0
 
@@ -73,8 +85,8 @@ class ResumableFile(CheckpointFile):
     epoch: Count
     train_means: Anything
     embedding_dim: Count
-    train_cases: list[StrictStr]
-    val_cases: list[StrictStr]
+    train_cases: Cases
+    val_cases: Cases
 
 
 class RunFile(BaseModel):
@@ -192,6 +204,9 @@ class EpochRow(BaseModel):
     """A line of `metrics.jsonl`."""
 
     epoch: AtLeastOne
+    step: Count
+    loss: Number
+    samples_per_second: Number
 
 
 class OnnxFile(BaseModel):
@@ -216,4 +231,6 @@ class _MetricsOfCase(BaseModel):
 class SummaryFile(BaseModel):
     """`summary.json` of nnU-Net's evaluation."""
 
+    with_nan: ClassVar[bool] = True
     metric_per_case: list[_MetricsOfCase]
+    mean: dict[StrictStr, dict[StrictStr, Any]] = {}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Annotated, Any, Literal
+from collections.abc import Iterable
+from typing import Annotated, Any, ClassVar
 
 from pydantic import (
     AfterValidator,
@@ -12,30 +12,26 @@ from pydantic import (
     BeforeValidator,
     Field,
     RootModel,
-    StrictBool,
     StrictStr,
     ValidationInfo,
     field_validator,
 )
 from typing_extensions import NotRequired, TypedDict
 
+from nnssl.core import found_by_nnunet
 from nnssl.core.names import Kind, shown, why_not_a_name
 
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Positive = Annotated[float, Field(strict=True, allow_inf_nan=False, gt=0)]
 Count = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
 AtLeastOne = Annotated[int, Field(strict=True, ge=1, lt=2**63)]
+_LARGEST = 1e300
 Text = Annotated[StrictStr, Field(min_length=1)]
 Anything = dict[StrictStr, Any]
 
 _OLD_FORMAT = ("is that of nnU-Net v1 (numbers with their names); convert the dataset with "
                "nnUNetv2_convert_old_nnUNet_dataset FOLDER DatasetXXX_NAME (one of the Medical Segmentation Decathlon: "
                "nnUNetv2_convert_MSD_dataset -i FOLDER)")  # fmt: skip
-_RESOLVED = ("data_identifier", "batch_size", "patch_size", "spacing", "normalization_schemes")
-_OLD_UNET = (
-    "UNet_base_num_features", "unet_max_num_features", "n_conv_per_stage_encoder", "n_conv_per_stage_decoder",
-    "pool_op_kernel_sizes", "conv_kernel_sizes",
-)  # fmt: skip
 
 
 def _named(kind: Kind) -> BeforeValidator:
@@ -54,6 +50,21 @@ ConfigurationName = Annotated[Any, _named("configuration")]
 DataIdentifier = Annotated[Any, _named("data_identifier")]
 Fold = Annotated[Any, _named("fold"), BeforeValidator(lambda fold: fold if isinstance(fold, bool) else str(fold))]
 TrainerName = Annotated[Any, _named("trainer")]
+
+
+def found(kind: found_by_nnunet.Kind) -> AfterValidator:
+    """For a name that nnU-Net looks up."""
+
+    def check(name: str) -> str:
+        if name != "None" and (reason := found_by_nnunet.why_not_found(name, kind)) is not None:
+            raise ValueError(reason)
+        return name
+
+    return AfterValidator(check)
+
+
+Reader = Annotated[Text, found("reader")]
+Resampling = Annotated[Text, found("resampling")]
 
 
 def _is_whole(value: Any) -> bool:
@@ -76,14 +87,15 @@ def _is_digits(key: Any) -> bool:
     return isinstance(key, str) and key.isdecimal()
 
 
-def _raise(faults: Iterable[str]) -> None:
+def raise_faults(faults: Iterable[str]) -> None:
+    """Raise ValueError with all of them, if there are any."""
     if found := "; ".join(faults):
         raise ValueError(found)
 
 
 def _labels(labels: dict[str, Any]) -> dict[str, Any]:
     """What nnU-Net's LabelManager and its check of integrity want of all labels together."""
-    _raise(_faults_of_labels(labels))
+    raise_faults(_faults_of_labels(labels))
     return labels
 
 
@@ -145,7 +157,7 @@ class DatasetFile(ImagesFile):
         AfterValidator(_labels),
     ]
     regions_class_order: list[Count] | None = Field(default=None, validate_default=True)
-    overwrite_image_reader_writer: Text = "None"
+    overwrite_image_reader_writer: Reader = "None"
     numTraining: Count | None = None
     dataset: dict[CaseName, _CaseFiles] | None = None
     annotated_labels: dict[StrictStr, list[StrictStr]] | None = None
@@ -163,115 +175,22 @@ class DatasetFile(ImagesFile):
         return order
 
 
-def _axes(axes: list[int]) -> list[int]:
-    if sorted(axes) != [0, 1, 2]:
-        raise ValueError("must be an order of the axes 0, 1 and 2")
-    return axes
+def _or_nan(value: Any) -> Any:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or abs(value) > _LARGEST:
+        raise ValueError("must be a finite number")
+    return value
 
 
-class _Architecture(BaseModel):
-    network_class_name: Text
-    arch_kwargs: Anything
-    requires_import: list[StrictStr] | None = Field(default=None, validation_alias="_kw_requires_import")
+OrNan = Annotated[Any, BeforeValidator(_or_nan)]
 
 
-class _Configuration(BaseModel):
-    """What one configuration says itself; the rest it inherits."""
+class Intensities(BaseModel):
+    """Of one channel, over the foreground; nnU-Net writes NaN where there is none."""
 
-    inherits_from: StrictStr | None = None
-    data_identifier: DataIdentifier = None
-    preprocessor_name: Text | None = None
-    batch_size: AtLeastOne | None = None
-    patch_size: Annotated[list[AtLeastOne], Field(min_length=2, max_length=3)] | None = None
-    spacing: Annotated[list[Positive], Field(min_length=2, max_length=3)] | None = None
-    normalization_schemes: Annotated[list[Text], Field(min_length=1)] | None = None
-    use_mask_for_norm: list[StrictBool] | None = None
-    resampling_fn_data: Text | None = None
-    resampling_fn_seg: Text | None = None
-    resampling_fn_data_kwargs: Anything | None = None
-    resampling_fn_seg_kwargs: Anything | None = None
-    architecture: _Architecture | None = None
-    previous_stage: StrictStr | None = None
-
-
-class _Intensities(BaseModel):
-    mean: Number
-    std: Annotated[Number, Field(ge=0)]
-    percentile_00_5: Number | None = None
-    percentile_99_5: Number | None = None
-
-
-class _Pretraining(BaseModel):
-    """`plans["nnssl"]`: what our trainers start from and how long they train."""
-
-    checkpoint: Text | None = None
-    method: Text | None = None
-    levels: Literal["encoder", "decoder"] | None = None
-    network: Anything | None = None
-    teacher: Text | None = None
-    unlabelled_share: Annotated[Number, Field(ge=0, lt=1)] | None = None
-    num_epochs: AtLeastOne | None = None
-    num_iterations_per_epoch: AtLeastOne | None = None
-    num_val_iterations_per_epoch: AtLeastOne | None = None
-    initial_lr: Positive | None = None
-
-
-class PlansFile(BaseModel):
-    """nnU-Net plans: of any planner, of a preset that is filled in, or of a version before `architecture`."""
-
-    plans_name: PlansName
-    dataset_name: DatasetName
-    transpose_forward: Annotated[list[Count], AfterValidator(_axes)] | None = None
-    transpose_backward: Annotated[list[Count], AfterValidator(_axes)] | None = None
-    image_reader_writer: Text | None = None
-    label_manager: Text | None = None
-    foreground_intensity_properties_per_channel: dict[StrictStr, _Intensities]
-    nnssl: _Pretraining | None = None
-    configurations: dict[ConfigurationName, _Configuration]
-
-    @field_validator("configurations", mode="wrap")
-    @classmethod
-    def _resolvable(cls, given: Any, check: Callable[[Any], Any], info: ValidationInfo) -> Any:
-        check(given)
-        _raise(_faults_of_configurations(given, info.data.get("foreground_intensity_properties_per_channel")))
-        return given
-
-
-def _faults_of_configurations(given: Mapping[str, Any], intensities: Mapping[str, Any] | None) -> Iterable[str]:
-    if not given:
-        yield "must hold a configuration"
-    for name in given:
-        resolved, lost = _resolve(given, name)
-        if lost is not None:
-            yield f"{name} inherits from {shown(lost)}, which leads nowhere"
-        elif gone := [key for key in _RESOLVED if resolved.get(key) is None] + _gone_of_network(resolved):
-            yield f"{name} lacks {', '.join(gone)}"
-        elif len(resolved["patch_size"]) != len(resolved["spacing"]):
-            yield f"{name} has a patch_size of {len(resolved['patch_size'])} axes and a spacing of another number"
-        else:
-            channels = len(resolved["normalization_schemes"])
-            if len(resolved.get("use_mask_for_norm", range(channels))) != channels:
-                yield f"{name} has another number of use_mask_for_norm than of normalization_schemes"
-            if intensities is not None and not {str(c) for c in range(channels)} <= intensities.keys():
-                yield f"{name} normalises {channels} channels, and the intensities are those of fewer"
-
-
-def _gone_of_network(resolved: Mapping[str, Any]) -> list[str]:
-    if resolved.get("architecture") is not None:
-        return []
-    return [k for k in _OLD_UNET if k not in resolved] if "UNet_class_name" in resolved else ["architecture"]
-
-
-def _resolve(given: Mapping[str, Any], name: str) -> tuple[dict[str, Any], str | None]:
-    """A configuration over its ancestors, and the one that is missing or met twice."""
-    chain: list[str] = []
-    at: str | None = name
-    while at is not None:
-        if at in chain or at not in given:
-            return {}, at
-        chain.append(at)
-        at = given[at].get("inherits_from")
-    return {key: value for step in reversed(chain) for key, value in given[step].items()}, None
+    mean: OrNan
+    std: OrNan
+    percentile_00_5: OrNan = float("nan")
+    percentile_99_5: OrNan = float("nan")
 
 
 class _Split(BaseModel):
@@ -282,7 +201,7 @@ class _Split(BaseModel):
 def _of_cases(splits: list[_Split]) -> list[_Split]:
     names = {name for split in splits for name in (*split.train, *split.val)}
     wrong = [(name, reason) for name in sorted(names) if (reason := why_not_a_name(name, "case")) is not None]
-    _raise(f"the case {shown(name)} {reason}" for name, reason in wrong[:20])
+    raise_faults(f"the case {shown(name)} {reason}" for name, reason in wrong[:20])
     return splits
 
 
@@ -293,14 +212,8 @@ class SplitsFile(RootModel[Annotated[list[_Split], AfterValidator(_of_cases)]]):
 class FingerprintFile(BaseModel):
     """`dataset_fingerprint.json`."""
 
+    with_nan: ClassVar[bool] = True
     spacings: Annotated[list[list[Positive]], Field(min_length=1)]
     shapes_after_crop: Annotated[list[list[AtLeastOne]], Field(min_length=1)]
-    foreground_intensity_properties_per_channel: Annotated[dict[StrictStr, _Intensities], Field(min_length=1)]
+    foreground_intensity_properties_per_channel: Annotated[dict[StrictStr, Intensities], Field(min_length=1)]
     median_relative_size_after_cropping: Positive
-
-
-class ReaderPlans(BaseModel):
-    """The part of plans that an evaluation needs."""
-
-    plans_name: PlansName
-    image_reader_writer: Text

@@ -135,7 +135,7 @@ def other_intensities(given: Images, own: Images, by_scheme: bool = False) -> st
     Arguments and errors as of `check_images`.
     """
     different = [phrase for a, b in _pairs(given, own) if (phrase := _two_kinds(a, b, given.name, own.name, by_scheme))]
-    return " and ".join(different) if different else None
+    return f"intensities differ: {' and '.join(different)}" if different else None
 
 
 def _pairs(given: Images, own: Images) -> list[tuple[str, str]]:
@@ -153,10 +153,14 @@ def _pairs(given: Images, own: Images) -> list[tuple[str, str]]:
 def _two_kinds(given: str, own: str, given_name: str, own_name: str, by_scheme: bool) -> str | None:
     kinds = modality(given), modality(own)
     if None not in kinds and kinds[0] != kinds[1]:
-        return f"{own} of {own_name} is {kinds[1]} and {given} of {given_name} is {kinds[0]}"
+        return f"{_called(own, kinds[1])} in {own_name}, {_called(given, kinds[0])} in {given_name}"
     if by_scheme and (schemes := [_scheme(name) for name in (given, own)])[0] != schemes[1]:
-        return f"nnU-Net uses {schemes[1]} for {own} of {own_name} and {schemes[0]} for {given} of {given_name}"
+        return f"nnU-Net uses {schemes[1]} for {own} in {own_name}, {schemes[0]} for {given} in {given_name}"
     return None
+
+
+def _called(channel: str, kind: str | None) -> str:
+    return channel if channel.casefold() == str(kind).casefold() else f"{kind} ({channel})"
 
 
 def _scheme(channel: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 from nnssl.core.json_files import read_json
 from nnssl.core.names import check_name
-from nnssl.core.schemas import PlansFile
+from nnssl.core.plans_schema import PlansFile
 from nnssl.data.guard import ALLOWED
 from nnssl.data.presets import plans_from_preset, presets
 from nnssl.data.quiet import quietly
@@ -118,7 +118,7 @@ def load_plans(folder: Path, name: str) -> Plans | None:
     """Plans `name` of the preprocessed dataset `folder`, or None.
 
     Raises:
-        UserError: it is no name of plans, or the file does not fit `nnssl.core.schemas.PlansFile`.
+        UserError: it is no name of plans, or the file does not fit `nnssl.core.plans_schema.PlansFile`.
     """
     file = folder / f"{check_name(name, 'plans')}.json"
     if not file.is_file():

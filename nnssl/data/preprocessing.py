@@ -15,6 +15,7 @@ from nnssl.data.check_case import LoadedCase, load_case, orientation
 from nnssl.data.image_grids import refuse_too_large_at
 from nnssl.data.quiet import quietly
 from nnssl.data.raw import RawCase, first_ct_channel, label_values
+from nnssl.data.records import CaseFiles
 from nnssl.data.storage import save_body, save_case
 from nnssl.errors import BadCase
 
@@ -52,12 +53,14 @@ class Prepared:
         reason: None where it is done.
         orientation: see `nnssl.data.check_case.LoadedCase`.
         warnings: as there.
+        files: what it was made from, with hashes; None where only a body mask was added, or a file is missing.
     """
 
     name: str
     reason: str | None = None
     orientation: str | None = None
     warnings: tuple[str, ...] = ()
+    files: CaseFiles | None = None
 
 
 def prepare_case(case: RawCase | str, job: PreprocessingJob) -> Prepared:
@@ -69,21 +72,31 @@ def prepare_case(case: RawCase | str, job: PreprocessingJob) -> Prepared:
         OSError: no space left, or no permission to write.
         MemoryError: with the name of the case, for the whole run to report.
     """
-    name = case if isinstance(case, str) else case.name
+    name, files = case if isinstance(case, str) else case.name, None
     try:
         if isinstance(case, str):
             return Prepared(name, orientation=_add_body(case, job))
+        files = _files(case)  # before they are read: a later change shows
         loaded = _preprocess(case, job)
-        return Prepared(name, orientation=loaded.orientation, warnings=loaded.warnings)
+        # the files are still in memory
+        files = None if files is None else files.hashed(case)
+        return Prepared(name, orientation=loaded.orientation, warnings=loaded.warnings, files=files)
     except BadCase as bad:
-        return Prepared(name, reason=str(bad))
+        return Prepared(name, reason=str(bad), files=files)
     except MemoryError as error:
         raise MemoryError(f"{name}: {error or 'preprocessing it'}") from error
     except Exception as error:  # one odd volume must not stop the others; its reason is reported at the end
         if isinstance(error, OSError) and error.errno in _FATAL:
             raise
         logger.debug("%s", name, exc_info=True)
-        return Prepared(name, reason=f"preprocessing failed: {type(error).__name__}: {error}"[:300])
+        return Prepared(name, reason=f"preprocessing failed: {type(error).__name__}: {error}"[:300], files=files)
+
+
+def _files(case: RawCase) -> CaseFiles | None:
+    try:
+        return CaseFiles.of(case)
+    except OSError:  # a reader says better what is wrong
+        return None
 
 
 def _preprocess(case: RawCase, job: PreprocessingJob) -> LoadedCase:

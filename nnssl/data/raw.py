@@ -17,7 +17,7 @@ from nnssl.core.names import shown, why_not_a_name
 from nnssl.core.schemas import DatasetFile
 from nnssl.errors import UserError
 
-UNLABELLED = "imagesUn"  # FLARE's name for the folder
+LABELLED, UNLABELLED = "imagesTr", "imagesUn"  # the second is FLARE's name for the folder
 # Files that belong to an image of the ending and are no case: nnU-Net's spacing of a TIFF, the voxels of a header.
 _COMPANIONS = {".tif": (".json",), ".tiff": (".json",), ".mhd": (".raw", ".zraw"), ".nhdr": (".raw", ".raw.gz")}
 _EXAMPLE = '{"channel_names": {"0": "CT"}, "labels": {"background": 0}, "file_ending": ".nii.gz"}'
@@ -64,14 +64,19 @@ class RawDataset:
     @cached_property
     def ct_channel(self) -> int | None:
         """First channel that nnU-Net normalises as CT, by its name."""
-        from nnunetv2.preprocessing.normalization.map_channel_name_to_normalization import get_normalization_scheme
-
-        return first_ct_channel([get_normalization_scheme(name).__name__ for name in self.channel_names])
+        return first_ct_channel(schemes_of(self.dataset_json))
 
     def without(self, names: Iterable[str]) -> RawDataset:
         """The same dataset with fewer cases."""
         gone = set(names)
         return replace(self, cases={name: case for name, case in self.cases.items() if name not in gone})
+
+
+def schemes_of(dataset_json: dict[str, Any]) -> list[str]:
+    """nnU-Net's name of the normalisation of each channel, which it chooses by the channel's name."""
+    from nnunetv2.preprocessing.normalization.map_channel_name_to_normalization import get_normalization_scheme
+
+    return [get_normalization_scheme(name).__name__ for name in _channels(dataset_json).values()]
 
 
 def first_ct_channel(normalization_schemes: list[str]) -> int | None:
@@ -102,6 +107,27 @@ def read_raw_dataset(raw: Path, name: str) -> RawDataset:
     )
     listed = {name: case for name, case in sorted(cases.items()) if name not in bare}
     return RawDataset(name, folder, dataset_json, listed, left_out, labelled, ignored, bare)
+
+
+def list_dataset(raw: Path, name: str, home: Path) -> RawDataset:
+    """The raw dataset; without cases where its images were archived and only the preprocessed volumes were kept.
+
+    Args:
+        raw: nnUNet_raw.
+        name: of the dataset.
+        home: its folder in nnUNet_preprocessed.
+
+    Raises:
+        UserError: see `read_raw_dataset`; or there is neither.
+    """
+    folder = raw / name
+    file = folder / "dataset.json"
+    lists_files = file.is_file() and b'"dataset"' in file.read_bytes()
+    listing = list_folder(folder / LABELLED)
+    archived = not listing.files and not listing.odd and not lists_files
+    if archived and (not folder.is_dir() or (home / "dataset.json").is_file()):
+        return RawDataset(name, folder, read_dataset_json(home), {}, {}, False)
+    return read_raw_dataset(raw, name)
 
 
 def read_dataset_json(folder: Path) -> dict[str, Any]:
@@ -148,10 +174,10 @@ def label_values(dataset_json: Mapping[str, Any]) -> frozenset[int]:
 
 
 def _cases_of_folder(
-    folder: Path, ending: str, num_channels: int, images_folder: str = "imagesTr"
+    folder: Path, ending: str, num_channels: int, images_folder: str = LABELLED
 ) -> tuple[dict[str, RawCase], dict[str, str], dict[str, str]]:
     """Cases, why others are left out, and why files belong to no case."""
-    listing = list_folder(folder / images_folder)
+    listing = list_folder(folder / images_folder).with_dangling()
     pattern = re.compile(r"(.+)_([0-9]{4})" + re.escape(ending), re.DOTALL)
     channels: dict[str, dict[int, str]] = {}
     left_out = {}
@@ -165,7 +191,7 @@ def _cases_of_folder(
     odd = {
         match[1]: f"its file {file} {why}" for file, why in listing.odd.items() if (match := pattern.fullmatch(file))
     }
-    labels = Listing() if images_folder == UNLABELLED else list_folder(folder / "labelsTr")
+    labels = Listing() if images_folder == UNLABELLED else list_folder(folder / "labelsTr").with_dangling()
     odd |= {
         file[: -len(ending)]: f"its label {file} {why}"
         for file, why in labels.odd.items()

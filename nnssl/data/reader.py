@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nnssl.core.json_files import write_json
 from nnssl.data.check_files import check_files
 from nnssl.data.quiet import itk_is_quiet, quietly
 from nnssl.data.raw import RawDataset
@@ -23,9 +21,9 @@ def reorients(dataset_json: Mapping[str, Any]) -> bool:
     return dataset_json.get(READER) == REORIENTING
 
 
-def can_reorient(dataset_json: Mapping[str, Any]) -> bool:
-    """Whether the files are of a format that nnU-Net's reader turns: NIfTI."""
-    return str(dataset_json["file_ending"]).lower() in (".nii", ".nii.gz")
+def may_reorient(plans: Mapping[str, Any], dataset: RawDataset) -> bool:
+    """Whether plans turn images to RAS, and could do so with the files of a dataset."""
+    return plans.get("image_reader_writer") == REORIENTING and _is_nifti(dataset)
 
 
 def choose_orientation(dataset: RawDataset, wanted: bool, existing: Mapping[str, Any] | None) -> bool:
@@ -57,15 +55,6 @@ def was_reoriented(home: Path, dataset: RawDataset) -> bool:
     return reorients(json.loads(file.read_text()) if file.is_file() else dataset.dataset_json)
 
 
-def copy_dataset_json(raw: Path, home: Path, reorient: bool) -> None:
-    """Copy dataset.json from the raw to the preprocessed folder of a dataset; it says there if images are turned."""
-    content = json.loads((raw / "dataset.json").read_text())
-    if reorient and not reorients(content):
-        write_json(home / "dataset.json", {**content, READER: REORIENTING})
-    else:
-        shutil.copy(raw / "dataset.json", home / "dataset.json")
-
-
 def find_reader(dataset: RawDataset, reorient: bool = False) -> Any:
     """The reader that nnU-Net takes for the first image that it can open; the class.
 
@@ -76,8 +65,11 @@ def find_reader(dataset: RawDataset, reorient: bool = False) -> Any:
         reorient: whether they are turned to RAS as they are read, also where dataset.json does not say so.
 
     Raises:
-        UserError: nnU-Net reads no file of that ending, or cannot turn it; or none of the files can be read.
+        UserError: nnU-Net reads no file of that ending, or cannot turn it; or none of the files can be read;
+            dataset.json names a reader that is none.
     """
+    from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
+
     if reorient or reorients(dataset.dataset_json):
         return _reorienting_reader(dataset)
     from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
@@ -100,6 +92,11 @@ def find_reader(dataset: RawDataset, reorient: bool = False) -> Any:
         except (BadCase, RuntimeError) as error:  # the case is named with its reason when all are read
             reason = reason or str(error)
             continue
+        if not isinstance(reader, type) or not issubclass(reader, BaseReaderWriter):
+            named = dataset.dataset_json["overwrite_image_reader_writer"]
+            raise UserError(f"{dataset.folder / 'dataset.json'} names {named!r} as overwrite_image_reader_writer, "
+                            f"which is no reader of nnU-Net; take one of "
+                            f"{', '.join(kind.__name__ for kind in LIST_OF_IO_CLASSES)}")  # fmt: skip
         if reader is not NaturalImage2DIO or ending.lower() not in (".tif", ".tiff"):
             return reader
         photographs = reader
@@ -109,10 +106,14 @@ def find_reader(dataset: RawDataset, reorient: bool = False) -> Any:
     return photographs
 
 
+def _is_nifti(dataset: RawDataset) -> bool:
+    return str(dataset.dataset_json["file_ending"]).lower() in (".nii", ".nii.gz")
+
+
 def _reorienting_reader(dataset: RawDataset) -> Any:
     from nnunetv2.imageio.nibabel_reader_writer import NibabelIOWithReorient
 
-    if not can_reorient(dataset.dataset_json):
+    if not _is_nifti(dataset):
         raise UserError(f"{dataset.name} has {dataset.dataset_json['file_ending']} files, and nnU-Net's reader that "
                         f"turns images to RAS ({REORIENTING}: --reorient, or {READER} in dataset.json) takes NIfTI "
                         f"only; convert the files, or go without it")  # fmt: skip

@@ -54,27 +54,45 @@ def earlier_warnings(file: Path, cases: set[str]) -> dict[str, list[str]]:
     return {case: list(found) for case, found in warnings.items() if case in cases}
 
 
+def recalled_orientations(home: Path, first: Sequence[Path], cases: set[str]) -> dict[str, str]:
+    """Orientations of `cases` that earlier reports know; those of the reports `first`, then of all others in `home`."""
+    found: dict[str, str] = {}
+    for file in (*first, *sorted(home.glob("*_left_out*.json"))) if cases else ():
+        known = {case: letters for case, letters in earlier_orientations(file, cases).items() if letters}
+        found = known | found
+    return found
+
+
+def earlier_reasons(file: Path) -> dict[str, str]:
+    """Why an earlier run left cases out, by case; nothing where its report is missing."""
+    return dict(read_json(file, ReportFile, NEW_REPORT)["left_out"]) if file.is_file() else {}
+
+
 def write_report(
     file: Path,
     left_out: Mapping[str, str],
     orientations: Mapping[str, str | None],
     warnings: Mapping[str, Sequence[str]] | None = None,
     ignored: Mapping[str, str] | None = None,
+    may_write: bool = True,
 ) -> None:
-    """Write the JSON, log every volume that was left out, and warn of other orientations, grids and files.
+    """Write the JSON where it says something new; log what was left out, other orientations, grids and files.
 
     Args:
-        file: to write.
+        file: see `report_file`.
         left_out: reason by case.
-        orientations: by case.
+        orientations: see `orientation_summary`.
         warnings: what else should be looked at, by case.
         ignored: why files belong to no case, by file.
+        may_write: False for a folder that is only read.
     """
     summary = orientation_summary(orientations)
     doubts = {case: list(found) for case, found in sorted((warnings or {}).items()) if found}
     unused = dict(sorted((ignored or {}).items()))
-    write_json(file, {"left_out": dict(sorted(left_out.items())), "orientation": summary, "warnings": doubts,
-                      "ignored": unused})  # fmt: skip
+    content = {"left_out": dict(sorted(left_out.items())), "orientation": summary, "warnings": doubts,
+               "ignored": unused}  # fmt: skip
+    if may_write and not (file.is_file() and _holds(file, content)):
+        write_json(file, content)
     _warn(doubts, unused)
     differ = summary["different"]
     if differ:
@@ -106,3 +124,10 @@ def _warn(warnings: Mapping[str, Sequence[str]], ignored: Mapping[str, str]) -> 
         named = ", ".join(f"{file} ({why})" for file, why in list(ignored.items())[:_NAMED])
         count = f"{len(ignored)} files belong" if len(ignored) > 1 else "1 file belongs"
         logger.warning("%s to no case: %s%s", count, named, ", ..." if len(ignored) > _NAMED else "")
+
+
+def _holds(file: Path, content: Mapping[str, Any]) -> bool:
+    try:
+        return bool(read_json(file) == content)
+    except UserError:  # a damaged one is written anew
+        return False

@@ -6,6 +6,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from nnssl.core.json_files import read_json
+from nnssl.core.own_files import DemoFile
 from nnssl.errors import UserError
 
 _FILE = "demo.json"
@@ -42,11 +44,8 @@ class Record:
             record = cls(home, settings, {}, [])
             record._save()
             return record
-        try:
-            content = json.loads(file.read_text())
-            record = cls(home, content["settings"], content["seconds"], content["finished"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{file} is damaged; delete {home}, or choose another folder with -o") from error
+        content = read_json(file, DemoFile, f"delete {home}, or choose another folder with -o")
+        record = cls(home, content["settings"], content["seconds"], content["finished"])
         if record.settings != settings:
             before = ", ".join(f"{key} {value}" for key, value in record.settings.items())
             raise UserError(f"{home} holds a demo with other settings ({before}); choose another folder with -o, or "

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, median, stdev
 
 from nnssl.core import escape
+from nnssl.core.json_files import read_json
+from nnssl.core.own_files import SummaryFile
 from nnssl.demo.anatomy import LABELS
 from nnssl.demo.picture import draw_comparison, read_volume
 from nnssl.demo.steps import Folders
 from nnssl.errors import UserError
 
 ALL = "mean"
+_AGAIN = "delete the demo's folder and run the demo again"
 _REPORT, _TABLE, _PICTURE = "report.md", "dice.csv", "comparison.png"
 
 
@@ -34,16 +36,16 @@ def read_scores(summary: Path, seed: int, backbone: str) -> list[Score]:
     Raises:
         UserError: the evaluation is missing.
     """
-    if not summary.is_file():
-        raise UserError(f"{summary} is missing; delete the demo's folder and run the demo again")
-    dice = json.loads(summary.read_text())["mean"]
+    dice = read_json(summary, SummaryFile, _AGAIN).get("mean", {})
+    if missing := [organ for organ, label in LABELS.items() if "Dice" not in dice.get(str(label), {})]:
+        raise UserError(f"{summary} has no Dice of {', '.join(missing)}; {_AGAIN}")
     scores = [Score(seed, backbone, organ, float(dice[str(label)]["Dice"])) for organ, label in LABELS.items()]
     return [*scores, Score(seed, backbone, ALL, mean(s.dice for s in scores))]
 
 
 def case_dice(summary: Path) -> dict[str, float]:
     """Mean Dice over the organs of every test case, in a summary.json."""
-    cases = json.loads(summary.read_text())["metric_per_case"]
+    cases = read_json(summary, SummaryFile, _AGAIN)["metric_per_case"]
     return {
         Path(case["prediction_file"]).name.split(".")[0]: mean(m["Dice"] for m in case["metrics"].values())
         for case in cases

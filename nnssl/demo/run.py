@@ -17,6 +17,7 @@ from nnssl.demo.steps import RANDOM, Folders, demo_steps
 from nnssl.errors import UserError
 from nnssl.methods.registry import method_names
 
+_MOST_SEEDS = 100
 _SCANS, _TRAINING, _VALIDATION, _TEST = 24, 3, 1, 6
 
 log = logging.getLogger("nnssl")
@@ -68,8 +69,8 @@ def run_demo(
 def _check(method: str, seeds: Sequence[int]) -> None:
     if method not in method_names():
         raise UserError(f"there is no method {method!r}; choose one of: {', '.join(method_names())}")
-    if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
-        raise UserError("the demo needs one or more different seeds, such as -seeds 3 for 0, 1 and 2")
+    if not seeds or len(seeds) > _MOST_SEEDS or min(seeds) < 0 or len(set(seeds)) < len(seeds):
+        raise UserError(f"the demo needs one to {_MOST_SEEDS} different seeds, such as -seeds 3 for 0, 1 and 2")
 
 
 def _make_data(folders: Folders, record: Record) -> None:

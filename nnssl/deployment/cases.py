@@ -7,7 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from nnssl.core.listing import printable
+from nnssl.core.listing import printable, why_not_utf8
+from nnssl.core.names import check_name
 from nnssl.data.check_case import check_images
 from nnssl.data.image_grids import array_grid, refuse_too_large_at
 from nnssl.errors import BadCase, UserError
@@ -31,7 +32,10 @@ def list_cases(folder: Path, dataset_json: dict[str, Any]) -> dict[str, list[str
     cases: dict[str, list[str]] = {}
     for file in sorted(entry.name for entry in os.scandir(folder) if entry.name.endswith(ending)):
         # nnU-Net takes the last five signs before the ending for the channel, whatever they are
-        files = cases.setdefault(printable(file[: -len(ending) - 5]), [])
+        stem = file[: -len(ending) - 5]
+        files = cases.setdefault(printable(stem), [])
+        if why_not_utf8(stem) is None:
+            check_name(stem, "file", folder)
         if re.fullmatch(r".*_\d{4}", file[: -len(ending)], re.DOTALL):
             files.append(str(folder / file))
     cases = dict(sorted(cases.items()))

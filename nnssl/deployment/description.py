@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from nnssl.core.json_files import checked
+from nnssl.core.own_files import OnnxFile
 from nnssl.errors import UserError
 
 FORMAT = 1
@@ -53,8 +55,9 @@ class Description:
             raise UserError(f"{file} does not say which plans its network belongs to; {made_by}")
         try:
             values = {name: json.loads(value) for name, value in found.items()}
-            if values.pop("format") != FORMAT:
+            if values.pop("format", None) != FORMAT:
                 raise ValueError("another format")
-            return cls(**values)
-        except (ValueError, KeyError, TypeError) as error:  # no JSON, another format, or other fields
+        except (ValueError, RecursionError) as error:
             raise UserError(f"the description in {file} cannot be read; {made_by}") from error
+        checked(values, OnnxFile, file, made_by)
+        return cls(**{field.name: values[field.name] for field in fields(cls)})

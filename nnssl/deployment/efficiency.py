@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from nnssl.core.escape import csv_table
+from nnssl.core.files import replace_file
 from nnssl.data.quiet import quietly
 from nnssl.deployment.cases import list_cases, why_left_out
 from nnssl.deployment.memory import area, resident_mb, used_on_card_mb, watch
-from nnssl.deployment.model_folder import check_model_folder
+from nnssl.deployment.model_folder import check_model_folder, open_folds
 from nnssl.deployment.one_case import LOG, READY, Job, predict_case
 from nnssl.deployment.packages import need
 from nnssl.deployment.predict import check_step_size
 from nnssl.deployment.session import open_model
-from nnssl.deployment.writing import replace_file
 from nnssl.errors import UserError
 
 log = logging.getLogger("nnssl")
@@ -132,10 +132,8 @@ def _described(
         description = open_model(model, "cpu", threads=1).description
         return description.plans, description.dataset_json, description.configuration
     check_model_folder(model, folds, checkpoint)
-    with quietly():
-        from batchgenerators.utilities.file_and_folder_operations import load_json
-    # the checkpoint, which says it too, is opened by the process that is measured
-    return load_json(str(model / "plans.json")), load_json(str(model / "dataset.json")), model.name.split("__")[-1]
+    opened = open_folds(model, folds, checkpoint)
+    return opened.plans, opened.dataset_json, opened.name
 
 
 def _reader(device: str) -> Callable[[int], float]:

@@ -12,13 +12,14 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.helpers import dummy_context
 from torch import Tensor
 
+from nnssl.data.nnunet_checkpoint import read_nnunet_checkpoint
 from nnssl.distillation.teacher import ENTRY, Teacher, TeacherPlace, find_teacher, refuse_other_teacher
 from nnssl.distillation.unlabelled import UnlabelledCases, WithUnlabelled, is_unlabelled, prepare_unlabelled, share_of
 from nnssl.errors import UserError
 from nnssl.finetuning.flare_recipe import FlareRecipe
 from nnssl.finetuning.pretrained import name_of
 from nnssl.finetuning.quick_run import apply_settings
-from nnssl.finetuning.start import refuse_second_stage
+from nnssl.finetuning.start import refuse_bad_files, refuse_second_stage
 from nnssl.losses.distillation import teaching_loss, temperature_at
 from nnssl.networks.build import resolve_configuration
 from nnssl.networks.monai_unet import has_deep_supervision
@@ -85,6 +86,7 @@ class DistillTrainer(FlareRecipe, PartialLabels):
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008  (as in nnU-Net, which reads the signature)
     ) -> None:
+        refuse_bad_files(plans, configuration, dataset_json)
         super().__init__(plans, configuration, fold, dataset_json, device)
         resolved = resolve_configuration(plans, configuration)
         refuse_second_stage(resolved, configuration, type(self).__name__)
@@ -99,7 +101,7 @@ class DistillTrainer(FlareRecipe, PartialLabels):
         """Go on with a checkpoint of this trainer, with the teacher that it had."""
         content = filename_or_checkpoint
         if not isinstance(content, dict):
-            content = torch.load(content, map_location="cpu", weights_only=False)
+            content = read_nnunet_checkpoint(content)
         before = content["init_args"]["plans"].get("nnssl", {})
         if ENTRY in before:
             self._block[ENTRY] = before[ENTRY]

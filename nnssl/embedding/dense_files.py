@@ -25,6 +25,22 @@ Shape = tuple[int, int, int, int]
 Fill = Callable[[Any], Any]
 
 
+def is_dense_map(file: Path) -> bool:
+    """Whether `write_dense` wrote a file, by what it says of itself."""
+    try:
+        if file.name.endswith(ENDINGS["blosc2"]):
+            import blosc2
+
+            array: Any = blosc2.open(urlpath=str(file), mode="r")  # which the notes do not outlive
+            return "nnssl" in array.schunk.vlmeta
+        import nibabel
+
+        header: Any = nibabel.load(file).header
+        return bytes(header["descrip"]).rstrip(b"\0").endswith(b" dense")
+    except Exception:  # every library raises its own: a file that cannot be read is none
+        return False
+
+
 def cell_affine(geometry: ImageGeometry, stride: Stride) -> Floats:
     """(4, 4) from cells (z, y, x) to the world, (x, y, z) in mm, LPS; the centre of cell c is voxel (c+0.5)s-0.5."""
     cells = np.diag([*map(float, stride), 1.0])

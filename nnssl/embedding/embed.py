@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import time
 import zlib
 from dataclasses import dataclass
@@ -12,10 +13,13 @@ from typing import Any, Literal, cast
 
 import numpy as np
 
-from nnssl.core.json_files import write_json
+from nnssl.core.files import remove_leftovers
+from nnssl.core.json_files import read_json, write_json
+from nnssl.core.names import shown
+from nnssl.core.own_files import EmbeddingFile
 from nnssl.data.output_folder import check_output_folder
 from nnssl.data.raw import RawCase
-from nnssl.embedding.dense_files import ENDINGS, cell_affine, write_dense
+from nnssl.embedding.dense_files import ENDINGS, cell_affine, is_dense_map, write_dense
 from nnssl.embedding.inputs import find_cases
 from nnssl.embedding.model import PretrainedModel, load_pretrained
 from nnssl.embedding.pca import TILES, VOXELS, Moments, Projection, load_projection, sample_features
@@ -32,6 +36,7 @@ What = Literal["case", "dense"]
 _FORMATS = {"case": ("npz", "csv"), "dense": ("blosc2", "nifti")}
 _SETTINGS, _PCA = "embedding.json", "pca.npz"
 _OUTPUTS = (_PCA, "vectors.npz", "vectors.csv")
+_LEFT = re.compile(r"\..+\.\d+(\.b2nd|\.nii\.gz)(\.npy)?", re.DOTALL)
 _SAVE_EVERY = 10  # cases
 
 
@@ -241,18 +246,24 @@ def _open_folder(folder: Path, settings: dict[str, Any], overwrite: bool) -> Non
     check_output_folder(folder)
     if folder.is_dir() and any(folder.iterdir()) and not file.is_file():
         raise UserError(f"{folder} holds other files; give a new folder as -o")
-    if file.is_file() and not overwrite:
-        found = json.loads(file.read_text())
+    found = read_json(file, EmbeddingFile, "give a new folder as -o") if file.is_file() else None
+    if found is not None and not overwrite:
         others = [name for name, value in _plain(settings).items() if name != "checkpoint" and found.get(name) != value]
         if others:
             raise UserError(f"{folder} holds embeddings with another {others[0]}; give another -o, or --overwrite")
-    elif file.is_file():
-        for pattern in (*_OUTPUTS, *(f"*{ending}" for ending in ENDINGS.values())):
-            for made in folder.glob(pattern):
-                made.unlink()
+    elif found is not None:
+        maps = [
+            map_ for ending in ENDINGS.values() for map_ in folder.glob(f"*{ending}") if not _LEFT.fullmatch(map_.name)
+        ]
+        if strange := sorted(map_.name for map_ in maps if not is_dense_map(map_)):
+            raise UserError(f"{folder} also holds {shown(strange[0])}, which nnssl_embed did not write, and "
+                            f"--overwrite would remove it; move it away, or give a new folder as -o")  # fmt: skip
+        for made in (*maps, *(folder / name for name in _OUTPUTS)):
+            made.unlink(missing_ok=True)
     for left in folder.glob(".*"):  # what a killed process was writing
-        if left.name.endswith((*ENDINGS.values(), ".npy")):
+        if _LEFT.fullmatch(left.name):
             left.unlink()
+    remove_leftovers(folder)
     write_json(file, _plain(settings))
 
 

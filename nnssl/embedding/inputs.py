@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nnssl.core.listing import printable
-from nnssl.core.names import why_not_a_name
+from nnssl.core.names import check_name, why_not_a_name
 from nnssl.data.folders import dataset_name, require_folders
 from nnssl.data.raw import RawCase, read_dataset_json
 from nnssl.deployment.cases import list_cases
@@ -37,7 +37,8 @@ def find_cases(images: str | Path, dataset_json: dict[str, Any]) -> list[RawCase
         of_dataset = (path / "dataset.json").is_file() and (path / "imagesTr").is_dir()
         return _of_dataset(path, dataset_json) if of_dataset else _of_folder(path, dataset_json)
     files = channel_files(path, _number_of_channels(dataset_json), dataset_json["file_ending"])
-    return [RawCase(re.sub(r"(_\d{4})?\..*$", "", Path(files[0]).name), files)]
+    name = re.sub(r"(_\d{4})?\..*$", "", Path(files[0]).name)
+    return [RawCase(check_name(name, "file", files[0]), files)]
 
 
 def _of_dataset(folder: Path, dataset_json: dict[str, Any]) -> list[RawCase]:

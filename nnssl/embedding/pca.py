@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nnssl.deployment.writing import replace_file
+from nnssl.core.files import replace_file
 from nnssl.embedding.model import PretrainedModel
 from nnssl.embedding.tiles import Slices, Tiling, run_tile, tile_for
 from nnssl.errors import BadCase, UserError

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from nnssl.core.escape import csv_table
-from nnssl.deployment.writing import replace_file
+from nnssl.core.files import replace_file
 from nnssl.embedding.model import PretrainedModel
 from nnssl.embedding.tiles import Slices, run_tile, tile_for
 from nnssl.errors import BadCase

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import multiprocessing
 from collections.abc import Sequence
@@ -10,9 +9,15 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
+from nnssl.core.json_files import read_json
 from nnssl.core.listing import printable, why_no_file, why_not_utf8
+from nnssl.core.plans_schema import ReaderPlans
+from nnssl.core.schemas import DatasetFile
 from nnssl.data.output_folder import check_output_folder
 from nnssl.data.raw import label_values
+from nnssl.data.trusted_names import refuse_untrusted_names
 from nnssl.errors import UserError
 from nnssl.evaluation.case import CaseJob, Score, score_case
 from nnssl.evaluation.overlap import Absent
@@ -21,9 +26,9 @@ from nnssl.evaluation.structures import Structure, read_structures
 
 SUMMARY = "summary.json"  # nnU-Net's
 _LISTED = 5  # names that an error lists
-_DESCRIPTIONS = {  # flag and what has to be in it
-    "dataset.json": ("-djfile", {"labels", "file_ending"}),
-    "plans.json": ("-pfile", {"plans_name", "image_reader_writer"}),
+_DESCRIPTIONS: dict[str, tuple[str, type[BaseModel]]] = {
+    "dataset.json": ("-djfile", DatasetFile),
+    "plans.json": ("-pfile", ReaderPlans),
 }
 
 log = logging.getLogger("nnssl")
@@ -121,14 +126,11 @@ def _scored(jobs: list[CaseJob], num_processes: int) -> list[list[Score]]:
 
 def _described(given: str | Path | None, predictions: Path, name: str) -> dict[str, Any]:
     """Content of dataset.json or plans.json: of the one given, or that of the predictions or of their model folder."""
-    flag, needed = _DESCRIPTIONS[name]
+    flag, schema = _DESCRIPTIONS[name]
     file = _find_description(given, predictions, name, flag)
-    try:
-        content = json.loads(file.read_text())
-    except ValueError:  # no JSON, or no text at all
-        content = None
-    if not isinstance(content, dict) or not needed <= content.keys():
-        raise UserError(f"{file} is no {name} of nnU-Net; name the right one with {flag}")
+    content: dict[str, Any] = read_json(file, schema, f"name nnU-Net's {name} with {flag}")
+    if name == "plans.json":
+        refuse_untrusted_names(content, source=file)
     return content
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Iterable, Sequence
@@ -13,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from nnssl.core.escape import csv_table
-from nnssl.core.json_files import write_json
+from nnssl.core.json_files import read_json, write_json
+from nnssl.core.own_files import EvaluationFile
 from nnssl.evaluation.case import Score
 from nnssl.evaluation.overlap import Absent
 from nnssl.evaluation.structures import Structure
@@ -94,8 +94,12 @@ def write_evaluation(evaluation: Evaluation, folder: Path) -> None:
 
 
 def read_evaluation(file: Path) -> Evaluation:
-    """The scores in a `nnssl_evaluation.json`."""
-    content = json.loads(file.read_text())
+    """The scores in a `nnssl_evaluation.json`.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    content = read_json(file, EvaluationFile, "delete it, and evaluate again")
     structures = [
         Structure(name, tuple(key) if isinstance(key, list) else key, content["tolerance_mm"][name])
         for name, key in content["structures"].items()

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from nnssl.data.trusted_names import refuse_untrusted_names
 from nnssl.errors import UserError
 
 TOLERANCE_MM = 2.0  # where none is given
@@ -43,10 +44,11 @@ def read_structures(
         tolerances: see `read_tolerances`.
 
     Raises:
-        UserError: see `read_tolerances`.
+        UserError: see `read_tolerances`; the plans name what nnU-Net must not call.
     """
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+    refuse_untrusted_names(plans)
     manager = PlansManager(plans).get_label_manager(dataset_json)
     keys = [_key(k) for k in (manager.foreground_regions if manager.has_regions else manager.foreground_labels)]
     names = {_key(value): name for name, value in dataset_json["labels"].items()}

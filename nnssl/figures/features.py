@@ -114,6 +114,13 @@ def body_of(image: PreparedImage) -> NDArray[np.bool_]:
     return image.body
 
 
+def generator(seed: int) -> np.random.Generator:
+    """Source of what is drawn at random; raises UserError for a seed that numpy or scikit-learn does not take."""
+    if not 0 <= seed < 2**32:
+        raise UserError(f"-seed takes a whole number from 0 to {2**32 - 1}, not {seed}")
+    return np.random.default_rng(seed)
+
+
 def open_features(
     model: str | Path,
     level: int | None = None,

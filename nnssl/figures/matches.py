@@ -12,7 +12,7 @@ import numpy as np
 
 from nnssl.errors import UserError
 from nnssl.figures.canvas import check_output, save_numbers
-from nnssl.figures.features import FeatureSource, Floats, body_of, body_voxels, comparable, open_features
+from nnssl.figures.features import FeatureSource, Floats, body_of, body_voxels, comparable, generator, open_features
 from nnssl.figures.labels import LEFT, RIGHT, LabelVolume, label_file, label_names, names_of, read_labels
 from nnssl.matching.encode import EncodedImage
 from nnssl.matching.images import PreparedImage
@@ -156,7 +156,7 @@ def visualize_matches(
         landmarks = Landmarks(tuple(f"point {n + 1}" for n in range(len(places))), places)
     else:
         landmarks = _landmarks(source, asked, image, labels, chosen)
-    voxels = body_voxels(body_of(asked), _VOXELS, np.random.default_rng(seed))
+    voxels = body_voxels(body_of(asked), _VOXELS, generator(seed))
     query = source.encode(asked)
     found = []
     for other in keys:

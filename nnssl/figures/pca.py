@@ -22,7 +22,7 @@ from nnssl.figures.canvas import (
     save_png,
 )
 from nnssl.figures.components import Balance, cells_in, ends_of_colours, principal_components, project_image
-from nnssl.figures.features import Floats, body_of, body_voxels, open_features, read_vectors
+from nnssl.figures.features import Floats, body_of, body_voxels, generator, open_features, read_vectors
 from nnssl.figures.rasters import onto_file, save_nifti, size_of_file
 from nnssl.matching.encode import EncodedImage
 from nnssl.matching.images import PreparedImage
@@ -104,7 +104,7 @@ def visualize_pca(
     prepared = source.prepare(image)
     source.guard.report()
     body = body_of(prepared)
-    voxels = body_voxels(body, _VOXELS, np.random.default_rng(seed))
+    voxels = body_voxels(body, _VOXELS, generator(seed))
     at = np.round(np.median(voxels, axis=0)) if point is None else locate(prepared, point, voxel, ras)
     colours = colour_components(source.encode(prepared), body, voxels)
     save_nifti(onto_file(colours.cells, colours.stride, prepared.geometry, size_of_file(source, image)),

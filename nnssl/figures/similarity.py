@@ -13,7 +13,16 @@ from numpy.typing import ArrayLike, NDArray
 
 from nnssl.figures.canvas import check_output, save_numbers
 from nnssl.figures.components import Balance, cells_in, principal_components
-from nnssl.figures.features import FeatureSource, Floats, body_of, body_voxels, comparable, open_features, read_vectors
+from nnssl.figures.features import (
+    FeatureSource,
+    Floats,
+    body_of,
+    body_voxels,
+    comparable,
+    generator,
+    open_features,
+    read_vectors,
+)
 from nnssl.figures.rasters import onto_file, save_nifti, size_of_file
 from nnssl.matching.encode import EncodedImage
 from nnssl.matching.geometry import ImageGeometry
@@ -142,7 +151,7 @@ def visualize_similarity(
     file = check_output(output, ".nii.gz")
     source = open_features(model, level, device, [image] if key is None else [image, key], allow_other_intensities)
     asked = source.prepare(image)
-    body, rng = body_of(asked), np.random.default_rng(seed)
+    body, rng = body_of(asked), generator(seed)
     voxels = body_voxels(body, _VOXELS, rng)
     # not one of the voxels: it is 0 mm from itself and as similar as can be
     at = body_voxels(body, 1, rng)[0] if point is None else locate(asked, point, voxel, ras)

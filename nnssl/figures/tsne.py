@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from nnssl.core.escape import csv_table, picture
 from nnssl.errors import UserError
 from nnssl.figures.canvas import check_output, page, save_numbers, save_png
 from nnssl.figures.components import Balance, principal_components
-from nnssl.figures.features import FeatureSource, Floats, Vectors, open_features, read_vectors
+from nnssl.figures.features import FeatureSource, Floats, Vectors, generator, open_features, read_vectors
 from nnssl.figures.labels import LabelVolume, label_file, label_names, names_of, read_labels
 from nnssl.pretraining.pictures import COLOURS
 
@@ -135,13 +136,13 @@ def visualize_tsne(
             are found.
     """
     file = check_output(output, ".csv")
-    if per_label < 2 or perplexity <= 0:
-        raise UserError("--per_label has to be at least 2 and --perplexity above 0")
+    if per_label < 2 or not 0 < perplexity < math.inf:
+        raise UserError("--per_label has to be at least 2 and --perplexity a finite number above 0")
     source = open_features(model, level, device, images, allow_other_intensities)
     ending = source.model.dataset_json["file_ending"]
     files = [label_file(image, labels, ending) for image in images]
     named = label_names(files[0], chosen)
-    rng = np.random.default_rng(seed)
+    rng = generator(seed)
     share = -(-per_label // len(images))
     rows, cases, names = [], [], dict(named)
     for number, (image, labelled) in enumerate(zip(images, files, strict=True)):

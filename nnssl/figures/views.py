@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +9,9 @@ from typing import Any
 
 import torch
 
+from nnssl.core.json_files import read_json
+from nnssl.core.names import check_name
+from nnssl.core.plans_schema import PlansFile
 from nnssl.data.folders import require_folders
 from nnssl.data.guard import Images, warn_of_images
 from nnssl.data.loader import Cases, SampleDataset
@@ -196,7 +198,10 @@ def _full_name(case: str, known: Sequence[str], dataset: str) -> str:
 def _folders(preprocessed: Path, name: str, content: dict[str, Any]) -> list[VolumeFolder]:
     """The volumes of a dataset, by its own plans of the run's name where it has some."""
     plans = content["plans"]
-    own = preprocessed / name / f"{plans['plans_name']}.json"
+    own = preprocessed / check_name(name, "dataset", "-i") / f"{plans['plans_name']}.json"
     if name != plans["dataset_name"] and own.is_file():
-        plans = json.loads(own.read_text())
+        plans = read_json(own, PlansFile)
+        if content["configuration"] not in plans["configurations"]:
+            raise UserError(f"{own} has no configuration {content['configuration']}, which the run was made with; name "
+                            f"cases of {content['plans']['dataset_name']} with -i")  # fmt: skip
     return volume_folders(preprocessed, name, plans, content["configuration"])

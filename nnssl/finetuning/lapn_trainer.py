@@ -12,6 +12,7 @@ from torch import nn
 
 from nnssl.data.guard import ALLOWED
 from nnssl.errors import UserError
+from nnssl.finetuning.checked_trainer import trusted_manager
 from nnssl.finetuning.encoded_segmentation import build_encoded_segmentation
 from nnssl.finetuning.flare_recipe import FlareRecipe
 from nnssl.finetuning.intensity import bridge_intensities
@@ -59,7 +60,7 @@ class EncodingsTrainer(FlareRecipe, PartialLabels, PretrainedTrainer):
         """Build encoder and U-Net from the plans alone, as prediction does."""
         return build_encoded_segmentation(
             described_network(plans_manager.plans),
-            configuration_manager.configuration,
+            trusted_manager(plans_manager, configuration_manager).configuration,
             num_input_channels,
             num_output_channels,
             enable_deep_supervision,

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
+from nnssl.core.names import shown
 from nnssl.errors import UserError
 
 LENGTHS = ("num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch")
 RATE = "initial_lr"
+_WHOLE = re.compile(r"0*[1-9][0-9]{0,8}")
 
 
 def apply_settings(trainer: Any, block: Mapping[str, Any]) -> None:
@@ -23,8 +26,8 @@ def apply_settings(trainer: Any, block: Mapping[str, Any]) -> None:
         value = _given(name, block)
         if value is None:
             continue
-        if not value.isdecimal() or int(value) < 1:
-            raise UserError(f"nnssl_{name} takes a whole number of at least 1, not {value}; type: export "
+        if not _WHOLE.fullmatch(value):
+            raise UserError(f"nnssl_{name} takes a whole number from 1 to 999999999, not {shown(value)}; type: export "
                             f"nnssl_{name}=10")  # fmt: skip
         setattr(trainer, name, int(value))
     if (value := _given(RATE, block)) is not None:
@@ -42,5 +45,5 @@ def _rate(value: str) -> float:
     except ValueError:
         rate = math.nan
     if not 0 < rate < math.inf:
-        raise UserError(f"nnssl_{RATE} takes a number above 0, not {value}; type: export nnssl_{RATE}=0.001")
+        raise UserError(f"nnssl_{RATE} takes a number above 0, not {shown(value)}; type: export nnssl_{RATE}=0.001")
     return rate

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nnssl.core.json_files import write_json
+from nnssl.core.json_files import checked, read_json, write_json
+from nnssl.core.names import shown
+from nnssl.core.own_files import TransferFile
+from nnssl.core.plans_schema import PlansFile
+from nnssl.core.schemas import DatasetFile
 from nnssl.errors import UserError
 from nnssl.finetuning.intensity import bridge_intensities
 from nnssl.finetuning.pretrained import Pretrained, name_of, read_pretrained
@@ -88,6 +91,19 @@ def _own_network(
                                   f"with its spacing and intensities too it is better: {advice}"]  # fmt: skip
 
 
+def refuse_bad_files(plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any]) -> None:
+    """Check what nnU-Net hands to a trainer before its own code makes folders of the names in it.
+
+    Raises:
+        UserError: plans or dataset.json do not fit their schemas, or the plans have no such configuration.
+    """
+    checked(plans, PlansFile, f"the plans {shown(plans.get('plans_name'))}", "restore them, or take others with -p")
+    checked(dataset_json, DatasetFile, "dataset.json in nnUNet_preprocessed")
+    if configuration not in plans["configurations"]:
+        raise UserError(f"the plans {plans['plans_name']} have no configuration {shown(configuration)}; they have "
+                        f"{', '.join(plans['configurations'])}")  # fmt: skip
+
+
 def refuse_second_stage(resolved: dict[str, Any], configuration: str, trainer: str) -> None:
     """Raise UserError for the second stage of a cascade."""
     if resolved.get("previous_stage") is not None:
@@ -105,14 +121,14 @@ def refuse_mixture(start: Start, model_folder: Path, fold_folder: Path) -> None:
     """
     record = fold_folder / RECORD
     if record.is_file() and any(fold_folder.glob("checkpoint_*.pth")):
-        before, now = json.loads(record.read_text())["checkpoint"], start.block["checkpoint"]
+        before, now = read_json(record, TransferFile)["checkpoint"], start.block["checkpoint"]
         if before != now:
             raise UserError(f"{fold_folder} holds a training that started from {before}, and this one would start from "
                             f"{now} and replace it; move that folder away, or train under plans of another name "
                             f"(nnssl_transfer makes them)")  # fmt: skip
     plans, others = model_folder / "plans.json", model_folder.glob("fold_*/checkpoint_*.pth")
     if plans.is_file() and any(file.parent != fold_folder for file in others):
-        network = json.loads(plans.read_text()).get("nnssl", {}).get("network")
+        network = read_json(plans, PlansFile).get("nnssl", {}).get("network")
         if network is not None and network != start.block["network"]:
             raise UserError(f"the other folds in {model_folder} were trained with another network or other intensities "
                             f"({network}), and all folds predict with one; start this fold from the same kind of "

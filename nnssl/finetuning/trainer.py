@@ -8,7 +8,6 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from nnunetv2.paths import nnUNet_results
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -16,19 +15,22 @@ from torch.nn.parallel import DistributedDataParallel
 from nnssl.data.check_case import orientation
 from nnssl.data.guard import Images
 from nnssl.data.modality import names_of_channels
+from nnssl.data.nnunet_checkpoint import read_nnunet_checkpoint
 from nnssl.errors import UserError
+from nnssl.finetuning.checked_trainer import trusted_manager
 from nnssl.finetuning.quick_run import apply_settings
 from nnssl.finetuning.schedules import RateByEpoch, vox2vec_unfreezing_rate
 from nnssl.finetuning.segmentation import build_segmentation, described_network
-from nnssl.finetuning.start import Start, find_start, refuse_mixture, write_record
+from nnssl.finetuning.start import Start, find_start, refuse_bad_files, refuse_mixture, write_record
 from nnssl.finetuning.transfer import load_pretrained
+from nnssl.finetuning.usable_cases import UsableCases
 from nnssl.finetuning.which_run import Wanted
 
 _PAPER_EPOCHS = 150  # of 300 steps: 45,000 steps
 _ORIENTED = 20  # training volumes whose orientation is looked at
 
 
-class PretrainedTrainer(nnUNetTrainer):
+class PretrainedTrainer(UsableCases):
     """A pretrained feature pyramid and a segmentation head, trained with nnU-Net's data, augmentation and loss.
 
     Nothing is mirrored, in training or in prediction: pretraining never saw mirrored anatomy, and a frozen backbone
@@ -59,6 +61,7 @@ class PretrainedTrainer(nnUNetTrainer):
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008  (as in nnU-Net, which reads the signature)
     ) -> None:
+        refuse_bad_files(plans, configuration, dataset_json)
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.initial_lr, self.weight_decay = self.rate, self.decay
         self.enable_deep_supervision = False  # the heads give one output
@@ -81,7 +84,8 @@ class PretrainedTrainer(nnUNetTrainer):
     ) -> nn.Module:
         """Build the network from the plans alone, as prediction does."""
         network = described_network(plans_manager.plans)
-        return build_segmentation(network, configuration_manager.configuration, num_input_channels, num_output_channels)
+        configuration = trusted_manager(plans_manager, configuration_manager).configuration
+        return build_segmentation(network, configuration, num_input_channels, num_output_channels)
 
     def initialize(self) -> None:
         """Build the network and fill it from the pretraining; a continued training needs no pretraining any more."""
@@ -99,7 +103,7 @@ class PretrainedTrainer(nnUNetTrainer):
         """Go on with a checkpoint of this trainer, which says how its network is built."""
         content = filename_or_checkpoint
         if not isinstance(content, dict):
-            content = torch.load(content, map_location="cpu", weights_only=False)
+            content = read_nnunet_checkpoint(content)
         self._block.clear()
         self._block.update(content["init_args"]["plans"]["nnssl"])
         self._goes_on = True

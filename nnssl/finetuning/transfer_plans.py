@@ -12,8 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from nnssl.data.dataset_run import DatasetRun, PreparedDataset, RunOptions
-from nnssl.data.folders import dataset_argument, dataset_id, dataset_name, require_folders
+from nnssl.core.names import check_name
+from nnssl.data.call import PreparedDataset, RunOptions
+from nnssl.data.dataset_run import DatasetRun
+from nnssl.data.folders import dataset_argument, dataset_id, dataset_name, explained_errors_of, require_folders
 from nnssl.data.guard import ALLOWED, Images, other_intensities, warn_of_images
 from nnssl.data.modality import names_of_channels
 from nnssl.data.planning import BLOCK, PlanRequest, Plans
@@ -67,6 +69,7 @@ def transfer(
     num_processes: int | None = None,
     overwrite_plans: bool = False,
     overwrite_plans_name: str | None = None,
+    overwrite_volumes: bool = False,
     allow_other_intensities: bool = False,
 ) -> TransferredPlans:
     """Plan and preprocess a labelled dataset as a finished pretraining was, so that its weights fit exactly.
@@ -86,6 +89,7 @@ def transfer(
         num_processes: for preprocessing; None for nnU-Net's number, at most one a core.
         overwrite_plans: replace plans of that name, and volumes that do not fit them.
         overwrite_plans_name: another name for the plans, with a data folder of their own.
+        overwrite_volumes: prepare all volumes anew, those too that are done.
         allow_other_intensities: take a target of another modality (`nnssl.data.guard`); the plans say so, and let the
             training through.
 
@@ -97,13 +101,16 @@ def transfer(
             name exist; or what `nnssl.plan_and_preprocess` raises.
     """
     raw, preprocessed, results = require_folders("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+    if overwrite_plans_name is not None:
+        check_name(overwrite_plans_name, "plans", "-overwrite_plans_name")
     if num_processes is not None and num_processes < 1:
         raise UserError(f"-np {num_processes} leaves nobody to work; use -np 1 or more")
     wanted = RunFilter(method, plans, configuration, fold)
     name, target_name = source_name(source, results), dataset_name(target)
     pretrained = choose_pretraining(results, name, target, wanted)
     options = RunOptions(raw, preprocessed, pretrained.configuration, num_processes or default_processes(), 1, 0,
-                         clean=False, strict=False, show_progress=True)  # fmt: skip
+                         clean=False, strict=False, show_progress=True,
+                         overwrite_volumes=overwrite_volumes)  # fmt: skip
     run = DatasetRun(options, target_name)
     _check_labels(run.dataset)
     given = Images.of_pretraining(
@@ -124,9 +131,11 @@ def transfer(
     if other_intensities(given, own, by_scheme=True):
         block[ALLOWED] = True
     folder = f"{overwrite_plans_name or base}_{pretrained.configuration}"
-    run.adopt_plans(plans_of(pretrained, request.name(), folder, block, len(run.dataset.channel_names)), request)
-    fingerprint = run.fingerprint()
-    prepared = run.preprocess()
+    plans_of_target = plans_of(pretrained, request.name(), folder, block, len(run.dataset.channel_names))
+    with explained_errors_of(preprocessed):
+        run.adopt_plans(plans_of_target, request)
+        fingerprint = run.fingerprint()
+        prepared = run.preprocess()
     warn_of_images(given, _geometry(run, fingerprint))
     return _announce(pretrained, prepared, wanted.is_random, len(run.dataset.channel_names))
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from nnssl.core.names import check_name
 from nnssl.data.folders import dataset_name, require_folders
 from nnssl.data.output_folder import check_output_folder
 from nnssl.errors import UserError
@@ -23,6 +24,7 @@ from nnssl.label_efficiency.tables import write_tables
 from nnssl.label_efficiency.tasks import Task, all_tasks
 from nnssl.label_efficiency.workspace import Source, add_folds, open_workspace, read_source, write_workspace
 
+_MOST = 1000  # seeds, processes
 FRACTIONS = (5.0, 10.0, 20.0, 50.0, 100.0)
 log = logging.getLogger("nnssl")
 
@@ -88,8 +90,9 @@ def benchmark(
     if not 0 <= part_id < num_parts:
         raise UserError(f"-part_id counts from 0 to {num_parts - 1} (-num_parts - 1), not {part_id}")
     for flag, number in (("-seeds", seeds), ("-np", num_processes)):
-        if number < 1:
-            raise UserError(f"{flag} takes a number of at least 1, not {number}")
+        if not 1 <= number <= _MOST:
+            raise UserError(f"{flag} takes a number from 1 to {_MOST}, not {number}")
+    check_name(configuration, "configuration", "-c")
     methods = read_methods(trainers, plans)
     if baseline is not None and baseline not in [m.name for m in methods]:
         raise UserError(f"-baseline {baseline} is none of the methods; they are {', '.join(m.name for m in methods)}")

@@ -11,14 +11,16 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from nnssl.core.names import check_name, shown
 from nnssl.data.quiet import quietly
 from nnssl.errors import UserError
 from nnssl.finetuning.pretrained import RANDOM, VARIABLE
 from nnssl.finetuning.which_run import find_checkpoint
 from nnssl.matching.run import checkpoint_of
+from nnssl.networks.trusted import VARIABLE as TRUSTED
 from nnssl.pretraining.checkpoint import FINAL
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,99}")
 log = logging.getLogger("nnssl")
 _FORM = "an item is TRAINER or NAME=TRAINER[,PLANS[,CHECKPOINT]][,nnssl_VARIABLE=VALUE ...]"
 
@@ -72,8 +74,11 @@ def _read(item: str, plans: str) -> Method:
     variables = dict(f.split("=", 1) for f in fields if "=" in f and f.startswith(("nnssl_", "nnUNet_")))
     places = [f for f in fields if f.split("=", 1)[0] not in variables]
     if not trainer or not _NAME.fullmatch(name) or len(places) > 2:
-        raise UserError(f"-tr cannot read {item}: {_FORM}, and a name consists of letters, digits, '_', '-', '.', '+'")
+        raise UserError(f"-tr cannot read {shown(item)}: {_FORM}, and a name consists of letters, digits, '_', '-', "
+                        f"'.', '+', at most 100")  # fmt: skip
     given, checkpoint = (*places, "", "")[:2]
+    check_name(trainer, "trainer", "-tr")
+    check_name(given or plans, "plans", "-tr" if given else "-p")
     return Method(name, trainer, given or plans, checkpoint or None, variables)
 
 
@@ -91,7 +96,8 @@ def resolve(method: Method, plans: dict[str, Any], configuration: str, environme
     Raises:
         UserError: there is no such trainer; it needs a pretraining and there is none or several.
     """
-    variables = {k: v for k, v in environment.items() if k.startswith("nnssl_") and k != VARIABLE} | method.variables
+    own = {VARIABLE, TRUSTED}  # the one is resolved below; the other changes no training
+    variables = {k: v for k, v in environment.items() if k.startswith("nnssl_") and k not in own} | method.variables
     if VARIABLE in method.variables:
         raise UserError(f"-tr names {VARIABLE} for {method.name}; write the checkpoint as its third part: {_FORM}")
     checkpoint = None

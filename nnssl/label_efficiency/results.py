@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Iterable, Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from nnssl.errors import UserError
 from nnssl.evaluation.evaluate import evaluate_cases
 from nnssl.evaluation.overlap import Absent
 from nnssl.evaluation.report import JSON, Evaluation, read_evaluation, row_means, write_evaluation
@@ -118,7 +118,7 @@ def missing_lines(tasks: Iterable[Task]) -> list[str]:
 def _read_known(file: Path) -> Evaluation | None:
     try:
         return read_evaluation(file)
-    except (FileNotFoundError, json.JSONDecodeError, KeyError):
+    except UserError:  # not there, or damaged: it is computed again
         return None
 
 

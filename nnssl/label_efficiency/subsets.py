@@ -89,8 +89,8 @@ def draw_test_cases(cases: Sequence[str], percent: float) -> list[str]:
         UserError: nothing would be left for training.
     """
     names = sorted(cases)
-    count = max(1, round(len(names) * percent / 100))
-    if not 0 < percent < 100 or count >= len(names):
+    count = max(1, round(len(names) * percent / 100)) if 0 < percent < 100 else len(names)
+    if count >= len(names):
         raise UserError(f"-test {percent:g} of {len(names)} labelled cases leaves none for training; take a smaller "
                         f"percentage")  # fmt: skip
     order = np.random.default_rng(_TEST_SEED).permutation(len(names))

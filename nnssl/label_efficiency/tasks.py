@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from nnssl.core.json_files import read_json
+from nnssl.core.own_files import SummaryFile
 from nnssl.data.folders import dataset_argument
+from nnssl.errors import UserError
 from nnssl.label_efficiency.methods import Method
 from nnssl.label_efficiency.subsets import Amount, Fold
 from nnssl.label_efficiency.workspace import Workspace
@@ -77,8 +79,8 @@ class Task:
     def _is_finished(self) -> bool:
         """Whether nnU-Net's summary holds all test cases; it is the last thing that the command writes."""
         try:
-            entries = json.loads((self.predictions / "summary.json").read_text())["metric_per_case"]
-        except (FileNotFoundError, json.JSONDecodeError):
+            entries = read_json(self.predictions / "summary.json", SummaryFile)["metric_per_case"]
+        except UserError:  # not there, or cut short
             return False
         ending = self.workspace.dataset_json["file_ending"]
         scored = {Path(entry["prediction_file"]).name[: -len(ending)] for entry in entries}

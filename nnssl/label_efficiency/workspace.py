@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from nnssl.core.json_files import write_json
+from nnssl.core.json_files import read_json, write_json
+from nnssl.core.own_files import BenchmarkFile
+from nnssl.core.schemas import SplitsFile
+from nnssl.data.planning import load_plans
+from nnssl.data.raw import read_dataset_json
+from nnssl.data.trusted_names import refuse_untrusted_names
+from nnssl.data.unused import unused_cases
 from nnssl.errors import UserError
 from nnssl.label_efficiency.held_out import HeldOut, choose_test_set, preprocess_test_cases
 from nnssl.label_efficiency.methods import Method
 from nnssl.label_efficiency.subsets import Amount, Fold, extend_folds
+from nnssl.networks.build import any_configuration
 
 RECORD = "splits.json"
 _SPLITS = "splits_final.json"
@@ -98,6 +104,7 @@ class Source:
                 raise UserError(f"{folder} does not exist; preprocess these plans and {self.configuration} first "
                                 f"(nnssl_plan_and_preprocess, or nnUNetv2_preprocess)")  # fmt: skip
             names &= set(infer_dataset_class(str(folder)).get_identifiers(str(folder)))
+            names -= unused_cases(folder).keys()
         if len(names) < 2:
             raise UserError(f"{self.folder} holds {len(names)} preprocessed cases with labels; the benchmark needs at "
                             f"least 2")  # fmt: skip
@@ -108,20 +115,21 @@ def read_source(preprocessed: Path, dataset: str, configuration: str, plans: Ite
     """Read dataset.json and the plans.
 
     Raises:
-        UserError: a file or the configuration is missing.
+        UserError: a file or the configuration is missing; the plans name what nnU-Net must not call.
     """
     folder = preprocessed / dataset
     found: dict[str, dict[str, Any]] = {}
     for name in plans:
-        file = folder / f"{name}.json"
-        if not file.is_file():
+        plans_file = load_plans(folder, name)
+        if plans_file is None:
             raise UserError(f"there are no plans {name} in {folder}; plan and preprocess the dataset first, or name "
                             f"other plans with -p")  # fmt: skip
-        found[name] = json.loads(file.read_text())
-        known = found[name].get("configurations", {})
+        found[name], known = plans_file, plans_file["configurations"]
         if configuration not in known:
-            raise UserError(f"{file} has no configuration {configuration}; take one of {', '.join(known)} with -c")
-    return Source(folder, json.loads((folder / "dataset.json").read_text()), found, configuration)
+            raise UserError(f"{folder / name}.json has no configuration {configuration}; take one of "
+                            f"{', '.join(known)} with -c")  # fmt: skip
+        refuse_untrusted_names(plans_file, any_configuration(plans_file, configuration), folder / f"{name}.json")
+    return Source(folder, read_dataset_json(folder), found, configuration)
 
 
 def open_workspace(
@@ -140,9 +148,9 @@ def open_workspace(
         UserError: the folder holds a benchmark of other data; see `choose_test_set`.
     """
     file = home / RECORD
-    record = json.loads(file.read_text()) if file.is_file() else {}
+    record = read_json(file, BenchmarkFile, "choose another folder with -o") if file.is_file() else {}
     splits_file = source.folder / _SPLITS
-    splits = json.loads(splits_file.read_text()) if splits_file.is_file() else None
+    splits = read_json(splits_file, SplitsFile) if splits_file.is_file() else None
     labelled, ending = source.labelled(), source.dataset_json["file_ending"]
     test = choose_test_set(choice or record.get("choice"), labelled, splits, raw, ending)
     now = {"dataset": source.folder.name, "configuration": source.configuration, "test": test.cases,
@@ -212,6 +220,8 @@ def _link_dataset(folder: Path, source: Source, test: HeldOut) -> None:
         if entry.name not in own:
             _link(target, entry)
             continue
+        if target.is_symlink():  # the user's folder, to which nothing must be added
+            target.unlink()
         target.mkdir(exist_ok=True)
         for file in entry.iterdir():
             _link(target / file.name, file)

@@ -18,8 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nnssl.core.json_files import write_json
+from nnssl.core.json_files import read_json, write_json
+from nnssl.core.own_files import EncodedFile
 from nnssl.data.volumes import VolumeFolder
+from nnssl.errors import UserError
 from nnssl.losses.normalise import l2_normalise
 from nnssl.matching.encode import EncodedImage
 from nnssl.matching.match import interpolated_lengths
@@ -98,7 +100,10 @@ def save_embeddings(folder: VolumeFolder, case: str, key: str, encoded: EncodedI
 def has_embeddings(folder: VolumeFolder, case: str, key: str) -> bool:
     """Whether the encodings of a volume are there, and not those of a file that has been replaced since."""
     file = embedding_folder(folder, key) / f"{case}.json"
-    return file.is_file() and bool(json.loads(file.read_text())["image_bytes"] == _image_bytes(folder, case))
+    try:
+        return file.is_file() and bool(read_json(file, EncodedFile)["image_bytes"] == _image_bytes(folder, case))
+    except UserError:  # damaged, which is as good as not there: it is made again
+        return False
 
 
 def open_embeddings(folder: VolumeFolder, case: str, key: str) -> EncodedImage:
@@ -108,7 +113,7 @@ def open_embeddings(folder: VolumeFolder, case: str, key: str) -> EncodedImage:
         OSError: they are not there.
     """
     home = embedding_folder(folder, key)
-    described = json.loads((home / f"{case}.json").read_text())
+    described = json.loads((home / f"{case}.json").read_text())  # checked by `has_embeddings`, and read for every match
     strides: dict[str, Stride] = {name: cast(Stride, tuple(s)) for name, s in described["strides"].items()}
 
     def load(name: str) -> Tensor:

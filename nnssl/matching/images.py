@@ -14,6 +14,7 @@ from nnssl.data.check_case import load_case
 from nnssl.data.preprocessing import check_size_at, mask_onto_grid
 from nnssl.data.quiet import quietly
 from nnssl.data.raw import RawCase, first_ct_channel
+from nnssl.data.trusted_names import refuse_untrusted_names
 from nnssl.errors import BadCase, UserError
 from nnssl.matching.geometry import ImageGeometry, image_geometry
 from nnssl.networks.build import resolve_configuration
@@ -102,6 +103,7 @@ def prepare_raw_case(
 
     Raises:
         BadCase: the image cannot be used.
+        UserError: the plans name what nnU-Net must not call.
     """
     try:
         return _prepare(case, plans, configuration, dataset_json, with_body)
@@ -116,6 +118,7 @@ def _prepare(
 
     manager = PlansManager(plans)
     resolved = manager.get_configuration(configuration)
+    refuse_untrusted_names(plans, resolved.configuration)
     schemes = resolved.normalization_schemes
     ct_channel = first_ct_channel(schemes)
     loaded = load_case(case, manager.image_reader_writer_class, len(schemes), ct_channel)

@@ -142,6 +142,9 @@ def locate(image: PreparedImage, point: Sequence[float], voxel: bool, ras: bool)
     """
     geometry, turn = image.geometry, _LPS_TO_RAS if ras else np.ones(3)
     given = np.asarray(point, dtype=np.float64)
+    if not np.isfinite(given).all():
+        raise UserError(f"the point {' '.join(f'{v:g}' for v in given)} has to be three finite numbers, as in "
+                        f"-p 12.5 -30 104")  # fmt: skip
     world = geometry.file_to_world(given) if voxel else given * turn
     at = geometry.world_to_grid(world)
     if not geometry.inside(at):

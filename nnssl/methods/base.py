@@ -14,6 +14,10 @@ from torch import Tensor, nn
 from nnssl.errors import UserError
 from nnssl.networks.pyramid import FeaturePyramid
 
+# Above these, a typing mistake would end in a machine without memory and not in a sentence.
+_MOST = {"batch_size": 100_000, "patch_size": 10_000}
+_MOST_STEPS = 10_000_000  # of a run; they are listed before it begins
+
 Batch = dict[str, Tensor]
 Sample = dict[str, np.ndarray]
 
@@ -96,6 +100,11 @@ class MethodConfig:
         for name, value in (("momentum", self.momentum), ("betas", self.betas[0]), ("betas", self.betas[1])):
             if not 0 <= value < 1:
                 raise UserError(f"{name} has to be at least 0 and below 1, not {value}")
+        for name, most in _MOST.items():
+            at_most(self, name, most)
+        if self.num_epochs * (self.steps_per_epoch + self.val_steps_per_epoch) > _MOST_STEPS:
+            raise UserError(f"num_epochs={self.num_epochs} of steps_per_epoch={self.steps_per_epoch} are more than "
+                            f"{_MOST_STEPS:,} steps, with val_steps_per_epoch; set fewer")  # fmt: skip
         positive(self, "learning_rate")
         positive(self, "gradient_clip")
 
@@ -105,6 +114,13 @@ def at_least(config: MethodConfig, name: str, least: float) -> None:
     value = getattr(config, name)
     if value is not None and not all(v >= least for v in (value if isinstance(value, tuple) else (value,))):
         raise UserError(f"{name} has to be at least {least}, not {value}")
+
+
+def at_most(config: MethodConfig, name: str, most: float) -> None:
+    """Refuse a hyper-parameter (or an entry of one) that is above what any run could use; None is fine."""
+    value = getattr(config, name)
+    if value is not None and not all(v <= most for v in (value if isinstance(value, tuple) else (value,))):
+        raise UserError(f"{name} has to be at most {most:,}, not {value}")
 
 
 def positive(config: MethodConfig, name: str) -> None:

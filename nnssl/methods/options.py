@@ -8,8 +8,11 @@ import typing
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
+from nnssl.core.names import shown
 from nnssl.errors import UserError
 from nnssl.methods.base import MethodConfig
+
+_LARGEST = 2.0**63
 
 Config = TypeVar("Config", bound=MethodConfig)
 
@@ -28,14 +31,18 @@ def override(config: Config, options: Iterable[str]) -> Config:
     for option in options:
         key, equals, text = option.partition("=")
         if not equals:
-            raise UserError(f"-o takes key=value, not {option!r}")
+            raise UserError(f"-o takes key=value, not {shown(option)}")
         if key not in hints:
             valid = ", ".join(f"{f.name}={_show(getattr(config, f.name))}" for f in dataclasses.fields(config))
-            raise UserError(f"there is no option {key!r}; the options and their values now are: {valid}")
+            raise UserError(f"there is no option {shown(key)}; the options and their values now are: {valid}")
+        if key in values:
+            raise UserError(f"-o has {key} twice; leave one out")
         try:
             values[key] = _parse(text, hints[key])
+        except OverflowError:
+            raise UserError(f"-o {key} has to be below 2^63 and finite, not {shown(text)}") from None
         except ValueError:
-            raise UserError(f"-o {key} takes {describe_type(hints[key])}, not {text!r}") from None
+            raise UserError(f"-o {key} takes {describe_type(hints[key])}, not {shown(text)}") from None
     return dataclasses.replace(config, **values)
 
 
@@ -45,13 +52,23 @@ def to_plain(config: MethodConfig) -> dict[str, Any]:
 
 
 def from_plain(config_class: type[Config], values: dict[str, Any]) -> Config:
-    """Inverse of `to_plain`; keys that the class no longer has are a UserError."""
+    """Inverse of `to_plain`.
+
+    Raises:
+        UserError: for keys that the class no longer has, and values of other types than it has.
+    """
     names = {f.name for f in dataclasses.fields(config_class)}
     unknown = sorted(set(values) - names)
     if unknown:
         raise UserError(f"the stored options {', '.join(unknown)} do not exist in this version; install the version "
                         f"that config.json names, or start a new run with --overwrite")  # fmt: skip
     typed: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    hints = typing.get_type_hints(config_class)
+    if wrong := [
+        f"{k} ({describe_type(hints[k])}, not {shown(v)})" for k, v in typed.items() if not _fits(v, hints[k])
+    ]:
+        raise UserError(f"the stored options {', '.join(wrong)} are damaged; restore the checkpoint, or start a new "
+                        f"run with --overwrite")  # fmt: skip
     return config_class(**typed)
 
 
@@ -87,7 +104,26 @@ def _parse(text: str, hint: Any) -> Any:
         if text.lower() not in ("true", "false"):
             raise ValueError(text)
         return text.lower() == "true"
-    return hint(text)
+    value = hint(text)
+    if not _fits(value, hint):
+        raise OverflowError(text)
+    return value
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of a field's type; numbers are finite, and whole ones no larger than any use of them."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, a) for a in arguments)
+    if origin is typing.Literal:
+        return isinstance(value, str) and value in arguments
+    if origin is tuple:
+        same = isinstance(value, tuple) and len(value) == len(arguments)
+        return same and all(_fits(v, a) for v, a in zip(value, arguments, strict=True))
+    if hint in (int, float):
+        number = isinstance(value, (int, hint)) and not isinstance(value, bool)
+        return number and -_LARGEST < value < _LARGEST
+    return isinstance(value, hint)
 
 
 def _show(value: Any) -> str:

@@ -9,18 +9,19 @@ from typing import Any
 import torch
 from nnunetv2.evaluation.evaluate_predictions import load_summary_json, save_summary_json
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.helpers import dummy_context
 from torch import Tensor
 
 from nnssl.data.annotated_labels import AnnotatedLabels, annotated_labels_of_training
 from nnssl.finetuning.quick_run import apply_settings
+from nnssl.finetuning.start import refuse_bad_files
+from nnssl.finetuning.usable_cases import UsableCases
 from nnssl.partial_labels.cases import AnnotatedCases, refuse_contradictions
 from nnssl.partial_labels.loss import AnnotatedLoss, partial_label_loss
 from nnssl.partial_labels.scores import annotated_summary, hard_counts
 
 
-class PartialLabels(nnUNetTrainer):
+class PartialLabels(UsableCases):
     """What partial labels change in a trainer: loss, foreground patches and scores; put it first among the bases.
 
     dataset.json lists under `annotated_labels` what is annotated in a case (`nnssl.data.annotated_labels`); without the
@@ -141,5 +142,6 @@ class PartialLabelTrainer(PartialLabels):
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008  (as in nnU-Net, which reads the signature)
     ) -> None:
+        refuse_bad_files(plans, configuration, dataset_json)
         super().__init__(plans, configuration, fold, dataset_json, device)
         apply_settings(self, self.plans_manager.plans.get("nnssl", {}))

@@ -14,7 +14,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from nnssl.core.files import replacing
+from nnssl.core.json_files import checked
+from nnssl.core.own_files import EpochRow
+from nnssl.errors import UserError
+
 Row = dict[str, Any]
+_MEND_ROW = "remove that line, or move the file away: it is begun anew"
 
 
 @dataclass
@@ -50,23 +56,27 @@ class RunningMeans:
 
 
 def read_rows(file: Path) -> list[Row]:
-    """Rows of `metrics.jsonl`; none where it does not exist. A last line that a kill cut short is left out."""
-    if not file.is_file():
-        return []
-    rows = []
-    for line in file.read_text().splitlines():
+    """Rows of `metrics.jsonl`; none where it does not exist. A last line that a kill cut short is left out.
+
+    Raises:
+        UserError: another line is damaged.
+    """
+    lines = file.read_bytes().splitlines() if file.is_file() else []
+    rows: list[Row] = []
+    for number, line in enumerate(lines, start=1):
+        where = f"{file}, line {number}"
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+            rows.append(checked(json.loads(line), EpochRow, where, _MEND_ROW))
+        except ValueError as error:
+            if number < len(lines):
+                raise UserError(f"{where} is no JSON; {_MEND_ROW}") from error
     return rows
 
 
 def write_rows(file: Path, rows: list[Row]) -> None:
     """All rows, replacing the file in one piece."""
-    temporary = file.with_name(file.name + ".writing")
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    temporary.replace(file)
+    with replacing(file) as temporary:
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def memory_gib(device: torch.device) -> float:

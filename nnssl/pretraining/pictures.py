@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nnssl.core.escape import picture
+from nnssl.core.files import replacing
 from nnssl.methods.base import Panel
 from nnssl.pretraining.metrics import Row
 
@@ -106,6 +107,5 @@ def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure,
 
 
 def _save(figure: Figure, file: Path) -> None:
-    temporary = file.with_name(file.name + ".writing")
-    figure.savefig(temporary, dpi=110, format="png")
-    temporary.replace(file)
+    with replacing(file) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")

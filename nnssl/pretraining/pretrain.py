@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from nnssl.core.files import remove_leftovers
 from nnssl.core.json_files import write_json
+from nnssl.core.names import check_name
 from nnssl.data.alignment import Aligner, RelativePosition
 from nnssl.data.loader import number_of_workers
 from nnssl.data.prepared import PreparedDatasets, prepare_datasets
@@ -20,16 +23,20 @@ from nnssl.methods.base import Method
 from nnssl.methods.options import from_plain, override, to_plain
 from nnssl.methods.registry import get_method
 from nnssl.pretraining.alignment import choose_aligner, prepare_embeddings
-from nnssl.pretraining.checkpoint import FINAL, load_checkpoint, package_versions, remove_leftovers
-from nnssl.pretraining.launch import check_device, launch, number_of_processes, started_by_torchrun
+from nnssl.pretraining.checkpoint import FINAL, package_versions
+from nnssl.pretraining.launch import check_device, joined, launch, number_of_processes, started_by_torchrun
 from nnssl.pretraining.nnunet_weights import NNUNET_WEIGHTS, write_nnunet_weights
 from nnssl.pretraining.optimisation import build_optimiser
+from nnssl.pretraining.run_lock import Claim, claimed
 from nnssl.pretraining.setup import (
+    CONFIG,
     Setup,
     case_labels,
     check_output,
     check_same_run,
     hold_out,
+    load_resumed,
+    refuse_other_folder,
     resolve_sizes,
     run_folder,
 )
@@ -84,12 +91,14 @@ def pretrain(
 
     Raises:
         UserError: any mistake in the request, found before anything is written, or a run that cannot go on.
+        UserError: another process writes to the run's folder; `continue_run` waits for it for a while.
         Interrupted: SIGTERM or SIGUSR1; the run is saved.
     """
     method_class = get_method(method)
     config = override(method_class.config_class(), options)
     check_device(device, num_gpus)
-    _check_fold(fold)
+    check_name(fold, "fold", "-f")
+    check_name(configuration, "configuration", "-c")
     if pretrained and continue_run:
         raise UserError("--c continues a run with its own weights and -pretrained starts a new one; give one of them")
     if alignment and not method_class.pairs_volumes:
@@ -101,43 +110,58 @@ def pretrain(
     folder = run_folder(
         prepared.results, prepared.folders[0].name, method, prepared.plans["plans_name"], configuration, fold
     )
-    resume = check_output(folder, continue_run, overwrite)
-    checkpoint = load_checkpoint(resume) if resume else None
-    if checkpoint:
-        stored = from_plain(method_class.config_class, checkpoint["config"])
-        config = _same_options(stored, override(stored, options))
-    elif continue_run:
-        log.warning(f"there is no run to continue in {folder}: a new one starts")
-    config = resolve_sizes(config, prepared.plans, configuration, number_of_processes(num_gpus))
-    train, val = hold_out(prepared.folders, fold, config.seed)
-    probed = None if probe is None else prepare_probe(
-        probe, prepared, configuration, probe_every, num_processes, not started_by_torchrun(), allow_other_intensities
-    )  # fmt: skip
-    setup = Setup(method, config, prepared.plans, prepared.dataset_json, prepared.fingerprint, configuration, fold,
-                  train, val, folder, resume, Path(pretrained) if pretrained else None,
-                  prepared.orientation, _aligner(method_class, alignment, config, prepared), probed)  # fmt: skip
+    with _held(folder, continue_run, overwrite) as claim, joined(device):
+        resume = check_output(folder, continue_run, overwrite)
+        checkpoint = load_resumed(resume) if resume else None
+        if checkpoint:
+            stored = from_plain(method_class.config_class, checkpoint["config"])
+            config = _same_options(stored, override(stored, options))
+        elif continue_run:
+            log.warning(f"there is no run to continue in {folder}: a new one starts")
+        config = resolve_sizes(config, prepared.plans, configuration, number_of_processes(num_gpus))
+        train, val = hold_out(prepared.folders, fold, config.seed)
+        probed = None if probe is None else prepare_probe(
+            probe, prepared, configuration, probe_every, num_processes, not started_by_torchrun()
+        )  # fmt: skip
+        setup = Setup(method, config, prepared.plans, prepared.dataset_json, prepared.fingerprint, configuration, fold,
+                      train, val, folder, resume, Path(pretrained) if pretrained else None, prepared.orientation,
+                      _aligner(method_class, alignment, config, prepared), probed, claim)  # fmt: skip
+        _train(setup, checkpoint, device, num_gpus, overwrite, allow_other_intensities)
+    return folder
+
+
+def _train(
+    setup: Setup, checkpoint: dict[str, Any] | None, device: str, num_gpus: int, overwrite: bool, allow: bool
+) -> None:
+    """From the checkpoint, if there is one, to the end of the run; nothing where it is there already."""
+    folder = setup.folder
     if checkpoint:
         check_same_run(setup, checkpoint)
-        if resume == folder / FINAL:
-            log.info(f"this run is finished: {resume}")
+        if setup.resume == folder / FINAL:
+            log.info(f"this run is finished: {setup.resume}")
             if not (folder / NNUNET_WEIGHTS).is_file():
                 _for_stock_trainers(folder)
-            return folder
-        _tell_new_options(config, checkpoint["config"])
-    _check_before_writing(setup, overwrite, allow_other_intensities)
+            return
+        _tell_new_options(setup.config, checkpoint["config"])
+    _check_before_writing(setup, overwrite, allow)
     _announce(setup)
-    prepare_embeddings(setup, device, not started_by_torchrun(), allow_other_intensities)
+    prepare_embeddings(setup, device, not started_by_torchrun(), allow)
     if _is_main():
         _open_folder(setup, device, overwrite)
     launch(setup, device, num_gpus)
     _for_stock_trainers(folder)
     log.info(f"finished: {folder / FINAL}")
-    return folder
 
 
-def _check_fold(fold: str) -> None:
-    if fold != "all" and not (fold.isdecimal() and fold == str(int(fold))):
-        raise UserError(f"-f takes all or the number of a fold, not {fold!r}")
+@contextlib.contextmanager
+def _held(folder: Path, continue_run: bool, overwrite: bool) -> Iterator[Claim | None]:
+    """The run's folder for the process that writes; a finished run needs nothing, and may be read-only."""
+    finished = (folder / FINAL).is_file() and not overwrite
+    if not _is_main() or (finished and not (continue_run and not (folder / NNUNET_WEIGHTS).is_file())):
+        yield None
+        return
+    with claimed(folder, patient=continue_run) as claim:
+        yield claim
 
 
 def _check_probe(probe: int | str | None, every: int | None, dataset_ids: Sequence[int | str], allow: bool) -> None:
@@ -231,6 +255,7 @@ def _announce(setup: Setup) -> None:
 def _open_folder(setup: Setup, device: str, overwrite: bool) -> None:
     folder = setup.folder
     if overwrite and folder.is_dir():
+        refuse_other_folder(folder)  # again: hours may lie between
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     remove_leftovers(folder)
@@ -250,6 +275,6 @@ def _open_folder(setup: Setup, device: str, overwrite: bool) -> None:
         "seed": setup.config.seed,
         "versions": package_versions(),
     }
-    contents = (("config.json", described), ("plans.json", setup.plans), ("dataset.json", setup.dataset_json))
+    contents = ((CONFIG, described), ("plans.json", setup.plans), ("dataset.json", setup.dataset_json))
     for name, content in contents:
         write_json(folder / name, content)

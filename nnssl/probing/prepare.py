@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from pathlib import Path
 
 from nnssl.data.folders import dataset_name, require_folders
 from nnssl.data.guard import Images, check_datasets
 from nnssl.data.prepared import PreparedDatasets, prepare_datasets
-from nnssl.data.raw import RawDataset, read_dataset_json, read_raw_dataset
+from nnssl.data.raw import RawDataset, list_dataset
 from nnssl.data.volumes import VolumeFolder
 from nnssl.errors import UserError
 from nnssl.pretraining.setup import hold_out
@@ -36,7 +35,7 @@ def check_probe(dataset: int | str, first: int | str, every: int | None, allow: 
     if every is not None and every < 1:
         raise UserError(f"-probe_every takes a number of epochs from 1 on, not {every}")
     raw, preprocessed = require_folders("nnUNet_raw", "nnUNet_preprocessed")
-    own, listed = (_listed(raw, preprocessed, dataset_name(d)) for d in (first, dataset))
+    own, listed = (list_dataset(raw, name, preprocessed / name) for name in map(dataset_name, (first, dataset)))
     if not listed.dataset_json["labels"].keys() - {"background", "ignore"} or not (
         listed.labelled if listed.cases else (preprocessed / listed.name / "gt_segmentations").is_dir()
     ):
@@ -89,13 +88,6 @@ def prepare_probe(
     data = ProbeData(folder, train, held_out, labels, ignore, every)
     LabelledCases(data).check()
     return data
-
-
-def _listed(raw: Path, preprocessed: Path, name: str) -> RawDataset:
-    """The dataset; without cases where only its preprocessed volumes were kept."""
-    if (raw / name).is_dir():
-        return read_raw_dataset(raw, name)
-    return RawDataset(name, raw / name, read_dataset_json(preprocessed / name), {}, {}, False)
 
 
 def _labels(listed: RawDataset) -> tuple[dict[str, Values], int | None]:

@@ -52,10 +52,10 @@ def test_main__images_of_another_modality(
     with pytest.raises(SystemExit) as stopped:
         main(arguments)
     error = capsys.readouterr().err
-    assert stopped.value.code == 1 and "is MR" in error and "--allow_other_intensities" in error
+    assert stopped.value.code == 1 and "MR (T1)" in error and "--allow_other_intensities" in error
     assert error.count("\n") == 1 and not (tmp_path / "out").exists()
     main([*arguments, "--allow_other_intensities"])
-    assert capsys.readouterr().out.count("warning: T1 of") == 1
+    assert capsys.readouterr().out.count("MR (T1)") == 1
 
 
 def test_main__other_orientations_and_coarse_voxels_are_warned_of_once(

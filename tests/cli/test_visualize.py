@@ -159,7 +159,7 @@ def test_main__images_and_cases_of_another_modality(
                               ("matches", "-i", *_images(root), "-k", other), ("tsne", "-i", *_images(root), other),
                               ("views", "-i", "Dataset018_Heads/case_000")):  # fmt: skip
             said = _fails(capsys, kind, *picture, *images)
-            assert "is MR" in said and "--allow_other_intensities" in said, kind
+            assert "MR (T1)" in said and "--allow_other_intensities" in said, kind
         assert not list(tmp_path.iterdir())
         _draw(root, tmp_path, "pca", "-i", other, "--allow_other_intensities")
         assert capsys.readouterr().out.count("lets it pass") == 1

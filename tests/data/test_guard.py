@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -27,15 +28,16 @@ def test_check_images__the_same_modality_needs_no_words(given: list[str], own: l
 @pytest.mark.parametrize(
     ("given", "own", "said"),
     [
-        (["CT"], ["T1"], f"T1 of {OWN} is MR and CT of {GIVEN} is CT"),
-        (["T1"], ["CT"], f"CT of {OWN} is CT and T1 of {GIVEN} is MR"),
-        (["T1"], ["PET"], "is PET"),
-        (["MR"], ["T1", "CT"], f"CT of {OWN}"),
-        (["T1", "CT"], ["T1", "US"], f"US of {OWN} is ultrasound and CT"),
+        (["CT"], ["T1"], f"MR (T1) in {OWN}, CT in {GIVEN}"),
+        (["T1"], ["ct"], f"ct in {OWN}, MR (T1) in {GIVEN}"),
+        (["T1"], ["PET"], f"PET in {OWN}"),
+        (["MR"], ["T1", "CT"], f"differ: CT in {OWN}, MR in"),
+        (["T1", "CT"], ["T1", "US"], f"ultrasound (US) in {OWN}, CT in"),
+        (["T1", "CT"], ["CT", "T2"], f"CT in {OWN}, MR (T1) in {GIVEN} and MR (T2) in {OWN}, CT in {GIVEN}"),
     ],
 )
 def test_check_images__another_one_is_refused_or_allowed(given: list[str], own: list[str], said: str) -> None:
-    with pytest.raises(UserError, match=f"{said}.*channel_names.*add --allow_other_intensities"):
+    with pytest.raises(UserError, match=f"{re.escape(said)}.*channel_names.*add --allow_other_intensities"):
         _check(given, own)
     (warning,) = _check(given, own, allow=True)
     assert said in warning and "--allow_other_intensities" in warning

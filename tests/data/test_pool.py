@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+from collections.abc import Iterator
 
 import pytest
 
@@ -31,11 +32,22 @@ def _full_disk(x: int) -> int:
 def test_map_cases__here_and_in_processes() -> None:
     assert list(map_cases(_double, [1, 2, 3], 1, "t")) == [2, 4, 6]
     assert list(map_cases(_double, [], 4, "t")) == []
-    assert sorted(map_cases(_double, [1, 2, 3], 2, "t")) == [2, 4, 6]
+    taken: list[int] = []
+
+    def items() -> Iterator[int]:
+        for item in range(6):
+            taken.append(item)
+            yield item
+
+    results = []
+    for result in map_cases(_double, items(), 2, "t", total=6):
+        results.append(result)
+        assert len(taken) <= len(results) + 2  # no more than are at work
+    assert sorted(results) == [0, 2, 4, 6, 8, 10]
 
 
 def test_map_cases__killed_process_is_an_error_not_a_hang() -> None:
-    with pytest.raises(UserError, match=r"not enough memory for 2 processes .* -np 1"):
+    with pytest.raises(UserError, match=r"not enough memory for 2 processes .* at .*\b1\b.* -np 1"):
         list(map_cases(_die, [0, 1, 2, 3], 2, "t"))
 
 

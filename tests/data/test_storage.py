@@ -115,3 +115,17 @@ def test_write_json__old_or_new_never_half(tmp_path: Path) -> None:
         write_json(tmp_path / "new" / "x.json", {"a": object()})
     assert json.loads((tmp_path / "new" / "x.json").read_text()) == {"a": 1}
     assert len(list((tmp_path / "new").iterdir())) == 1
+
+
+def test_save_case__nothing_outside_of_the_dataset(tmp_path: Path) -> None:
+    folder, victim = tmp_path / "D" / "plans_3d", tmp_path / "victim"
+    for kept in (folder.parent, victim / "plans_3d" / "a"):
+        kept.mkdir(parents=True)
+    (victim / "plans_3d" / "a" / "precious.txt").write_text("precious")
+    for name in ("../../victim", str(victim), "", "."):
+        with pytest.raises(UserError, match="cannot be the name of a case"):
+            _save(folder, name)
+    (folder.parent / ".writing").symlink_to(victim)
+    with pytest.raises(UserError, match="is a link"):
+        _save(folder)
+    assert (victim / "plans_3d" / "a" / "precious.txt").is_file() and len(list(victim.rglob("*"))) == 3

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import onnx
@@ -11,7 +12,7 @@ from nnssl.deployment.export import to_onnx
 from nnssl.deployment.model_folder import read_model
 from nnssl.deployment.session import open_model
 from nnssl.errors import UserError
-from tests.deployment.models import write_model
+from tests.deployment.models import DATASET_JSON, model_plans, write_model
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def test_open_model__a_damaged_file_is_a_sentence(keep: float, content: bytes, t
         ),
         ("nnssl.format", "2", r"the description in .*student.onnx cannot be read; give a file that nnssl_export_onnx"),
         ("nnssl.plans", "{", r"the description in .*student.onnx cannot be read"),
-        ("nnssl.colour", '"red"', r"the description in .*student.onnx cannot be read"),
+        ("nnssl.configuration", '"red"', r"student.onnx: configuration.* 'red'.*; give a file that nnssl_export_onnx"),
     ],
 )
 def test_open_model__another_file_is_a_sentence(
@@ -56,8 +57,20 @@ def test_open_model__another_file_is_a_sentence(
         open_model(file)
 
 
+def test_open_model__looks_at_the_names_in_its_plans(content: bytes, tmp_path: Path) -> None:
+    file, proto = tmp_path / "student.onnx", onnx.load_from_string(content)
+    metadata = {entry.key: entry.value for entry in proto.metadata_props}
+    plans = json.loads(metadata["nnssl.plans"])
+    plans["configurations"]["3d_fullres"]["resampling_fn_data"] = "recursive_find_python_class"
+    onnx.helper.set_model_props(proto, {**metadata, "nnssl.plans": json.dumps(plans)})
+    onnx.save(proto, str(file))
+    with pytest.raises(UserError, match=r"student.onnx name 'recursive_find_python_class' as resampling_fn_data"):
+        open_model(file)
+
+
 def test_description__survives_as_text() -> None:
-    made = Description({"a": [1, 2.5, None]}, {"labels": {"bücher": 1}}, "2d", "all", "T", None, "0.1")
+    labelled = {**DATASET_JSON, "labels": {"background": 0, "bücher": 1}, "ours": [1, 2.5, None]}
+    made = Description(model_plans(), labelled, "2d", "all", "T", None, "0.1")
     assert Description.from_metadata({"other": "1", **made.to_metadata()}, "file") == made
 
 

@@ -10,6 +10,7 @@ import pytest
 import SimpleITK as sitk
 
 import nnssl
+from nnssl.embedding.dense_files import is_dense_map, write_dense
 from nnssl.embedding.embed import Embedded, _open_folder, embed
 from nnssl.embedding.tiles import dense_features
 from nnssl.embedding.vectors import read_vectors
@@ -139,7 +140,8 @@ def test_embed__images_that_cannot_be_used_are_left_out(run: Path, images: Path)
 def test_embed__other_images_have_the_nonzero_mask_as_body(tmp_path: Path) -> None:
     plans = tiny_plans(patch_size=[16, 32, 32], normalization_schemes=["ZScoreNormalization"] * 2,
                        use_mask_for_norm=[False] * 2)  # fmt: skip
-    plans["foreground_intensity_properties_per_channel"]["1"] = {}
+    properties = plans["foreground_intensity_properties_per_channel"]
+    properties["1"] = dict(properties["0"])
     run = write_pretraining(tmp_path / "results", plans, method="mae").parent
     volume, _ = mr_volume((20, 36, 36), 2, np.random.default_rng(0))
     for channel in range(2):
@@ -188,10 +190,27 @@ def test_embed__a_folder_of_other_things_is_not_written_to(run: Path, images: Pa
 
 
 def test_open_folder__what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
-    settings = {"what": "dense"}
+    settings = {"what": "dense", "format": "nifti", "method": "vox2vec", "weights": "0"}
     _open_folder(tmp_path / "out", settings, overwrite=False)
     left = tmp_path / "out" / ".case.nii.gz.7.nii.gz.npy"
     for file in (left, tmp_path / "out" / "case.nii.gz"):
         file.write_bytes(b"")
     _open_folder(tmp_path / "out", settings, overwrite=False)
     assert not left.exists() and (tmp_path / "out" / "case.nii.gz").exists()
+
+
+def test_open_folder__overwriting_removes_dense_maps_only(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    settings = {"what": "dense", "format": "nifti", "method": "vox2vec", "weights": "0"}
+    _open_folder(out, settings, overwrite=False)
+    shape, notes = (1, 2, 2, 2), {"method": "vox2vec", "what": "dense"}
+    for ending, kind in ((".nii.gz", "nifti"), (".b2nd", "blosc2")):
+        write_dense(out / f"map{ending}", kind, shape, np.eye(4), lambda array: None, notes, (2, 2, 2))
+        assert is_dense_map(out / f"map{ending}")
+    (out / "segmentation.nii.gz").write_bytes(b"a day's work")
+    with pytest.raises(UserError, match=r"segmentation\.nii\.gz"):
+        _open_folder(out, settings, overwrite=True)
+    assert len(list(out.iterdir())) == 4
+    (out / "segmentation.nii.gz").unlink()
+    _open_folder(out, settings, overwrite=True)
+    assert [file.name for file in out.iterdir()] == ["embedding.json"]

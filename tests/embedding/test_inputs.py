@@ -63,3 +63,11 @@ def test_find_cases__what_is_wrong_is_said_before_anything_is_read(raw: Path, tm
     (raw / "dataset.json").write_text(json.dumps({**CT_JSON, "dataset": {"a": {"images": ["a"]}}}))
     with pytest.raises(UserError, match="lists its files itself"):
         find_cases("17", CT_JSON)
+
+
+def test_find_cases__of_a_dataset_of_four_digits(raw: Path) -> None:
+    raw.rename(raw.with_name("Dataset1017_Some"))
+    for images in ("1017", "Dataset1017_Some"):
+        assert [case.name for case in find_cases(images, CT_JSON)] == ["a", "b", "c"]
+    with pytest.raises(UserError, match="no dataset 101"):
+        find_cases("101", CT_JSON)

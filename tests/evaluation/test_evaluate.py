@@ -132,8 +132,8 @@ def _break(folders: tuple[Path, Path], how: str) -> None:
         ("origin", "lie elsewhere"),
         ("label", "holds the labels 7, which dataset.json does not name"),
         ("file", "b.nii.gz cannot be read"),
-        ("text", "predicted/dataset.json is no dataset.json of nnU-Net; name the right one with -djfile"),
-        ("swapped", "predicted/plans.json is no plans.json of nnU-Net; name the right one with -pfile"),
+        ("text", "predicted/dataset.json .*valid JSON.* -djfile"),
+        ("swapped", "predicted/plans.json.* plans_name.* -pfile"),
         ("plans", "no plans.json beside the predictions in .*; name it with -pfile"),
     ],
 )

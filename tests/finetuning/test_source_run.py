@@ -89,3 +89,20 @@ def test_source_name__only_the_results_are_left(tmp_path: Path, monkeypatch: pyt
     assert source_name(500, tmp_path / "results") == source_name(SOURCE, tmp_path / "results") == SOURCE
     with pytest.raises(UserError, match="there is no dataset 501"):
         source_name("501", tmp_path / "results")
+
+
+def test_numbers_of_four_digits__are_other_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """nnU-Net looks for names that begin with Dataset150, and would find both."""
+    for name, fold in (("Dataset150_Knee", "all"), ("Dataset1500_Hip", "all"), ("Dataset1500_Hip", "0")):
+        finish_pretraining(tmp_path, name, tiny_plans(), CT_JSON, fold=fold)
+    monkeypatch.setenv("nnUNet_results", str(tmp_path))
+    assert [source_name(d, tmp_path) for d in (150, "1500", "Dataset1500_Hip")] == [
+        "Dataset150_Knee", "Dataset1500_Hip", "Dataset1500_Hip"
+    ]  # fmt: skip
+    with pytest.raises(UserError, match=r"\n  nnssl_transfer -s Dataset1500_Hip -t 17 .* -f 0\n"):
+        choose_pretraining(tmp_path, "Dataset1500_Hip", 17, RunFilter())
+
+
+def test_finished_pretrainings__of_a_dataset_with_signs_of_patterns(tmp_path: Path) -> None:
+    run = finish_pretraining(tmp_path, "Dataset500_a[1]", tiny_plans(), CT_JSON)
+    assert choose_pretraining(tmp_path, "Dataset500_a[1]", 17, RunFilter()).path.parent == run

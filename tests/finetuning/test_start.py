@@ -99,7 +99,7 @@ def test_find_start__plans_of_their_own_may_not_be_of_another_modality(tmp_path:
     scheme = "ZScoreNormalization"
     write_pretraining(tmp_path, small_plans(dataset="Dataset500_Source", scheme=scheme))  # its channel is called MR
     assert _start(tmp_path, small_plans(scheme=scheme), seen=Images("", ["T2"])).warnings == []
-    with pytest.raises(UserError, match=r"PET of Dataset017_Target is PET and MR of .*nnssl_transfer --allow_other"):
+    with pytest.raises(UserError, match=r"PET in Dataset017_Target, MR in .*nnssl_transfer --allow_other"):
         _start(tmp_path, small_plans(scheme=scheme), seen=Images("", ["PET"]))
     (warning,) = _start(tmp_path, small_plans(scheme=scheme), seen=Images("", ["channel_0"])).warnings
     assert "channel_0 of Dataset017_Target" in warning

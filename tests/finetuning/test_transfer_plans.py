@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from nnssl.data import dataset_run
+from nnssl.data import dataset_run, dataset_volumes
 from nnssl.data.guard import Images
 from nnssl.data.plan_and_preprocess import plan_and_preprocess
 from nnssl.data.prepared import majority_orientation
@@ -119,7 +119,7 @@ def test_transfer__the_second_method_shares_the_volumes(
     first = _transfer("vox2vec")
     said = "(RAS): most volumes of Dataset017_Target (LPS)"
     assert said in caplog.text and "DICOMOrient(image, 'RAS')" in caplog.text
-    monkeypatch.setattr(dataset_run, "prepare_case", _must_not_be_called)
+    monkeypatch.setattr(dataset_volumes, "prepare_case", _must_not_be_called)
     monkeypatch.setattr(dataset_run, "scan_dataset", _must_not_be_called)
     caplog.clear()
     second = _transfer("random")
@@ -206,7 +206,7 @@ def test_transfer__two_channels_share_one(folders: Folders) -> None:
 def test_transfer__channels_of_another_kind_are_refused(folders: Folders) -> None:
     write_mr_dataset(folders.raw, 17, "Target", 2, labelled=True)
     _pretrained(folders)
-    with pytest.raises(UserError, match=r"T1 of Dataset017_Target is MR.* is CT.*--allow_other_intensities"):
+    with pytest.raises(UserError, match=r"MR \(T1\) in Dataset017_Target, CT in .*--allow_other_intensities"):
         _transfer()
     _set_channels(folders, "image", "image")  # nnU-Net would normalise them as no CT
     with pytest.raises(UserError, match=r"ZScoreNormalization for image.*CTNormalization for CT"):
@@ -214,7 +214,10 @@ def test_transfer__channels_of_another_kind_are_refused(folders: Folders) -> Non
     shutil.rmtree(folders.results / SOURCE)
     three = {**MR_JSON, "channel_names": {"0": "T1", "1": "T2", "2": "FLAIR"}}
     plans = _mr_plans()
-    plans["configurations"]["3d_fullres"]["normalization_schemes"] *= 3
+    for key in ("normalization_schemes", "use_mask_for_norm"):
+        plans["configurations"]["3d_fullres"][key] *= 3
+    window = plans["foreground_intensity_properties_per_channel"]["0"]
+    plans["foreground_intensity_properties_per_channel"] = {str(c): window for c in range(3)}
     _pretrained(folders, plans=plans, dataset_json=three)
     _set_channels(folders, "T1", "T2")
     with pytest.raises(UserError, match=r"3 channels .*Dataset017_Target has 2"):
@@ -230,7 +233,7 @@ def test_transfer__another_modality_may_be_allowed(folders: Folders, caplog: pyt
         _transfer()
     assert not home.exists()
     result = _transfer(allow_other_intensities=True)
-    assert "CT of Dataset017_Target is CT" in caplog.text and "lets it pass" in caplog.text
+    assert "CT in Dataset017_Target, MR (T1) in " in caplog.text and "lets it pass" in caplog.text
     plans = _plans(home, result.prepared.plans_name)
     assert plans["nnssl"]["allow_other_intensities"] is True
     wanted = Wanted("nnUNetTrainer_Vox2vecProbe", "vox2vec", "linear", plans, "3d_fullres", Images("", ["CT"]))
@@ -238,7 +241,7 @@ def test_transfer__another_modality_may_be_allowed(folders: Folders, caplog: pyt
     assert start.source is not None and start.source.path == run / FINAL
     assert [w for w in start.warnings if "lets it pass" in w] and start.block["allow_other_intensities"] is True
     del plans["nnssl"]["allow_other_intensities"]
-    with pytest.raises(UserError, match=r"CT of Dataset017_Target is CT.*nnssl_transfer --allow_other_intensities"):
+    with pytest.raises(UserError, match=r"CT in Dataset017_Target, MR.*nnssl_transfer --allow_other_intensities"):
         find_start(wanted, False, folders.results)
 
 
@@ -294,7 +297,7 @@ def test_plans_of__one_configuration_without_its_stages(folders: Folders) -> Non
     configurations = plans["configurations"]
     configurations["3d_fullres"]["next_stage"] = "cascade"
     configurations["small"] = {"inherits_from": "3d_fullres", "previous_stage": "x", "batch_size": 3}
-    configurations["2d"] = {"patch_size": [16, 16]}
+    configurations["2d"] = {"inherits_from": "3d_fullres", "patch_size": [16, 16], "spacing": [1.5, 1.5]}
     source = read_pretrained(_pretrained(folders, plans=plans, configuration="small") / FINAL)
     made = plans_of(source, "new", "folder", {"checkpoint": "random"}, 1)
     mine = made["configurations"].pop("small")
@@ -314,3 +317,13 @@ def test_transfer__encoder_methods_and_other_configurations(folders: Folders, mo
     assert _plans(home, result.prepared.plans_name)["nnssl"]["levels"] == "encoder"
     assert result.prepared.folder.name == "nnsslPlans_tinyFrom500_small"
     assert "nnUNetv2_train 17 small all -tr nnUNetTrainer_SSLProbe" in result.command
+
+
+def test_transfer__numbers_of_four_digits(folders: Folders) -> None:
+    """Plans are named by the whole number, and stock nnU-Net gets the name, as it cuts numbers."""
+    plans = tiny_plans() | {"dataset_name": "Dataset1500_Source"}
+    finish_pretraining(folders.results, "Dataset1500_Source", plans, CT_JSON)
+    write_ct_dataset(folders.raw, 1017, "Target", 2, labelled=True)
+    result = transfer(1500, 1017, num_processes=1)
+    assert result.prepared.plans_name == "nnsslPlans_tinyFrom1500_vox2vec"
+    assert result.command.startswith("nnUNetv2_train Dataset1017_Target 3d_fullres ")

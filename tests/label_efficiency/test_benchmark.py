@@ -71,7 +71,7 @@ def test_benchmark__folds_are_nested_subsets_with_one_test_set(tmp_path: Path, r
     ("options", "words"),
     [
         ({"tolerance": ["brain=3"]}, "-tolerance names brain, which is no structure"),
-        ({"num_processes": 0}, "-np takes a number of at least 1, not 0"),
+        ({"num_processes": 0}, "-np takes a number from 1"),
         ({"output": __file__}, "is a file; -o takes a folder"),
     ],
 )
@@ -174,7 +174,7 @@ def test_benchmark__settings_must_not_change(tmp_path: Path, ran: list[Task], mo
     [
         ({"cases": [9]}, "-cases takes numbers from 1 to 8"),
         ({"part_id": 1}, "-part_id counts from 0 to 0"),
-        ({"seeds": 0}, "-seeds takes a number of at least 1"),
+        ({"seeds": 0}, "-seeds takes a number from 1"),
         ({"baseline": "x"}, "-baseline x is none of the methods; they are base, good"),
         ({"trainers": ["nnUNetTrainer_Nobody"]}, "nnU-Net finds no trainer nnUNetTrainer_Nobody"),
         ({"trainers": ["nnUNetTrainer"] * 2}, "-tr holds nnUNetTrainer twice"),

@@ -38,6 +38,7 @@ def test_read_methods__mistakes(item: str) -> None:
 def test_resolve__full_path_of_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = write_pretraining(tmp_path / "results", tiny_plans())
     environment = {"nnUNet_results": str(tmp_path / "results"), "nnssl_num_epochs": "2", "nnssl_initial_lr": "1"}
+    environment["nnssl_trusted_modules"] = "mine"  # no setting of a training: it may be set later
     only = resolve(
         Method("a", PROBE, "p", variables={"nnssl_initial_lr": "2"}), tiny_plans(), CONFIGURATION, environment
     )

@@ -41,7 +41,7 @@ def test_ImageGuard__a_dataset_json_beside_or_above_names_the_modality(
     ImageGuard(Source(), files, allow=False)
     assert not caplog.messages
     _channels(tmp_path, "T2")
-    with pytest.raises(UserError, match=r"T2 of .* is MR and CT of the pretraining on Dataset500_Source is CT"):
+    with pytest.raises(UserError, match=r"MR \(T2\) in .*, CT in the pretraining on Dataset500_Source"):
         ImageGuard(Source(), files, allow=False)
     ImageGuard(Source(), files, allow=True)
     assert caplog.text.count("lets it pass") == 1
@@ -65,7 +65,7 @@ def test_ImageGuard__of_more_channels_that_of_the_files_number_counts(
     _channels(tmp_path, "PET", "CT")
     ImageGuard(Source(), _files(tmp_path, "a_0001.nii.gz"), allow=False)
     assert not caplog.messages
-    with pytest.raises(UserError, match="PET of"):
+    with pytest.raises(UserError, match="PET in"):
         ImageGuard(Source(), _files(tmp_path, "a_0000.nii.gz"), allow=False)
     ImageGuard(Source(), _files(tmp_path, "a.nii.gz", "a_0007.nii.gz"), allow=False)
     assert len(caplog.messages) == 1

@@ -119,7 +119,7 @@ def test_match__another_modality_is_refused_before_anything_is_read(
     tmp_path: Path, images: tuple[sitk.Image, sitk.Image], caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "dataset.json").write_text(json.dumps(CT_JSON | {"channel_names": {"0": "T1"}}))
-    with pytest.raises(UserError, match=r"T1 of the images in .* is MR and CT of .* is CT.*--allow_other_intensities"):
+    with pytest.raises(UserError, match=r"MR \(T1\) in the images in .*, CT in .*--allow_other_intensities"):
         _match(tmp_path, (25, 30, 10), voxel=True)
     _match(tmp_path, (25, 30, 10), voxel=True, allow_other_intensities=True)
     (warning,) = caplog.messages

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from typing import Any
 
 import pytest
 
@@ -39,6 +41,20 @@ def test_override__values_are_read_as_their_type() -> None:
         ("betas=2,0.9", "betas has to be at least 0 and below 1"),
         ("seed=99999999999999999999999", "seed has to be below"),
         ("voxels_per_pair=0", "voxels_per_pair has to be at least 1"),
+        ("learning_rate=1e400", "learning_rate has to be .*finite"),
+        ("weight_decay=inf", "weight_decay has to be .*finite"),
+        ("betas=0.9,nan", "betas has to be .*finite"),
+        ("num_epochs=1e3", "num_epochs takes integer"),
+        ("num_epochs=" + "9" * 5000, "num_epochs takes integer, not '999"),
+        ("num_epochs=", "num_epochs takes integer"),
+        ("optimiser=", "one of adam"),
+        ("patch_size=", "3 comma-separated"),
+        ("patch_size=8,8,8,8", "3 comma-separated"),
+        ("patch_size=8,,8", "3 comma-separated"),
+        ("patch_size=99999,8,8", "patch_size has to be at most"),
+        ("batch_size=1000000000", "batch_size has to be at most"),
+        ("num_epochs=1000000", "num_epochs=1000000 .* more than"),
+        ("=3", "no option ''"),
     ],
 )
 def test_override__mistakes_name_the_fix(option: str, message: str) -> None:
@@ -63,3 +79,26 @@ def test_registry__every_method_has_frozen_hyper_parameters_with_defaults(name: 
     config = get_method(name).config_class()
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.num_epochs = 1  # type: ignore[misc]
+
+
+def test_override__a_key_twice() -> None:
+    with pytest.raises(UserError, match="seed twice"):
+        override(Vox2vecConfig(), ["seed=1", "seed=2"])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("num_epochs", "10"), ("num_epochs", 1.5), ("amsgrad", 1), ("learning_rate", True),
+     ("learning_rate", float("nan")), ("patch_size", [8, 8]), ("patch_size", 8), ("optimiser", "lion"),
+     ("betas", [0.9, "0.99"]), ("seed", None), ("gradient_clip", {})],
+)  # fmt: skip
+def test_from_plain__values_of_other_types(name: str, value: Any) -> None:
+    """They come from checkpoints, which may be damaged or of another hand."""
+    with pytest.raises(UserError, match=rf"{name} \("):
+        from_plain(Vox2vecConfig, {**to_plain(Vox2vecConfig()), name: value})
+
+
+@pytest.mark.parametrize("method", method_names())
+def test_from_plain__takes_what_every_method_stores(method: str) -> None:
+    config = get_method(method).config_class()
+    assert from_plain(type(config), json.loads(json.dumps(to_plain(config)))) == config

@@ -18,6 +18,7 @@ from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as nnunet
 
 import nnssl_trainers
+from nnssl.deployment.model_folder import read_model
 from nnssl.errors import UserError
 from nnssl.finetuning.quick_run import apply_settings
 from nnssl.finetuning.trainer import ProbeTrainer
@@ -37,6 +38,7 @@ from tests.partial_labels.half_annotated import (
 from tests.pretrainings import write_pretraining
 
 CPU = torch.device("cpu")
+FINAL = "checkpoint_final.pth"
 FOLDERS = ("raw", "preprocessed", "results")
 COMPLETE, PARTIAL = "case_000", "case_001"
 
@@ -264,7 +266,13 @@ def test_training__continues_validates_and_predicts(
 
     predictor = nnUNetPredictor(device=CPU, perform_everything_on_device=False)
     predictor.initialize_from_trained_model_folder(str(model), (0,))
-    assert predictor.network(torch.zeros(1, 1, *SHAPE)).shape == (1, 3, *SHAPE)
+    image = torch.zeros(1, 1, *SHAPE)
+    assert predictor.network(image).shape == (1, 3, *SHAPE)
+    # nnU-Net's own checkpoint, with numpy's numbers in its log
+    assert isinstance(torch.load(model / "fold_0" / FINAL, weights_only=False)["_best_ema"], np.floating)
+    read = read_model(model, "0", FINAL)
+    with torch.no_grad():
+        assert torch.equal(read.network(image), predictor.network.eval()(image))
 
 
 def _paint_kidneys(network: Any) -> None:

@@ -14,7 +14,7 @@ from nnssl.networks.build import build_network
 from nnssl.pretraining.checkpoint import FINAL, save_checkpoint
 from nnssl.pretraining.nnunet_weights import NNUNET_WEIGHTS, write_nnunet_weights
 from tests.networks.helpers import fpn_configuration, unet_configuration
-from tests.pretrainings import checkpoint_content
+from tests.pretrainings import CT_JSON, checkpoint_content, tiny_plans
 
 STRIDES, FEATURES = [[1, 1, 1], [1, 2, 2], [2, 2, 2]], [4, 6, 8]
 NETWORKS = {
@@ -25,8 +25,7 @@ NETWORKS = {
 
 
 def _content(network: str) -> dict[str, Any]:
-    plans = {"plans_name": "P", "configurations": {"3d_fullres": {**NETWORKS[network], "batch_size": 2}}}
-    return checkpoint_content(plans, {"labels": {"background": 0}})
+    return checkpoint_content(tiny_plans("P", **NETWORKS[network]), CT_JSON)
 
 
 def _loaded_by_nnunet(file: Path, content: dict[str, Any]) -> tuple[nn.Module, dict[str, torch.Tensor]]:

@@ -81,6 +81,7 @@ def test_prepare_probe__ignore_label_and_regions(root: Path, prepared: PreparedD
     before = file.read_text()
     content = json.loads(before)
     content["labels"] = {"background": 0, "whole": [1, 2], "spine": 2, "ignore": 3}
+    content["regions_class_order"] = [1, 2]
     file.write_text(json.dumps(content))
     try:
         probe = _probe(prepared, 17)
@@ -94,7 +95,7 @@ def test_prepare_probe__ignore_label_and_regions(root: Path, prepared: PreparedD
     [
         (500, "Dataset500_Phantom has no labels"),
         (18, "Dataset018_Heads has the channels T1, T2 and Dataset500_Phantom has CT"),
-        (20, "T1 of Dataset020_Head is MR and CT of Dataset500_Phantom is CT.*--allow_other_intensities"),
+        (20, r"MR \(T1\) in Dataset020_Head, CT in Dataset500_Phantom.*--allow_other_intensities"),
         (19, "Dataset019_One has 1 preprocessed cases"),
         (77, "there is no dataset 77"),
     ],
