@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -18,7 +17,14 @@ from nnssl.data.planning import Plans
 from nnssl.data.preprocessing import Prepared, PreprocessingJob, prepare_case
 from nnssl.data.raw import RawDataset, first_ct_channel
 from nnssl.data.records import Record, Records, digest_of, labels_digest, now
-from nnssl.data.report import earlier_reasons, recalled_orientations, refuse_left_out, report_file, write_report
+from nnssl.data.report import (
+    earlier_reasons,
+    nothing_usable,
+    recalled_orientations,
+    refuse_left_out,
+    report_file,
+    write_report,
+)
 from nnssl.data.settings import (
     read_settings,
     refuse_other_settings,
@@ -30,8 +36,6 @@ from nnssl.data.shared_work import SharedWork, Task
 from nnssl.data.storage import body_folder, claimed_cases, dataset_lock, done_cases, refuse_older_format
 from nnssl.data.unused import read_withdrawn, write_withdrawn
 from nnssl.errors import UserError
-
-_FILES_CHANGED = ("image", "label", "image and label", "channels", "unreadable")
 
 logger = logging.getLogger("nnssl")
 
@@ -87,13 +91,13 @@ class DatasetVolumes:
         refuse_older_format(self.folder)
         self._settle()
         names = self._part(self._withdraw())
-        comparison = Comparison(self.folder, self.dataset, self.files, self.records, digest_of(self.settings),
-                                labels_digest(self.dataset.dataset_json), options.num_processes,
-                                options.show_progress)  # fmt: skip
+        made_with = digest_of(self.settings), labels_digest(self.dataset.dataset_json)
+        comparison = Comparison(self.folder, self.dataset, self.files, self.records, *made_with,
+                                options.num_processes, options.show_progress)  # fmt: skip
         found = comparison.sort_out(names, options.overwrite_volumes, self.writable)
         if self.writable:
             self.records.append(found.noted)
-        self._say(found)
+        found.tell(name)
         tasks = self._tasks(found)
         logger.info("%s: %d volumes to prepare, %d are done", name, len(tasks), len(found.ready))
         ready = found.ready | self._work(tasks, found)
@@ -119,7 +123,7 @@ class DatasetVolumes:
         folder = folder or self.folder
         at_work, there, records = claimed_cases(folder), done_cases(folder), Records(folder)
         missing = {name for name in there - at_work if records.get(name) is None}
-        known = read_settings(folder) or made_with
+        known = read_settings(folder, made_with) or made_with
         settings = None if known is None else digest_of(known)
         labels = labels_digest(copied_dataset_json(self.home) or self.dataset.dataset_json)
         recalled = self._recalled(missing)
@@ -131,10 +135,9 @@ class DatasetVolumes:
             raise UserError(f"--overwrite_volumes prepares all volumes of {self.dataset.name} anew, and its raw images "
                             f"are not in {self.dataset.folder}; bring them back, or leave the flag out")  # fmt: skip
         if not self.options.overwrite_volumes:
-            line = f"nnssl_plan_and_preprocess -d {self.dataset.name} -p {self.plans['plans_name']} --overwrite_volumes"
             refuse_other_settings(self.folder, self.settings,
                                   f"give the plans a name of their own with -overwrite_plans_name, or prepare the "
-                                  f"volumes anew: {line}")  # fmt: skip
+                                  f"volumes anew: {self._line} --overwrite_volumes")  # fmt: skip
         if not self.writable or (
             read_settings(self.folder) == self.settings
             and all(self.records.get(name) is not None for name in done_cases(self.folder))
@@ -176,22 +179,6 @@ class DatasetVolumes:
         self.left_out = {name: self.left_out[name] for name in part if name in self.left_out}
         return part
 
-    def _say(self, found: Inventory) -> None:
-        """Which volumes are prepared again, and why."""
-        name, files = self.dataset.name, {c: what for c, what in found.changed.items() if what in _FILES_CHANGED}
-        if files:
-            listed = named([f"{case} ({what})" for case, what in files.items()])
-            logger.info(
-                "%s: the raw files of %d volumes changed since they were prepared: %s", name, len(files), listed
-            )
-        others = Counter(what for what in found.changed.values() if what not in _FILES_CHANGED)
-        for what, count in others.items():
-            logger.info("%s: %d volumes are prepared again: %s", name, count, what)
-        if found.unknown:
-            logger.info("%s: the raw files of %d volumes have another time than when these were found, and no hash is "
-                        "known to compare: they are taken as unchanged; --overwrite_volumes prepares all anew", name,
-                        len(found.unknown))  # fmt: skip
-
     def _tasks(self, found: Inventory) -> list[Task]:
         """What is to be prepared; the others are left out for the reason that was found before."""
         reasons = {name: self.left_out[name] for name in found.todo if name in self.left_out}
@@ -226,7 +213,7 @@ class DatasetVolumes:
         """Prepare cases, together with other jobs; those that are ready then."""
         prepared = set()
         replaced = found.todo & done_cases(self.folder)
-        work = SharedWork(self.folder, self.records, partial(prepare_case, job=self._job()),
+        work = SharedWork(self.folder, self.records, digest_of(self.settings), partial(prepare_case, job=self._job()),
                           partial(self._finish, found.bodies), replaced)  # fmt: skip
         if tasks:
             for record in work.run(tasks, self.options.num_processes, self.options.show_progress):
@@ -283,15 +270,15 @@ class DatasetVolumes:
         own = report_file(self.home, self.plans["plans_name"], options.num_parts, options.part_id)
         return recalled_orientations(self.home, [report_file(self.home, self.plans["plans_name"]), own], cases)
 
+    @property
+    def _line(self) -> str:
+        """What to type to prepare these volumes."""
+        name, configuration = self.plans["plans_name"], self.options.configuration
+        return f"nnssl_plan_and_preprocess -d {self.dataset.name} -p {name} -c {configuration}"
+
     def _need_to_write(self, what: str) -> None:
         if not self.writable:
-            raise UserError(f"{self.home} may only be read, and it would have to be written to: to {what}; let "
-                            f"nnUNet_preprocessed name a folder of your own, or ask its owner to run "
-                            f"nnssl_plan_and_preprocess -d {self.dataset.name} -p "
-                            f"{self.plans['plans_name']}")  # fmt: skip
-
-
-def nothing_usable(name: str, left_out: Mapping[str, str]) -> str:
-    """A sentence for a dataset of which nothing is left."""
-    reasons = "; ".join(f"{case}: {reason}" for case, reason in sorted(left_out.items())[:5])
-    return f"{name}: no volume can be used; mend the files ({reasons})"
+            raise UserError(
+                f"{self.home} may only be read, and it would have to be written to: to {what}; let nnUNet_"
+                f"preprocessed name a folder of your own, or ask its owner to run {self._line}"
+            )

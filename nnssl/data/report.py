@@ -94,6 +94,12 @@ def refuse_left_out(dataset: str, left_out: Mapping[str, str]) -> None:
                         f"run without --strict")  # fmt: skip
 
 
+def nothing_usable(name: str, left_out: Mapping[str, str]) -> str:
+    """A sentence for a dataset of which nothing is left."""
+    reasons = "; ".join(f"{case}: {reason}" for case, reason in sorted(left_out.items())[:5])
+    return f"{name}: no volume can be used; mend the files ({reasons})"
+
+
 def _holds(file: Path, content: Mapping[str, Any]) -> bool:
     try:
         return bool(json.loads(file.read_text()) == content)

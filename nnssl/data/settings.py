@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ def volume_settings(plans: dict[str, Any], configuration: str) -> dict[str, Any]
     """The part of plans that decides the values and the grid of a volume, as JSON types."""
     resolved = resolved_configuration(plans, configuration).configuration
     settings = {key: resolved[key] for key in _KEYS}
+    settings["image_reader_writer"] = plans.get("image_reader_writer")  # one that reorients gives other volumes
     settings["transpose_forward"] = plans["transpose_forward"]
     settings["ct_window"] = [
         {key: plans["foreground_intensity_properties_per_channel"][str(c)][key] for key in _CT_KEYS}
@@ -52,10 +54,20 @@ def settings_digest(plans: dict[str, Any], configuration: str) -> str:
     return digest_of(volume_settings(plans, configuration))
 
 
-def read_settings(folder: Path) -> dict[str, Any] | None:
-    """What the volumes of `folder` are made with, as noted there; None where nobody has noted it."""
+def read_settings(folder: Path, unknown: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
+    """What the volumes of `folder` are made with, as noted there.
+
+    Args:
+        folder: of the volumes.
+        unknown: settings for what an older version has not noted.
+
+    Returns:
+        The settings; None where nothing is noted.
+    """
     file = body_folder(folder) / _FILE
-    return dict(read_json(file, fix="delete it if these plans made the volumes")) if file.is_file() else None
+    if not file.is_file():
+        return None
+    return {**(unknown or {}), **read_json(file, fix="delete it if these plans made the volumes")}
 
 
 def write_settings(folder: Path, settings: dict[str, Any]) -> None:
@@ -65,7 +77,7 @@ def write_settings(folder: Path, settings: dict[str, Any]) -> None:
 
 def refuse_other_settings(folder: Path, settings: dict[str, Any], advice: str) -> None:
     """Raise UserError where the volumes of `folder` are made with other settings; `advice` ends the sentence."""
-    made_with = read_settings(folder)
+    made_with = read_settings(folder, settings)
     if made_with is not None and made_with != settings:
-        changed = ", ".join(key for key in settings if made_with.get(key) != settings[key])
+        changed = ", ".join(key for key in settings if made_with[key] != settings[key])
         raise UserError(f"the volumes in {folder} were made with other plans ({changed} changed); {advice}")

@@ -19,6 +19,8 @@ def test_refuse_other_settings__compares_with_what_is_noted(tmp_path: Path) -> N
     with pytest.raises(UserError, match=r"spacing changed.*do it"):
         refuse_other_settings(folder, OTHER, "do it")
     assert read_settings(folder) == ONE
+    refuse_other_settings(folder, {**ONE, "image_reader_writer": "R"}, "do it")  # an older version did not note it
+    assert read_settings(folder, {"image_reader_writer": "R"}) == {**ONE, "image_reader_writer": "R"}
     assert not folder.exists()  # the note lies beside the body masks
 
 
