@@ -68,8 +68,6 @@ def test_SharedWork__what_another_job_makes_is_not_made_again(tmp_path: Path, mo
     claims = {name: _claim(folder, name) for name in "bc"}
     Records(folder).append([Record("a", None, "plans", prepared="by another job, after this one had looked")])
 
-    found = (("b", None), ("c", "2-D"))
-
     def another() -> None:
         Records(folder).append(
             [Record("b", None, "plans", prepared="now"), Record("c", None, "plans", prepared="now", reason="2-D")]
