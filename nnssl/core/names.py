@@ -23,7 +23,7 @@ _FIX: dict[Kind, str] = {"fold": "give all or a number", "trainer": "give the na
 _ANY_FIX = "choose letters, digits, dots, hyphens and single underscores"
 _LONGEST = 200  # bytes: endings such as _0000.nii.gz and the names of temporary files fit beside it into 255
 # Files that nnU-Net and this package keep where plans are kept: NAME.json must be none of them.
-_STEMS = ("dataset", "dataset_fingerprint", "splits_final", "plans", "summary", "postprocessing")
+_STEMS = ("dataset", "dataset_fingerprint", "splits_final", "plans", "summary", "postprocessing", "nnssl_withdrawn")
 _PLANS_ENDS = re.compile(r"_(left_out|unlabelled)(_part_\d+_of_\d+)?$")
 _FOLDERS = ("gt_segmentations", "imagesTr", "imagesTs", "imagesUn", "labelsTr", "labelsTs")
 _FOLDER_ENDS = re.compile(r"_(body|unlabelled|embeddings_[^_]*)$")
