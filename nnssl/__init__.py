@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from nnssl.core.nnunet_commands import speak_in_nnunet_commands
+
 if TYPE_CHECKING:
     from nnssl.data.label_maps import check_annotated_labels, propose_annotated_labels
     from nnssl.data.plan_and_preprocess import plan_and_preprocess
@@ -71,6 +73,9 @@ _WHERE = {
     "visualize_tsne": "nnssl.figures.tsne",
     "visualize_views": "nnssl.figures.views",
 }
+
+
+speak_in_nnunet_commands()
 
 
 def __getattr__(name: str) -> Any:

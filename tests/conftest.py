@@ -14,7 +14,7 @@ _HERE = Path(__file__).parent
 @pytest.fixture(autouse=True)
 def _no_folders_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
     """A test must never see the nnU-Net folders of whoever runs it."""
-    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results", "nnUNet_extTrainer"):
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results", "nnUNet_extTrainer", "nnssl_trusted_modules"):
         monkeypatch.delenv(name, raising=False)
 
 

@@ -122,6 +122,9 @@ def _check_wheel(fresh: Fresh, names: list[str], mine: Path) -> None:
     assert fresh.variable(nnUNet_extTrainer=f"{ours}/:/b") == f"{ours}/:/b"
     left = fresh.run("python", "-c", "import site; print({'spec', 'folder', 'own', 'importlib'} & set(vars(site)))")
     assert left == "set()"
+    stock = fresh.folder / "nnUNetv2_train"  # its process imports nothing of ours where it starts one a card
+    stock.write_text("import sys; print(sys.excepthook.func.__module__)")
+    assert fresh.run("python", str(stock)) == "nnssl.core.nnunet_commands"
     script, out = fresh.folder / "search.py", fresh.folder / "found.json"
     script.write_text(SEARCH)
     fresh.run("python", str(script), json.dumps(names), str(mine), str(out))
@@ -169,7 +172,7 @@ def test_start_up_line__does_nothing_without_the_package(
 
 
 def _run_line(monkeypatch: pytest.MonkeyPatch, path: Path, value: str | None) -> None:
-    """The line as Python's `site` runs it, in an environment that consists of `path`."""
+    """The lines as Python's `site` runs them, in an environment that consists of `path`."""
     monkeypatch.setattr(sys, "path", [str(path)])
     monkeypatch.delitem(sys.modules, "nnssl_trainers", raising=False)
     if value is None:
@@ -177,5 +180,6 @@ def _run_line(monkeypatch: pytest.MonkeyPatch, path: Path, value: str | None) ->
     else:
         monkeypatch.setenv("nnUNet_extTrainer", value)
     lines = START_UP.read_text().splitlines()
-    assert len(lines) == 1 and lines[0].startswith("import ")  # Python skips all else
-    exec(lines[0], {}, {})
+    assert all(line.startswith("import ") for line in lines)  # Python skips all else
+    for line in lines:
+        exec(line, {}, {})

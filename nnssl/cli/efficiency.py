@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from nnssl.cli.run import run
+from nnssl.cli.run import LEFT_OUT, run
 
 if TYPE_CHECKING:
     from nnssl.deployment.efficiency import CaseCost
@@ -19,6 +19,7 @@ written label map (which is thrown away), and `loading_s` the part until the mod
 0.1 s: on a GPU what is in use on the card above what was before (leave the card to this command), with -device cpu the
 resident memory of the process. MB are of 2^20 bytes; `area_mb_s` is the area under the memory-time curve; the last
 columns are FLARE's tolerances. These are the columns of the paper's table 6.
+Exit code 3: done, but images that cannot be used were left out.
 Needs the extra: pip install onnx onnxscript onnxruntime psutil
 """
 _WIDTHS = (14, 9, 9, 8, 10, 11, 11)  # of the columns after the first
@@ -59,7 +60,7 @@ def main(argv: list[str] | None = None) -> None:
     run(_command, argv)
 
 
-def _command(argv: list[str] | None) -> None:
+def _command(argv: list[str] | None) -> int:
     arguments = parser().parse_args(argv)
     # Only now: --help answers without waiting for torch and nnU-Net.
     from nnssl import measure_efficiency
@@ -73,7 +74,9 @@ def _command(argv: list[str] | None) -> None:
         shown.append(cost)
         print(_line(cost.row), flush=True)
 
-    measure_efficiency(**vars(arguments), report=show)
+    left_out: dict[str, str] = {}
+    measure_efficiency(**vars(arguments), report=show, refuse=left_out.__setitem__)
+    return LEFT_OUT if left_out else 0
 
 
 def _line(row: tuple[str, ...]) -> str:

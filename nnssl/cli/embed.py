@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from nnssl.cli.run import LEFT_OUT, run
+from nnssl.cli.run import ALLOW_HELP, LEFT_OUT, run
 
 EPILOG = """examples:
   nnssl_embed -m RUN -i 17 -o OUT                                     one vector a case: OUT/vectors.npz
@@ -42,6 +42,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("-pca", metavar="FILE", help="pca.npz of another call: use its components")
     p.add_argument("-device", default="cuda", choices=("cuda", "cpu"), help="cuda (default) or cpu")
     p.add_argument("--overwrite", action="store_true", help="make everything in OUT again")
+    p.add_argument("--allow_other_intensities", action="store_true", help=ALLOW_HELP)
     # fmt: on
     return p
 

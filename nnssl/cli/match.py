@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from nnssl.cli.run import run
+from nnssl.cli.run import ALLOW_HELP, run
 
 if TYPE_CHECKING:
     from nnssl.matching.run import Place
@@ -39,6 +39,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--voxel", action="store_true", help="the point is in voxels of the file; the first one is 0 0 0")
     p.add_argument("--ras", action="store_true", help="millimetres are RAS instead of LPS, also those printed")
     p.add_argument("-device", default="cpu", metavar="DEVICE", help="cpu (default) or cuda")
+    p.add_argument("--allow_other_intensities", action="store_true", help=ALLOW_HELP)
     # fmt: on
     return p
 

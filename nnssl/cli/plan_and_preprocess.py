@@ -25,10 +25,16 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("-overwrite_plans_name", metavar="NAME", help="another name for the plans")
     p.add_argument("--overwrite_plans", action="store_true",
                    help="replace plans of that name, and volumes that do not fit the new ones")
+    p.add_argument("--overwrite_volumes", action="store_true", help="prepare all volumes anew")
     p.add_argument("-c", default="3d_fullres", metavar="CONFIGURATION", help="default: 3d_fullres")
     p.add_argument("-np", type=int, metavar="N", help="processes; default: nnU-Net's (8), at most one a core")
     p.add_argument("-num_parts", type=int, default=1, metavar="N", help="share the volumes among N jobs")
     p.add_argument("-part_id", type=int, default=0, metavar="K", help="which of the jobs this is, from 0")
+    p.add_argument("--reorient", action="store_true",
+                   help="NIfTI only: nnU-Net turns all images to RAS as it reads them (NibabelIOWithReorient), and "
+                        "predictions back to the orientation of each file")
+    p.add_argument("--allow_other_intensities", action="store_true",
+                   help="give plans to datasets of another modality than the first one's, such as CT after MR")
     p.add_argument("--no_pp", action="store_true", help="plan only")
     p.add_argument("--clean", action="store_true", help="read all volumes anew for the fingerprint")
     p.add_argument("--strict", action="store_true", help="refuse if a volume cannot be used")
@@ -60,12 +66,15 @@ def _command(argv: list[str] | None) -> int:
         overwrite_target_spacing=args.overwrite_target_spacing,
         overwrite_plans_name=args.overwrite_plans_name,
         overwrite_plans=args.overwrite_plans,
+        reorient=args.reorient,
+        allow_other_intensities=args.allow_other_intensities,
         clean=args.clean,
         preprocess=not args.no_pp,
         num_parts=args.num_parts,
         part_id=args.part_id,
         strict=args.strict,
         show_progress=not args.no_pbar,
+        overwrite_volumes=args.overwrite_volumes,
     )
     return LEFT_OUT if any(result.left_out for result in results) else 0
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from nnssl.cli.run import run
+from nnssl.cli.run import LEFT_OUT, run
 
 EPILOG = """examples:
   nnssl_predict_onnx -i IMAGES -o LABELS -m student.onnx -device cpu
@@ -13,6 +13,7 @@ EPILOG = """examples:
 
 The files are those of nnUNetv2_predict_from_modelfolder on the model folder that was exported. Plans, dataset.json and
 mirroring axes come from the ONNX file; no trainer is looked up. Needs the extra: pip install onnxruntime
+Exit code 3: done, but images that cannot be used were left out.
 """
 
 
@@ -60,12 +61,12 @@ def main(argv: list[str] | None = None) -> None:
     run(_command, argv)
 
 
-def _command(argv: list[str] | None) -> None:
+def _command(argv: list[str] | None) -> int:
     arguments = parser().parse_args(argv)
     # Only now: --help answers without waiting for torch and nnU-Net.
     from nnssl import predict_onnx
 
-    predict_onnx(**vars(arguments))
+    return LEFT_OUT if predict_onnx(**vars(arguments)) else 0
 
 
 if __name__ == "__main__":

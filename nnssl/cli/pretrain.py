@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import logging
 
-from nnssl.cli.run import run
+from nnssl.cli.run import ALLOW_HELP, run
 from nnssl.methods.registry import method_names
 
 EPILOG = """examples:
@@ -20,7 +19,8 @@ EPILOG = """examples:
 
 Environment: nnssl_tensorboard=1 and nnUNet_wandb_enabled=1 (nnU-Net's own) log to TensorBoard and Weights & Biases too
 Output: nnUNet_results/DatasetXXX_Name/nnssl_METHOD__PLANS__CONFIGURATION/fold_FOLD/
-Exit code: 0 finished, 1 an error (said in one sentence), 75 interrupted and saved: run again with --c.
+Exit code: 0 finished, 1 an error (said in one sentence), 75 interrupted by SIGTERM or SIGUSR1 after a saved step, or
+before the first: run again with --c. A second SIGTERM ends it at once; --c then goes on from the last saved epoch.
 """
 
 
@@ -63,6 +63,7 @@ def parser() -> argparse.ArgumentParser:
                         "checkpoint is kept as checkpoint_best.pth")
     p.add_argument("-probe_every", type=int, metavar="EPOCHS",
                    help="epochs from one Dice to the next (default: at most 20 in the run, as its cost allows)")
+    p.add_argument("--allow_other_intensities", action="store_true", help=ALLOW_HELP)
     p.add_argument("-np", type=int, default=None, metavar="N", dest="num_processes",
                    help="processes for preprocessing, where that is still to do (default: nnU-Net's)")
     # fmt: on
@@ -71,21 +72,15 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> None:
     """Entry point."""
-    run(_command, argv)
+    run(_command, argv, again="run it again with --c")
 
 
-def _command(argv: list[str] | None) -> int:
+def _command(argv: list[str] | None) -> None:
     arguments = parser().parse_args(argv)
     # Only now: --help answers without waiting for torch and nnU-Net.
     from nnssl import pretrain
-    from nnssl.pretraining.signals import EXIT_INTERRUPTED, Interrupted
 
-    try:
-        pretrain(**vars(arguments))
-    except Interrupted as interrupted:
-        logging.getLogger("nnssl").info(str(interrupted))
-        return EXIT_INTERRUPTED
-    return 0
+    pretrain(**vars(arguments))
 
 
 if __name__ == "__main__":

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import sys
 from collections.abc import Callable
 
+from nnssl.core.signals import EXIT_INTERRUPTED, Interrupted, Stopped, listening
+from nnssl.core.system import why
 from nnssl.errors import UserError
 
 LEFT_OUT = 3  # exit code: done, but some volumes were left out
+ALLOW_HELP = "take images of another modality than the pretraining's, such as CT after MR"
 
 
 class _Formatter(logging.Formatter):
@@ -21,14 +23,30 @@ class _Formatter(logging.Formatter):
         return message if record.levelno <= logging.INFO else f"{record.levelname.lower()}: {message}"
 
 
-def run(command: Callable[[list[str] | None], int | None], argv: list[str] | None) -> None:
+class _Output(logging.StreamHandler):
+    """Standard output; a full disk under it, or a reader that has gone, is no reason to say so at every line."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+
+def run(
+    command: Callable[[list[str] | None], int | None], argv: list[str] | None, again: str = "run the same line again"
+) -> None:
     """Run a command with its arguments (None: those of the process) and leave the process with its exit code.
 
-    A mistake of the user is one line `error: ...` on standard error and code 1; Ctrl-C is code 130. Of the processes
-    that a launcher such as torchrun started, only the first one speaks.
+    A mistake of the user, and whatever the system refuses, is one line `error: ...` on standard error and code 1;
+    Ctrl-C is code 130, SIGTERM and SIGUSR1 are code 75. Of the processes that a launcher such as torchrun started,
+    only the first one speaks.
+
+    Args:
+        command: takes the arguments, returns its exit code or None for 0.
+        argv: the arguments.
+        again: what the user types after an interruption, as the end of a sentence.
     """
     logger = logging.getLogger("nnssl")
-    handler = logging.StreamHandler(sys.stdout)
+    handler = _Output(sys.stdout)
     handler.setFormatter(_Formatter())
     logger.addHandler(handler)
     level = logger.level
@@ -38,19 +56,24 @@ def run(command: Callable[[list[str] | None], int | None], argv: list[str] | Non
     if logger.level == logging.NOTSET:
         logger.setLevel(logging.INFO)
     try:
-        code = command(argv)
-    except UserError as error:
-        if speaks:
-            print(f"error: {error}", file=sys.stderr)
-        code = 1
+        with listening(again):
+            code = command(argv)
+    except (Interrupted, Stopped) as end:
+        logger.info(str(end))
+        code = EXIT_INTERRUPTED
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = 130
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        print(f"error: no space left to write {error.filename or 'the output'}; make room and run it again",
-              file=sys.stderr)  # fmt: skip
+    except Exception as error:
+        sentence = str(error) if isinstance(error, UserError) else why(error, again)
+        if isinstance(error, BrokenPipeError):  # whoever read our output wants no more
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        elif sentence is None:
+            raise  # a bug
+        elif speaks:
+            print(f"error: {sentence}", file=sys.stderr)
+        elif not isinstance(error, UserError):  # which all processes find; a disk may be lost to one machine only
+            print(f"error in process {os.environ['RANK']}: {sentence}", file=sys.stderr)
         code = 1
     finally:
         logger.removeHandler(handler)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from nnssl.cli.run import LEFT_OUT, run
+from nnssl.cli.run import ALLOW_HELP, LEFT_OUT, run
 from nnssl.methods.registry import method_names
 
 EPILOG = """examples:
@@ -41,6 +41,8 @@ def parser() -> argparse.ArgumentParser:
                    help="another name for the new plans (default: <plans>From<ID>_<METHOD>)")
     p.add_argument("--overwrite_plans", action="store_true",
                    help="replace plans of that name, and volumes that do not fit the new ones")
+    p.add_argument("--overwrite_volumes", action="store_true", help="prepare all volumes anew")
+    p.add_argument("--allow_other_intensities", action="store_true", help=ALLOW_HELP)
     # fmt: on
     return p
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from nnssl.cli.run import run
+from nnssl.cli.run import ALLOW_HELP, run
 
 _MORE = {"similarity": (".nii.gz",), "pca": (".nii.gz",), "tsne": (".csv",)}  # files of a kind
 EPILOG = """examples:
@@ -93,6 +93,7 @@ def _kind(kinds: Any, name: str, description: str) -> argparse.ArgumentParser:
     p.add_argument("-m", required=True, metavar="RUN", dest="model", help="run folder or checkpoint of a pretraining")
     p.add_argument("-o", required=True, metavar="PNG", dest="output", help="the picture; numbers go beside it")
     p.add_argument("-device", default="cpu", metavar="DEVICE", help="cpu (default) or cuda")
+    p.add_argument("--allow_other_intensities", action="store_true", help=ALLOW_HELP)
     return p
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
+from nnssl.core.files import replacing
 from nnssl.core.names import shown
 from nnssl.errors import UserError
 
@@ -93,12 +93,8 @@ def checked(content: T, schema: type[BaseModel], where: object, fix: str = "mend
 def write_json(file: Path, content: Any) -> None:
     """Write JSON so that the file is either the old or the new one."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
+    with replacing(file) as temporary:
         temporary.write_text(json.dumps(content, indent=4))
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _number(name: str) -> float:

@@ -140,7 +140,7 @@ class Lock:
             os.utime(self.path)
 
     def _left_behind(self, holder: Holder) -> bool:
-        if holder.machine and holder.machine == _machine():
+        if holder.machine and holder.machine == this_machine():
             return _born(holder.process) != holder.born
         try:
             return _now(self.path.parent) - self.path.stat().st_mtime > STALE_S
@@ -193,10 +193,10 @@ def waiting_lock(path: Path, what: str, say: Callable[[str], object]) -> Iterato
 def _me() -> Holder:
     pid = os.getpid()
     now = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
-    return Holder(socket.gethostname(), pid, now, secrets.token_hex(8), _machine(), _born(pid))
+    return Holder(socket.gethostname(), pid, now, secrets.token_hex(8), this_machine(), _born(pid))
 
 
-def _machine() -> str:
+def this_machine() -> str:
     """The boot of the kernel and the namespace of process numbers; empty where the system does not tell."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()

@@ -96,24 +96,32 @@ def refuse_unknown_cases(annotations: AnnotatedLabels, known: Collection[str], f
                         f"the entries (cases are named like {next(iter(sorted(known)), 'nothing here')})")  # fmt: skip
 
 
-def annotated_labels_of_training(dataset_json: Mapping[str, Any], name: str, preprocessed: Path) -> AnnotatedLabels:
+def annotated_labels_of_training(
+    dataset_json: Mapping[str, Any], name: str, preprocessed: Path, cases: Collection[str]
+) -> AnnotatedLabels:
     """Read what nnU-Net hands to a trainer, and compare it with the raw dataset as far as that is there.
 
     Args:
         dataset_json: content of the file in nnUNet_preprocessed.
         name: of the dataset.
         preprocessed: its folder in nnUNet_preprocessed.
+        cases: preprocessed ones.
 
     Raises:
-        UserError: as in `read_annotated_labels`; or the raw dataset has another list.
+        UserError: as in `read_annotated_labels`; the raw dataset has another list; or a case is listed that is neither
+            preprocessed nor raw.
     """
     file, raw = preprocessed / "dataset.json", os.environ.get("nnUNet_raw")
-    annotations = read_annotated_labels(dataset_json, file)
     if raw and (Path(raw) / name / "dataset.json").is_file():
         of_raw = read_dataset_json(Path(raw) / name)
         if KEY in of_raw and of_raw[KEY] != dataset_json.get(KEY):
             raise UserError(f'{Path(raw) / name / "dataset.json"} has another "{KEY}" than {file}, which training '
                             f"reads; type: nnssl_annotated_labels check -d {name} --write")  # fmt: skip
+        if KEY in of_raw:
+            file = Path(raw) / name / "dataset.json"  # where it is edited
+    annotations = read_annotated_labels(dataset_json, file)
+    if annotations.listed:
+        refuse_unknown_cases(annotations, {*cases, *raw_cases(name)}, file)
     return annotations
 
 

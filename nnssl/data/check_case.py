@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from nnssl.data.body_mask import AIR_HU
-from nnssl.data.quiet import quietly
+from nnssl.data.check_files import check_files
+from nnssl.data.image_headers import Header
+from nnssl.data.quiet import itk_is_quiet, quietly
 from nnssl.data.raw import RawCase
+from nnssl.data.voxel_data import NON_FINITE, check_range
+from nnssl.errors import BadCase
 
 SMALLEST = 4  # voxels along an axis
-_NON_FINITE = "non-finite values (NaN or infinity)"
-
-
-class BadCase(Exception):
-    """A volume cannot be used; the message is the short reason."""
+_SHOWN = 10  # label values that a reason names
 
 
 @dataclass(frozen=True)
@@ -30,29 +30,74 @@ class LoadedCase:
         label: (1, Z, Y, X), or None.
         properties: the reader's, with `spacing` in mm along the same axes.
         orientation: where the axes point, as in LPS (file order: x, y, z); None where the format does not know.
+        warnings: what does not rule it out and should be looked at, such as a label with another origin.
     """
 
     image: np.ndarray
     label: np.ndarray | None
     properties: dict[str, Any]
     orientation: str | None
+    warnings: tuple[str, ...] = ()
 
 
-def load_case(case: RawCase, reader: Callable[[], Any], num_channels: int, ct_channel: int | None) -> LoadedCase:
-    """Read a case with nnU-Net's reader and check it.
+def load_case(
+    case: RawCase,
+    reader: Callable[[], Any],
+    num_channels: int,
+    ct_channel: int | None,
+    label_values: Collection[int] | None = None,
+) -> LoadedCase:
+    """Check the files of a case, read it with nnU-Net's reader, and check what was read.
+
+    Args:
+        case: its files.
+        reader: nnU-Net's class.
+        num_channels: that it has to have.
+        ct_channel: first channel in Hounsfield units, None if there is none.
+        label_values: that a label map may hold; None to let all pass.
 
     Raises:
         BadCase: with the reason.
     """
+    checked = check_files(case.images, reader, case.label)
     image, properties = _read(reader().read_images, case.images, "image")
     check_image(image, properties["spacing"], num_channels, ct_channel)
-    if "sitk_stuff" in properties and any(map(_hides_non_finite, case.images)):
-        raise BadCase(_NON_FINITE)
     label = None
     if case.label is not None:
-        label, _ = _read(reader().read_seg, case.label, "label")
-        check_label(label, image)
-    return LoadedCase(image, label, properties, orientation(properties))
+        label, of_label = _read(reader().read_seg, case.label, "label")
+        check_label(label, image, label_values)
+        _check_label_spacing(of_label["spacing"], properties["spacing"])
+    return LoadedCase(image, label, properties, orientation(properties), checked.warnings)
+
+
+def read_label(file: str, reader: Callable[[], Any]) -> tuple[np.ndarray, dict[str, Any]]:
+    """Check a label map and read it: (1, Z, Y, X), and the properties of nnU-Net's reader.
+
+    Raises:
+        BadCase: with the reason; what the values are is not judged.
+    """
+    check_files((), reader, file)
+    label, properties = _read(reader().read_seg, file, "label")
+    return label, properties
+
+
+def check_images(files: Sequence[str], reader: Callable[[], Any], label: str | None = None) -> list[Header]:
+    """Check the images of a case that somebody else will read; the headers, as far as the formats are known.
+
+    Where a format is not known here, they are read, and what was read is thrown away.
+
+    Args:
+        files: one a channel.
+        reader: nnU-Net's class.
+        label: a label map that will be read with them.
+
+    Raises:
+        BadCase: with the reason.
+    """
+    checked = check_files(files, reader, label)
+    if not checked.complete:
+        _read(reader().read_images, files, "image")
+    return checked.headers
 
 
 def check_image(image: np.ndarray, spacing: Any, num_channels: int, ct_channel: int | None) -> None:
@@ -69,8 +114,7 @@ def check_image(image: np.ndarray, spacing: Any, num_channels: int, ct_channel: 
     if not all(math.isfinite(s) and s > 0 for s in spacing):
         raise BadCase(f"spacing {[float(s) for s in spacing]} mm is not positive")
     lowest, highest = [c.min() for c in image], [c.max() for c in image]  # NaN and infinity show in one of them
-    if not np.isfinite([lowest, highest]).all():
-        raise BadCase(_NON_FINITE)
+    check_range(float(np.min(lowest)), float(np.max(highest)))
     # Any voxel that is not air is never flooded, so that no mask has to be computed to see whether it would be empty.
     if ct_channel is not None and highest[ct_channel] < AIR_HU:
         raise BadCase(f"all air: no voxel reaches {AIR_HU:g} HU")
@@ -78,13 +122,42 @@ def check_image(image: np.ndarray, spacing: Any, num_channels: int, ct_channel: 
         raise BadCase(f"empty: every voxel is {lowest[0]:g}")
 
 
-def check_label(label: np.ndarray, image: np.ndarray) -> None:
-    """Raise BadCase unless `label` (1, Z, Y, X) belongs to `image` (C, Z, Y, X)."""
+def check_label(label: np.ndarray, image: np.ndarray, values: Collection[int] | None = None) -> None:
+    """Raise BadCase unless `label` (1, Z, Y, X) belongs to `image` (C, Z, Y, X) and holds only `values`."""
     if label.shape[1:] != image.shape[1:] or label.shape[0] != 1:
         found, wanted = ("x".join(map(str, a.shape[1:])) for a in (label, image))
         raise BadCase(f"label of another shape: {found} voxels, the image has {wanted}")
-    if not np.isfinite(label).all():
-        raise BadCase(f"{_NON_FINITE} in the label")
+    if values is not None:
+        check_label_values(label, values)
+    elif not np.isfinite([label.min(), label.max()]).all():
+        raise BadCase(f"{NON_FINITE} in the label")
+
+
+def check_label_values(label: np.ndarray, values: Collection[int]) -> None:
+    """Raise BadCase unless a label map holds only the whole numbers `values`."""
+    if not np.isfinite([label.min(), label.max()]).all():
+        raise BadCase(f"{NON_FINITE} in the label")
+    if unknown := other_values(label, values):
+        listed = ", ".join(f"{value:.9g}" for value in unknown[:_SHOWN]) + (", ..." if len(unknown) > _SHOWN else "")
+        raise BadCase(f"label with the values {listed}, which dataset.json does not name; mend the label map, or add "
+                      f"them to its labels")  # fmt: skip
+
+
+def other_values(label: np.ndarray, values: Collection[int]) -> list[float]:
+    """Values in a label map, finite numbers, other than the whole numbers from 0 on that it may hold; sorted."""
+    allowed = np.zeros(max(values) + 2, dtype=bool)
+    allowed[list(values)] = True
+    # A table, since finding the unique values of a large volume takes many times as long; its last entry is False.
+    inside = np.clip(label, -1, len(allowed) - 1).astype(np.int32)
+    wrong = ~allowed[inside] | (inside != label)
+    return [float(value) for value in np.unique(label[wrong])]
+
+
+def _check_label_spacing(label: Sequence[float], image: Sequence[float]) -> None:
+    """Raise BadCase for another spacing, by the tolerance of nnU-Net's integrity check."""
+    if not np.allclose(label, image):
+        found, wanted = (" x ".join(f"{float(s):.4g}" for s in spacing) for spacing in (label, image))
+        raise BadCase(f"label of another spacing: {found} mm, the image has {wanted}; resample it, or mend its header")
 
 
 def orientation(properties: dict[str, Any]) -> str | None:
@@ -105,21 +178,8 @@ def orientation(properties: dict[str, Any]) -> str | None:
     return None
 
 
-def _hides_non_finite(file: str) -> bool:
-    """Whether a NIfTI file holds NaN or infinity, which ITK turns into zeros while reading; integers cannot."""
-    if not file.lower().endswith((".nii", ".nii.gz")):
-        return False
-    import nibabel
-
-    image: Any = nibabel.load(file)
-    if image.get_data_dtype().kind != "f":
-        return False
-    stored = image.dataobj.get_unscaled()
-    return not np.isfinite([stored.min(), stored.max()]).all()
-
-
 def _read(read: Callable[[Any], tuple[np.ndarray, dict[str, Any]]], files: Any, what: str) -> Any:
-    with quietly() as said:
+    with quietly() as said, itk_is_quiet():
         try:
             return read(files)
         except MemoryError:

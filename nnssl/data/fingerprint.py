@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from nnssl.data.body_mask import body_mask_ct
-from nnssl.data.check_case import BadCase, LoadedCase, load_case
+from nnssl.data.check_case import LoadedCase, load_case
 from nnssl.data.pool import map_cases
-from nnssl.data.raw import RawCase, RawDataset
-from nnssl.errors import UserError
+from nnssl.data.raw import RawCase, RawDataset, label_values
+from nnssl.errors import BadCase, UserError
 
 # nnU-Net keeps 1e8 intensities of a dataset; its percentiles are as good from 1e7, at a tenth of the memory.
 _SAMPLES_LABELLED, _SAMPLES_UNLABELLED = 10**8, 10**7
@@ -35,6 +35,7 @@ class CaseScan:
         relative_size: voxels after the crop by voxels before it.
         intensities: per channel, values drawn from the labelled foreground or from the body.
         orientation: see `nnssl.data.check_case.LoadedCase`.
+        warnings: as there.
     """
 
     name: str
@@ -44,6 +45,7 @@ class CaseScan:
     relative_size: float = 1.0
     intensities: tuple[np.ndarray, ...] = ()
     orientation: str | None = None
+    warnings: tuple[str, ...] = ()
 
 
 def scan_dataset(
@@ -60,25 +62,37 @@ def scan_dataset(
         num_channels=len(dataset.channel_names),
         ct_channel=dataset.ct_channel,
         num_samples=max(1, min(total // len(dataset.cases), _SAMPLES_PER_CASE)),
+        label_values=label_values(dataset.dataset_json),
     )
     scans = map_cases(task, list(dataset.cases.values()), num_processes, "Reading volumes", show_progress)
     return sorted(scans, key=lambda scan: scan.name)
 
 
 def scan_case(
-    case: RawCase, *, reader: Callable[[], Any], num_channels: int, ct_channel: int | None, num_samples: int
+    case: RawCase,
+    *,
+    reader: Callable[[], Any],
+    num_channels: int,
+    ct_channel: int | None,
+    num_samples: int,
+    label_values: Collection[int] | None = None,
 ) -> CaseScan:
     """Check one volume and draw its intensities with nnU-Net's own functions.
 
     With a label this is `DatasetFingerprintExtractor.analyze_case`, after one reading for both purposes.
+
+    Raises:
+        MemoryError: with the name of the case.
     """
     from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
     from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
 
     try:
-        loaded = load_case(case, reader, num_channels, ct_channel)
+        loaded = load_case(case, reader, num_channels, ct_channel, label_values)
     except BadCase as bad:
         return CaseScan(case.name, reason=str(bad))
+    except MemoryError as error:
+        raise MemoryError(f"{case.name}: {error or 'reading it'}") from error
     cropped, seg, box = crop_to_nonzero(loaded.image, loaded.label)
     if loaded.label is None:
         seg = _body(loaded, seg, box, ct_channel)
@@ -90,6 +104,7 @@ def scan_case(
         relative_size=float(np.prod(cropped.shape[1:]) / np.prod(loaded.image.shape[1:])),
         intensities=tuple(np.asarray(values, dtype=np.float32) for values in intensities),
         orientation=loaded.orientation,
+        warnings=loaded.warnings,
     )
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 from nnssl.core.names import check_name, shown, why_not_a_name
@@ -46,6 +49,28 @@ def _folder(name: str) -> Path:
         raise UserError(f"the folder {name}={value} cannot be made ({error.strerror}); choose another: "
                         f"export {name}=/path/to/{name}") from error  # fmt: skip
     return folder
+
+
+@contextlib.contextmanager
+def explained_errors_of(preprocessed: Path) -> Iterator[None]:
+    """Turn a full disk, and a file or folder that may not be written or read, into a sentence.
+
+    Raises:
+        UserError: in place of such an OSError; it names the path.
+    """
+    try:
+        yield
+    except OSError as error:
+        where = Path(str(error.filename or preprocessed))
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(f"no space left in {preprocessed}; make room, or let nnUNet_preprocessed name another disk,"
+                            f" and run the same line again: what is done is kept") from error  # fmt: skip
+        if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise
+        if where.is_relative_to(preprocessed):
+            raise UserError(f"{where} cannot be written to ({error.strerror}); let nnUNet_preprocessed name a folder "
+                            f"of your own, or ask its owner to run the same line") from error  # fmt: skip
+        raise UserError(f"{where} cannot be opened ({error.strerror}); change its permissions") from error
 
 
 def dataset_name(id_or_name: int | str) -> str:

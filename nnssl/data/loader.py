@@ -7,6 +7,7 @@ or on interruptions. Workers hold no state.
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -16,6 +17,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from nnssl.core.signals import die_with_parent, ignore_signals
+from nnssl.core.system import unreadable, why
 from nnssl.data.alignment import Aligner, RelativePosition
 from nnssl.data.volumes import BloscVolume, VolumeFolder
 from nnssl.errors import UserError
@@ -94,9 +97,8 @@ class SampleDataset(Dataset[tuple[str, "Sample | str"]]):
             return label, self.method.sample(volume, self.config, rng)
         except UserError as error:  # torch would wrap an error of a worker in the worker's traceback
             return label, str(error)
-        except (OSError, RuntimeError, ValueError) as error:  # what blosc2 raises for a file that is cut or damaged
-            return label, (f"{label} cannot be read ({error}); delete {folder.images / str(cases.names[index])}.b2nd "
-                           f"and run nnssl_plan_and_preprocess again")  # fmt: skip
+        except (OSError, RuntimeError, ValueError, MemoryError) as error:
+            return label, _why_not_read(label, folder, str(cases.names[index]), error)
 
     def _match(self, stream: Stream, volume: BloscVolume, rng: np.random.Generator) -> Match:
         """A point of a volume in another one of its stream, or of the training where it is alone in its stream."""
@@ -109,6 +111,16 @@ class SampleDataset(Dataset[tuple[str, "Sample | str"]]):
             drawn = int(rng.integers(len(cases)))
         other = cases.folders[cases.folder_of[drawn]].open(str(cases.names[drawn]), drawn)
         return self.aligner.match(volume, other, rng)
+
+
+def _why_not_read(label: str, folder: VolumeFolder, case: str, error: Exception) -> str:
+    """What failed where a volume was read: the system, or a file that is cut or damaged, as blosc2 raises it."""
+    files = [home / f"{case}.b2nd" for home in (folder.images, folder.bodies)]
+    causes = [error, *(refused for file in files if (refused := unreadable(file)) is not None)]
+    for cause in causes:
+        if sentence := why(cause, "continue with --c"):
+            return f"{label}: {sentence}"
+    return f"{label} cannot be read ({error}); delete {files[0]} and run nnssl_plan_and_preprocess again"
 
 
 @dataclass
@@ -175,15 +187,36 @@ class _Batches:
         return len(self.steps)
 
 
+def next_batch(batches: Iterator[LoadedBatch]) -> LoadedBatch:
+    """The next one.
+
+    Raises:
+        UserError: a volume cannot be read.
+        RuntimeError: a worker has ended, in torch's words.
+    """
+    try:
+        batch = next(batches)
+    except (ConnectionError, EOFError, FileNotFoundError) as error:  # of the pipes to a worker that was killed
+        raise RuntimeError("DataLoader worker exited unexpectedly") from error
+    if batch.failure:
+        raise UserError(batch.failure)
+    return batch
+
+
 def stop_workers(batches: Iterator[LoadedBatch]) -> None:
     """End the worker processes of an iterator over a loader.
 
     They ignore signals, and a traceback may keep the iterator alive: without this the interpreter would wait for them
-    for ever at its end. torch has no public function for it.
+    for ever at its end. torch has no public function for it. One that waits for what a killed one held does not end
+    by itself.
     """
     shutdown = getattr(batches, "_shutdown_workers", None)
     if shutdown is not None:
-        shutdown()
+        try:
+            shutdown()
+        finally:
+            for worker in getattr(batches, "_workers", []):
+                worker.kill()
 
 
 def _collate(collate: Callable[[list[Sample]], Batch], items: list[tuple[str, Sample | str]]) -> LoadedBatch:
@@ -195,9 +228,8 @@ def _collate(collate: Callable[[list[Sample]], Batch], items: list[tuple[str, Sa
 
 
 def _start_worker(worker: int) -> None:
-    import signal
-
     torch.set_num_threads(1)
     # a signal to the process group must not kill the workers: the main process ends the step, saves, and stops them
-    for name in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-        signal.signal(name, signal.SIG_IGN)
+    ignore_signals()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    die_with_parent()

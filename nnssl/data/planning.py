@@ -16,6 +16,7 @@ from typing import Any
 from nnssl.core.json_files import read_json
 from nnssl.core.names import check_name
 from nnssl.core.plans_schema import PlansFile
+from nnssl.data.guard import ALLOWED
 from nnssl.data.presets import plans_from_preset, presets
 from nnssl.data.quiet import quietly
 from nnssl.data.raw import RawDataset
@@ -39,6 +40,8 @@ class PlanRequest:
         target_spacing: mm, in the file's array axes (z, y, x), for the planner's 3d_fullres; None for its own.
         plans_name: None for the planner's or the preset's.
         overwrite: replace plans of that name.
+        reorient: have nnU-Net turn all images to RAS as it reads them.
+        allow_other_intensities: give plans to datasets of another modality too.
     """
 
     planner: str | None = None
@@ -47,6 +50,8 @@ class PlanRequest:
     target_spacing: tuple[float, ...] | None = None
     plans_name: str | None = None
     overwrite: bool = False
+    reorient: bool = False
+    allow_other_intensities: bool = False
 
     def __post_init__(self) -> None:
         """Raise UserError where the parts exclude each other, or one is no name or out of range."""
@@ -157,7 +162,7 @@ def make_plans(request: PlanRequest, dataset: RawDataset, reader: Any, preproces
             planner = _planner(_planner_of_plans(request, preprocessed), dataset, reader, request)
             plans = planner.plan_experiment()
     plans = renamed(json.loads(json.dumps(plans)), name)
-    if request.target_spacing is not None:
+    if request.target_spacing is not None or request.reorient:
         _own_data_folders(plans)
     return plans
 
@@ -206,7 +211,7 @@ def merged(new: Plans, old: Plans | None) -> Plans:
 
 def _pretrained(plans: Plans) -> list[Any]:
     """Which pretraining plans name; what else their block says, such as the epochs of a quick run, is the user's."""
-    return [plans.get(BLOCK, {}).get(key) for key in ("checkpoint", "method", "levels")]
+    return [plans.get(BLOCK, {}).get(key) for key in ("checkpoint", "method", "levels", ALLOWED)]
 
 
 def _default_name(planner: Any) -> str:
@@ -275,7 +280,7 @@ def _one_thread_at_least() -> Iterator[None]:
 
 
 def _own_data_folders(plans: Plans) -> None:
-    """Another spacing needs volumes of its own; the ResEnc planners would put them into those of nnUNetPlans."""
+    """Other volumes than the planner's need folders of their own; the ResEnc planners share those of nnUNetPlans."""
     for name, configuration in plans["configurations"].items():
         if "data_identifier" in configuration:
             configuration["data_identifier"] = f"{plans['plans_name']}_{name}"

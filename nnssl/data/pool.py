@@ -6,13 +6,15 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
 from typing import Any, TypeVar
 
 from tqdm import tqdm
 
+from nnssl.core.signals import ignore_signals, stop_if_told
 from nnssl.errors import UserError
 
 T = TypeVar("T")
@@ -28,39 +30,91 @@ def default_processes() -> int:
 
 
 def map_cases(
-    function: Callable[[T], R], items: Sequence[T], num_processes: int, title: str, show_progress: bool = True
+    function: Callable[[T], R],
+    items: Iterable[T],
+    num_processes: int,
+    title: str,
+    show_progress: bool = True,
+    total: int | None = None,
 ) -> Iterator[R]:
     """Results of `function` in the order in which they are ready; one process means this one.
 
-    The bar is drawn on a terminal only.
+    No more items are taken than there are processes at work. The bar is drawn on a terminal only.
+
+    Args:
+        function: of one item.
+        items: cases, or anything else that a message can name.
+        num_processes: at most.
+        title: what is done, for the bar and for messages.
+        show_progress: whether to draw the bar.
+        total: how many items there are at most; None where `items` has a length.
 
     Raises:
-        UserError: the operating system killed a process, or there is not enough memory.
+        UserError: the operating system killed a process, or there is not enough memory; names the items at work.
         Exception: the first one that `function` raises; what has not begun is cancelled.
     """
-    num_processes = min(num_processes, len(items))
-    results = _in_pool(function, items, num_processes) if num_processes > 1 else map(function, items)
-    with tqdm(desc=title, total=len(items), disable=None if show_progress else True, unit="case") as bar:
+    if total is None:
+        items = list(items)
+        total = len(items)
+    num_processes = min(num_processes, total)
+    at_work: dict[Any, T] = {}
+    run = _in_pool if num_processes > 1 else _here
+    results = run(function, iter(items), num_processes, at_work)
+    with tqdm(desc=title, total=total, disable=None if show_progress else True, unit="case") as bar:
         try:
             for result in results:
                 bar.update()
                 yield result
+                stop_if_told()
         except (MemoryError, BrokenProcessPool) as error:
-            raise UserError(
-                f"{title}: not enough memory for {num_processes} processes (the system ended one, or refused memory); "
-                f"run the same line with fewer, -np {max(1, num_processes // 2)}; what is done is kept"
-            ) from error
+            stop_if_told()  # the signal may have come to a process that was just starting
+            reason = _why_memory(error, num_processes, list(at_work.values()))
+            raise UserError(f"{title}: not enough memory for {reason}; what is done is kept") from error
 
 
-def _in_pool(function: Callable[[T], R], items: Sequence[T], num_processes: int) -> Iterator[R]:
+def _why_memory(error: MemoryError | BrokenProcessPool, num_processes: int, at_work: list[Any]) -> str:
+    """What it was not enough for, and what to do; a MemoryError names the case."""
+    if isinstance(error, BrokenProcessPool):
+        reason = f"the system ended one at {_named(at_work)}"
+    elif num_processes <= 1:
+        return f"one volume alone ({error}); remove it, or use a machine with more"
+    else:
+        reason = str(error) or "the system refused some"
+    return f"{num_processes} processes ({reason}); run the same line with fewer, -np {max(1, num_processes // 2)}"
+
+
+def _here(function: Callable[[T], R], items: Iterator[T], _: int, at_work: dict[Any, T]) -> Iterator[R]:
+    for item in items:
+        at_work[0] = item
+        yield function(item)
+
+
+def _in_pool(
+    function: Callable[[T], R], items: Iterator[T], num_processes: int, at_work: dict[Any, T]
+) -> Iterator[R]:  # fmt: skip
     # A fork would copy the threads' locks of torch, blosc2 and SimpleITK in whatever state they are.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(num_processes, mp_context=context, initializer=_be_a_quiet_child)
+
+    def hand_out(count: int) -> None:
+        for item in islice(items, count):
+            at_work[pool.submit(function, item)] = item
+
     try:
-        for future in as_completed([pool.submit(function, item) for item in items]):
-            yield future.result()
+        hand_out(num_processes)
+        while at_work:
+            ready: set[Future[R]] = wait(at_work, return_when=FIRST_COMPLETED).done
+            for future in ready:
+                result = future.result()
+                del at_work[future]
+                hand_out(1)
+                yield result
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _named(items: Sequence[Any]) -> str:
+    return ", ".join(str(getattr(item, "name", item)) for item in items) or "no case"
 
 
 def _be_a_quiet_child() -> None:
@@ -73,6 +127,7 @@ def _be_a_quiet_child() -> None:
         os._exit(130)
 
     signal.signal(signal.SIGINT, leave)
+    ignore_signals()
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

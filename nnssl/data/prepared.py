@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,14 @@ from nnssl.core.json_files import read_json
 from nnssl.core.own_files import ReportFile
 from nnssl.core.schemas import FingerprintFile
 from nnssl.data.folders import dataset_argument, dataset_id, dataset_name, require_folders
+from nnssl.data.guard import Images, warn_of_images
 from nnssl.data.plan_and_preprocess import plan_and_preprocess
 from nnssl.data.planning import load_plans
 from nnssl.data.raw import read_dataset_json
 from nnssl.data.report import NEW_REPORT, report_file
+from nnssl.data.storage import body_folder
 from nnssl.data.volumes import VolumeFolder
+from nnssl.data.without_label import folder_without_label, ready_without_label
 from nnssl.errors import UserError
 
 
@@ -32,7 +35,12 @@ class PreparedDatasets:
 
 
 def prepare_datasets(
-    dataset_ids: Sequence[int | str], plans: str, configuration: str, num_processes: int | None, may_preprocess: bool
+    dataset_ids: Sequence[int | str],
+    plans: str,
+    configuration: str,
+    num_processes: int | None,
+    may_preprocess: bool,
+    allow_other_intensities: bool = False,
 ) -> PreparedDatasets:
     """Datasets with plans, volumes and body masks.
 
@@ -42,6 +50,7 @@ def prepare_datasets(
         configuration: a 3D one of the plans.
         num_processes: for preprocessing, None for the default.
         may_preprocess: False where several processes would do it at once; everything has to be there then.
+        allow_other_intensities: whether datasets may be of another modality than the first one.
 
     Raises:
         UserError: from `plan_and_preprocess`; or something is missing that must not be made here.
@@ -50,7 +59,8 @@ def prepare_datasets(
     names = list(dict.fromkeys(dataset_name(d) for d in dataset_ids))
     if may_preprocess:
         # what is done already costs a directory listing
-        plan_and_preprocess(names, preset=plans, configuration=configuration, num_processes=num_processes)
+        plan_and_preprocess(names, preset=plans, configuration=configuration, num_processes=num_processes,
+                            allow_other_intensities=allow_other_intensities)  # fmt: skip
     plans_names = [plans] + [f"{plans}From{dataset_id(names[0])}"] * (len(names) - 1)
     found = [load_plans(preprocessed / n, p) for n, p in zip(names, plans_names, strict=True)]
     for name, content in zip(names, found, strict=True):
@@ -60,14 +70,29 @@ def prepare_datasets(
                             f"nnssl_plan_and_preprocess -d {ids} -p {plans} first")  # fmt: skip
     own = [content for content in found if content is not None]
     fingerprint = preprocessed / names[0] / "dataset_fingerprint.json"
+    first, *others = (majority_orientation(preprocessed / n, p) for n, p in zip(names, plans_names, strict=True))
+    oriented = {f"most volumes of {n}": letters for n, letters in zip(names[1:], others, strict=True)}
+    warn_of_images(Images(names[0], orientation=first), Images("", orientations=oriented))
     return PreparedDatasets(
-        [VolumeFolder.from_plans(preprocessed, n, p, configuration) for n, p in zip(names, own, strict=True)],
+        [f for n, p in zip(names, own, strict=True) for f in volume_folders(preprocessed, n, p, configuration)],
         own[0],
         read_dataset_json(preprocessed / names[0]),
         read_json(fingerprint, FingerprintFile, "delete it") if fingerprint.is_file() else {},
         results,
-        majority_orientation(preprocessed / names[0], plans),
+        first,
     )
+
+
+def volume_folders(preprocessed: Path, name: str, plans: dict[str, Any], configuration: str) -> list[VolumeFolder]:
+    """nnU-Net's folder of a dataset; and where it has labels and cases without one are ready, the folder of those."""
+    with_labels = VolumeFolder.from_plans(preprocessed, name, plans, configuration)
+    ready = ready_without_label(with_labels.images)
+    if not ready:
+        return [with_labels]
+    folder = folder_without_label(with_labels.images)
+    return [
+        with_labels, replace(with_labels, images=folder, bodies=body_folder(folder), only=ready, in_splits=False)
+    ]  # fmt: skip
 
 
 def majority_orientation(folder: Path, plans_name: str) -> str | None:

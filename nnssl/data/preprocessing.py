@@ -11,10 +11,13 @@ from typing import Any
 import numpy as np
 
 from nnssl.data.body_mask import body_mask_ct, body_mask_normalized_ct
-from nnssl.data.check_case import BadCase, load_case, orientation
+from nnssl.data.check_case import LoadedCase, load_case, orientation
+from nnssl.data.image_grids import refuse_too_large_at
 from nnssl.data.quiet import quietly
-from nnssl.data.raw import RawCase, first_ct_channel
+from nnssl.data.raw import RawCase, first_ct_channel, label_values
+from nnssl.data.records import CaseFiles
 from nnssl.data.storage import save_body, save_case
+from nnssl.errors import BadCase
 
 # Not the fault of a volume: these end the run.
 _FATAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -43,11 +46,21 @@ class PreprocessingJob:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A case that is done, or the reason for which it is left out; `orientation` is None where it is unknown."""
+    """A case that is done, or the reason for which it is left out.
+
+    Args:
+        name: of the case.
+        reason: None where it is done.
+        orientation: see `nnssl.data.check_case.LoadedCase`.
+        warnings: as there.
+        files: what it was made from, with hashes; None where only a body mask was added, or a file is missing.
+    """
 
     name: str
     reason: str | None = None
     orientation: str | None = None
+    warnings: tuple[str, ...] = ()
+    files: CaseFiles | None = None
 
 
 def prepare_case(case: RawCase | str, job: PreprocessingJob) -> Prepared:
@@ -57,31 +70,45 @@ def prepare_case(case: RawCase | str, job: PreprocessingJob) -> Prepared:
 
     Raises:
         OSError: no space left, or no permission to write.
-        MemoryError: for the whole run to report.
+        MemoryError: with the name of the case, for the whole run to report.
     """
-    name = case if isinstance(case, str) else case.name
+    name, files = case if isinstance(case, str) else case.name, None
     try:
         if isinstance(case, str):
             return Prepared(name, orientation=_add_body(case, job))
-        return Prepared(name, orientation=_preprocess(case, job))
+        files = _files(case)  # before they are read: a later change shows
+        loaded = _preprocess(case, job)
+        # the files are still in memory
+        files = None if files is None else files.hashed(case)
+        return Prepared(name, orientation=loaded.orientation, warnings=loaded.warnings, files=files)
     except BadCase as bad:
-        return Prepared(name, reason=str(bad))
-    except MemoryError:
-        raise
+        return Prepared(name, reason=str(bad), files=files)
+    except MemoryError as error:
+        raise MemoryError(f"{name}: {error or 'preprocessing it'}") from error
     except Exception as error:  # one odd volume must not stop the others; its reason is reported at the end
         if isinstance(error, OSError) and error.errno in _FATAL:
             raise
         logger.debug("%s", name, exc_info=True)
-        return Prepared(name, reason=f"preprocessing failed: {type(error).__name__}: {error}"[:300])
+        return Prepared(name, reason=f"preprocessing failed: {type(error).__name__}: {error}"[:300], files=files)
 
 
-def _preprocess(case: RawCase, job: PreprocessingJob) -> str | None:
+def _files(case: RawCase) -> CaseFiles | None:
+    try:
+        return CaseFiles.of(case)
+    except OSError:  # a reader says better what is wrong
+        return None
+
+
+def _preprocess(case: RawCase, job: PreprocessingJob) -> LoadedCase:
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     plans = PlansManager(job.plans)
     configuration = plans.get_configuration(job.configuration)
     num_channels = len(configuration.normalization_schemes)
-    loaded = load_case(case, plans.image_reader_writer_class, num_channels, job.ct_channel)
+    loaded = load_case(
+        case, plans.image_reader_writer_class, num_channels, job.ct_channel, label_values(job.dataset_json)
+    )
+    check_size_at(loaded, plans.transpose_forward, configuration.spacing)
     body = None
     if job.ct_channel is not None:
         body = body_mask_ct(loaded.image[job.ct_channel].transpose(plans.transpose_forward))
@@ -96,7 +123,14 @@ def _preprocess(case: RawCase, job: PreprocessingJob) -> str | None:
             body = mask_onto_grid(body, image.shape[1:], properties, plans.transpose_forward, configuration)
     _check_body(body, image)
     save_case(job.folder, case.name, image, seg, properties, body, tuple(configuration.patch_size))
-    return loaded.orientation
+    return loaded
+
+
+def check_size_at(loaded: LoadedCase, axes: list[int], target: list[float | None] | None) -> None:
+    """Raise BadCase where a case is too large at the plans' spacing, or nothing; `axes` are their transpose."""
+    image = loaded.image.transpose([0, *(axis + 1 for axis in axes)])
+    spacing = [float(loaded.properties["spacing"][axis]) for axis in axes]
+    refuse_too_large_at(image.shape[1:], spacing, target, len(image), image)
 
 
 def mask_onto_grid(

@@ -35,3 +35,16 @@ def quietly(if_it_fails: int = logging.DEBUG) -> Iterator[io.StringIO]:
     finally:
         if text := said.getvalue().strip():
             logger.log(level, "%s", text)
+
+
+@contextlib.contextmanager
+def itk_is_quiet() -> Iterator[None]:
+    """Without the warnings that ITK writes to the process's standard error, past Python's."""
+    import SimpleITK as sitk
+
+    shown = sitk.ProcessObject.GetGlobalWarningDisplay()
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    try:
+        yield
+    finally:
+        sitk.ProcessObject.SetGlobalWarningDisplay(shown)

@@ -5,18 +5,21 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from nnssl.core.json_files import read_json
+from nnssl.core.listing import Listing, list_folder
 from nnssl.core.names import shown, why_not_a_name
 from nnssl.core.schemas import DatasetFile
 from nnssl.errors import UserError
 
-UNLABELLED = "imagesUn"  # FLARE's name for the folder
+LABELLED, UNLABELLED = "imagesTr", "imagesUn"  # the second is FLARE's name for the folder
+# Files that belong to an image of the ending and are no case: nnU-Net's spacing of a TIFF, the voxels of a header.
+_COMPANIONS = {".tif": (".json",), ".tiff": (".json",), ".mhd": (".raw", ".zraw"), ".nhdr": (".raw", ".raw.gz")}
 _EXAMPLE = '{"channel_names": {"0": "CT"}, "labels": {"background": 0}, "file_ending": ".nii.gz"}'
 
 
@@ -40,6 +43,8 @@ class RawDataset:
         cases: by name, sorted.
         left_out: why other cases are not used, by name.
         labelled: whether the cases have labels.
+        ignored: why other files of imagesTr and labelsTr belong to no case, by their path in the dataset.
+        without_label: the cases of a labelled dataset that have none, by name; they are among those left out.
     """
 
     name: str
@@ -48,6 +53,8 @@ class RawDataset:
     cases: dict[str, RawCase]
     left_out: dict[str, str]
     labelled: bool
+    ignored: dict[str, str] = field(default_factory=dict)
+    without_label: dict[str, RawCase] = field(default_factory=dict)
 
     @property
     def channel_names(self) -> list[str]:
@@ -57,14 +64,19 @@ class RawDataset:
     @cached_property
     def ct_channel(self) -> int | None:
         """First channel that nnU-Net normalises as CT, by its name."""
-        from nnunetv2.preprocessing.normalization.map_channel_name_to_normalization import get_normalization_scheme
-
-        return first_ct_channel([get_normalization_scheme(name).__name__ for name in self.channel_names])
+        return first_ct_channel(schemes_of(self.dataset_json))
 
     def without(self, names: Iterable[str]) -> RawDataset:
         """The same dataset with fewer cases."""
         gone = set(names)
         return replace(self, cases={name: case for name, case in self.cases.items() if name not in gone})
+
+
+def schemes_of(dataset_json: dict[str, Any]) -> list[str]:
+    """nnU-Net's name of the normalisation of each channel, which it chooses by the channel's name."""
+    from nnunetv2.preprocessing.normalization.map_channel_name_to_normalization import get_normalization_scheme
+
+    return [get_normalization_scheme(name).__name__ for name in _channels(dataset_json).values()]
 
 
 def first_ct_channel(normalization_schemes: list[str]) -> int | None:
@@ -76,23 +88,46 @@ def read_raw_dataset(raw: Path, name: str) -> RawDataset:
     """List `raw/name`.
 
     A dataset is labelled if it has any label; its cases without one are left out then, since a network that is trained
-    on the folder would find them without label.
+    on the folder would find them without label. Pretraining uses them (`nnssl.data.without_label`).
 
     Raises:
         UserError: dataset.json is missing or wrong, or there are no images of the stated file ending.
     """
     folder = raw / name
     dataset_json = read_dataset_json(folder)
+    ignored: dict[str, str] = {}
     if "dataset" in dataset_json:
         cases, left_out = _cases_of_dataset_key(folder, dataset_json)
     else:
-        cases, left_out = _cases_of_folder(folder, dataset_json["file_ending"], len(_channels(dataset_json)))
+        cases, left_out, ignored = _cases_of_folder(folder, dataset_json["file_ending"], len(_channels(dataset_json)))
     labelled = any(case.label for case in cases.values())
-    for case in list(cases.values()):
-        if labelled and case.label is None:
-            left_out[case.name] = "no label, in a dataset with labels (unlabelled volumes need a dataset of their own)"
-            del cases[case.name]
-    return RawDataset(name, folder, dataset_json, dict(sorted(cases.items())), left_out, labelled)
+    bare = {name: case for name, case in sorted(cases.items()) if labelled and case.label is None}
+    left_out |= dict.fromkeys(
+        bare, "no label, in a dataset with labels: nnssl_pretrain learns from it, nnU-Net does not"
+    )
+    listed = {name: case for name, case in sorted(cases.items()) if name not in bare}
+    return RawDataset(name, folder, dataset_json, listed, left_out, labelled, ignored, bare)
+
+
+def list_dataset(raw: Path, name: str, home: Path) -> RawDataset:
+    """The raw dataset; without cases where its images were archived and only the preprocessed volumes were kept.
+
+    Args:
+        raw: nnUNet_raw.
+        name: of the dataset.
+        home: its folder in nnUNet_preprocessed.
+
+    Raises:
+        UserError: see `read_raw_dataset`; or there is neither.
+    """
+    folder = raw / name
+    file = folder / "dataset.json"
+    lists_files = file.is_file() and b'"dataset"' in file.read_bytes()
+    listing = list_folder(folder / LABELLED)
+    archived = not listing.files and not listing.odd and not lists_files
+    if archived and (not folder.is_dir() or (home / "dataset.json").is_file()):
+        return RawDataset(name, folder, read_dataset_json(home), {}, {}, False)
+    return read_raw_dataset(raw, name)
 
 
 def read_dataset_json(folder: Path) -> dict[str, Any]:
@@ -122,38 +157,78 @@ def read_unlabelled(folder: Path, dataset_json: dict[str, Any]) -> tuple[dict[st
     Raises:
         UserError: the folder holds files and none is an image of the stated file ending.
     """
-    if not _listing(folder / UNLABELLED):
+    listing = list_folder(folder / UNLABELLED)
+    if not listing.files and not listing.odd:
         return {}, {}
-    return _cases_of_folder(folder, dataset_json["file_ending"], len(_channels(dataset_json)), UNLABELLED)
+    cases, left_out, ignored = _cases_of_folder(
+        folder, dataset_json["file_ending"], len(_channels(dataset_json)), UNLABELLED
+    )
+    return cases, left_out | {file.removeprefix(f"{UNLABELLED}/"): reason for file, reason in ignored.items()}
+
+
+def label_values(dataset_json: Mapping[str, Any]) -> frozenset[int]:
+    """All numbers that a label map of a dataset may hold: background, labels, those of regions, the ignored one."""
+    values = dataset_json["labels"].values()
+    numbers = (number for value in values for number in (value if isinstance(value, (list, tuple)) else [value]))
+    return frozenset({0, *map(int, numbers)})
 
 
 def _cases_of_folder(
-    folder: Path, ending: str, num_channels: int, images_folder: str = "imagesTr"
-) -> tuple[dict[str, RawCase], dict[str, str]]:
-    files = _listing(folder / images_folder)
+    folder: Path, ending: str, num_channels: int, images_folder: str = LABELLED
+) -> tuple[dict[str, RawCase], dict[str, str], dict[str, str]]:
+    """Cases, why others are left out, and why files belong to no case."""
+    listing = list_folder(folder / images_folder).with_dangling()
     pattern = re.compile(r"(.+)_([0-9]{4})" + re.escape(ending), re.DOTALL)
     channels: dict[str, dict[int, str]] = {}
     left_out = {}
-    for file in (f for f in files if f.endswith(ending)):
+    for file in (f for f in listing.files if f.endswith(ending)):
         if match := pattern.fullmatch(file):
             channels.setdefault(match[1], {})[int(match[2])] = str(folder / images_folder / file)
         else:
             left_out[file[: -len(ending)]] = f"its file {file} has no channel number (as in case_0000{ending})"
     if not channels:
-        raise UserError(_no_images(folder / images_folder, files, ending))
-    labels = set() if images_folder == UNLABELLED else set(_listing(folder / "labelsTr"))
-    cases = {}
+        raise UserError(_no_images(folder / images_folder, listing, ending))
+    odd = {
+        match[1]: f"its file {file} {why}" for file, why in listing.odd.items() if (match := pattern.fullmatch(file))
+    }
+    labels = Listing() if images_folder == UNLABELLED else list_folder(folder / "labelsTr").with_dangling()
+    odd |= {
+        file[: -len(ending)]: f"its label {file} {why}"
+        for file, why in labels.odd.items()
+        if file.endswith(ending) and file[: -len(ending)] in channels
+    }
+    cases, with_label = {}, set(labels.files)
     for name, images in channels.items():
         if (reason := why_not_a_name(name, "case")) is not None:
             left_out[name if name.isprintable() else shown(name)] = f"its name {reason}; rename its files"
             continue
         # One file may hold all channels as a fourth axis; whether it does is seen when it is opened.
-        if set(images) not in ({0}, set(range(num_channels))):
-            left_out[name] = f"wrong channels: has {_numbers(images)}, needs {_numbers(range(num_channels))}"
-            continue
-        label = str(folder / "labelsTr" / f"{name}{ending}") if f"{name}{ending}" in labels else None
-        cases[name] = RawCase(name, tuple(images[c] for c in sorted(images)), label)
-    return cases, left_out
+        if name not in odd and set(images) not in ({0}, set(range(num_channels))):
+            odd[name] = f"wrong channels: has {_numbers(images)}, needs {_numbers(range(num_channels))}"
+        if name not in odd:
+            label = str(folder / "labelsTr" / f"{name}{ending}") if f"{name}{ending}" in with_label else None
+            cases[name] = RawCase(name, tuple(images[c] for c in sorted(images)), label)
+    left_out |= odd
+    ignored = _ignored(listing, images_folder, ending, cases.keys() | left_out.keys())
+    return cases, left_out, ignored | _ignored(labels, "labelsTr", ending, cases.keys() | left_out.keys())
+
+
+def _ignored(listing: Listing, folder: str, ending: str, cases: set[str]) -> dict[str, str]:
+    """Why files belong to none of `cases`; hidden ones, such as a file manager's, are not worth a word."""
+    found = {}
+    for file in listing.files:
+        if file.endswith(ending):
+            if folder == "labelsTr" and file[: -len(ending)] not in cases:
+                found[f"{folder}/{file}"] = "a label without an image"
+        elif file.lower().endswith(ending.lower()):
+            found[f"{folder}/{file}"] = f"ends in {file[-len(ending) :]}, and dataset.json says {ending}; rename it"
+        elif not file.startswith(".") and not file.endswith(_COMPANIONS.get(ending.lower(), ())):
+            found[f"{folder}/{file}"] = f"does not end in {ending}"
+    for file, why in listing.odd.items():
+        stem = file.removesuffix(ending)
+        if stem == file or not {stem, re.sub(r"_\d{4}$", "", stem)} & cases:
+            found[f"{folder}/{file}"] = why
+    return found
 
 
 def _cases_of_dataset_key(folder: Path, dataset_json: dict[str, Any]) -> tuple[dict[str, RawCase], dict[str, str]]:
@@ -171,17 +246,15 @@ def _cases_of_dataset_key(folder: Path, dataset_json: dict[str, Any]) -> tuple[d
     return cases, {}
 
 
-def _listing(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in os.scandir(folder)) if folder.is_dir() else []
-
-
 def _numbers(channels: Iterable[int]) -> str:
     return " ".join(f"{c:04d}" for c in sorted(channels))
 
 
-def _no_images(folder: Path, files: list[str], ending: str) -> str:
+def _no_images(folder: Path, listing: Listing, ending: str) -> str:
+    files = listing.files
     if not files:
-        return f"{folder} holds no images; put them there as case_0000{ending}"
+        odd = "".join(f" ({file} {why})" for file, why in list(listing.odd.items())[:1])
+        return f"{folder} holds no images{odd}; put them there as case_0000{ending}"
     endings = Counter("." + file.split(".", 1)[1] for file in files if "." in file)
     found = ", ".join(f"{count} of {e}" for e, count in endings.most_common(3))
     return (

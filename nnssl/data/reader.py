@@ -2,21 +2,76 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from nnssl.data.quiet import quietly
+from nnssl.data.check_files import check_files
+from nnssl.data.quiet import itk_is_quiet, quietly
 from nnssl.data.raw import RawDataset
-from nnssl.errors import UserError
+from nnssl.errors import BadCase, UserError
+
+READER = "overwrite_image_reader_writer"  # nnU-Net's key of dataset.json
+REORIENTING = "NibabelIOWithReorient"  # nnU-Net's reader that turns images to RAS, and predictions back
 
 
-def find_reader(dataset: RawDataset) -> Any:
+def reorients(dataset_json: Mapping[str, Any]) -> bool:
+    """Whether dataset.json asks nnU-Net to turn all images to RAS as it reads them."""
+    return dataset_json.get(READER) == REORIENTING
+
+
+def may_reorient(plans: Mapping[str, Any], dataset: RawDataset) -> bool:
+    """Whether plans turn images to RAS, and could do so with the files of a dataset."""
+    return plans.get("image_reader_writer") == REORIENTING and _is_nifti(dataset)
+
+
+def choose_orientation(dataset: RawDataset, wanted: bool, existing: Mapping[str, Any] | None) -> bool:
+    """Whether images are turned to RAS as they are read.
+
+    Args:
+        dataset: raw; what its dataset.json says counts if it has cases: without them it is that of the preprocessed
+            folder, which several plans share.
+        wanted: also where dataset.json does not say so.
+        existing: plans that are kept; None for new ones.
+
+    Raises:
+        UserError: they shall be, and the plans that are kept do not.
+    """
+    wanted = wanted or (bool(dataset.cases) and reorients(dataset.dataset_json))
+    if existing is None:
+        return wanted
+    reader = existing.get("image_reader_writer")
+    if wanted and reader != REORIENTING:
+        raise UserError(f"the plans {existing['plans_name']} of {dataset.name} read its images by {reader}, not by "
+                        f"{REORIENTING}, which turns them to RAS; keep both with -overwrite_plans_name OTHER_NAME, or "
+                        f"replace the plans and their volumes with --overwrite_plans")  # fmt: skip
+    return bool(reader == REORIENTING)
+
+
+def was_reoriented(home: Path, dataset: RawDataset) -> bool:
+    """Whether images were turned to RAS when the fingerprint in `home`, the preprocessed folder, was made."""
+    file = home / "dataset.json"
+    return reorients(json.loads(file.read_text()) if file.is_file() else dataset.dataset_json)
+
+
+def find_reader(dataset: RawDataset, reorient: bool = False) -> Any:
     """The reader that nnU-Net takes for the first image that it can open; the class.
 
     A TIFF with one slice would make nnU-Net choose its reader of photographs for all of them: it is passed over.
 
+    Args:
+        dataset: whose images.
+        reorient: whether they are turned to RAS as they are read, also where dataset.json does not say so.
+
     Raises:
-        UserError: nnU-Net reads no file of that ending, or none of the files can be read.
+        UserError: nnU-Net reads no file of that ending, or cannot turn it; or none of the files can be read;
+            dataset.json names a reader that is none.
     """
+    from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
+
+    if reorient or reorients(dataset.dataset_json):
+        return _reorienting_reader(dataset)
     from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
     from nnunetv2.imageio.reader_writer_registry import (
         LIST_OF_IO_CLASSES,
@@ -28,18 +83,38 @@ def find_reader(dataset: RawDataset) -> Any:
     if ending.lower() not in endings and "overwrite_image_reader_writer" not in dataset.dataset_json:
         raise UserError(f"nnU-Net does not read files that end in {ending} ({dataset.folder / 'dataset.json'}); it "
                         f"reads {', '.join(endings)}")  # fmt: skip
-    photographs = None
+    photographs, reason = None, ""
     for case in dataset.cases.values():
         try:
-            with quietly():
+            check_files(case.images[:1], None)
+            with quietly(), itk_is_quiet():
                 reader = determine_reader_writer_from_dataset_json(dataset.dataset_json, case.images[0], verbose=False)
-        except RuntimeError:  # no reader could; the case is named with its reason when all are read
+        except (BadCase, RuntimeError) as error:  # the case is named with its reason when all are read
+            reason = reason or str(error)
             continue
+        if not isinstance(reader, type) or not issubclass(reader, BaseReaderWriter):
+            named = dataset.dataset_json["overwrite_image_reader_writer"]
+            raise UserError(f"{dataset.folder / 'dataset.json'} names {named!r} as overwrite_image_reader_writer, "
+                            f"which is no reader of nnU-Net; take one of "
+                            f"{', '.join(kind.__name__ for kind in LIST_OF_IO_CLASSES)}")  # fmt: skip
         if reader is not NaturalImage2DIO or ending.lower() not in (".tif", ".tiff"):
             return reader
         photographs = reader
     if photographs is None:
-        first = next(iter(dataset.cases.values())).images[0]
-        raise UserError(f"{dataset.name}: none of the {len(dataset.cases)} images can be read, {first} for one; "
-                        f"are they complete {ending} files?")  # fmt: skip
+        raise UserError(f"{dataset.name}: none of the {len(dataset.cases)} images can be read, the first for this "
+                        f"reason: {reason}; are they complete {ending} files?")  # fmt: skip
     return photographs
+
+
+def _is_nifti(dataset: RawDataset) -> bool:
+    return str(dataset.dataset_json["file_ending"]).lower() in (".nii", ".nii.gz")
+
+
+def _reorienting_reader(dataset: RawDataset) -> Any:
+    from nnunetv2.imageio.nibabel_reader_writer import NibabelIOWithReorient
+
+    if not _is_nifti(dataset):
+        raise UserError(f"{dataset.name} has {dataset.dataset_json['file_ending']} files, and nnU-Net's reader that "
+                        f"turns images to RAS ({REORIENTING}: --reorient, or {READER} in dataset.json) takes NIfTI "
+                        f"only; convert the files, or go without it")  # fmt: skip
+    return NibabelIOWithReorient

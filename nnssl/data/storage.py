@@ -1,24 +1,28 @@
-"""Writing preprocessed cases so that a file that exists is whole, and telling which cases are done.
+"""Writing preprocessed cases so that a file that exists is whole, and telling which cases are there.
 
 Cases are written to `DatasetXXX/.writing/<folder>/<case>/` and renamed into place. What a killed run leaves there is
-removed by the next one that prepares the same case.
+removed by the next one that prepares the same case, which it claims first by a lock beside that folder.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from nnssl.core.lock import Lock, waiting_lock
 from nnssl.core.names import check_name
 from nnssl.data.body_mask import save_body_mask
 from nnssl.errors import UserError
+
+logger = logging.getLogger("nnssl")
 
 
 def body_folder(folder: Path) -> Path:
@@ -27,7 +31,7 @@ def body_folder(folder: Path) -> Path:
 
 
 def done_cases(folder: Path) -> set[str]:
-    """Cases of which nnU-Net's three files exist in `folder`."""
+    """Cases of which nnU-Net's three files exist in `folder`; a listing, no file is opened."""
     files = {entry.name for entry in os.scandir(folder)} if folder.is_dir() else set()
     images = {file[: -len(".b2nd")] for file in files if file.endswith(".b2nd")}
     return {case for case in images if f"{case}_seg.b2nd" in files and f"{case}.pkl" in files}
@@ -96,12 +100,64 @@ def save_body(folder: Path, case: str, body: np.ndarray, image: np.ndarray) -> N
 
 
 @contextlib.contextmanager
+def dataset_lock(home: Path, say: Callable[[str], object] = logger.info) -> Iterator[None]:
+    """Hold a dataset's folder in nnUNet_preprocessed, which is made, for what one job alone may do: plans, copies.
+
+    Waits for the job that holds it, as long as that takes; `say` is told for whom.
+
+    Raises:
+        OSError: the folder cannot be written to.
+    """
+    home.mkdir(parents=True, exist_ok=True)
+    with waiting_lock(home / ".nnssl.lock", f"the plans of {home.name}", say):
+        yield
+
+
+def claim_of(folder: Path, case: str) -> Lock:
+    """The lock that a job holds while it prepares a case of `folder`; its name cannot be that of a case."""
+    return Lock(_temporary_folder(folder) / f".{case}.lock", f"{case} in {folder}")
+
+
+def claimed(folder: Path, case: str) -> Lock | None:
+    """The claim of a case, held; None where another job holds it.
+
+    Raises:
+        OSError: the folder cannot be written to.
+    """
+    claim = claim_of(folder, case)
+    while True:
+        claim.path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # another job has just removed the empty folder
+            return claim if claim.try_acquire() else None
+
+
+def claimed_cases(folder: Path) -> set[str]:
+    """Cases of `folder` that a job has claimed, or had when it ended; their volumes may have no record yet."""
+    temporary = _temporary_folder(folder)
+    names = [entry.name for entry in os.scandir(temporary)] if temporary.is_dir() else []
+    return {name[1 : -len(".lock")] for name in names if name.startswith(".") and name.endswith(".lock")}
+
+
+def remove_empty_temporary_folder(folder: Path) -> None:
+    """Remove what `claimed` and `save_case` made for `folder`, unless a job is at work there."""
+    temporary = _temporary_folder(folder)
+    with contextlib.suppress(OSError):
+        temporary.rmdir()
+        temporary.parent.rmdir()
+
+
+def _temporary_folder(folder: Path) -> Path:
+    return folder.parent / ".writing" / folder.name
+
+
+@contextlib.contextmanager
 def _writing(folder: Path, case: str, num_bytes: int) -> Iterator[Path]:
     """An empty folder for the files of one case, on the file system of `folder`; removed afterwards."""
-    scratch = folder.parent / ".writing"
-    if scratch.is_symlink():
-        raise UserError(f"{scratch} is a link, and what lies behind it would be removed; delete the link")
-    temporary = scratch / folder.name / check_name(case, "case", folder.parent)
+    if (folder.parent / ".writing").is_symlink():
+        raise UserError(
+            f"{folder.parent / '.writing'} is a link, and what lies behind it would be removed; delete the link"
+        )
+    temporary = _temporary_folder(folder) / check_name(case, "case", folder.parent)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
@@ -113,9 +169,7 @@ def _writing(folder: Path, case: str, num_bytes: int) -> Iterator[Path]:
         raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        with contextlib.suppress(OSError):  # other processes still write there
-            temporary.parent.rmdir()
-            temporary.parent.parent.rmdir()
+        remove_empty_temporary_folder(folder)
 
 
 def _replace(source: Path, target: Path) -> None:

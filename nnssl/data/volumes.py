@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from nnssl.data.settings import resolved_configuration, settings_digest
+from nnssl.data.unused import unused_cases
 from nnssl.errors import UserError
 from nnssl.methods.base import Match
 
@@ -42,6 +44,9 @@ class VolumeFolder:
         bodies: folder of the body masks `case.b2nd` (Z, Y, X) uint8.
         spacing: millimetres along (Z, Y, X).
         channels: one entry a channel.
+        settings: digest of the plans' `volume_settings`; None where volumes of any make will do.
+        only: cases that count; None for all.
+        in_splits: whether splits_final.json lists its cases; it does not know those without a label.
     """
 
     name: str
@@ -49,13 +54,14 @@ class VolumeFolder:
     bodies: Path
     spacing: tuple[float, float, float]
     channels: tuple[Channel, ...]
+    settings: str | None = None
+    only: frozenset[str] | None = None
+    in_splits: bool = True
 
     @classmethod
     def from_plans(cls, preprocessed: Path, name: str, plans: dict[str, Any], configuration: str) -> VolumeFolder:
         """Folder of a dataset under nnU-Net's preprocessed folder, as its plans describe it."""
-        from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
-        resolved = PlansManager(plans).get_configuration(configuration)
+        resolved = resolved_configuration(plans, configuration)
         properties = plans["foreground_intensity_properties_per_channel"]
         channels = tuple(
             Channel(scheme, float(properties[str(c)]["mean"]), max(float(properties[str(c)]["std"]), 1e-8))
@@ -63,15 +69,20 @@ class VolumeFolder:
         )
         images = preprocessed / name / resolved.data_identifier
         z, y, x = (float(s) for s in resolved.spacing)
-        return cls(name, images, images.with_name(images.name + "_body"), (z, y, x), channels)
+        made_with = settings_digest(plans, configuration)
+        return cls(name, images, images.with_name(images.name + "_body"), (z, y, x), channels, made_with)
 
     def cases(self) -> list[str]:
-        """Identifiers that have an image and a body mask, sorted; two directory listings, no file is opened."""
+        """Identifiers that have an image and a body mask and may be used, sorted; no volume is opened.
+
+        Not used are cases whose raw files are gone and volumes made with other plans (`nnssl.data.records`).
+        """
         if not self.images.is_dir() or not self.bodies.is_dir():
             return []
         images = {e.name[:-5] for e in os.scandir(self.images) if e.name.endswith(".b2nd")}
         bodies = {e.name[:-5] for e in os.scandir(self.bodies) if e.name.endswith(".b2nd")}
-        return sorted(images & bodies)
+        found = (images & bodies) - unused_cases(self.images, self.settings).keys()
+        return sorted(found if self.only is None else found & self.only)
 
     def open(self, case: str, index: int = 0, matcher: Matcher | None = None) -> BloscVolume:
         """One volume, opened for reading.

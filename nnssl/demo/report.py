@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, median, stdev
 
+from nnssl.core import escape
 from nnssl.core.json_files import read_json
 from nnssl.core.own_files import SummaryFile
 from nnssl.demo.anatomy import LABELS
@@ -74,6 +74,7 @@ def _number(values: Sequence[float], sign: str = "") -> str:
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
     """A table in Markdown whose columns are aligned for reading as plain text."""
+    rows = [[escape.markdown(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in rows]
     lines.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
@@ -108,14 +109,12 @@ def write_report(
     home, seeds = folders.home, sorted({score.seed for score in scores})
     if len(seeds) > 1:
         caption += f"; mean ± standard deviation over the seeds {', '.join(map(str, seeds))}"
-    with open(home / _TABLE, "w", newline="") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(["seed", "backbone", "organ", "dice"])
-        writer.writerows([s.seed, s.backbone, s.organ, f"{s.dice:.4f}"] for s in scores)
+    lines = [[s.seed, s.backbone, s.organ, f"{s.dice:.4f}"] for s in scores]
+    (home / _TABLE).write_text(escape.csv_table(["seed", "backbone", "organ", "dice"], lines), newline="")
     _draw(folders, backbones)
     rows = markdown(table(scores, backbones))
-    lines = "\n".join(f"    {seconds:6.1f} s  {line}" for line, seconds in commands)
-    text = f"# nnssl demo\n\n{caption}.\n\n{rows}\n\n![comparison]({_PICTURE})\n\n## What ran\n\n{lines}\n"
+    ran = "\n".join(f"    {seconds:6.1f} s  {line}" for line, seconds in commands)
+    text = f"# nnssl demo\n\n{caption}.\n\n{rows}\n\n![comparison]({_PICTURE})\n\n## What ran\n\n{ran}\n"
     (home / _REPORT).write_text(text)
     return f"{caption}:\n\n{rows}\n\nreport: {home / _REPORT}\npicture: {home / _PICTURE}"
 

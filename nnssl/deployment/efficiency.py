@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import io
+import logging
 import multiprocessing
 import tempfile
 import time
@@ -12,17 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnssl.core.json_files import read_json
+from nnssl.core.escape import csv_table
+from nnssl.core.files import replace_file
 from nnssl.data.quiet import quietly
-from nnssl.deployment.cases import list_cases
+from nnssl.deployment.cases import list_cases, why_left_out
 from nnssl.deployment.memory import area, resident_mb, used_on_card_mb, watch
-from nnssl.deployment.model_folder import check_model_folder
+from nnssl.deployment.model_folder import check_model_folder, open_folds
 from nnssl.deployment.one_case import LOG, READY, Job, predict_case
 from nnssl.deployment.packages import need
 from nnssl.deployment.predict import check_step_size
 from nnssl.deployment.session import open_model
-from nnssl.deployment.writing import replace_file
 from nnssl.errors import UserError
+
+log = logging.getLogger("nnssl")
 
 # FLARE tolerates so much without a loss of points (methods.md 5.5).
 TOLERATED_S, TOLERATED_MB = 15.0, 4096.0
@@ -69,6 +70,7 @@ def measure_efficiency(
     device: str = "cuda",
     threads: int = 0,
     report: Callable[[CaseCost], None] | None = None,
+    refuse: Callable[[str, str], None] | None = None,
 ) -> list[CaseCost]:
     """Predict every case of a folder in a fresh process, one after the other, and measure its time and memory.
 
@@ -88,18 +90,25 @@ def measure_efficiency(
         device: "cuda" or "cpu", where the network computes and whose memory is measured.
         threads: of the network; 0 is one a core.
         report: called with every row as soon as there is one.
+        refuse: called with the name of every case that is left out, and why: its files cannot be used.
 
     Raises:
-        UserError: model or images are missing or wrong, a package is missing, or the prediction of a case failed.
+        UserError: model or images are missing or wrong, a package is missing, the prediction of a case failed, or no
+            case can be used.
     """
     need("psutil")
     check_step_size(step_size)
     model = Path(model)
-    plans, dataset_json = _plans_of(model, [str(fold) for fold in folds or (0,)], folds is not None, checkpoint)
+    plans, dataset_json, configuration = _described(model, [str(f) for f in folds or (0,)], bool(folds), checkpoint)
     cases = list_cases(Path(images), dataset_json)
     read_mb = _reader(device)
-    costs = []
+    costs, reason = [], None
     for case, files in cases.items():
+        if (reason := why_left_out(files, plans, configuration, dataset_json)) is not None:
+            log.warning("%s is left out: %s", case, reason)
+            if refuse is not None:
+                refuse(case, reason)
+            continue
         with tempfile.TemporaryDirectory() as folder:
             job = Job(model, tuple(str(fold) for fold in folds or (0,)), checkpoint, tuple(files), Path(folder),
                       step_size, disable_tta, device, threads)  # fmt: skip
@@ -107,19 +116,24 @@ def measure_efficiency(
         if report is not None:
             report(costs[-1])
         if output is not None:
-            replace_file(Path(output), _table(costs).encode())
+            replace_file(Path(output), csv_table(COLUMNS, [cost.row for cost in costs]).encode())
+    if not costs:
+        raise UserError(f"no image can be used; the last one: {reason}")
     return costs
 
 
-def _plans_of(model: Path, folds: list[str], chosen: bool, checkpoint: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """plans.json and dataset.json of a model folder or an ONNX file, which is opened to see that it can be used."""
+def _described(
+    model: Path, folds: list[str], chosen: bool, checkpoint: str
+) -> tuple[dict[str, Any], dict[str, Any], str]:
+    """plans.json, dataset.json and configuration of a model folder or an ONNX file, opened to see if it can be used."""
     if model.is_file():
         if chosen:
             raise UserError(f"-f chooses folds of a model folder, and {model} is a file with one fold; leave it out")
         description = open_model(model, "cpu", threads=1).description
-        return description.plans, description.dataset_json
+        return description.plans, description.dataset_json, description.configuration
     check_model_folder(model, folds, checkpoint)
-    return read_json(model / "plans.json"), read_json(model / "dataset.json")
+    opened = open_folds(model, folds, checkpoint)
+    return opened.plans, opened.dataset_json, opened.name
 
 
 def _reader(device: str) -> Callable[[int], float]:
@@ -160,11 +174,3 @@ def _measure(case: str, size: tuple[int, ...], job: Job, read_mb: Callable[[int]
 def _last_words(folder: Path) -> str:
     lines = (folder / LOG).read_text(errors="replace").split("\n") if (folder / LOG).is_file() else []
     return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
-
-
-def _table(costs: Sequence[CaseCost]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows(cost.row for cost in costs)
-    return text.getvalue()

@@ -1,7 +1,9 @@
-"""Trained networks of nnU-Net's model folders, loaded as `nnUNetv2_predict` loads them."""
+"""Trained networks of nnU-Net's model folders, loaded as `nnUNetv2_predict` loads them, but nothing of other people's
+making is called."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +14,13 @@ from nnssl.core.json_files import read_json
 from nnssl.core.names import check_name
 from nnssl.core.plans_schema import PlansFile
 from nnssl.core.schemas import DatasetFile
+from nnssl.data.nnunet_checkpoint import read_nnunet_checkpoint
 from nnssl.data.quiet import quietly
+from nnssl.data.trusted_names import refuse_untrusted_names
 from nnssl.deployment.description import Description
 from nnssl.errors import UserError
+from nnssl.networks.build import any_configuration
+from nnssl.networks.trusted import trusted_network
 
 
 @dataclass(frozen=True)
@@ -52,18 +58,110 @@ def check_model_folder(folder: Path, folds: Sequence[str], checkpoint: str) -> N
                             f"{', '.join(found) or 'nothing, no training has saved anything there yet'}")  # fmt: skip
 
 
-def load_folds(predictor: Any, folder: Path, folds: Sequence[str], checkpoint: str) -> None:
-    """Initialise an `nnUNetPredictor` from a model folder that `check_model_folder` has seen.
+@dataclass(frozen=True)
+class Opened:
+    """What a model folder holds, without code that others may have put into it.
+
+    Args:
+        plans, dataset_json: its files.
+        name: of the configuration.
+        configuration: of the plans, with the full names of its classes.
+        trainer_name: name of the trainer's class.
+        mirroring_axes: along which prediction mirrors, as the training allows it.
+        weights: of every fold.
+    """
+
+    plans: dict[str, Any]
+    dataset_json: dict[str, Any]
+    name: str
+    configuration: dict[str, Any]
+    trainer_name: str
+    mirroring_axes: Any
+    weights: list[Any]
+
+
+def open_folds(folder: Path, folds: Sequence[str], checkpoint: str) -> Opened:
+    """Read a model folder that `check_model_folder` has seen; nothing of it is built or called.
 
     Raises:
-        UserError: nnU-Net does not find the trainer, or the weights do not fit the network of the plans.
+        UserError: plans or checkpoints could run code, or a checkpoint is not one of nnU-Net.
     """
+    plans, dataset_json = (read_json(folder / name) for name in ("plans.json", "dataset.json"))
+    first, weights = _read_folds([folder / f"fold_{fold}" / checkpoint for fold in folds])
+    name = str(first["init_args"]["configuration"])
+    resolved = any_configuration(plans, name)
+    refuse_untrusted_names(plans, resolved, folder / "plans.json")
+    trusted = trusted_network(resolved, folder / "plans.json")
+    axes = first.get("inference_allowed_mirroring_axes")
+    return Opened(plans, dataset_json, name, trusted, first["trainer_name"], axes, weights)
+
+
+def load_folds(predictor: Any, folder: Path, folds: Sequence[str], checkpoint: str) -> str:
+    """Initialise an `nnUNetPredictor` from a model folder that `check_model_folder` has seen.
+
+    As its `initialize_from_trained_model_folder` does, which lets checkpoints run code and builds whatever plans name.
+
+    Returns:
+        Name of the configuration.
+
+    Raises:
+        UserError: as `open_folds`; or nnU-Net does not find the trainer, or the weights do not fit the network.
+    """
+    from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+    from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+
+    opened = open_folds(folder, folds, checkpoint)
     with quietly():
         try:
-            predictor.initialize_from_trained_model_folder(str(folder), tuple(folds), checkpoint)
+            plans, configuration = PlansManager(opened.plans), ConfigurationManager(opened.configuration)
+            channels = determine_num_input_channels(plans, configuration, opened.dataset_json)
+            heads = plans.get_label_manager(opened.dataset_json).num_segmentation_heads
+            network = _build(_trainer(opened.trainer_name), plans, configuration, channels, heads)
+            network.load_state_dict(opened.weights[0])
         except RuntimeError as error:  # how nnU-Net says that there is no such trainer, and torch that nothing fits
             raise UserError(f"nnU-Net cannot load {folder} ({' '.join(str(error).split())[:300]}); nnssl_doctor says "
                             f"whether it finds its trainers") from error  # fmt: skip
+        predictor.manual_initialization(network, plans, configuration, opened.weights, opened.dataset_json,
+                                        opened.trainer_name, opened.mirroring_axes)  # fmt: skip
+    return opened.name
+
+
+def _read_folds(files: Sequence[Path]) -> tuple[dict[str, Any], list[Any]]:
+    """Content of the first checkpoint without its optimiser, and the weights of all."""
+    first: dict[str, Any] = {}
+    weights = []
+    for file in files:
+        content = read_nnunet_checkpoint(file)
+        has = {*content, *(content.get("init_args") or ())}
+        if absent := [key for key in ("network_weights", "trainer_name", "configuration") if key not in has]:
+            raise UserError(f"{file} has no {absent[0]}, so that it is no checkpoint of nnUNetv2_train; name one with "
+                            f"-chk")  # fmt: skip
+        weights.append(content["network_weights"])
+        first = first or {key: value for key, value in content.items() if key != "optimizer_state"}
+    return first, weights
+
+
+def _trainer(name: str) -> Any:
+    """The trainer that a checkpoint names, as nnU-Net finds it."""
+    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+    try:
+        return recursive_find_trainer_class_by_name(name)
+    except (AssertionError, TypeError) as error:  # something of that name that is no trainer
+        raise RuntimeError(f"{name!r} is no trainer") from error
+
+
+def _build(trainer: Any, plans: Any, configuration: Any, channels: int, heads: int) -> Any:
+    """The network without deep supervision; trainers of before nnU-Net 2.8 take the parts of the architecture."""
+    if "plans_manager" in inspect.signature(trainer.build_network_architecture).parameters:
+        described: tuple[Any, ...] = (plans, configuration)
+    else:
+        described = (
+            configuration.network_arch_class_name,
+            configuration.network_arch_init_kwargs,
+            configuration.network_arch_init_kwargs_req_import,
+        )
+    return trainer.build_network_architecture(*described, channels, heads, enable_deep_supervision=False)
 
 
 def read_model(folder: Path, fold: str, checkpoint: str) -> TrainedModel:
@@ -85,7 +183,7 @@ def read_model(folder: Path, fold: str, checkpoint: str) -> TrainedModel:
         from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 
         predictor = nnUNetPredictor(device=torch.device("cpu"))
-    load_folds(predictor, folder, [fold], checkpoint)
+    name = load_folds(predictor, folder, [fold], checkpoint)
     configuration, plans, axes = (
         predictor.configuration_manager,
         predictor.plans_manager,
@@ -95,7 +193,7 @@ def read_model(folder: Path, fold: str, checkpoint: str) -> TrainedModel:
     description = Description(
         plans=plans.plans,
         dataset_json=predictor.dataset_json,
-        configuration=_configuration_name(folder / f"fold_{fold}" / checkpoint),
+        configuration=name,
         fold=fold if fold == "all" else int(fold),
         trainer_name=predictor.trainer_name,
         mirroring_axes=None if axes is None else [int(axis) for axis in axes],
@@ -103,12 +201,3 @@ def read_model(folder: Path, fold: str, checkpoint: str) -> TrainedModel:
     )
     network = getattr(predictor.network, "_orig_mod", predictor.network)  # nnUNet_compile wraps it
     return TrainedModel(network.eval(), description, (channels, *map(int, configuration.patch_size)))
-
-
-def _configuration_name(checkpoint: Path) -> str:
-    """The one thing that nnU-Net's predictor reads and does not keep."""
-    import torch
-
-    # as nnU-Net loads it; with mmap the tensors stay on the disk
-    name: str = torch.load(checkpoint, map_location="cpu", weights_only=False, mmap=True)["init_args"]["configuration"]
-    return name

@@ -48,9 +48,11 @@ def predict_case(job: Job) -> None:
     if job.model.is_dir():
         from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
+        from nnssl.deployment.model_folder import load_folds
+
         predictor = nnUNetPredictor(job.step_size, use_mirroring=not job.disable_tta, device=torch.device(job.device),
                                     allow_tqdm=False)  # fmt: skip
-        predictor.initialize_from_trained_model_folder(str(job.model), job.folds, job.checkpoint)
+        load_folds(predictor, job.model, job.folds, job.checkpoint)
     else:
         from nnssl.deployment.predict import make_predictor, open_model
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
@@ -12,9 +13,11 @@ import torch
 from torch import Tensor
 
 from nnssl.data.quiet import quietly
-from nnssl.deployment.cases import list_cases
+from nnssl.deployment.cases import list_cases, why_left_out
 from nnssl.deployment.session import OnnxModel, open_model, run
 from nnssl.errors import UserError
+
+log = logging.getLogger("nnssl")
 
 
 class SessionNetwork:
@@ -62,7 +65,7 @@ def predict_onnx(
     disable_progress_bar: bool = False,
     not_on_device: bool = False,
     verbose: bool = False,
-) -> None:
+) -> dict[str, str]:
     """Predict a folder of images as `nnUNetv2_predict_from_modelfolder` does, with the same files as result.
 
     Preprocessing, sliding window, mirroring, resampling and writing are nnU-Net's own functions.
@@ -86,8 +89,11 @@ def predict_onnx(
         not_on_device: keep the sum of the logits in the computer's memory.
         verbose: say more.
 
+    Returns:
+        Why cases were left out, by name; the others are predicted.
+
     Raises:
-        UserError: an argument, a model or an image is missing or wrong.
+        UserError: an argument, a model or an image is missing or wrong, or no image can be used.
     """
     check_step_size(step_size)
     _check_processes(num_parts, part_id, num_processes_preprocessing, num_processes_segmentation_export)
@@ -97,10 +103,16 @@ def predict_onnx(
         predictor = make_predictor(opened, step_size, disable_tta, device, disable_progress_bar, not_on_device, verbose)
         _check_stage(predictor.configuration_manager.previous_stage_name, prev_stage_predictions, cases,
                      opened[0].description.dataset_json["file_ending"])  # fmt: skip
-        Path(output_folder).mkdir(parents=True, exist_ok=True)
         chosen = list(cases)[part_id::num_parts]
+        done = _predicted(output_folder, chosen, predictor, save_probabilities) if continue_prediction else set()
+        todo = {name: cases[name] for name in chosen if name not in done}
+        left_out = _left_out(todo, opened[0], prev_stage_predictions)
+        chosen = [name for name in chosen if name not in left_out]
         if not chosen:
-            return
+            if left_out:
+                raise UserError(f"no image can be used; the first one: {next(iter(left_out.values()))}")
+            return {}
+        Path(output_folder).mkdir(parents=True, exist_ok=True)
         images = [cases[name] for name in chosen]
         outputs = [str(Path(output_folder) / name) for name in chosen]
         options: dict[str, Any] = {
@@ -118,6 +130,25 @@ def predict_onnx(
                 num_processes_segmentation_export=num_processes_segmentation_export,
                 **options,
             )
+    return left_out
+
+
+def _predicted(folder: str | Path, names: list[str], predictor: Any, save_probabilities: bool) -> set[str]:
+    """Cases that nnU-Net passes over where it continues."""
+    endings = [predictor.dataset_json["file_ending"], *([".npz"] if save_probabilities else [])]
+    return {name for name in names if all((Path(folder) / f"{name}{ending}").is_file() for ending in endings)}
+
+
+def _left_out(cases: dict[str, list[str]], model: OnnxModel, previous: str | None) -> dict[str, str]:
+    """Why cases cannot be predicted, by name; each is said. nnU-Net would end at the first one."""
+    about, found = model.description, {}
+    for name, files in cases.items():
+        first = None if previous is None else str(Path(previous) / f"{name}{about.dataset_json['file_ending']}")
+        reason = why_left_out(files, about.plans, about.configuration, about.dataset_json, first)
+        if reason is not None:
+            log.warning("%s is left out: %s", name, reason)
+            found[name] = reason
+    return found
 
 
 def open_ensemble(files: Sequence[Path], device: str, threads: int) -> list[OnnxModel]:

@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from nnssl.data.trusted_names import refuse_untrusted_names
 from nnssl.deployment.description import Description
 from nnssl.deployment.packages import need
 from nnssl.errors import UserError
+from nnssl.networks.build import any_configuration
 
 _MOST_THREADS = 1024
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -38,7 +40,8 @@ def open_model(file: Path, device: str = "cpu", threads: int = 0) -> OnnxModel:
         threads: of the session; 0 is one a core.
 
     Raises:
-        UserError: the file is missing, damaged or not ours, or ONNX Runtime cannot use the device.
+        UserError: the file is missing, damaged or not ours, its plans name what nnU-Net must not call, or ONNX Runtime
+            cannot use the device.
     """
     if not file.is_file():
         raise UserError(f"there is no file {file}; nnssl_export_onnx makes one from a model folder")
@@ -49,7 +52,10 @@ def open_model(file: Path, device: str = "cpu", threads: int = 0) -> OnnxModel:
     except Exception as error:  # ONNX Runtime's errors have no type in common; all of them mean: not a usable file
         raise UserError(f"{file} cannot be read as an ONNX file, make it again with nnssl_export_onnx "
                         f"({' '.join(str(error).split())[:300]})") from error  # fmt: skip
-    return OnnxModel(session, Description.from_metadata(session.get_modelmeta().custom_metadata_map, file))
+    description = Description.from_metadata(session.get_modelmeta().custom_metadata_map, file)
+    resolved = any_configuration(description.plans, description.configuration)
+    refuse_untrusted_names(description.plans, resolved, file)
+    return OnnxModel(session, description)
 
 
 def make_session(model: str | bytes, device: str = "cpu", threads: int = 0) -> Any:

@@ -12,6 +12,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.helpers import dummy_context
 from torch import Tensor
 
+from nnssl.data.nnunet_checkpoint import read_nnunet_checkpoint
 from nnssl.distillation.teacher import ENTRY, Teacher, TeacherPlace, find_teacher, refuse_other_teacher
 from nnssl.distillation.unlabelled import UnlabelledCases, WithUnlabelled, is_unlabelled, prepare_unlabelled, share_of
 from nnssl.errors import UserError
@@ -100,7 +101,7 @@ class DistillTrainer(FlareRecipe, PartialLabels):
         """Go on with a checkpoint of this trainer, with the teacher that it had."""
         content = filename_or_checkpoint
         if not isinstance(content, dict):
-            content = torch.load(content, map_location="cpu", weights_only=False)
+            content = read_nnunet_checkpoint(content)
         before = content["init_args"]["plans"].get("nnssl", {})
         if ENTRY in before:
             self._block[ENTRY] = before[ENTRY]

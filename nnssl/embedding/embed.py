@@ -13,10 +13,10 @@ from typing import Any, Literal, cast
 
 import numpy as np
 
+from nnssl.core.files import remove_leftovers
 from nnssl.core.json_files import read_json, write_json
 from nnssl.core.names import shown
 from nnssl.core.own_files import EmbeddingFile
-from nnssl.data.check_case import BadCase
 from nnssl.data.output_folder import check_output_folder
 from nnssl.data.raw import RawCase
 from nnssl.embedding.dense_files import ENDINGS, cell_affine, is_dense_map, write_dense
@@ -25,7 +25,8 @@ from nnssl.embedding.model import PretrainedModel, load_pretrained
 from nnssl.embedding.pca import TILES, VOXELS, Moments, Projection, load_projection, sample_features
 from nnssl.embedding.tiles import dense_features, dense_shape, tile_for
 from nnssl.embedding.vectors import Vectors, body_vector, read_vectors, write_vectors
-from nnssl.errors import UserError
+from nnssl.errors import BadCase, UserError
+from nnssl.matching.guard import ImageGuard
 from nnssl.matching.images import PreparedImage, prepare_raw_case
 from nnssl.networks.pyramid import Stride
 
@@ -65,6 +66,7 @@ def embed(
     pca: str | Path | None = None,
     device: str = "cuda",
     overwrite: bool = False,
+    allow_other_intensities: bool = False,
 ) -> Embedded:
     """Write vectors or dense maps of raw images by a pretrained backbone.
 
@@ -82,9 +84,11 @@ def embed(
         pca: `pca.npz` of another call, whose components are used instead of new ones.
         device: `cuda` or `cpu`.
         overwrite: make everything again.
+        allow_other_intensities: take images of another modality than the pretraining's (`nnssl.data.guard`).
 
     Raises:
-        UserError: an argument is wrong, or there are no such images; before anything is computed.
+        UserError: an argument is wrong, there are no such images, or they are of another modality; before anything is
+            computed.
     """
     file_format = _checked_format(what, file_format, components, pca)
     backbone = load_pretrained(model, device)
@@ -95,12 +99,13 @@ def embed(
         raise UserError(f"{pca} has {len(given.components)} components; leave out -components")
     if given is not None:
         components = len(given.components)
+    guard = ImageGuard(backbone, [case.images for case in cases], allow_other_intensities)
     folder = Path(output)
     settings = {"what": what, "format": file_format, "method": backbone.method, "checkpoint": str(backbone.path),
                 "weights": backbone.fingerprint, "level": level, "components": components,
                 "channels": backbone.channels, "strides": backbone.strides}  # fmt: skip
     _open_folder(folder, settings, overwrite)
-    job = _Job(backbone, folder, settings, device)
+    job = _Job(backbone, folder, settings, device, guard)
     if what == "case":
         return job.vectors(cases)
     return job.dense(cases, given)
@@ -112,6 +117,7 @@ class _Job:
     folder: Path
     settings: dict[str, Any]
     device: str
+    guard: ImageGuard
 
     @property
     def level(self) -> int | None:
@@ -204,14 +210,10 @@ class _Job:
             left_out[case.name] = str(bad)
             log.warning(f"{case.name} is left out: {bad}")
             return None
-        known = {self.model.orientation, image.orientation}
-        if None not in known and len(known) > 1:
-            log.warning(f"{case.name} points to {image.orientation} and the pretraining's volumes to "
-                        f"{self.model.orientation}, and nnU-Net does not reorient: the network sees mirrored or turned "
-                        f"anatomy; reorient the file (SimpleITK.DICOMOrient)")  # fmt: skip
-        return image
+        return self.guard.saw(image)
 
     def _finish(self, done: list[str], left_out: dict[str, str]) -> Embedded:
+        self.guard.report()
         if not done:
             raise UserError(f"no image could be used; the first one: {next(iter(left_out.values()), 'none')}")
         write_json(self.folder / _SETTINGS, {**_plain(self.settings), "cases": done, "left_out": left_out})
@@ -261,6 +263,7 @@ def _open_folder(folder: Path, settings: dict[str, Any], overwrite: bool) -> Non
     for left in folder.glob(".*"):  # what a killed process was writing
         if _LEFT.fullmatch(left.name):
             left.unlink()
+    remove_leftovers(folder)
     write_json(file, _plain(settings))
 
 

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from nnssl.core.listing import printable
 from nnssl.core.names import check_name, why_not_a_name
 from nnssl.data.folders import dataset_name, require_folders
 from nnssl.data.raw import RawCase, read_dataset_json
@@ -63,8 +64,8 @@ def _of_folder(folder: Path, dataset_json: dict[str, Any]) -> list[RawCase]:
     files = sorted(file.name for file in folder.iterdir() if file.name.endswith(ending))
     # nnU-Net takes the last five signs for the channel, whatever they are
     if odd := [name for name in files if not re.fullmatch(r".+_\d{4}", name[: -len(ending)])]:
-        raise UserError(f"{folder / odd[0]} has no channel number; name images like case_0000{ending}, or give one "
-                        f"image as -i")  # fmt: skip
+        raise UserError(f"{folder / printable(odd[0])} has no channel number; name images like case_0000{ending}, or "
+                        f"give one image as -i")  # fmt: skip
     return [RawCase(name, tuple(files)) for name, files in sorted(list_cases(folder, dataset_json).items())]
 
 

@@ -12,11 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nnssl.data.check_case import BadCase
-from nnssl.deployment.writing import replace_file
+from nnssl.core.files import replace_file
 from nnssl.embedding.model import PretrainedModel
 from nnssl.embedding.tiles import Slices, Tiling, run_tile, tile_for
-from nnssl.errors import UserError
+from nnssl.errors import BadCase, UserError
 from nnssl.geometry import Box
 from nnssl.networks.pyramid import Stride, gather_voxels
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 from itertools import pairwise
 from pathlib import Path
@@ -12,10 +11,11 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from nnssl.data.check_case import BadCase
-from nnssl.deployment.writing import replace_file
+from nnssl.core.escape import csv_table
+from nnssl.core.files import replace_file
 from nnssl.embedding.model import PretrainedModel
 from nnssl.embedding.tiles import Slices, run_tile, tile_for
+from nnssl.errors import BadCase
 from nnssl.networks.pyramid import Stride
 
 Vectors = dict[str, NDArray[np.float32]]
@@ -95,11 +95,9 @@ def write_vectors(folder: Path, vectors: Vectors, boundaries: list[int], as_csv:
     np.savez(content, vectors=rows, cases=np.array(names), levels=np.array(boundaries))
     replace_file(folder / "vectors.npz", content.getvalue())
     if as_csv:
-        table = io.StringIO()
-        writer = csv.writer(table, lineterminator="\n")
-        writer.writerow(["case", *_columns(boundaries, finest)])
-        writer.writerows([name, *(f"{value:.9g}" for value in row)] for name, row in zip(names, rows, strict=True))
-        replace_file(folder / "vectors.csv", table.getvalue().encode())
+        lines = ([name, *(f"{value:.9g}" for value in row)] for name, row in zip(names, rows, strict=True))
+        table = csv_table(["case", *_columns(boundaries, finest)], lines)
+        replace_file(folder / "vectors.csv", table.encode())
 
 
 def _columns(boundaries: list[int], finest: int) -> list[str]:

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from nnssl.errors import UserError
+from nnssl.data.check_case import other_values, read_label
+from nnssl.errors import BadCase, UserError
 from nnssl.evaluation.overlap import Absent, Mask, dice, surface_dice
 from nnssl.evaluation.structures import Structure
 
@@ -93,11 +94,10 @@ def _mask(labels: np.ndarray, structure: Structure, counts: Mask | None) -> Mask
 def _read(job: CaseJob, file: Path) -> tuple[np.ndarray, dict[str, Any]]:
     """Labels (Z, Y, X) and nnU-Net's properties, whose `spacing` is in the same order of the axes."""
     try:
-        labels, properties = job.reader.read_seg(str(file))
-    except (OSError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{file} cannot be read ({reason}); write it again") from error
-    outside = sorted(set(np.unique(labels).tolist()) - job.allowed)
+        labels, properties = read_label(str(file), type(job.reader))
+    except BadCase as bad:
+        raise UserError(f"{file} cannot be read: {bad}") from bad
+    outside = other_values(labels, job.allowed)
     if outside:
         listed = ", ".join(f"{value:g}" for value in outside[:10])
         raise UserError(f"{file} holds the labels {listed}, which dataset.json does not name; evaluate with the "

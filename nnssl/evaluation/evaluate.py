@@ -12,14 +12,17 @@ from typing import Any
 from pydantic import BaseModel
 
 from nnssl.core.json_files import read_json
+from nnssl.core.listing import printable, why_no_file, why_not_utf8
 from nnssl.core.plans_schema import ReaderPlans
 from nnssl.core.schemas import DatasetFile
 from nnssl.data.output_folder import check_output_folder
+from nnssl.data.raw import label_values
+from nnssl.data.trusted_names import refuse_untrusted_names
 from nnssl.errors import UserError
 from nnssl.evaluation.case import CaseJob, Score, score_case
 from nnssl.evaluation.overlap import Absent
 from nnssl.evaluation.report import Evaluation, write_evaluation
-from nnssl.evaluation.structures import Structure, allowed_values, read_structures
+from nnssl.evaluation.structures import Structure, read_structures
 
 SUMMARY = "summary.json"  # nnU-Net's
 _LISTED = 5  # names that an error lists
@@ -102,7 +105,7 @@ def evaluate_cases(
     manager = PlansManager(plans)
     reader = manager.image_reader_writer_class()
     ignored = manager.get_label_manager(dataset_json).ignore_label
-    allowed = frozenset(allowed_values(dataset_json))
+    allowed = label_values(dataset_json)
     jobs = [
         CaseJob(case, *files, reader, structures, allowed, ignored, absent) for case, files in sorted(pairs.items())
     ]
@@ -126,6 +129,8 @@ def _described(given: str | Path | None, predictions: Path, name: str) -> dict[s
     flag, schema = _DESCRIPTIONS[name]
     file = _find_description(given, predictions, name, flag)
     content: dict[str, Any] = read_json(file, schema, f"name nnU-Net's {name} with {flag}")
+    if name == "plans.json":
+        refuse_untrusted_names(content, source=file)
     return content
 
 
@@ -149,6 +154,9 @@ def _pairs(references: Path, predictions: Path, ending: str, chill: bool) -> dic
                             f"predicted ones")  # fmt: skip
     true, predicted = ({f.name[: -len(ending)]: f for f in d.iterdir() if f.name.endswith(ending)}
                        for d in (references, predictions))  # fmt: skip
+    for file in (*true.values(), *predicted.values()):  # nnU-Net's summary passes over them without a word
+        if (reason := why_not_utf8(file.name) or why_no_file(file)) is not None:
+            raise UserError(f"{printable(str(file))} {reason}; remove it, or put a label file there")
     if unknown := sorted(predicted.keys() - true.keys()):
         raise UserError(f"{len(unknown)} predictions have no reference in {references}: {_listed(unknown)}; remove "
                         f"them, or name the right folder (the references come first)")  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import os
 from collections.abc import Iterable, Sequence
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from nnssl.core.escape import csv_table
 from nnssl.core.json_files import read_json, write_json
 from nnssl.core.own_files import EvaluationFile
 from nnssl.evaluation.case import Score
@@ -126,10 +126,8 @@ def _number(value: float | None) -> float:
 def write_csv(file: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Write a CSV so that the file is either the old or the new one; six digits, nothing where a value is NaN."""
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    with open(temporary, "w", newline="") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(header)
-        writer.writerows([_cell(value) for value in row] for row in rows)
+    text = csv_table(header, ([_cell(value) for value in row] for row in rows))
+    temporary.write_text(text, encoding="utf-8", newline="")
     os.replace(temporary, file)
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from nnssl.data.trusted_names import refuse_untrusted_names
 from nnssl.errors import UserError
 
 TOLERANCE_MM = 2.0  # where none is given
@@ -43,10 +44,11 @@ def read_structures(
         tolerances: see `read_tolerances`.
 
     Raises:
-        UserError: see `read_tolerances`.
+        UserError: see `read_tolerances`; the plans name what nnU-Net must not call.
     """
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+    refuse_untrusted_names(plans)
     manager = PlansManager(plans).get_label_manager(dataset_json)
     keys = [_key(k) for k in (manager.foreground_regions if manager.has_regions else manager.foreground_labels)]
     names = {_key(value): name for name, value in dataset_json["labels"].items()}
@@ -81,12 +83,6 @@ def read_tolerances(given: Sequence[str | float], names: Sequence[str]) -> dict[
         single[name] = _millimetres(value)
     default = _millimetres(common[0]) if common else TOLERANCE_MM
     return {name: single.get(name, default) for name in names}
-
-
-def allowed_values(dataset_json: Mapping[str, Any]) -> set[int]:
-    """All numbers that a label file of this dataset may hold, the ignored one among them."""
-    keys = [_key(value) for value in dataset_json["labels"].values()]
-    return {0, *(value for key in keys for value in (key if isinstance(key, tuple) else (key,)))}
 
 
 def _key(value: Any) -> int | tuple[int, ...]:

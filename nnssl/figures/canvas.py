@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nnssl.core.escape import picture
 from nnssl.core.json_files import write_json
 from nnssl.errors import UserError
 from nnssl.matching.images import PreparedImage
@@ -68,7 +69,7 @@ def page(height: float, title: str) -> Figure:
     # no pyplot: it would hold global state and choose a display
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(title, fontsize=12)
+    figure.suptitle(picture(title), fontsize=12)
     return figure
 
 
@@ -89,7 +90,7 @@ def row_of_planes(
     part: SubFigure, image: PreparedImage, at: NDArray[np.float64], title: str
 ) -> tuple[list[Axes], Axes]:
     """Empty axes for the three planes of an image, all to one scale, and an empty one for what stands beside them."""
-    part.suptitle(title, fontsize=10.5)
+    part.suptitle(picture(title), fontsize=10.5)
     widths = plane_widths(image, at)
     *axes, beside = part.subplots(1, 4, width_ratios=[*widths, _BESIDE * sum(widths)])
     beside.set_axis_off()

@@ -18,7 +18,8 @@ from nnssl.embedding.model import PretrainedModel, load_pretrained
 from nnssl.errors import UserError
 from nnssl.finetuning.pixel_encoder import read_pixel_encoder
 from nnssl.matching.encode import EncodedImage, encode_image
-from nnssl.matching.images import PreparedImage, prepare_image
+from nnssl.matching.guard import ImageGuard
+from nnssl.matching.images import PreparedImage, channel_files, prepare_image
 from nnssl.matching.picture import grey_window
 from nnssl.methods.pixel_method import PixelMethod
 from nnssl.methods.registry import get_method
@@ -70,6 +71,7 @@ class FeatureSource:
         encodes: whether the maps are encodings that were trained to be compared by their cosine; other features have
             a large part in common, which has to be subtracted first.
         device: where to compute.
+        guard: that sees every image which is prepared.
     """
 
     model: PretrainedModel
@@ -77,6 +79,7 @@ class FeatureSource:
     title: str
     encodes: bool
     device: str
+    guard: ImageGuard
 
     def encode(self, image: PreparedImage) -> EncodedImage:
         """The maps of an image, in tiles of the pretraining's patch size."""
@@ -91,7 +94,9 @@ class FeatureSource:
             UserError: the image is missing, cannot be used, or shows no body.
         """
         model = self.model
-        prepared = prepare_image(image, model.plans, model.configuration, model.dataset_json, with_body=True)
+        prepared = self.guard.saw(
+            prepare_image(image, model.plans, model.configuration, model.dataset_json, with_body=True)
+        )
         assert prepared.body is not None
         schemes = resolve_configuration(model.plans, model.configuration)["normalization_schemes"]
         body = prepared.body
@@ -116,28 +121,39 @@ def generator(seed: int) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-def open_features(model: str | Path, level: int | None = None, device: str = "cpu") -> FeatureSource:
-    """Open a pretraining for figures.
+def open_features(
+    model: str | Path,
+    level: int | None = None,
+    device: str = "cpu",
+    images: Sequence[str | Path] = (),
+    allow_other_intensities: bool = False,
+) -> FeatureSource:
+    """Open a pretraining for figures of images.
 
     Args:
         model: run folder or checkpoint of any method.
         level: of its feature pyramid, 0 for the finest; None for all of them, and for the trained pixel encoder of
             methods that have one (`lapn`, `sam`).
         device: `cpu` or `cuda`.
+        images: raw images that will be prepared.
+        allow_other_intensities: whether they may be of another modality than the pretraining's.
 
     Raises:
-        UserError: there is no such checkpoint or level.
+        UserError: there is no such checkpoint, level or image, or an image is of another modality
+            (`nnssl.data.guard`).
     """
     loaded = load_pretrained(model, device)
     count = len(loaded.strides)
     if level is not None and not 0 <= level < count:
         raise UserError(f"-level {level} does not exist; {loaded.method} has the levels 0 (finest) to {count - 1}")
+    files = [channel_files(image, loaded.input_channels, loaded.dataset_json["file_ending"]) for image in images]
+    guard = ImageGuard(loaded, files, allow_other_intensities)
     if level is None and issubclass(get_method(loaded.method), PixelMethod):
         pixel = read_pixel_encoder(loaded.path)
-        return FeatureSource(loaded, pixel.encoder, f"{loaded.method}, encodings", True, device)
+        return FeatureSource(loaded, pixel.encoder, f"{loaded.method}, encodings", True, device, guard)
     chosen = list(range(count)) if level is None else [level]
     said = f"all {count} levels" if len(chosen) > 1 else f"level {chosen[0]} of {count}"
-    return FeatureSource(loaded, LevelEncoder(loaded, chosen), f"{loaded.method}, {said}", False, device)
+    return FeatureSource(loaded, LevelEncoder(loaded, chosen), f"{loaded.method}, {said}", False, device, guard)
 
 
 def read_vectors(image: EncodedImage, points: ArrayLike) -> Vectors:

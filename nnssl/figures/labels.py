@@ -12,8 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from nnssl.data.check_files import check_files
+from nnssl.data.quiet import itk_is_quiet
 from nnssl.data.raw import read_dataset_json
-from nnssl.errors import UserError
+from nnssl.errors import BadCase, UserError
 from nnssl.matching.geometry import ImageGeometry
 
 Floats = NDArray[np.float64]
@@ -109,7 +111,11 @@ def read_labels(file: Path, geometry: ImageGeometry) -> LabelVolume:
     import SimpleITK as sitk
 
     try:
-        image = sitk.ReadImage(str(file))
+        check_files((), None, str(file))
+        with itk_is_quiet():
+            image = sitk.ReadImage(str(file))
+    except BadCase as bad:
+        raise UserError(f"the label file {file} cannot be used: {bad}") from bad
     except RuntimeError as error:
         raise UserError(f"the label file {file} cannot be read; is it a NIfTI, NRRD or MHA file?") from error
     if image.GetDimension() != 3:

@@ -118,6 +118,7 @@ def visualize_matches(
     level: int | None = None,
     seed: int = 0,
     device: str = "cpu",
+    allow_other_intensities: bool = False,
 ) -> list[Found]:
     """Find landmarks of an image in other ones, and draw both side by side.
 
@@ -139,14 +140,16 @@ def visualize_matches(
         level: see `nnssl.figures.features.open_features`.
         seed: of the voxels whose mean feature is subtracted.
         device: `cpu` or `cuda`.
+        allow_other_intensities: take images of another modality than the pretraining's (`nnssl.data.guard`).
 
     Raises:
-        UserError: a file is missing or cannot be used, a point is not in the image, or there are no landmarks.
+        UserError: a file is missing or cannot be used, an image is of another modality, a point is not in the image,
+            or there are no landmarks.
     """
     from nnssl.figures.matches_picture import draw_matches
 
     file = check_output(output)
-    source = open_features(model, level, device)
+    source = open_features(model, level, device, [image, *keys], allow_other_intensities)
     asked = source.prepare(image)
     if points:
         places = np.stack([locate(asked, point, voxel, ras) for point in points])
@@ -161,6 +164,7 @@ def visualize_matches(
         encoded, key = comparable(source, voxels, query, source.encode(searched))
         truth = _truth(source, searched, other, labels, landmarks)
         found.append(find_landmarks(encoded, key, asked, searched, landmarks.points, truth))
+    source.guard.report()
     save_numbers(_numbers(source, asked, landmarks, found), file)
     draw_matches(asked, landmarks, found, list(range(min(_SHOWN, len(landmarks.names)))), source.title, file)
     return found

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from nnssl.core.escape import picture
 from nnssl.figures.canvas import WIDTH, page, save_png
 from nnssl.figures.features import Floats
 from nnssl.figures.matches import Found, Landmarks
@@ -51,13 +52,13 @@ def draw_matches(
         colour = _PALETTE[column % len(_PALETTE)]
         _slice(axes[0][column], asked, landmarks.points[number])
         _ring(axes[0][column], asked, landmarks.points[number], landmarks.points[number], colour)
-        axes[0][column].set_title(fit_title(landmarks.names[number], width), fontsize=9.5)
+        axes[0][column].set_title(picture(fit_title(landmarks.names[number], width)), fontsize=9.5)
         for row, match in enumerate(found, start=1):
             _draw_found(axes[row][column], match, number, colour)
     for row, image in enumerate(images):
         for axis in axes[row][1:]:
             axis.set_ylabel("")
-        axes[row][0].set_ylabel(f"{image.name}\n{axes[row][0].get_ylabel()}", fontsize=9)
+        axes[row][0].set_ylabel(f"{picture(image.name)}\n{axes[row][0].get_ylabel()}", fontsize=9)
         for axis in axes[row]:
             axis.tick_params(labelsize=7)
             axis.set_xlabel(axis.get_xlabel() if row == rows_of - 1 else "", fontsize=8.5)

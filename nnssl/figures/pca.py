@@ -76,6 +76,7 @@ def visualize_pca(
     level: int | None = None,
     seed: int = 0,
     device: str = "cpu",
+    allow_other_intensities: bool = False,
 ) -> Colours:
     """Draw the first three principal components of an image's features as red, green and blue.
 
@@ -93,13 +94,15 @@ def visualize_pca(
         level: see `nnssl.figures.features.open_features`.
         seed: of the voxels that the components are fitted to.
         device: `cpu` or `cuda`.
+        allow_other_intensities: take images of another modality than the pretraining's (`nnssl.data.guard`).
 
     Raises:
-        UserError: a file is missing or cannot be used, or the point is not in the image.
+        UserError: a file is missing or cannot be used, the image is of another modality, or the point is not in it.
     """
     file = check_output(output, ".nii.gz")
-    source = open_features(model, level, device)
+    source = open_features(model, level, device, [image], allow_other_intensities)
     prepared = source.prepare(image)
+    source.guard.report()
     body = body_of(prepared)
     voxels = body_voxels(body, _VOXELS, generator(seed))
     at = np.round(np.median(voxels, axis=0)) if point is None else locate(prepared, point, voxel, ras)

@@ -122,6 +122,7 @@ def visualize_similarity(
     level: int | None = None,
     seed: int = 0,
     device: str = "cpu",
+    allow_other_intensities: bool = False,
 ) -> Similarity:
     """Draw how similar every place of an image is to a point, and the principal components against the distance.
 
@@ -139,20 +140,23 @@ def visualize_similarity(
         level: see `nnssl.figures.features.open_features`.
         seed: of what is drawn.
         device: `cpu` or `cuda`.
+        allow_other_intensities: take images of another modality than the pretraining's (`nnssl.data.guard`).
 
     Raises:
-        UserError: a file is missing or cannot be used, or the point is not in the image.
+        UserError: a file is missing or cannot be used, an image is of another modality, or the point is not in the
+            image.
     """
     from nnssl.figures.similarity_picture import draw_similarity
 
     file = check_output(output, ".nii.gz")
-    source = open_features(model, level, device)
+    source = open_features(model, level, device, [image] if key is None else [image, key], allow_other_intensities)
     asked = source.prepare(image)
     body, rng = body_of(asked), generator(seed)
     voxels = body_voxels(body, _VOXELS, rng)
     # not one of the voxels: it is 0 mm from itself and as similar as can be
     at = body_voxels(body, 1, rng)[0] if point is None else locate(asked, point, voxel, ras)
     searched = asked if key is None else source.prepare(key)
+    source.guard.report()
     of_key = body_of(searched)
     encoded = comparable(source, voxels, *(source.encode(i) for i in ([asked] if key is None else [asked, searched])))
     found = compare(encoded[0], encoded[-1], searched.geometry, at,

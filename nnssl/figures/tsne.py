@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nnssl.core.escape import csv_table, picture
 from nnssl.errors import UserError
 from nnssl.figures.canvas import check_output, page, save_numbers, save_png
 from nnssl.figures.components import Balance, principal_components
@@ -111,6 +112,7 @@ def visualize_tsne(
     level: int | None = None,
     seed: int = 0,
     device: str = "cpu",
+    allow_other_intensities: bool = False,
 ) -> Scatter:
     """Draw features of labelled voxels of one or more images in two dimensions, coloured by label.
 
@@ -127,14 +129,16 @@ def visualize_tsne(
         level: see `nnssl.figures.features.open_features`.
         seed: of the voxels and of t-SNE.
         device: `cpu` or `cuda`.
+        allow_other_intensities: take images of another modality than the pretraining's (`nnssl.data.guard`).
 
     Raises:
-        UserError: a file is missing or cannot be used, or fewer than 8 labelled voxels are found.
+        UserError: a file is missing or cannot be used, an image is of another modality, or fewer than 8 labelled voxels
+            are found.
     """
     file = check_output(output, ".csv")
     if per_label < 2 or not 0 < perplexity < math.inf:
         raise UserError("--per_label has to be at least 2 and --perplexity a finite number above 0")
-    source = open_features(model, level, device)
+    source = open_features(model, level, device, images, allow_other_intensities)
     ending = source.model.dataset_json["file_ending"]
     files = [label_file(image, labels, ending) for image in images]
     named = label_names(files[0], chosen)
@@ -148,6 +152,7 @@ def visualize_tsne(
         points, values = draw_voxels(volume, sorted(names), share, rng)
         rows.append((read_vectors(source.encode(prepared), points), points, values, np.full(len(points), number)))
         cases.append(prepared.name)
+    source.guard.report()
     vectors = {name: np.concatenate([row[0][name] for row in rows]) for name in rows[0][0]}
     points, values, which = (np.concatenate([row[i] for row in rows]) for i in (1, 2, 3))
     if len(points) < 8:
@@ -177,12 +182,14 @@ def _save(scatter: Scatter, source: FeatureSource, cases: Sequence[str], file: P
         "share_by_chance": float(np.mean([(scatter.labels == value).mean() for value in scatter.names])),
     }
     save_numbers(numbers, file)
-    lines = ["image,label,z,y,x,place_1,place_2"]
-    for place, value, which, voxel in zip(scatter.places, scatter.labels, scatter.images, scatter.voxels, strict=True):
-        at = ",".join(f"{v:.1f}" for v in voxel)
-        lines.append(f"{cases[which]},{scatter.names[int(value)]},{at},{place[0]:.4f},{place[1]:.4f}")
+    voxels = zip(scatter.images, scatter.labels, scatter.voxels, scatter.places, strict=True)
+    rows = [
+        [cases[which], scatter.names[int(value)], *(f"{v:.1f}" for v in voxel), *(f"{p:.4f}" for p in place)]
+        for which, value, voxel, place in voxels
+    ]
     temporary = file.with_suffix(".csv.writing")
-    temporary.write_text("\n".join(lines) + "\n")
+    table = csv_table(["image", "label", "z", "y", "x", "place_1", "place_2"], rows)
+    temporary.write_text(table, encoding="utf-8", newline="")
     temporary.replace(file.with_suffix(".csv"))
 
 
@@ -207,5 +214,6 @@ def draw_scatter(
         of_label = labels == value
         colour, turn = _PALETTE[number % len(_PALETTE)], number // len(_PALETTE)
         x, y = places[of_label].T
+        said = f"{picture(name).replace('_', ' ')} ({shares[value]:.0%})"
         axis.scatter(x, y, s=24 if turn else 14, color=colour, marker=_MARKERS[turn % len(_MARKERS)],
-                     alpha=0.8, linewidths=0, label=f"{name.replace('_', ' ')} ({shares[value]:.0%})")  # fmt: skip
+                     alpha=0.8, linewidths=0, label=said)  # fmt: skip

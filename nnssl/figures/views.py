@@ -13,7 +13,11 @@ from nnssl.core.json_files import read_json
 from nnssl.core.names import check_name
 from nnssl.core.plans_schema import PlansFile
 from nnssl.data.folders import require_folders
+from nnssl.data.guard import Images, warn_of_images
 from nnssl.data.loader import Cases, SampleDataset
+from nnssl.data.modality import names_of_channels
+from nnssl.data.prepared import volume_folders
+from nnssl.data.raw import read_dataset_json
 from nnssl.data.volumes import VolumeFolder
 from nnssl.errors import UserError
 from nnssl.figures.canvas import check_output, save_numbers
@@ -56,7 +60,12 @@ class _Run:
 
 
 def visualize_views(
-    model: str | Path, output: str | Path, cases: Sequence[str] = (), step: int = 0, device: str = "cpu"
+    model: str | Path,
+    output: str | Path,
+    cases: Sequence[str] = (),
+    step: int = 0,
+    device: str = "cpu",
+    allow_other_intensities: bool = False,
 ) -> Drawn:
     """Draw the views that a run's method makes of cases, as `views.png` does at the first step of a training.
 
@@ -67,18 +76,24 @@ def visualize_views(
             of the run, those that were held out before the others.
         step: number of the step whose random crops are drawn.
         device: `cpu` or `cuda`.
+        allow_other_intensities: take cases of a dataset of another modality (`nnssl.data.guard`).
 
     Raises:
-        UserError: there is no such checkpoint or volume.
+        UserError: there is no such checkpoint or volume, or a dataset is of another modality.
     """
     file = check_output(output)
-    run = _prepare(model, cases, step, device)
+    run = _prepare(model, cases, step, device, allow_other_intensities)
     panels = type(run.method).panels({key: value.cpu() for key, value in run.batch.items()}, run.method.config)
     return _draw(Drawn(run.cases, panels, {}), run, f"views of step {step}", file)
 
 
 def visualize_reconstruction(
-    model: str | Path, output: str | Path, cases: Sequence[str] = (), step: int = 0, device: str = "cpu"
+    model: str | Path,
+    output: str | Path,
+    cases: Sequence[str] = (),
+    step: int = 0,
+    device: str = "cpu",
+    allow_other_intensities: bool = False,
 ) -> Drawn:
     """Draw what a run's network makes of masked crops, as `reconstruction.png` does; its loss is among the numbers.
 
@@ -88,16 +103,17 @@ def visualize_reconstruction(
         cases: see `visualize_views`.
         step: number of the step whose random crops and masks are drawn.
         device: `cpu` or `cuda`.
+        allow_other_intensities: see `visualize_views`.
 
     Raises:
-        UserError: there is no such checkpoint or volume, or the method reconstructs nothing.
+        UserError: as of `visualize_views`; or the method reconstructs nothing.
     """
     file = check_output(output)
     content = load_checkpoint(checkpoint_of(Path(model)))
     if get_method(content["method"]).reconstruction is Method.reconstruction:
         able = " or ".join(n for n in method_names() if get_method(n).reconstruction is not Method.reconstruction)
         raise UserError(f"{content['method']} reconstructs nothing; give a run of {able}, or draw its views")
-    run = _prepare(model, cases, step, device)
+    run = _prepare(model, cases, step, device, allow_other_intensities)
     with torch.no_grad():
         panels = run.method.reconstruction(run.batch)
         result = run.method.step(run.batch)
@@ -116,7 +132,7 @@ def _draw(drawn: Drawn, run: _Run, heading: str, file: Path) -> Drawn:
     return drawn
 
 
-def _prepare(model: str | Path, cases: Sequence[str], step: int, device: str) -> _Run:
+def _prepare(model: str | Path, cases: Sequence[str], step: int, device: str, allow: bool) -> _Run:
     check_device(device, 1)
     if step < 0:
         raise UserError(f"--step has to be at least 0, not {step}")
@@ -124,6 +140,7 @@ def _prepare(model: str | Path, cases: Sequence[str], step: int, device: str) ->
     content = load_checkpoint(path)
     method_class = get_method(content["method"])
     volumes = _volumes(content, cases, path)
+    _guard(content, volumes.folders, allow)
     config = replace(from_plain(method_class.config_class, content["config"]), batch_size=len(volumes))
     setup = Setup(content["method"], config, content["plans"], content["dataset_json"], {}, content["configuration"],
                   "all", volumes, Cases.of([], []), path.parent)  # fmt: skip
@@ -153,21 +170,32 @@ def _volumes(content: dict[str, Any], asked: Sequence[str], path: Path) -> Cases
         raise UserError(f"{path} does not say which cases it was trained on; name some with -i")
     (preprocessed,) = require_folders("nnUNet_preprocessed")
     names = list(dict.fromkeys(label.split("/")[0] for label in labels))
-    folders = [_folder(preprocessed, name, content) for name in names]
+    folders = [folder for name in names for folder in _folders(preprocessed, name, content)]
+    there = [{f"{folder.name}/{case}" for case in folder.cases()} for folder in folders]
+    if missing := [label for label in labels if label not in set().union(*there)]:
+        images = next(folder.images for folder in folders if folder.name == missing[0].split("/")[0])
+        raise UserError(f"{images} holds no preprocessed volume of {', '.join(missing)}; name others with -i, or run "
+                        f"nnssl_plan_and_preprocess for that dataset")  # fmt: skip
+    return Cases.of(folders, [[label.split("/")[1] for label in labels if label in cases] for cases in there])
+
+
+def _guard(content: dict[str, Any], folders: Sequence[VolumeFolder], allow: bool) -> None:
+    """Compare datasets that the run was not trained on with it."""
+    own = {case.split("/")[0] for case in (*content.get("val_cases", []), *content.get("train_cases", []))}
+    given = Images.of_pretraining(
+        content["plans"], content["configuration"], content["dataset_json"], content.get("orientation")
+    )
     for folder in folders:
-        there = set(folder.cases())
-        missing = [label for label in labels if label.split("/")[0] == folder.name and label.split("/")[1] not in there]
-        if missing:
-            raise UserError(f"{folder.images} holds no preprocessed volume of {', '.join(missing)}; name others with "
-                            f"-i, or run nnssl_plan_and_preprocess for that dataset")  # fmt: skip
-    return Cases.of(folders, [[c for d, c in (label.split("/") for label in labels) if d == n] for n in names])
+        if folder.name not in own | {content["plans"]["dataset_name"]}:
+            channels = names_of_channels(read_dataset_json(folder.images.parent))
+            warn_of_images(given, Images(folder.name, channels, spacing=folder.spacing), allow, by_scheme=True)
 
 
 def _full_name(case: str, known: Sequence[str], dataset: str) -> str:
     return next((label for label in known if label.split("/")[1] == case), f"{dataset}/{case}")
 
 
-def _folder(preprocessed: Path, name: str, content: dict[str, Any]) -> VolumeFolder:
+def _folders(preprocessed: Path, name: str, content: dict[str, Any]) -> list[VolumeFolder]:
     """The volumes of a dataset, by its own plans of the run's name where it has some."""
     plans = content["plans"]
     own = preprocessed / check_name(name, "dataset", "-i") / f"{plans['plans_name']}.json"
@@ -176,4 +204,4 @@ def _folder(preprocessed: Path, name: str, content: dict[str, Any]) -> VolumeFol
         if content["configuration"] not in plans["configurations"]:
             raise UserError(f"{own} has no configuration {content['configuration']}, which the run was made with; name "
                             f"cases of {content['plans']['dataset_name']} with -i")  # fmt: skip
-    return VolumeFolder.from_plans(preprocessed, name, plans, content["configuration"])
+    return volume_folders(preprocessed, name, plans, content["configuration"])

@@ -66,7 +66,9 @@ class Bridge:
     warnings: list[str]
 
 
-def bridge_intensities(target: dict[str, Any], source: dict[str, Any], names: tuple[str, str]) -> Bridge:
+def bridge_intensities(
+    target: dict[str, Any], source: dict[str, Any], names: tuple[str, str], allow: bool = False
+) -> Bridge:
     """How to turn intensities that `target` plans normalised into those of the `source` plans.
 
     Two CT channels differ by an affine map and the clipping window: exact but for what the target's window has cut off.
@@ -76,9 +78,10 @@ def bridge_intensities(target: dict[str, Any], source: dict[str, Any], names: tu
         target: nnU-Net plans of the dataset to train on.
         source: plans of the pretraining; its one channel serves several target channels.
         names: of the target's and of the source's configuration.
+        allow: whether channels of other schemes are left as they are, with a warning.
 
     Raises:
-        UserError: the schemes differ, or the numbers of channels do not fit.
+        UserError: the schemes differ and are not allowed to, or the numbers of channels do not fit.
     """
     wanted, given = (resolve_configuration(p, n) for p, n in zip((target, source), names, strict=True))
     schemes, source_schemes = wanted["normalization_schemes"], given["normalization_schemes"]
@@ -90,9 +93,9 @@ def bridge_intensities(target: dict[str, Any], source: dict[str, Any], names: tu
     for channel, scheme in enumerate(schemes):
         origin = channel if len(source_schemes) > 1 else 0
         if scheme != source_schemes[origin]:
-            raise UserError(f"channel {channel} is normalised by {scheme} and was by {source_schemes[origin]} in "
-                            f"pretraining, which cannot be turned into one another; pretrain on images of the same "
-                            f"kind, or name the channel in dataset.json as there and plan anew")  # fmt: skip
+            maps.append(None)
+            warnings.append(_other_scheme(channel, scheme, source_schemes[origin], allow))
+            continue
         if scheme == _CT:
             maps.append(_between_windows(_properties(target, channel), _properties(source, origin), channel, warnings))
             continue
@@ -104,6 +107,16 @@ def bridge_intensities(target: dict[str, Any], source: dict[str, Any], names: tu
     if not any(maps):
         return Bridge(None, warnings)
     return Bridge([asdict(m or _UNCHANGED) for m in maps], warnings)
+
+
+def _other_scheme(channel: int, scheme: str, of_source: str, allow: bool) -> str:
+    """A warning, if that is allowed."""
+    said = (f"channel {channel} is normalised by {scheme} and was by {of_source} in pretraining, which cannot be "
+            f"turned into one another")  # fmt: skip
+    if not allow:
+        raise UserError(f"{said}; pretrain on images of the same kind, or name the channel in dataset.json as there "
+                        f"and plan anew")  # fmt: skip
+    return f"{said}: its values stay as they are"
 
 
 def _between_windows(

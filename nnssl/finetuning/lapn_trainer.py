@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,15 +10,18 @@ import torch
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
+from nnssl.data.guard import ALLOWED
 from nnssl.errors import UserError
+from nnssl.finetuning.checked_trainer import trusted_manager
 from nnssl.finetuning.encoded_segmentation import build_encoded_segmentation
 from nnssl.finetuning.flare_recipe import FlareRecipe
 from nnssl.finetuning.intensity import bridge_intensities
 from nnssl.finetuning.pixel_encoder import read_pixel_encoder
-from nnssl.finetuning.pretrained import find_checkpoint, name_of, read_pretrained
+from nnssl.finetuning.pretrained import name_of, read_pretrained
 from nnssl.finetuning.segmentation import described_network
-from nnssl.finetuning.start import Start, geometry_warnings, refuse_second_stage, transfer_advice
+from nnssl.finetuning.start import Start, refuse_second_stage
 from nnssl.finetuning.trainer import PretrainedTrainer
+from nnssl.finetuning.which_run import ENCODINGS, Wanted, check_fits, find_checkpoint, image_warnings, transfer_advice
 from nnssl.networks.build import resolve_configuration
 from nnssl.networks.monai_unet import has_deep_supervision
 from nnssl.partial_labels.trainer import PartialLabels
@@ -42,6 +44,11 @@ class EncodingsTrainer(FlareRecipe, PartialLabels, PretrainedTrainer):
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.enable_deep_supervision = has_deep_supervision(self.configuration_manager.configuration)
 
+    @classmethod
+    def wanted(cls, plans: dict[str, Any], configuration: str) -> Wanted:
+        """Encodings of single pixels."""
+        return Wanted(cls.__name__, cls.method, ENCODINGS, plans, configuration)
+
     @staticmethod
     def build_network_architecture(
         plans_manager: PlansManager,
@@ -53,7 +60,7 @@ class EncodingsTrainer(FlareRecipe, PartialLabels, PretrainedTrainer):
         """Build encoder and U-Net from the plans alone, as prediction does."""
         return build_encoded_segmentation(
             described_network(plans_manager.plans),
-            configuration_manager.configuration,
+            trusted_manager(plans_manager, configuration_manager).configuration,
             num_input_channels,
             num_output_channels,
             enable_deep_supervision,
@@ -66,55 +73,39 @@ class EncodingsTrainer(FlareRecipe, PartialLabels, PretrainedTrainer):
 
     def _resolve_start(self, results: Path) -> Start:
         return find_encoder(
-            self.plans_manager.plans,
-            self.configuration_name,
-            type(self).__name__,
-            self.method,
-            results,
-            self._orientations(),
+            replace(self.wanted(self.plans_manager.plans, self.configuration_name), seen=self._seen()), results
         )
 
 
-def find_encoder(
-    plans: dict[str, Any],
-    configuration: str,
-    trainer: str,
-    method: str | None,
-    results: Path,
-    orientations: Sequence[str | None] = (),
-) -> Start:
+def find_encoder(wanted: Wanted, results: Path) -> Start:
     """Resolve the pixel encoder that a training starts from, and all that the network needs of it.
 
     Args:
-        plans: of the target, with or without the block `nnssl`.
-        configuration: of the target.
-        trainer: name, for messages.
-        method: the only one that will do; None for any that encodes pixels.
+        wanted: the target and its trainer.
         results: nnUNet_results.
-        orientations: of the target's training volumes, as far as known.
 
     Raises:
-        UserError: no checkpoint or several, of another method, or random weights; intensities that cannot be bridged;
-            a 2D or unknown configuration, or the second stage of a cascade.
+        UserError: no checkpoint or several, of another method or modality, or random weights; intensities that cannot
+            be bridged; a 2D or unknown configuration, or the second stage of a cascade.
     """
+    plans, configuration, trainer = wanted.plans, wanted.configuration, wanted.trainer
     resolved = resolve_configuration(plans, configuration)
     refuse_second_stage(resolved, configuration, trainer)
     block = dict(plans.get("nnssl", {}))
-    path = find_checkpoint(block, method, results)
+    choice = find_checkpoint(wanted, results)
+    path = choice.path
     if path is None:
         raise UserError(f"{trainer} needs the encodings of a pretraining, and random weights are asked for; train "
                         f"nnUNetTrainer_PartialLabels to see what the encodings bring")  # fmt: skip
     source = read_pretrained(path)
-    if method not in (None, source.method):
-        raise UserError(f"{trainer} is for {method} and {path} was pretrained with {source.method}; use another "
-                        f"checkpoint, or nnUNetTrainer_SSLEncodings for another method that encodes "
-                        f"pixels")  # fmt: skip
+    check_fits(source, wanted)
     encoder = read_pixel_encoder(path)
     state = encoder.encoder.state_dict()
     left = {name: number for name, number in source.others.items() if name not in state}
-    bridge = bridge_intensities(plans, source.plans, (configuration, source.configuration))
+    bridge = bridge_intensities(plans, source.plans, (configuration, source.configuration), bool(block.get(ALLOWED)))
     found = {"checkpoint": name_of(path, results), "method": source.method, "levels": source.levels,
              "network": {"encoder": encoder.architecture, "intensity": bridge.channels}}  # fmt: skip
     advice = transfer_advice(plans, source)
-    warnings = [*bridge.warnings, *geometry_warnings(plans, resolved, source, orientations, advice)]
-    return Start({**block, **found}, replace(source, backbone=state, others=left), advice, warnings)
+    warnings = [*bridge.warnings, *image_warnings(wanted, source)]
+    notes = [choice.note] if choice.note else []
+    return Start({**block, **found}, replace(source, backbone=state, others=left), advice, warnings, notes)

@@ -12,7 +12,7 @@ from nnssl.finetuning.pretrained import load_whole
 from nnssl.methods.options import from_plain
 from nnssl.methods.pixel_method import PixelMethod
 from nnssl.methods.registry import get_method, method_names
-from nnssl.networks.build import backbone_of, resolve_configuration
+from nnssl.networks.build import backbone_of, network_entries, resolve_configuration
 from nnssl.networks.encodings import PixelEncoder, heads_from_description
 from nnssl.pretraining.checkpoint import load_checkpoint
 
@@ -63,7 +63,7 @@ def read_pixel_encoder(path: Path) -> PretrainedEncoder:
     state = {name: tensor for name, tensor in content["method_state"].items() if name.startswith(_PARTS)}
     load_whole(encoder, state, path)
     architecture = {
-        "network": _network_of(resolved),
+        "network": network_entries(resolved),
         "levels": method.levels,
         "heads": {name: head.description() for name, head in encoder.named_heads().items()},
     }
@@ -82,8 +82,3 @@ def build_pixel_encoder(architecture: Mapping[str, Any], input_channels: int) ->
     resolved = {**architecture["network"], "normalization_schemes": [""] * input_channels}  # they only are counted
     backbone = backbone_of(resolved, architecture["levels"])
     return PixelEncoder(backbone, heads_from_description(backbone, architecture["heads"]))
-
-
-def _network_of(resolved: dict[str, Any]) -> dict[str, Any]:
-    """The entries of a configuration that its network is built from; all of those of an older nnU-Net."""
-    return {"architecture": resolved["architecture"]} if "architecture" in resolved else dict(resolved)

@@ -1,8 +1,7 @@
-"""Which pretraining a training starts from, and what is transferred of it."""
+"""A finished pretraining: what is read and transferred of it."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from glob import escape
@@ -47,13 +46,13 @@ class Pretrained:
     config: dict[str, Any]
 
 
-def read_pretrained(path: Path) -> Pretrained:
-    """Read a checkpoint of `nnssl_pretrain`.
+def read_pretrained(path: Path, mapped: bool = False) -> Pretrained:
+    """Read a checkpoint of `nnssl_pretrain`; `mapped` as of `load_checkpoint`.
 
     Raises:
         UserError: the file is not one.
     """
-    content = load_checkpoint(path)
+    content = load_checkpoint(path, mapped)
     state: dict[str, Tensor] = content["method_state"]
     return Pretrained(
         path,
@@ -94,29 +93,6 @@ def finished_pretrainings(results: Path, method: str | None = None, dataset: str
     return sorted(results.glob(f"{escape(dataset) if dataset else 'Dataset*'}/nnssl_{method or '*'}__*/fold_*/{FINAL}"))
 
 
-def find_checkpoint(block: Mapping[str, Any], method: str | None, results: Path) -> Path | None:
-    """Checkpoint to start from: that of the plans, else that of the environment, else the only finished one.
-
-    Args:
-        block: `plans["nnssl"]`, or nothing.
-        method: the only method that will do; None for any.
-        results: nnUNet_results, which relative paths in the plans start from.
-
-    Returns:
-        A path, or None where random weights are asked for.
-
-    Raises:
-        UserError: plans and environment disagree; there is no such file; none or several pretrainings are finished.
-    """
-    planned = _named(block.get("checkpoint"), results, "the plans")
-    asked = _named(os.environ.get(VARIABLE), Path.cwd(), VARIABLE)
-    if planned and asked and planned != asked:
-        raise UserError(f"the plans name the checkpoint {planned} and {VARIABLE} names {asked}; unset it, or take "
-                        f"other plans with -p (nnssl_transfer -m random makes some for random weights)")  # fmt: skip
-    chosen = planned or asked or _the_only_one(method, results)
-    return None if chosen == RANDOM else Path(chosen)
-
-
 def name_of(path: Path | None, results: Path) -> str:
     """How plans name a checkpoint: below nnUNet_results where it lies there, so that the folder can be moved."""
     if path is None:
@@ -124,29 +100,3 @@ def name_of(path: Path | None, results: Path) -> str:
     resolved = path.resolve()
     inside = resolved.is_relative_to(results.resolve())
     return (resolved.relative_to(results.resolve()) if inside else resolved).as_posix()
-
-
-def _named(value: str | None, base: Path, where: str) -> str | None:
-    """Full path of a checkpoint that is named by itself or by its run's folder; `random` stays."""
-    if not value or value == RANDOM:
-        return value or None
-    path = (base / value).resolve()
-    if path.is_dir():
-        path = path / FINAL
-    if not path.is_file():
-        raise UserError(f"{where} names the checkpoint {path}, which does not exist; restore it, or name another with "
-                        f"export {VARIABLE}=/path/to/{FINAL}")  # fmt: skip
-    return str(path)
-
-
-def _the_only_one(method: str | None, results: Path) -> str:
-    found = finished_pretrainings(results, method)
-    if len(found) == 1:
-        return str(found[0])
-    of_method = f" of {method}" if method else ""
-    if not found:
-        raise UserError(f"there is no finished pretraining{of_method} in {results}; run nnssl_pretrain -d DATASET -m "
-                        f"{method or 'METHOD'} first, or name a checkpoint with export {VARIABLE}=/path/to/{FINAL} "
-                        f"(or export {VARIABLE}={RANDOM} for random weights)")  # fmt: skip
-    listed = "".join(f"\n  export {VARIABLE}={path}" for path in found)
-    raise UserError(f"there are {len(found)} finished pretrainings{of_method}; name one, by typing one of:{listed}")

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnssl.errors import UserError
@@ -31,6 +32,7 @@ class PyramidSegmentation(nn.Module):
         super().__init__()
         self.bridge, self.backbone, self.head = bridge, backbone, head
         self.input_channels, self.frozen = backbone.input_channels, False
+        self._alone = _cannot_be_one_cell(backbone)
         self._of_maps = [p for p in backbone.parameters() if p.requires_grad]  # the others would have no gradient
 
     def forward(self, x: Tensor) -> Tensor:
@@ -39,6 +41,8 @@ class PyramidSegmentation(nn.Module):
         if self.bridge is not None:
             x = self.bridge(x)
         x = padded_to_multiple(x, self.backbone.divisor)
+        if self._alone and tuple(x.shape[2:]) == self.backbone.divisor:
+            x = F.pad(x, (0, self.backbone.divisor[2]))
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             pyramid = self.backbone(x)
         return upsampled_to(self.head(pyramid), self.backbone.strides[0], size)
@@ -55,6 +59,8 @@ class PyramidSegmentation(nn.Module):
     def check_patch(self, patch_size: Sequence[int], batch_size: int) -> None:
         """Raise UserError where the backbone cannot train on such patches, padded."""
         padded = [-(-size // d) * d for size, d in zip(patch_size, self.backbone.divisor, strict=True)]
+        if self._alone and tuple(padded) == self.backbone.divisor:
+            padded[2] *= 2
         self.backbone.check_patch(padded, batch_size)
 
     def freeze(self) -> None:
@@ -118,6 +124,15 @@ class UNetSegmentation(nn.Module):
             pyramid.check_patch(patch_size, batch_size)
 
 
+def _cannot_be_one_cell(backbone: FeaturePyramid) -> bool:
+    """Whether the network refuses images that leave a single voxel at its coarsest level, as instance norm does."""
+    try:
+        backbone.check_patch(backbone.divisor)
+    except UserError:
+        return True
+    return False
+
+
 def described_network(plans: Mapping[str, Any]) -> Any:
     """What the plans of a training say of its network, which prediction builds again from that alone.
 
@@ -138,7 +153,9 @@ def build_segmentation(
 
     Args:
         network: `plans["nnssl"]["network"]`: levels ("encoder" or "decoder"), head ("linear" and "nonlinear": on the
-            feature maps; "unet": the plans' whole network), intensity (channels of `IntensityBridge`, or None).
+            feature maps; "unet": the plans' whole network), intensity (channels of `IntensityBridge`, or None), and
+            backbone (`nnssl.networks.build.network_entries` of the pretraining's plans) where the feature maps are not
+            those of the configuration's network.
         configuration: Resolved 3D configuration of the plans.
         num_input_channels: Number of channels of the image.
         num_classes: Number of output channels.
@@ -159,7 +176,8 @@ def build_segmentation(
     if kind == UNET:
         whole = segmentation_of(configuration, num_classes)
         return UNetSegmentation(whole, pretrained_part(whole, configuration, levels), num_input_channels, bridge)
-    backbone = backbone_of(configuration, levels)
+    channels_only = {"normalization_schemes": configuration["normalization_schemes"]}
+    backbone = backbone_of({**configuration, **network.get("backbone", {}), **channels_only}, levels)
     return PyramidSegmentation(backbone, _HEADS[kind](backbone.channels, backbone.strides, num_classes), bridge)
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +11,16 @@ from nnssl.core.names import shown
 from nnssl.core.own_files import TransferFile
 from nnssl.core.plans_schema import PlansFile
 from nnssl.core.schemas import DatasetFile
-from nnssl.data.folders import dataset_argument
 from nnssl.errors import UserError
 from nnssl.finetuning.intensity import bridge_intensities
-from nnssl.finetuning.pretrained import Pretrained, find_checkpoint, name_of, read_pretrained
+from nnssl.finetuning.pretrained import Pretrained, name_of, read_pretrained
+from nnssl.finetuning.segmentation import UNET
 from nnssl.finetuning.transfer import TransferReport
+from nnssl.finetuning.which_run import Head, Wanted, check_fits, find_checkpoint, image_warnings, transfer_advice
 from nnssl.methods.registry import get_method
-from nnssl.networks.build import resolve_configuration
+from nnssl.networks.build import network_entries, resolve_configuration
 
 RECORD = "nnssl_transfer.json"
-_SPACING_TOLERANCE = 0.2
-_ANY_UNET = "nnUNetTrainer_SSLUNetFinetune"
-_MASKED = {"alice": "nnUNetTrainer_AliceFinetune", "mae": "nnUNetTrainer_MAEFinetune"}  # one cannot stand for the other
 
 
 @dataclass(frozen=True)
@@ -35,62 +32,63 @@ class Start:
         source: the pretrained weights; None for random ones.
         advice: what to do where the architectures differ.
         warnings: sentences.
+        notes: sentences that are no warnings, such as which pretraining was chosen.
     """
 
     block: dict[str, Any]
     source: Pretrained | None
     advice: str
     warnings: list[str]
+    notes: list[str] = field(default_factory=list)
 
 
-def find_start(
-    plans: dict[str, Any],
-    configuration: str,
-    trainer: str,
-    method: str | None,
-    head: str,
-    from_scratch: bool,
-    results: Path,
-    orientations: Sequence[str | None] = (),
-) -> Start:
+def find_start(wanted: Wanted, from_scratch: bool, results: Path) -> Start:
     """Resolve the checkpoint and all that the network needs of it.
 
     Args:
-        plans: of the target, with or without the block `nnssl`.
-        configuration: of the target.
-        trainer: name, for messages.
-        method: the only one that will do; None for any.
-        head: of the network, see `build_segmentation`.
+        wanted: the target, with or without the block `nnssl` in its plans, and its trainer.
         from_scratch: random weights, no checkpoint is looked for.
         results: nnUNet_results.
-        orientations: of the target's training volumes, as far as known.
 
     Raises:
-        UserError: no checkpoint or several, of another method, with intensities that cannot be bridged; a 2D or
-            unknown configuration.
+        UserError: no checkpoint or several, of another method, of another modality, with intensities that cannot be
+            bridged; a 2D or unknown configuration.
     """
+    plans, configuration, head = wanted.plans, wanted.configuration, wanted.head
     resolved = resolve_configuration(plans, configuration)
-    refuse_second_stage(resolved, configuration, trainer)
+    refuse_second_stage(resolved, configuration, wanted.trainer)
     block = dict(plans.get("nnssl", {}))
-    path = None if from_scratch else find_checkpoint(block, method, results)
-    if path is None:
-        of_method = block.get("method") or method
+    choice = None if from_scratch else find_checkpoint(wanted, results)
+    if choice is None or choice.path is None:
+        of_method = block.get("method") or wanted.method
         levels = block.get("levels") or (get_method(of_method).levels if of_method else "decoder")
         resolved_block = {"checkpoint": name_of(None, results), "method": of_method, "levels": levels}
         network = {"levels": levels, "head": head, "intensity": None}
         return Start({**block, **resolved_block, "network": network}, None, "", [])
-    source = read_pretrained(path)
-    if method not in (None, source.method):
-        of_any = _ANY_UNET if head == "unet" else trainer.replace(str(method).capitalize(), "SSL")
-        other = _MASKED.get(source.method, of_any)
-        raise UserError(f"{trainer} is for {method} and {path} was pretrained with {source.method}; use {other}, or "
-                        f"another checkpoint")  # fmt: skip
-    bridge = bridge_intensities(plans, source.plans, (configuration, source.configuration))
-    network = {"levels": source.levels, "head": head, "intensity": bridge.channels}
-    resolved_block = {"checkpoint": name_of(path, results), "method": source.method, "levels": source.levels}
+    source = read_pretrained(choice.path)
+    check_fits(source, wanted)
+    bridge = bridge_intensities(plans, source.plans, (configuration, source.configuration), wanted.allows)
     advice = transfer_advice(plans, source)
-    warnings = [*bridge.warnings, *geometry_warnings(plans, resolved, source, orientations, advice)]
-    return Start({**block, **resolved_block, "network": network}, source, advice, warnings)
+    own_network, notes = _own_network(resolved, source, head, advice)
+    network = {"levels": source.levels, "head": head, "intensity": bridge.channels, **own_network}
+    resolved_block = {"checkpoint": name_of(choice.path, results), "method": source.method, "levels": source.levels}
+    warnings = [*bridge.warnings, *image_warnings(wanted, source)]
+    notes += [choice.note] if choice.note else []
+    return Start({**block, **resolved_block, "network": network}, source, advice, warnings, notes)
+
+
+def _own_network(
+    resolved: dict[str, Any], source: Pretrained, head: Head, advice: str
+) -> tuple[dict[str, Any], list[str]]:
+    """The pretraining's network for a head of ours where it is not that of the target's plans, and what to say of it.
+
+    Plans that agree keep the form in which trainings of earlier versions describe their network.
+    """
+    theirs = network_entries(resolve_configuration(source.plans, source.configuration))
+    if head == UNET or theirs == network_entries(resolved):
+        return {}, []
+    return {"backbone": theirs}, [f"the backbone is the pretraining's own network, which is not that of these plans; "
+                                  f"with its spacing and intensities too it is better: {advice}"]  # fmt: skip
 
 
 def refuse_bad_files(plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any]) -> None:
@@ -141,40 +139,3 @@ def write_record(start: Start, report: TransferReport | None, fold_folder: Path)
     """Keep beside the training what it started from, as JSON."""
     content = {**start.block, "warnings": start.warnings, "report": None if report is None else asdict(report)}
     write_json(fold_folder / RECORD, content)
-
-
-def transfer_advice(plans: dict[str, Any], source: Pretrained) -> str:
-    """What to do where the target's plans do not fit the pretraining, as the end of a sentence."""
-    source_id, target_id = (dataset_argument(str(p["dataset_name"])) for p in (source.plans, plans))
-    return (f"run nnssl_transfer -s {source_id} -t {target_id} -m {source.method}, which makes plans with the "
-            f"pretraining's network, spacing and intensities, and train with those")  # fmt: skip
-
-
-def geometry_warnings(
-    plans: dict[str, Any],
-    resolved: dict[str, Any],
-    source: Pretrained,
-    orientations: Sequence[str | None],
-    advice: str,
-) -> list[str]:
-    """Sentences on how the anatomy looks otherwise than in the pretraining: spacing, axis order, orientation."""
-    warnings = []
-    own, given = resolved["spacing"], resolve_configuration(source.plans, source.configuration)["spacing"]
-    if any(abs(a / b - 1) > _SPACING_TOLERANCE for a, b in zip(own, given, strict=True)):
-        warnings.append(f"the spacing of these plans, {_mm(own)}, differs from that of the pretraining, {_mm(given)}, "
-                        f"by more than 20 % on an axis; {advice}")  # fmt: skip
-    axes, source_axes = (p.get("transpose_forward", [0, 1, 2]) for p in (plans, source.plans))
-    if axes != source_axes:
-        warnings.append(f"these plans order the axes as {axes} (transpose_forward) and the pretraining as "
-                        f"{source_axes}, so that the network sees the anatomy turned; {advice}")  # fmt: skip
-    differing = sorted({o for o in orientations if o is not None and o != source.orientation})
-    if source.orientation is not None and differing:
-        warnings.append(f"volumes of this dataset are oriented {', '.join(differing)} and those of the pretraining "
-                        f"{source.orientation}, and nnU-Net does not reorient; reorient the files of one of the "
-                        f"datasets (SimpleITK.DICOMOrient(image, '{source.orientation}')) and preprocess them "
-                        f"again")  # fmt: skip
-    return warnings
-
-
-def _mm(spacing: Sequence[float]) -> str:
-    return " x ".join(f"{s:.3g}" for s in spacing) + " mm"

@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
 from nnunetv2.paths import nnUNet_results
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nnssl.data.check_case import orientation
+from nnssl.data.guard import Images
+from nnssl.data.modality import names_of_channels
+from nnssl.data.nnunet_checkpoint import read_nnunet_checkpoint
 from nnssl.errors import UserError
+from nnssl.finetuning.checked_trainer import trusted_manager
 from nnssl.finetuning.quick_run import apply_settings
 from nnssl.finetuning.schedules import RateByEpoch, vox2vec_unfreezing_rate
 from nnssl.finetuning.segmentation import build_segmentation, described_network
 from nnssl.finetuning.start import Start, find_start, refuse_bad_files, refuse_mixture, write_record
 from nnssl.finetuning.transfer import load_pretrained
+from nnssl.finetuning.usable_cases import UsableCases
+from nnssl.finetuning.which_run import Wanted
 
 _PAPER_EPOCHS = 150  # of 300 steps: 45,000 steps
 _ORIENTED = 20  # training volumes whose orientation is looked at
 
 
-class PretrainedTrainer(nnUNetTrainer):
+class PretrainedTrainer(UsableCases):
     """A pretrained feature pyramid and a segmentation head, trained with nnU-Net's data, augmentation and loss.
 
     Nothing is mirrored, in training or in prediction: pretraining never saw mirrored anatomy, and a frozen backbone
@@ -63,6 +69,11 @@ class PretrainedTrainer(nnUNetTrainer):
         apply_settings(self, self._block)
         self._goes_on = False  # with a checkpoint of this trainer
 
+    @classmethod
+    def wanted(cls, plans: dict[str, Any], configuration: str) -> Wanted:
+        """What the trainer wants of a pretraining, for these plans."""
+        return Wanted(cls.__name__, cls.method, cls.head, plans, configuration)
+
     @staticmethod
     def build_network_architecture(
         plans_manager: PlansManager,
@@ -73,7 +84,8 @@ class PretrainedTrainer(nnUNetTrainer):
     ) -> nn.Module:
         """Build the network from the plans alone, as prediction does."""
         network = described_network(plans_manager.plans)
-        return build_segmentation(network, configuration_manager.configuration, num_input_channels, num_output_channels)
+        configuration = trusted_manager(plans_manager, configuration_manager).configuration
+        return build_segmentation(network, configuration, num_input_channels, num_output_channels)
 
     def initialize(self) -> None:
         """Build the network and fill it from the pretraining; a continued training needs no pretraining any more."""
@@ -91,7 +103,7 @@ class PretrainedTrainer(nnUNetTrainer):
         """Go on with a checkpoint of this trainer, which says how its network is built."""
         content = filename_or_checkpoint
         if not isinstance(content, dict):
-            content = torch.load(content, map_location="cpu", weights_only=False)
+            content = read_nnunet_checkpoint(content)
         self._block.clear()
         self._block.update(content["init_args"]["plans"]["nnssl"])
         self._goes_on = True
@@ -136,25 +148,24 @@ class PretrainedTrainer(nnUNetTrainer):
         if not nnUNet_results.is_set():
             raise UserError("the folder variable nnUNet_results is not set; type: export nnUNet_results=/path/to/it")
         start = self._resolve_start(Path(str(nnUNet_results)))
+        for note in start.notes:
+            self.print_to_log_file(f"Note: {note}")
         for warning in start.warnings:
             self.print_to_log_file(f"WARNING: {warning}")
         return start
 
     def _resolve_start(self, results: Path) -> Start:
-        return find_start(
-            self.plans_manager.plans,
-            self.configuration_name,
-            type(self).__name__,
-            self.method,
-            self.head,
-            self.from_scratch,
-            results,
-            () if self.from_scratch else self._orientations(),
-        )
+        wanted = self.wanted(self.plans_manager.plans, self.configuration_name)
+        if not self.from_scratch:
+            wanted = replace(wanted, seen=self._seen())
+        return find_start(wanted, self.from_scratch, results)
 
-    def _orientations(self) -> list[str | None]:
+    def _seen(self) -> Images:
+        """What the guard asks of the dataset."""
         training, _ = self.get_tr_and_val_datasets()
-        return [orientation(training.load_case(case)[3]) for case in sorted(training.identifiers)[:_ORIENTED]]
+        some = sorted(training.identifiers)[:_ORIENTED]
+        oriented = {case: orientation(training.load_case(case)[3]) for case in some}
+        return Images("", names_of_channels(self.dataset_json), orientations=oriented)
 
     def _fill(self, start: Start) -> None:
         """Load the pretrained weights, and say what became of every tensor."""

@@ -8,14 +8,16 @@ import logging
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from nnssl.core.names import check_name
-from nnssl.data.dataset_run import DatasetRun, PreparedDataset, RunOptions
-from nnssl.data.folders import dataset_argument, dataset_id, dataset_name, require_folders
+from nnssl.data.call import PreparedDataset, RunOptions
+from nnssl.data.dataset_run import DatasetRun
+from nnssl.data.folders import dataset_argument, dataset_id, dataset_name, explained_errors_of, require_folders
+from nnssl.data.guard import ALLOWED, Images, other_intensities, warn_of_images
+from nnssl.data.modality import names_of_channels
 from nnssl.data.planning import BLOCK, PlanRequest, Plans
 from nnssl.data.pool import default_processes
 from nnssl.data.prepared import majority_orientation
@@ -26,7 +28,6 @@ from nnssl.finetuning.source_run import RunFilter, choose_pretraining, source_na
 from nnssl.networks.build import resolve_configuration
 from nnssl.pretraining.nnunet_weights import NNUNET_WEIGHTS
 
-_COARSER = 2.0  # volumes whose voxels are more than so many times as long give the network little to see
 _FOLDS = 5  # that nnU-Net splits a dataset into
 _STAGES = ("inherits_from", "previous_stage", "next_stage")  # other configurations, which are not transferred
 _TRAINERS = {
@@ -68,6 +69,8 @@ def transfer(
     num_processes: int | None = None,
     overwrite_plans: bool = False,
     overwrite_plans_name: str | None = None,
+    overwrite_volumes: bool = False,
+    allow_other_intensities: bool = False,
 ) -> TransferredPlans:
     """Plan and preprocess a labelled dataset as a finished pretraining was, so that its weights fit exactly.
 
@@ -86,6 +89,9 @@ def transfer(
         num_processes: for preprocessing; None for nnU-Net's number, at most one a core.
         overwrite_plans: replace plans of that name, and volumes that do not fit them.
         overwrite_plans_name: another name for the plans, with a data folder of their own.
+        overwrite_volumes: prepare all volumes anew, those too that are done.
+        allow_other_intensities: take a target of another modality (`nnssl.data.guard`); the plans say so, and let the
+            training through.
 
     Returns:
         Where everything is, and the lines to type next; they are logged too.
@@ -103,30 +109,38 @@ def transfer(
     name, target_name = source_name(source, results), dataset_name(target)
     pretrained = choose_pretraining(results, name, target, wanted)
     options = RunOptions(raw, preprocessed, pretrained.configuration, num_processes or default_processes(), 1, 0,
-                         clean=False, strict=False, show_progress=True)  # fmt: skip
+                         clean=False, strict=False, show_progress=True,
+                         overwrite_volumes=overwrite_volumes)  # fmt: skip
     run = DatasetRun(options, target_name)
     _check_labels(run.dataset)
-    _check_channels(pretrained, run.dataset)
+    given = Images.of_pretraining(
+        pretrained.plans, pretrained.configuration, pretrained.dataset_json, pretrained.orientation
+    )
+    own = Images(run.dataset.name, run.dataset.channel_names)
+    warn_of_images(given, own, allow_other_intensities, by_scheme=True)
     base = f"{pretrained.plans['plans_name']}From{dataset_id(name)}"
     request = PlanRequest(
         plans_name=overwrite_plans_name or f"{base}_{RANDOM if wanted.is_random else pretrained.method}",
         overwrite=overwrite_plans,
     )
-    block = {
+    block: dict[str, Any] = {
         "checkpoint": RANDOM if wanted.is_random else name_of(pretrained.path, results),
         "method": pretrained.method,
         "levels": pretrained.levels,
     }
+    if other_intensities(given, own, by_scheme=True):
+        block[ALLOWED] = True
     folder = f"{overwrite_plans_name or base}_{pretrained.configuration}"
-    run.adopt_plans(plans_of(pretrained, request.name(), folder, block, len(run.dataset.channel_names)), request)
-    fingerprint = run.fingerprint()
-    prepared = run.preprocess()
-    _warn_of_orientation(pretrained, majority_orientation(run.home, prepared.plans_name), run)
-    _warn_of_spacing(run.plans, prepared, fingerprint)
+    plans_of_target = plans_of(pretrained, request.name(), folder, block, len(run.dataset.channel_names))
+    with explained_errors_of(preprocessed):
+        run.adopt_plans(plans_of_target, request)
+        fingerprint = run.fingerprint()
+        prepared = run.preprocess()
+    warn_of_images(given, _geometry(run, fingerprint))
     return _announce(pretrained, prepared, wanted.is_random, len(run.dataset.channel_names))
 
 
-def plans_of(source: Pretrained, name: str, folder: str, block: dict[str, str], num_channels: int) -> Plans:
+def plans_of(source: Pretrained, name: str, folder: str, block: dict[str, Any], num_channels: int) -> Plans:
     """Plans `name` of a pretraining for a dataset of `num_channels`, with its volumes in `folder`.
 
     Only the pretraining's configuration is kept. The normalisation of one channel serves all channels.
@@ -150,47 +164,13 @@ def _check_labels(target: RawDataset) -> None:
                         f"name them in its dataset.json, or choose a labelled dataset with -t")  # fmt: skip
 
 
-def _check_channels(source: Pretrained, target: RawDataset) -> None:
-    """Raise UserError unless every channel of the target is of the kind that the pretraining has seen there."""
-    given, wanted = _channel_kinds(source.dataset_json), _channel_kinds(target.dataset_json)
-    if len(given) not in (1, len(wanted)):
-        raise UserError(f"the pretraining read {len(given)} channels and {target.name} has {len(wanted)}; only one "
-                        f"channel can serve several: pretrain on images with the target's channels")  # fmt: skip
-    given = given * (len(wanted) // len(given))
-    for (pretrained, scheme), (channel, own) in zip(given, wanted, strict=True):
-        if scheme != own:
-            raise UserError(f"{target.name} has the channel {channel}, for which nnU-Net uses {own}, and the "
-                            f"pretraining saw {pretrained} with {scheme}; pretrain on images of the target's kind, or "
-                            f"mend channel_names in dataset.json if both are of one kind")  # fmt: skip
-
-
-def _channel_kinds(dataset_json: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Name and nnU-Net's normalisation scheme of each channel."""
-    from nnunetv2.preprocessing.normalization.map_channel_name_to_normalization import get_normalization_scheme
-
-    names = RawDataset("", Path(), dict(dataset_json), {}, {}, False).channel_names
-    return [(name, get_normalization_scheme(name).__name__) for name in names]
-
-
-def _warn_of_orientation(source: Pretrained, orientation: str | None, run: DatasetRun) -> None:
-    if orientation and source.orientation and orientation != source.orientation:
-        log.warning(f"most volumes of {run.dataset.name} are oriented {orientation}, those of the pretraining "
-                    f"{source.orientation}: nnU-Net does not reorient, and the network would see them mirrored or "
-                    f"turned. Reorient images, labels and test images (SimpleITK.DICOMOrient(image, "
-                    f"'{source.orientation}')), delete {run.home}, and run this again")  # fmt: skip
-
-
-def _warn_of_spacing(plans: Plans, prepared: PreparedDataset, fingerprint: Mapping[str, Any]) -> None:
-    if not fingerprint:
-        return
-    spacing = np.asarray(plans["configurations"][prepared.configuration]["spacing"])
-    native = np.median(fingerprint["spacings"], axis=0)[plans["transpose_forward"]]
-    if (native > _COARSER * spacing).any():
-        text = ["x".join(f"{s:.2g}" for s in each) for each in (native, spacing)]
-        log.warning(f"{prepared.name} has voxels of {text[0]} mm (median) and the pretraining had {text[1]} mm: most "
-                    f"of what the network sees along the coarser axes is interpolated, and there is little to gain. "
-                    f"Pretrain with a spacing nearer to the target's (nnssl_plan_and_preprocess "
-                    f"-overwrite_target_spacing)")  # fmt: skip
+def _geometry(run: DatasetRun, fingerprint: Mapping[str, Any]) -> Images:
+    """Orientation and voxels of the target, as most of its volumes are."""
+    name, voxels = f"most volumes of {run.dataset.name}", {}
+    if fingerprint:
+        voxels[name] = np.median(fingerprint["spacings"], axis=0)[run.plans["transpose_forward"]].tolist()
+    oriented = majority_orientation(run.home, run.plans["plans_name"])
+    return Images(run.dataset.name, orientations={name: oriented}, voxels=voxels)
 
 
 def _announce(source: Pretrained, prepared: PreparedDataset, is_random: bool, num_channels: int) -> TransferredPlans:
@@ -201,7 +181,7 @@ def _announce(source: Pretrained, prepared: PreparedDataset, is_random: bool, nu
     command, stock = f"{train} -tr {trainer} -p {prepared.plans_name}", None
     log.info(f"now train from the {'random' if is_random else 'pretrained'} weights:\n  {command}")
     weights = source.path.with_name(NNUNET_WEIGHTS)
-    same_channels = num_channels == len(_channel_kinds(source.dataset_json))
+    same_channels = num_channels == len(names_of_channels(source.dataset_json))
     if not is_random and same_channels and weights.is_file():
         stock = f"{train} -p {prepared.plans_name} -pretrained_weights {shlex.quote(str(weights))}"
         log.info(f"or fine-tune the whole network with nnU-Net's own trainer:\n  {stock}")

@@ -134,7 +134,7 @@ def _prepare(
     workspace = add_folds(workspace, amounts, seeds)
     resolved = methods
     if not collect_only:  # what is finished needs neither its pretraining nor the variables any more
-        resolved = [resolve(method, source.plans[method.plans], os.environ) for method in methods]
+        resolved = [resolve(method, source.plans[method.plans], configuration, os.environ) for method in methods]
     if not (dry_run or collect_only):
         write_workspace(workspace, source, record, resolved)
     return all_tasks(workspace, resolved, amounts, seeds, device), amounts

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nnssl.core.names import check_name
+from nnssl.data.trusted_names import refuse_untrusted_names
 from nnssl.errors import UserError
 from nnssl.label_efficiency.subsets import draw_test_cases
 
@@ -75,13 +76,18 @@ def choose_test_set(
 
 def preprocess_test_cases(test: HeldOut, folder: Path, plans: dict[str, Any], configuration: str, dataset_json: dict
                           ) -> None:  # fmt: skip
-    """Add the raw test cases to a folder of preprocessed cases, as nnU-Net preprocesses training cases."""
+    """Add the raw test cases to a folder of preprocessed cases, as nnU-Net preprocesses training cases.
+
+    Raises:
+        UserError: the plans name what nnU-Net must not call.
+    """
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     from nnssl.data.quiet import quietly
 
     manager = PlansManager(plans)
     settings = manager.get_configuration(configuration)
+    refuse_untrusted_names(plans, settings.configuration)
     for case, (images, label) in test.raw.items():
         files = [f"{case}.pkl", f"{case}_seg.b2nd", f"{case}.b2nd"]
         if all((folder / name).is_file() for name in files):

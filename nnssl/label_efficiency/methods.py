@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -13,11 +14,14 @@ from typing import Any
 from nnssl.core.names import check_name, shown
 from nnssl.data.quiet import quietly
 from nnssl.errors import UserError
-from nnssl.finetuning.pretrained import RANDOM, VARIABLE, find_checkpoint
+from nnssl.finetuning.pretrained import RANDOM, VARIABLE
+from nnssl.finetuning.which_run import find_checkpoint
 from nnssl.matching.run import checkpoint_of
+from nnssl.networks.trusted import VARIABLE as TRUSTED
 from nnssl.pretraining.checkpoint import FINAL
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,99}")
+log = logging.getLogger("nnssl")
 _FORM = "an item is TRAINER or NAME=TRAINER[,PLANS[,CHECKPOINT]][,nnssl_VARIABLE=VALUE ...]"
 
 
@@ -78,7 +82,7 @@ def _read(item: str, plans: str) -> Method:
     return Method(name, trainer, given or plans, checkpoint or None, variables)
 
 
-def resolve(method: Method, plans: Mapping[str, Any], environment: Mapping[str, str]) -> Method:
+def resolve(method: Method, plans: dict[str, Any], configuration: str, environment: Mapping[str, str]) -> Method:
     """The method with the full path of its checkpoint and with all variables that its training will see.
 
     The trainings have an nnUNet_results of their own, below which no pretraining would be found.
@@ -86,17 +90,19 @@ def resolve(method: Method, plans: Mapping[str, Any], environment: Mapping[str, 
     Args:
         method: as typed.
         plans: its plans.
+        configuration: of the plans.
         environment: the caller's; its `nnssl_...` variables count for all methods.
 
     Raises:
         UserError: there is no such trainer; it needs a pretraining and there is none or several.
     """
-    variables = {k: v for k, v in environment.items() if k.startswith("nnssl_") and k != VARIABLE} | method.variables
+    own = {VARIABLE, TRUSTED}  # the one is resolved below; the other changes no training
+    variables = {k: v for k, v in environment.items() if k.startswith("nnssl_") and k not in own} | method.variables
     if VARIABLE in method.variables:
         raise UserError(f"-tr names {VARIABLE} for {method.name}; write the checkpoint as its third part: {_FORM}")
     checkpoint = None
     if _starts_from_pretraining(method.trainer):
-        checkpoint = _checkpoint(method, plans, environment)
+        checkpoint = _checkpoint(method, plans, configuration, environment)
         variables[VARIABLE] = checkpoint
     elif method.checkpoint is not None:
         raise UserError(f"{method.trainer} starts from no pretraining; leave out the checkpoint of {method.name}")
@@ -121,7 +127,7 @@ def _find_trainer(name: str) -> Any:
         raise UserError(f"nnU-Net finds no trainer {name}; mend the name, or see what nnssl_doctor says") from error
 
 
-def _checkpoint(method: Method, plans: Mapping[str, Any], environment: Mapping[str, str]) -> str:
+def _checkpoint(method: Method, plans: dict[str, Any], configuration: str, environment: Mapping[str, str]) -> str:
     if method.checkpoint == RANDOM:
         return RANDOM
     if method.checkpoint is not None:
@@ -132,4 +138,7 @@ def _checkpoint(method: Method, plans: Mapping[str, Any], environment: Mapping[s
             )
         return str(path)
     results = Path(environment.get("nnUNet_results") or os.devnull)
-    return str(find_checkpoint(plans.get("nnssl", {}), _find_trainer(method.trainer).method, results) or RANDOM)
+    choice = find_checkpoint(_find_trainer(method.trainer).wanted(plans, configuration), results)
+    if choice.note:
+        log.info(f"{method.name}: {choice.note}")
+    return str(choice.path or RANDOM)

@@ -6,6 +6,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import TYPE_CHECKING
 
+from nnssl.core.escape import picture
 from nnssl.label_efficiency.results import Results
 from nnssl.label_efficiency.statistics import seed_means
 
@@ -103,7 +104,9 @@ def _name(axis: Axes, ends: list[tuple[float, float, str, str]]) -> None:
     low, high = axis.get_ylim()
     heights = spread([end[0] for end in ends], _LINE_HEIGHT * (high - low))
     for y, (_, x, name, colour) in zip(heights, ends, strict=True):
-        axis.annotate(name, (x, y), (10, 0), textcoords="offset points", color=colour, va="center", fontsize=10)
+        axis.annotate(
+            picture(name), (x, y), (10, 0), textcoords="offset points", color=colour, va="center", fontsize=10
+        )
 
 
 def _finish(axis: Axes, results: Results, title: str) -> None:

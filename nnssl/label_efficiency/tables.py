@@ -7,17 +7,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
+from nnssl.core import escape
 from nnssl.evaluation.report import write_csv
 from nnssl.label_efficiency.results import MEAN, Results
 from nnssl.label_efficiency.statistics import Cell, Difference, cells
 from nnssl.label_efficiency.subsets import Amount
 
 METRICS = ("Dice", "Surface Dice")
-_TEX = {sign: f"\\{sign}" for sign in "%_&#${}"} | {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-}
 _COLUMNS = ("method", "percent", "labelled_cases", "seed", "case", "structure", "dice", "nsd")
 
 
@@ -50,12 +46,13 @@ def markdown(results: Results, ahead: Sequence[Difference], baseline: str) -> st
     """Both metrics as Markdown tables."""
     parts = []
     for metric, name in enumerate(METRICS):
-        head = ["labelled cases", "method", *map(_pipes, results.structures), MEAN, f"ahead of {baseline}"]
-        lines = ["| " + " | ".join(head) + " |", "|---" * 2 + "|---:" * (len(head) - 2) + "|"]
+        head = ["labelled cases", "method", *results.structures, MEAN, f"ahead of {baseline}"]
+        lines = ["| " + " | ".join(map(escape.markdown, head)) + " |", "|---" * 2 + "|---:" * (len(head) - 2) + "|"]
         for row in _rows(results, ahead, metric):
             scores = [f"**{_score(c)}**" if b else _score(c) for c, b in zip(row.cells, row.best, strict=True)]
-            lines.append("| " + " | ".join([_amount(row.amount), _method(row, results), *scores, _ahead(row)]) + " |")
-        parts.append(f"### {name}\n\n{_caption(results, name)}\n\n" + "\n".join(lines) + "\n")
+            method = escape.markdown(_method(row, results))
+            lines.append("| " + " | ".join([_amount(row.amount), method, *scores, _ahead(row)]) + " |")
+        parts.append(f"### {name}\n\n{escape.markdown(_caption(results, name))}\n\n" + "\n".join(lines) + "\n")
     return "\n".join(parts)
 
 
@@ -64,9 +61,9 @@ def latex(results: Results, ahead: Sequence[Difference], baseline: str) -> str:
     parts = []
     for metric, name in enumerate(METRICS):
         head = ["Labels", "Method", *results.structures, MEAN, f"ahead of {baseline}"]
-        lines = [r"\begin{table}", r"\centering", rf"\caption{{{name}. {_tex(_caption(results, name))}}}",
+        lines = [r"\begin{table}", r"\centering", rf"\caption{{{name}. {escape.latex(_caption(results, name))}}}",
                  rf"\begin{{tabular}}{{ll{'c' * (len(head) - 2)}}}", r"\toprule",
-                 " & ".join(map(_tex, head)) + r" \\"]  # fmt: skip
+                 " & ".join(map(escape.latex, head)) + r" \\"]  # fmt: skip
         last = None
         for row in _rows(results, ahead, metric):
             if row.amount != last:
@@ -74,8 +71,8 @@ def latex(results: Results, ahead: Sequence[Difference], baseline: str) -> str:
             scores = [rf"\textbf{{{_score(c)}}}" if b else _score(c) for c, b in zip(row.cells, row.best, strict=True)]
             first = _amount(row.amount) if row.amount != last else ""
             last = row.amount
-            texts = [first, _method(row, results), *scores, _ahead(row)]
-            lines.append(" & ".join(t if t.startswith(r"\textbf") else _tex(t) for t in texts) + r" \\")
+            begin = [escape.latex(text) for text in (first, _method(row, results))]
+            lines.append(" & ".join([*begin, *scores, escape.latex(_ahead(row))]) + r" \\")
         parts.append("\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""]))
     return "\n".join(parts).replace("±", r"$\pm$")
 
@@ -139,12 +136,3 @@ def _ahead(row: Row) -> str:
     if row.ahead is None:
         return ""
     return f"{row.ahead.mean:+.3f} [{row.ahead.low:+.3f}, {row.ahead.high:+.3f}]"
-
-
-def _tex(text: str) -> str:
-    return "".join(_TEX.get(sign, sign) for sign in text)
-
-
-def _pipes(text: str) -> str:
-    """For a cell of a Markdown table."""
-    return text.replace("|", r"\|")

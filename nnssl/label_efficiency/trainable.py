@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from nnssl.data.nnunet_checkpoint import read_nnunet_checkpoint
+from nnssl.errors import UserError
+
 _OF_PARAMETER_SIZE = ("exp_avg", "momentum_buffer")  # Adam and its kin, SGD
+
+log = logging.getLogger("nnssl")
 
 
 def trainable_parameters(fold_folder: Path) -> int | None:
@@ -15,12 +21,14 @@ def trainable_parameters(fold_folder: Path) -> int | None:
 
     Read off the optimiser's state in `checkpoint_final.pth`, so that a frozen backbone is not counted and one that was
     unfrozen on the way is. Outputs of deep supervision whose weight in the loss is 0 are never moved and not counted.
+    Where a trainer of the user's own wrote a checkpoint that is not opened, they are unknown too, and that is said.
     """
-    import torch
-
-    # nnU-Net's checkpoints hold numpy values and cannot be read with weights_only; this one the benchmark made itself
-    content = torch.load(fold_folder / "checkpoint_final.pth", map_location="cpu", weights_only=False)
-    return count_trained(content["optimizer_state"])
+    file = fold_folder / "checkpoint_final.pth"
+    try:
+        return count_trained(read_nnunet_checkpoint(file)["optimizer_state"])
+    except UserError as error:
+        log.warning(f"the number of trained parameters is left out: {error}")
+        return None
 
 
 def count_trained(optimiser: dict[str, Any]) -> int | None:

@@ -14,10 +14,13 @@ from nnssl.core.own_files import BenchmarkFile
 from nnssl.core.schemas import SplitsFile
 from nnssl.data.planning import load_plans
 from nnssl.data.raw import read_dataset_json
+from nnssl.data.trusted_names import refuse_untrusted_names
+from nnssl.data.unused import unused_cases
 from nnssl.errors import UserError
 from nnssl.label_efficiency.held_out import HeldOut, choose_test_set, preprocess_test_cases
 from nnssl.label_efficiency.methods import Method
 from nnssl.label_efficiency.subsets import Amount, Fold, extend_folds
+from nnssl.networks.build import any_configuration
 
 RECORD = "splits.json"
 _SPLITS = "splits_final.json"
@@ -101,6 +104,7 @@ class Source:
                 raise UserError(f"{folder} does not exist; preprocess these plans and {self.configuration} first "
                                 f"(nnssl_plan_and_preprocess, or nnUNetv2_preprocess)")  # fmt: skip
             names &= set(infer_dataset_class(str(folder)).get_identifiers(str(folder)))
+            names -= unused_cases(folder).keys()
         if len(names) < 2:
             raise UserError(f"{self.folder} holds {len(names)} preprocessed cases with labels; the benchmark needs at "
                             f"least 2")  # fmt: skip
@@ -111,7 +115,7 @@ def read_source(preprocessed: Path, dataset: str, configuration: str, plans: Ite
     """Read dataset.json and the plans.
 
     Raises:
-        UserError: a file or the configuration is missing.
+        UserError: a file or the configuration is missing; the plans name what nnU-Net must not call.
     """
     folder = preprocessed / dataset
     found: dict[str, dict[str, Any]] = {}
@@ -124,6 +128,7 @@ def read_source(preprocessed: Path, dataset: str, configuration: str, plans: Ite
         if configuration not in known:
             raise UserError(f"{folder / name}.json has no configuration {configuration}; take one of "
                             f"{', '.join(known)} with -c")  # fmt: skip
+        refuse_untrusted_names(plans_file, any_configuration(plans_file, configuration), folder / f"{name}.json")
     return Source(folder, read_dataset_json(folder), found, configuration)
 
 

@@ -58,6 +58,12 @@ class ImageGeometry:
         lengths: Floats = np.linalg.norm(self.affine[:3, :3], axis=0)
         return lengths
 
+    @property
+    def file_spacing(self) -> Floats:
+        """(3,) mm a voxel of the file, along the axes of the grid."""
+        lengths: Floats = np.linalg.norm(self.array_affine[:3, :3], axis=0)[list(self.axes)]
+        return lengths
+
     def grid_to_world(self, points: ArrayLike) -> Floats:
         """(..., 3) voxels of the grid -> (..., 3) mm."""
         return _apply(self.affine, points)

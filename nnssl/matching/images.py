@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 
 from nnssl.data.body_mask import body_mask_ct
-from nnssl.data.check_case import BadCase, load_case
-from nnssl.data.preprocessing import mask_onto_grid
+from nnssl.data.check_case import load_case
+from nnssl.data.preprocessing import check_size_at, mask_onto_grid
 from nnssl.data.quiet import quietly
 from nnssl.data.raw import RawCase, first_ct_channel
-from nnssl.errors import UserError
+from nnssl.data.trusted_names import refuse_untrusted_names
+from nnssl.errors import BadCase, UserError
 from nnssl.matching.geometry import ImageGeometry, image_geometry
 from nnssl.networks.build import resolve_configuration
 
@@ -102,14 +103,26 @@ def prepare_raw_case(
 
     Raises:
         BadCase: the image cannot be used.
+        UserError: the plans name what nnU-Net must not call.
     """
+    try:
+        return _prepare(case, plans, configuration, dataset_json, with_body)
+    except MemoryError as error:  # one image at a time: it is this one's size
+        raise BadCase(f"not enough memory to prepare it ({error}); use a machine with more") from error
+
+
+def _prepare(
+    case: RawCase, plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any], with_body: bool
+) -> PreparedImage:
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     manager = PlansManager(plans)
     resolved = manager.get_configuration(configuration)
+    refuse_untrusted_names(plans, resolved.configuration)
     schemes = resolved.normalization_schemes
     ct_channel = first_ct_channel(schemes)
     loaded = load_case(case, manager.image_reader_writer_class, len(schemes), ct_channel)
+    check_size_at(loaded, manager.transpose_forward, resolved.spacing)
     body = None
     if with_body and ct_channel is not None:  # before nnU-Net clips the values
         body = body_mask_ct(loaded.image[ct_channel].transpose(manager.transpose_forward))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from nnssl.core import escape
 from nnssl.matching.images import PreparedImage
 
 if TYPE_CHECKING:
@@ -127,12 +128,13 @@ def draw_match(
             mark_point(axis, scale.place(plane, at))
             turn_axes(axis, scale, plane, grey.shape)
     where = [format_mm(image.geometry.grid_to_world(at)) for image, at in ((query, point), (key, best))]
-    rows[0][0].set_ylabel(f"query: {query.name}\n{rows[0][0].get_ylabel()}")
-    rows[1][0].set_ylabel(f"key: {key.name}\n{rows[1][0].get_ylabel()}")
+    rows[0][0].set_ylabel(f"query: {escape.picture(query.name)}\n{rows[0][0].get_ylabel()}")
+    rows[1][0].set_ylabel(f"key: {escape.picture(key.name)}\n{rows[1][0].get_ylabel()}")
     assert heat is not None
     figure.colorbar(heat, ax=list(rows[1]), label="similarity (mean cosine)", shrink=0.9)
-    figure.suptitle(f"{query.name}: point at {where[0]} mm\n{key.name}: best match at {where[1]} mm, similarity "
-                    f"{similarity.max():.3f}")  # fmt: skip
+    title = (f"{query.name}: point at {where[0]} mm\n{key.name}: best match at {where[1]} mm, similarity "
+             f"{similarity.max():.3f}")  # fmt: skip
+    figure.suptitle(escape.picture(title))
     temporary = file.with_name(file.name + ".writing")
     figure.savefig(temporary, dpi=110, format="png")
     temporary.replace(file)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +12,13 @@ from numpy.typing import NDArray
 from nnssl.errors import UserError
 from nnssl.finetuning.pixel_encoder import PretrainedEncoder, read_pixel_encoder
 from nnssl.matching.encode import EncodedImage, encode_image
-from nnssl.matching.images import PreparedImage, prepare_image
+from nnssl.matching.guard import ImageGuard
+from nnssl.matching.images import PreparedImage, channel_files, prepare_image
 from nnssl.matching.match import distance_back, match_points, similarity_map
 from nnssl.matching.picture import draw_match
 from nnssl.pretraining.checkpoint import FINAL
 from nnssl.pretraining.launch import check_device
 
-log = logging.getLogger("nnssl")
 Floats = NDArray[np.float64]
 _LPS_TO_RAS = np.array([-1.0, -1.0, 1.0])  # and back
 
@@ -61,6 +60,7 @@ def match(
     voxel: bool = False,
     ras: bool = False,
     device: str = "cpu",
+    allow_other_intensities: bool = False,
 ) -> Match:
     """Find the point of the key image that is most similar to a point of the query image.
 
@@ -73,17 +73,24 @@ def match(
         voxel: whether the point is in voxels (integers are centres, the first is 0).
         ras: whether world coordinates are RAS, here and in the result; else LPS.
         device: `cpu` or `cuda`.
+        allow_other_intensities: take images of another modality than the pretraining's.
 
     Raises:
-        UserError: a file is missing or cannot be used, or the point is not in the image.
+        UserError: a file is missing or cannot be used, the images are of another modality (`nnssl.data.guard`), or the
+            point is not in the image.
     """
     check_device(device, 1)
     if output is not None and not Path(output).resolve().parent.is_dir():
         raise UserError(f"the folder {Path(output).resolve().parent} of -o does not exist; make it first")
     encoder = read_pixel_encoder(checkpoint_of(Path(model)))
-    asked, searched = (prepare_image(image, encoder.plans, encoder.configuration, encoder.dataset_json)
-                       for image in (query, key))  # fmt: skip
-    _warn_of_orientations(encoder.orientation, asked, searched)
+    ending = encoder.dataset_json["file_ending"]
+    files = [channel_files(image, encoder.encoder.input_channels, ending) for image in (query, key)]
+    guard = ImageGuard(encoder, files, allow_other_intensities)
+    asked, searched = (
+        guard.saw(prepare_image(image, encoder.plans, encoder.configuration, encoder.dataset_json))
+        for image in (query, key)
+    )
+    guard.report()
     turn = _LPS_TO_RAS if ras else np.ones(3)
     at = locate(asked, point, voxel, ras)
     encoded, other = encode(encoder, asked, device), encode(encoder, searched, device)
@@ -151,16 +158,6 @@ def locate(image: PreparedImage, point: Sequence[float], voxel: bool, ras: bool)
         raise UserError(f"the point {' '.join(f'{v:g}' for v in given)} is not in what nnU-Net keeps of {image.name}, "
                         f"which in {unit} is {ranges}; give a point in there{hint}")  # fmt: skip
     return at
-
-
-def _warn_of_orientations(pretraining: str | None, *images: PreparedImage) -> None:
-    known = {"the pretraining's volumes": pretraining} | {image.name: image.orientation for image in images}
-    found = {name: orientation for name, orientation in known.items() if orientation is not None}
-    if len(set(found.values())) > 1:
-        wanted = next(iter(found.values()))
-        log.warning(f"orientations differ ({', '.join(f'{name} {o}' for name, o in found.items())}), and nnU-Net does "
-                    f"not reorient: the network sees mirrored or turned anatomy and finds little; reorient the files "
-                    f"(SimpleITK.DICOMOrient(image, '{wanted}'))")  # fmt: skip
 
 
 def _place(image: PreparedImage, at: Floats, turn: Floats) -> Place:

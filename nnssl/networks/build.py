@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from copy import deepcopy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -16,6 +16,7 @@ from nnssl.networks.lapn_unet import LapnUNet, lapn_pyramid
 from nnssl.networks.pimpic_unet import PimpicUNet, pimpic_pyramid
 from nnssl.networks.pyramid import FeaturePyramid
 from nnssl.networks.swin import SwinPyramid, SwinUNETR, check_swin_strides
+from nnssl.networks.trusted import trusted_network
 from nnssl.networks.unet import UNetPyramid
 from nnssl.networks.vit import UNETR, vit_pyramid
 
@@ -75,11 +76,13 @@ def build_network(plans: dict[str, Any], configuration: str, num_classes: int) -
 
 def segmentation_of(resolved: dict[str, Any], num_classes: int) -> nn.Module:
     """Build the segmentation network of a resolved 3D configuration, see `build_network`."""
-    own = _OWN.get(_network_name(resolved))
-    if own is None:
-        return _build_with_nnunet(resolved, num_classes)
-    input_channels = len(resolved["normalization_schemes"])
-    return own.segmentation(input_channels, num_classes, **resolved["architecture"]["arch_kwargs"])
+    trusted = trusted_network(resolved)
+    name = _network_name(trusted)
+    with _described(name):
+        if name not in _OWN:
+            return _build_with_nnunet(trusted, num_classes)
+        input_channels = len(trusted["normalization_schemes"])
+        return _OWN[name].segmentation(input_channels, num_classes, **trusted["architecture"]["arch_kwargs"])
 
 
 def pretrained_part(network: nn.Module, resolved: dict[str, Any], levels: Levels) -> dict[str, Tensor]:
@@ -133,22 +136,38 @@ def backbone_of(resolved: dict[str, Any], levels: Levels) -> FeaturePyramid:
         UserError: Its network is of another kind.
     """
     name = _network_name(resolved)
-    if name in _OWN:
-        input_channels = len(resolved["normalization_schemes"])
-        return _OWN[name].pyramid(input_channels, levels, **resolved["architecture"]["arch_kwargs"])
-    if name.rsplit(".", 1)[-1] not in _UNET_CLASSES:
+    if name not in _OWN and name.rsplit(".", 1)[-1] not in _UNET_CLASSES:
         raise UserError(
             f"The network {name} of the plans is not supported: use plans whose network is one of "
             f"{', '.join(_UNET_CLASSES)} (dynamic_network_architectures), {' or '.join(_OWN)}."
         )
-    return UNetPyramid(_build_with_nnunet(resolved, _ANY_NUMBER_OF_CLASSES), levels)
+    trusted = trusted_network(resolved)
+    with _described(name):
+        if name in _OWN:
+            input_channels = len(trusted["normalization_schemes"])
+            return _OWN[name].pyramid(input_channels, levels, **trusted["architecture"]["arch_kwargs"])
+        return UNetPyramid(_build_with_nnunet(trusted, _ANY_NUMBER_OF_CLASSES), levels)
 
 
-def _build_with_nnunet(resolved: dict[str, Any], num_classes: int) -> nn.Module:
+@contextmanager
+def _described(network: str) -> Iterator[None]:
+    """What goes wrong while a network is built is the plans' fault: its arguments are theirs."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"The network {network} cannot be built with the arch_kwargs of the plans "
+                        f"({type(error).__name__}: {' '.join(str(error).split())[:300]}); mend them, or plan the "
+                        f"dataset again.") from error  # fmt: skip
+
+
+def _build_with_nnunet(trusted: dict[str, Any], num_classes: int) -> nn.Module:
+    """Build a network from what `trusted_network` has seen; it may be changed."""
     from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
     from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
-    manager = ConfigurationManager(deepcopy(resolved))  # it adds to plans of older versions
+    manager = ConfigurationManager(trusted)  # it adds to plans of older versions
     return get_network_from_plans(
         manager.network_arch_class_name,
         manager.network_arch_init_kwargs,
@@ -176,6 +195,18 @@ def resolve_configuration(plans: dict[str, Any], name: str) -> dict[str, Any]:
     return _resolve(configurations, name)
 
 
+def any_configuration(plans: dict[str, Any], name: str) -> dict[str, Any]:
+    """Return a configuration of the plans, of two dimensions too, with what it inherits.
+
+    Raises:
+        UserError: The configuration is missing.
+    """
+    if name not in plans["configurations"]:
+        raise UserError(f"Configuration {name} is not in the plans, which have {', '.join(plans['configurations'])}: "
+                        f"restore the plans that belong to it.")  # fmt: skip
+    return _resolve(plans["configurations"], name)
+
+
 def _resolve(configurations: dict[str, Any], name: str) -> dict[str, Any]:
     """Merge a configuration over its ancestors, as nnU-Net's PlansManager does, which needs all of nnU-Net."""
     chain: list[dict[str, Any]] = []
@@ -190,8 +221,13 @@ def _resolve(configurations: dict[str, Any], name: str) -> dict[str, Any]:
     return {key: value for configuration in reversed(chain) for key, value in configuration.items()}
 
 
+def network_entries(resolved: dict[str, Any]) -> dict[str, Any]:
+    """The entries of a resolved configuration that its network is built from; all of those of an older nnU-Net."""
+    return {"architecture": resolved["architecture"]} if "architecture" in resolved else dict(resolved)
+
+
 def _network_name(configuration: dict[str, Any]) -> str:
     """Return the full class name; plans of older nnU-Net versions state the bare name."""
     if "architecture" in configuration:
-        return configuration["architecture"]["network_class_name"]
-    return configuration.get("UNet_class_name", "unknown")
+        return str(configuration["architecture"]["network_class_name"])
+    return str(configuration.get("UNet_class_name", "unknown"))

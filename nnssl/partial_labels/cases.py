@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from nnssl.data.annotated_labels import AnnotatedLabels
+from nnssl.data.label_maps import raw_contradicts
 from nnssl.errors import UserError
 
 
@@ -40,7 +41,7 @@ class AnnotatedCases:
         return self.load_case(identifier)
 
 
-def refuse_contradictions(annotations: AnnotatedLabels, dataset: Any, name: str) -> None:
+def refuse_contradictions(annotations: AnnotatedLabels, dataset: Any, name: str, plans: str) -> None:
     """Raise UserError where the label map of a case holds a class that its list says is not annotated.
 
     Regions overlap, so that their locations do not tell; `nnssl_annotated_labels check` reads the label maps.
@@ -49,6 +50,7 @@ def refuse_contradictions(annotations: AnnotatedLabels, dataset: Any, name: str)
         annotations: of the dataset.
         dataset: nnU-Net's data set of preprocessed cases.
         name: of the dataset, for the message.
+        plans: their name, for the message.
     """
     for case in sorted(annotations.partial().keys() & set(dataset.identifiers)):
         allowed = annotations.values(case)
@@ -56,5 +58,14 @@ def refuse_contradictions(annotations: AnnotatedLabels, dataset: Any, name: str)
             if not isinstance(which, tuple) and len(voxels) > 0 and int(which) not in allowed:
                 names = [label for label, values in annotations.labels.items() if int(which) in values]
                 raise UserError(f"the label map of {case} holds {' '.join(names)}, which annotated_labels says is not "
-                                f"annotated there; nnssl_annotated_labels check -d {name} lists all such voxels: list "
-                                f"the label, or remove them")  # fmt: skip
+                                f"annotated there; {_way_out(annotations, case, name, plans)}")  # fmt: skip
+
+
+def _way_out(annotations: AnnotatedLabels, case: str, name: str, plans: str) -> str:
+    contradicts = raw_contradicts(annotations, name, case)
+    if contradicts is None:
+        return f"add it to the list of {case} in the dataset.json of {name} in nnUNet_preprocessed"
+    if contradicts:
+        return f"to see all such voxels, type: nnssl_annotated_labels check -d {name}"
+    return (f"it was mended in nnUNet_raw, and the preprocessed one was not: type: "
+            f"nnssl_plan_and_preprocess -d {name} -p {plans}")  # fmt: skip

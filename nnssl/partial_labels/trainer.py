@@ -9,24 +9,19 @@ from typing import Any
 import torch
 from nnunetv2.evaluation.evaluate_predictions import load_summary_json, save_summary_json
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.helpers import dummy_context
 from torch import Tensor
 
-from nnssl.data.annotated_labels import (
-    AnnotatedLabels,
-    annotated_labels_of_training,
-    raw_cases,
-    refuse_unknown_cases,
-)
+from nnssl.data.annotated_labels import AnnotatedLabels, annotated_labels_of_training
 from nnssl.finetuning.quick_run import apply_settings
 from nnssl.finetuning.start import refuse_bad_files
+from nnssl.finetuning.usable_cases import UsableCases
 from nnssl.partial_labels.cases import AnnotatedCases, refuse_contradictions
 from nnssl.partial_labels.loss import AnnotatedLoss, partial_label_loss
 from nnssl.partial_labels.scores import annotated_summary, hard_counts
 
 
-class PartialLabels(nnUNetTrainer):
+class PartialLabels(UsableCases):
     """What partial labels change in a trainer: loss, foreground patches and scores; put it first among the bases.
 
     dataset.json lists under `annotated_labels` what is annotated in a case (`nnssl.data.annotated_labels`); without the
@@ -47,9 +42,9 @@ class PartialLabels(nnUNetTrainer):
         """Read `annotated_labels` first: a mistake in it shows before the network is built."""
         home = Path(self.preprocessed_dataset_folder_base)
         name = self.plans_manager.dataset_name
-        self.annotations = annotated_labels_of_training(self.dataset_json, name, home)
-        if self.annotations.listed:
-            refuse_unknown_cases(self.annotations, self._existing_cases(), home / "dataset.json")
+        folder = self.preprocessed_dataset_folder
+        cases = infer_dataset_class(folder).get_identifiers(folder)
+        self.annotations = annotated_labels_of_training(self.dataset_json, name, home, cases)
         self._say_what_is_annotated()
         super().initialize()
 
@@ -121,20 +116,15 @@ class PartialLabels(nnUNetTrainer):
 
     def _restricted(self, dataset: Any) -> AnnotatedCases:
         """Before workers start, label maps that contradict the list are refused."""
-        refuse_contradictions(self.annotations, dataset, self.plans_manager.dataset_name)
+        refuse_contradictions(self.annotations, dataset, self.plans_manager.dataset_name, self.plans_manager.plans_name)
         return AnnotatedCases(dataset, self.annotations, self._foreground)
-
-    def _existing_cases(self) -> set[str]:
-        folder = self.preprocessed_dataset_folder
-        preprocessed = infer_dataset_class(folder).get_identifiers(folder)
-        return {*preprocessed, *raw_cases(self.plans_manager.dataset_name)}
 
     def _say_what_is_annotated(self) -> None:
         partial, names = self.annotations.partial(), self.annotations.labels
         if not self.annotations.listed:
             self.print_to_log_file("dataset.json has no annotated_labels: every case counts as completely annotated, "
-                                   "as in nnU-Net's own training (nnssl_annotated_labels propose -d "
-                                   f"{self.plans_manager.dataset_name} makes a list)")  # fmt: skip
+                                   "as in nnU-Net's own training (for a list, type: nnssl_annotated_labels propose -d "
+                                   f"{self.plans_manager.dataset_name} --write)")  # fmt: skip
             return
         lacking = ", ".join(f"{name} in {sum(name not in of for of in partial.values())}" for name in names)
         self.print_to_log_file(f"Partial labels: {len(partial)} cases are not completely annotated; not annotated are: "

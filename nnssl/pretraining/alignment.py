@@ -13,11 +13,13 @@ import torch
 import torch.nn.functional as F
 
 from nnssl.data.alignment import Aligner, RelativePosition
+from nnssl.data.guard import Images, warn_of_images
 from nnssl.data.loader import Cases
+from nnssl.data.modality import names_of_channels
 from nnssl.data.pool import map_cases
 from nnssl.data.volumes import BloscVolume, VolumeFolder
 from nnssl.errors import UserError
-from nnssl.finetuning.intensity import Bridge, IntensityBridge, bridge_intensities
+from nnssl.finetuning.intensity import IntensityBridge, bridge_intensities
 from nnssl.finetuning.pixel_encoder import PretrainedEncoder, read_pixel_encoder
 from nnssl.finetuning.pretrained import finished_pretrainings
 from nnssl.matching.aligner import EmbeddingAligner
@@ -61,13 +63,14 @@ def choose_aligner(asked: str | Path | None, config: Any, datasets: Sequence[str
     )
 
 
-def prepare_embeddings(setup: Setup, device: str, may_compute: bool) -> None:
+def prepare_embeddings(setup: Setup, device: str, may_compute: bool, allow_other_intensities: bool = False) -> None:
     """Encode every volume of the run that has no encodings yet, and say where they are and how large.
 
     Args:
         setup: of a method that pairs volumes.
         device: cuda or cpu.
         may_compute: False where several processes would do it at once; everything has to be there then.
+        allow_other_intensities: whether the encoder may be of another modality than the volumes.
 
     Raises:
         UserError: the encoder does not suit the plans, or something is missing that must not be made here.
@@ -86,7 +89,8 @@ def prepare_embeddings(setup: Setup, device: str, may_compute: bool) -> None:
                         f"train together do not make them; run the same once with nnssl_pretrain itself, without "
                         f"torchrun")  # fmt: skip
     try:
-        sizes = _encode(missing, aligner, setup, device)
+        sizes = _encode(missing, aligner, VolumeEncoder(read_pixel_encoder(aligner.checkpoint), setup, device,
+                                                        allow_other_intensities))  # fmt: skip
     except OSError as error:
         raise UserError(f"the encodings cannot be written to {homes} ({error}); make room and run this again: what is "
                         f"done is kept") from error  # fmt: skip
@@ -95,11 +99,8 @@ def prepare_embeddings(setup: Setup, device: str, may_compute: bool) -> None:
              f"{np.mean(sizes):,.0f} bytes a volume, in {homes}")  # fmt: skip
 
 
-def _encode(
-    volumes: Sequence[tuple[VolumeFolder, str]], aligner: EmbeddingAligner, setup: Setup, device: str
-) -> list[int]:
+def _encode(volumes: Sequence[tuple[VolumeFolder, str]], aligner: EmbeddingAligner, encode: VolumeEncoder) -> list[int]:
     """Encode volumes and write what comes out; bytes of each."""
-    encode = VolumeEncoder(read_pixel_encoder(aligner.checkpoint), setup, device)
 
     def encode_and_save(volume: tuple[VolumeFolder, str]) -> int:
         folder, case = volume
@@ -114,13 +115,21 @@ class VolumeEncoder:
     Intensities are mapped to those of the encoder's plans, and volumes resampled to their spacing, trilinearly. What
     the run's plans have cut off does not come back: said in a warning, as is another orientation.
 
+    Args:
+        source: the encoder.
+        setup: of the run.
+        device: cuda or cpu.
+        allow: whether the encoder may be of another modality than the volumes.
+
     Raises:
-        UserError: the plans differ in channels or order of the axes.
+        UserError: the plans differ in channels or order of the axes, or the modalities differ (`nnssl.data.guard`).
     """
 
-    def __init__(self, source: PretrainedEncoder, setup: Setup, device: str) -> None:
-        _check_axes(source, setup)
-        bridge = _bridge(source, setup)
+    def __init__(self, source: PretrainedEncoder, setup: Setup, device: str, allow: bool = False) -> None:
+        _check_images(source, setup, allow)
+        bridge = bridge_intensities(setup.plans, source.plans, (setup.configuration, source.configuration), allow)
+        for warning in bridge.warnings:
+            log.warning(f"encodings for the pairs: {warning}")
         z, y, x = resolve_configuration(source.plans, source.configuration)["spacing"]
         self.spacing, self.patch_size, self.device = (float(z), float(y), float(x)), source.patch_size, device
         self.encoder = PooledEncoder(source.encoder, self.spacing)
@@ -168,19 +177,15 @@ def _the_only_one(datasets: Sequence[str], results: Path) -> Path | None:
     return found[0] if found else None
 
 
-def _check_axes(source: PretrainedEncoder, setup: Setup) -> None:
+def _check_images(source: PretrainedEncoder, setup: Setup, allow: bool) -> None:
     axes, own = (plans.get("transpose_forward", [0, 1, 2]) for plans in (source.plans, setup.plans))
     if list(axes) != list(own):
         raise UserError(f"{source.path} saw volumes with the axes {axes} (transpose_forward) and these plans order "
                         f"them as {own}; pretrain an encoder with these axes, or add "
                         f"-alignment {POSITION}")  # fmt: skip
-    if None not in (source.orientation, setup.orientation) and source.orientation != setup.orientation:
-        log.warning(f"the volumes of {source.path} are oriented {source.orientation} and these {setup.orientation}: it "
-                    f"sees them mirrored or turned, and its pairs may be wrong")  # fmt: skip
-
-
-def _bridge(source: PretrainedEncoder, setup: Setup) -> Bridge:
-    bridge = bridge_intensities(setup.plans, source.plans, (setup.configuration, source.configuration))
-    for warning in bridge.warnings:
-        log.warning(f"encodings for the pairs: {warning}")
-    return bridge
+    given = Images.of_pretraining(source.plans, source.configuration, source.dataset_json, source.orientation)
+    name = setup.train.folders[0].name
+    own = Images(
+        name, names_of_channels(setup.dataset_json), orientations={f"most volumes of {name}": setup.orientation}
+    )
+    warn_of_images(given, own, allow)

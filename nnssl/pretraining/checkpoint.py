@@ -3,71 +3,84 @@
 from __future__ import annotations
 
 import os
-import shutil
+import zipfile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import torch
 
+from nnssl.core.files import replacing
 from nnssl.core.json_files import checked
 from nnssl.core.own_files import CheckpointFile, ResumableFile
+from nnssl.core.system import unreadable, why
+from nnssl.data.trusted_names import refuse_untrusted_names
 from nnssl.errors import UserError
+from nnssl.networks.build import resolve_configuration
+from nnssl.networks.trusted import trusted_network
 
 FORMAT = 1
 LATEST, FINAL = "checkpoint_latest.pth", "checkpoint_final.pth"
 BEST = "checkpoint_best.pth"  # by the online probe
-_SUFFIX = ".writing"
 
 
 def save_checkpoint(content: dict[str, Any], path: Path) -> None:
     """Write to a temporary file beside `path`, flush it to the disk, and rename it: `path` is the old or the new one.
 
     Raises:
-        UserError: no space is left; the previous checkpoint stays as it is.
+        OSError: the system refuses it, such as a full disk; the previous checkpoint stays as it is.
     """
-    temporary = path.with_name(path.name + _SUFFIX)
-    try:
-        with open(temporary, "wb") as file:
-            torch.save({"format": FORMAT, **content}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch's zip writer wraps the OSError of a full disk in a RuntimeError
-        temporary.unlink(missing_ok=True)
-        if shutil.disk_usage(path.parent).free < 2**26 or getattr(error, "errno", None) == 28:
-            raise UserError(f"no space left for {path}; the previous checkpoint is untouched: free some space and "
-                            f"continue with --c") from error  # fmt: skip
-        raise
+    with replacing(path) as temporary, open(temporary, "wb") as opened:
+        file = _Remembering(opened)
+        try:
+            torch.save({"format": FORMAT, **content}, cast("IO[bytes]", file))
+        except RuntimeError as error:
+            raise (file.error or error) from None
+        opened.flush()
+        os.fsync(opened.fileno())
     _sync_folder(path.parent)
 
 
-def load_checkpoint(path: Path, to_continue: bool = False) -> dict[str, Any]:
+def load_checkpoint(path: Path, to_continue: bool = False, mapped: bool = False) -> dict[str, Any]:
     """Content of a checkpoint of `nnssl_pretrain` on the CPU, every entry checked.
 
     Args:
         path: of the file.
         to_continue: whether it has to hold all that a run goes on with.
+        mapped: leave the tensors on the disk until they are used, for whoever reads what is said of many runs.
 
     Raises:
-        UserError: the file does not exist, is not a checkpoint of this package, or lacks something; or a name in it
-            cannot be a part of a path.
+        UserError: the file does not exist, is not a checkpoint of this package, or lacks something; a name in it
+            cannot be a part of a path, or its plans name what must not be called.
     """
+    return check_entries(load_content(path, mapped), path, to_continue)
+
+
+def check_entries(content: dict[str, Any], path: Path, to_continue: bool = False) -> dict[str, Any]:
+    """The content of a checkpoint, if its entries are what they have to be; arguments and errors as above."""
     schema = ResumableFile if to_continue else CheckpointFile
-    return checked(load_content(path), schema, path, "give a checkpoint_*.pth that nnssl_pretrain wrote, unchanged")
+    checked(content, schema, path, "give a checkpoint_*.pth that nnssl_pretrain wrote, unchanged")
+    resolved = resolve_configuration(content["plans"], content["configuration"])
+    refuse_untrusted_names(content["plans"], resolved, path)
+    trusted_network(resolved, path)
+    return content
 
 
-def load_content(path: Path) -> dict[str, Any]:
-    """Content of a file of `save_checkpoint` on the CPU, whatever its entries are.
+def load_content(path: Path, mapped: bool = False) -> dict[str, Any]:
+    """Content of a file of `save_checkpoint` on the CPU, whatever its entries are; `mapped` as of `load_checkpoint`.
 
     Raises:
-        UserError: the file does not exist, or is none.
+        UserError: the file does not exist, cannot be read, or is none that is whole.
     """
     if not path.is_file():
         raise UserError(f"there is no checkpoint {path}")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        if not mapped:
+            _check_whole(path)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # unpickling errors come as many types, all of them mean: not our file
+        if (refused := unreadable(path)) is not None:
+            raise UserError(str(why(refused))) from error
         raise UserError(f"{path} is no checkpoint of nnssl, or it is damaged; give a checkpoint_*.pth that "
                         f"nnssl_pretrain wrote (a model that nnU-Net trained is none)") from error  # fmt: skip
     if not isinstance(content, dict) or content.get("format") != FORMAT:
@@ -76,10 +89,11 @@ def load_content(path: Path) -> dict[str, Any]:
     return content
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Delete what a killed process left half-written."""
-    for file in folder.glob(f"*{_SUFFIX}"):
-        file.unlink(missing_ok=True)
+def _check_whole(path: Path) -> None:
+    """Raise where a record of the file has another checksum, which torch does not look at."""
+    with zipfile.ZipFile(path) as archive:
+        if (record := archive.testzip()) is not None:
+            raise zipfile.BadZipFile(f"{record} has another checksum")
 
 
 def package_versions() -> dict[str, str]:
@@ -91,6 +105,24 @@ def package_versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+class _Remembering:
+    """A file that keeps the system's error: torch's zip writer forgets it and raises a RuntimeError."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
+        self.error: OSError | None = None
+
+    def write(self, content: Any) -> int:
+        try:
+            return self.file.write(content)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self.file.flush()
 
 
 def _sync_folder(folder: Path) -> None:

@@ -1,4 +1,7 @@
-"""What a run draws of its batches: `views.png` at its first step, `reconstruction.png` where it saves."""
+"""What a run draws of its batches: `views.png` at its first step, `reconstruction.png` where it saves.
+
+A run does without a picture that the disk does not take; it ends where its weights or its figures cannot be kept.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from collections.abc import Sequence
 
 import torch
 
+from nnssl.core.system import dispensable
 from nnssl.methods.base import Batch, Method, Panel
 from nnssl.pretraining.pictures import draw_panels
 from nnssl.pretraining.setup import Setup
@@ -30,4 +34,5 @@ def draw_reconstruction(setup: Setup, method: Method, views: Batch, cases: Seque
 
 def _draw(setup: Setup, panels: list[list[Panel]], name: str, heading: str, cases: Sequence[str]) -> None:
     named = "\n".join(dict.fromkeys(cases[: len(panels)]))
-    draw_panels(panels, setup.folder / f"{name}.png", f"{setup.method}: {heading}\n{named}")
+    with dispensable(f"{name}.png"):
+        draw_panels(panels, setup.folder / f"{name}.png", f"{setup.method}: {heading}\n{named}")

@@ -6,23 +6,29 @@ import contextlib
 import gc
 import hashlib
 import logging
+import multiprocessing.connection
 import os
-import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import FrameType
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from nnssl.distributed import gather_objects
+from nnssl.core.signals import EXIT_INTERRUPTED, Interrupted, Stopped, StopSignal
+from nnssl.core.system import name_file, why
+from nnssl.distributed import barrier, gather_objects
 from nnssl.errors import UserError
+from nnssl.methods.base import MethodConfig
 from nnssl.methods.options import to_plain
+from nnssl.pretraining.failures import in_sentences, killed
 from nnssl.pretraining.loop import Pretraining
 from nnssl.pretraining.setup import Setup, case_labels
-from nnssl.pretraining.signals import EXIT_INTERRUPTED, Interrupted
+
+_SAID = 64  # exit code of a process that has said what is wrong
+_FOLLOWING_S, _SAVING_S = 5.0, 60.0  # for processes whose peer has failed, or was interrupted and saved
 
 log = logging.getLogger("nnssl")
 
@@ -55,82 +61,119 @@ def check_device(device: str, num_gpus: int) -> None:
         raise UserError(f"-num_gpus {num_gpus} is more than the {torch.cuda.device_count()} cards that PyTorch sees")
 
 
+@contextlib.contextmanager
+def joined(device: str) -> Iterator[None]:
+    """The processes that torchrun started meet, and wait for the one that waits for a folder; others need not."""
+    count = int(os.environ["WORLD_SIZE"]) if started_by_torchrun() else 1
+    if count == 1:
+        yield
+        return
+    with _group(device, int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"]), count):
+        barrier()
+        yield
+
+
 def launch(setup: Setup, device: str, num_gpus: int) -> None:
-    """Run a setup to its end.
+    """Run a setup to its end; under torchrun within `joined`.
 
     Raises:
         Interrupted: a signal ended it; everything is saved.
-        UserError: see `Pretraining.run`.
-        SystemExit: a process started here failed; it has said why.
+        UserError: see `Pretraining.run`; the system killed a process that was started here.
+        SystemExit: a process that was started here failed; it has said why.
     """
     if started_by_torchrun():
-        _run(setup, device, int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"]), int(os.environ["WORLD_SIZE"]))
+        _run(setup, device, int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"]))
     elif num_gpus == 1:
-        _run(setup, device, 0, 0, 1)
+        _run(setup, device, 0, 0)
     else:
         _spawn(setup, device, num_gpus)
 
 
 def _spawn(setup: Setup, device: str, count: int) -> None:
-    from torch.multiprocessing import ProcessExitedException, start_processes
+    from torch.multiprocessing.spawn import ProcessException, start_processes
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    processes = start_processes(_child, (setup, device, count, port), count, join=False, start_method="spawn")
+    context = start_processes(_child, (setup, device, count, port), count, join=False, start_method="spawn")
+    processes: list[Any] = context.processes
 
-    def forward(number: int, frame: FrameType | None) -> None:
-        for process in processes.processes:
+    def forward(number: int) -> None:
+        for process in processes:
             if process.is_alive():
                 os.kill(process.pid, number)
 
-    before = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGUSR1)}
-    try:
-        while not processes.join():
-            pass
-    except ProcessExitedException as error:
-        if error.exit_code == EXIT_INTERRUPTED:
-            raise Interrupted("all processes have stopped; continue with --c") from None
-        raise SystemExit(1) from None
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with StopSignal(forward) as told:
+        failures = _wait_for(processes)
+        for process in processes:
+            process.kill()  # where another one has failed
+        try:
+            while not context.join():
+                pass
+        except ProcessException:
+            if _SAID in failures.values():
+                raise SystemExit(1) from None
+            lost = {rank: -code for rank, code in failures.items() if code < 0}
+            if lost and not told.received:
+                rank, number = next(iter(lost.items()))
+                raise UserError(killed(f"process {rank} of the run", number)) from None
+            if told.received or EXIT_INTERRUPTED in failures.values():
+                raise Interrupted("all processes have stopped; continue with --c") from None
+            raise
+
+
+def _wait_for(processes: Sequence[Any]) -> dict[int, int]:
+    """Exit codes, other than 0, by rank; where one fails the others get some time to end as well."""
+    alive, failures = list(processes), dict[int, int]()
+    while alive:
+        patience = None if not failures else _SAVING_S if EXIT_INTERRUPTED in failures.values() else _FOLLOWING_S
+        if not multiprocessing.connection.wait([process.sentinel for process in alive], patience):
+            break
+        alive = [process for process in alive if process.is_alive()]
+        failures = {rank: process.exitcode for rank, process in enumerate(processes) if process.exitcode}
+    return failures
 
 
 def _child(rank: int, setup: Setup, device: str, count: int, port: int) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     logging.basicConfig(format="%(message)s", level=logging.INFO if rank == 0 else logging.ERROR, stream=sys.stdout)
     try:
-        _run(setup, device, rank, rank, count)
+        with _group(device, rank, rank, count):
+            _run(setup, device, rank, rank)
     except UserError as error:
         if rank == 0:
             log.error(f"error: {error}")
-        sys.exit(1)
+        sys.exit(_SAID)
     except Interrupted:
         sys.exit(EXIT_INTERRUPTED)
 
 
-def _run(setup: Setup, device: str, rank: int, local_rank: int, count: int) -> None:
+@contextlib.contextmanager
+def _group(device: str, rank: int, local_rank: int, count: int) -> Iterator[None]:
+    """The group of the processes that train together."""
+    if device == "cuda":
+        torch.cuda.set_device(local_rank)
+    dist.init_process_group("nccl" if device == "cuda" else "gloo", rank=rank, world_size=count)
+    try:
+        yield
+    finally:
+        gc.collect()  # DistributedDataParallel holds the group, whose threads must not outlive it: the process aborts
+        dist.destroy_process_group()
+
+
+def _run(setup: Setup, device: str, rank: int, local_rank: int) -> None:
     where = torch.device("cuda", local_rank) if device == "cuda" else torch.device("cpu")
     if where.type == "cuda":
         torch.cuda.set_device(where)
         torch.backends.cudnn.benchmark = True  # the sizes are the same in every step
-    if count == 1:
-        with _log_file(setup.folder):
-            Pretraining(setup, where).run()
-        return
-    dist.init_process_group("nccl" if device == "cuda" else "gloo", rank=rank, world_size=count)
     try:
-        with _log_file(setup.folder if rank == 0 else None):
+        with _log_file(setup.folder if rank == 0 else None, setup.config):
             _check_same_everywhere(setup)
             Pretraining(setup, where).run()
     except UserError as error:
         if rank > 0:  # this process's command is silent, since most mistakes are found by all
             print(f"error in process {rank}: {error}", file=sys.stderr)
         raise
-    finally:
-        gc.collect()  # DistributedDataParallel holds the group, whose threads must not outlive it: the process aborts
-        dist.destroy_process_group()
 
 
 def _check_same_everywhere(setup: Setup) -> None:
@@ -143,18 +186,35 @@ def _check_same_everywhere(setup: Setup) -> None:
                         f"preprocessed folder the same on all machines")  # fmt: skip
 
 
+class _LogFile(logging.FileHandler):
+    """A run goes on where its log cannot be written; the terminal has it too."""
+
+    told = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self.told:
+            self.told = True
+            print(f"warning: the log misses lines: {why(name_file(error, Path(self.baseFilename)))}", file=sys.stderr)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # what the disk did not take
+            super().close()
+
+
 @contextlib.contextmanager
-def _log_file(folder: Path | None) -> Iterator[None]:
-    """The log goes to a file of the run too."""
-    if folder is None:
-        yield
-        return
-    handler = logging.FileHandler(folder / "pretraining_log.txt")
+def _log_file(folder: Path | None, config: MethodConfig) -> Iterator[None]:
+    """The log goes to a file of the run too; what ends the run from outside becomes a sentence."""
+    with in_sentences(config):
+        handler = _LogFile(folder / "pretraining_log.txt") if folder is not None else logging.NullHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
     try:
-        yield
-    except (UserError, Interrupted) as end:
+        with in_sentences(config):
+            yield
+    except (UserError, Interrupted, Stopped) as end:
         # the command says it on the terminal; whoever opens the log later wants to know it too
         handler.handle(logging.LogRecord(log.name, logging.ERROR, __file__, 0, str(end), None, None))
         raise

@@ -10,9 +10,17 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from nnssl.data.loader import LoadedBatch, SampleDataset, Stream, make_loader, positions_of_rank, stop_workers
+from nnssl.core.signals import Interrupted, StopSignal
+from nnssl.data.loader import (
+    LoadedBatch,
+    SampleDataset,
+    Stream,
+    make_loader,
+    next_batch,
+    positions_of_rank,
+    stop_workers,
+)
 from nnssl.distributed import barrier, is_main, rank, world_size
-from nnssl.errors import UserError
 from nnssl.methods.base import Batch, Method, StepOutput, to_device
 from nnssl.methods.options import to_plain
 from nnssl.networks.sync_batch_norm import synchronise_batch_norm
@@ -25,7 +33,6 @@ from nnssl.pretraining.metrics import Row, RunningMeans, memory_gib
 from nnssl.pretraining.optimisation import build_optimiser, choose_precision, learning_rate, set_learning_rate
 from nnssl.pretraining.reporting import Reporter
 from nnssl.pretraining.setup import Setup, case_labels
-from nnssl.pretraining.signals import Interrupted, StopSignal
 from nnssl.pretraining.watch import Watch
 from nnssl.pretraining.weights import load_weights
 
@@ -64,7 +71,7 @@ class Pretraining:
 
         Raises:
             Interrupted: after SIGTERM or SIGUSR1; the checkpoint is written.
-            UserError: the loss is not finite, or the memory does not suffice.
+            UserError: the loss is not finite, a volume cannot be read, or another run has taken the folder.
         """
         setup = self.setup
         dataset = SampleDataset(type(self.method), self.config, setup.train, setup.val, setup.aligner)
@@ -75,10 +82,6 @@ class Pretraining:
             try:
                 while self.epoch < self.config.num_epochs:
                     self._run_epoch(batches)
-            except torch.cuda.OutOfMemoryError as error:
-                raise UserError(f"the card's memory does not suffice for a batch of {self.config.batch_size} with "
-                                f"patches of {self.config.patch_size}; set a smaller -o batch_size=... or -o "
-                                f"patch_size=...") from error  # fmt: skip
             finally:
                 stop_workers(batches)
             self._save(FINAL)
@@ -104,7 +107,7 @@ class Pretraining:
         self.cost.lap("other")
         with self._bar(last - self.step) as bar:
             while self.step < last:
-                batch = _next(batches)
+                batch = next_batch(batches)
                 self.cost.lap("waiting")
                 if self.step == 0 and is_main():
                     draw_views(self.setup, self.method, self._views(batch), batch.cases)
@@ -172,7 +175,7 @@ class Pretraining:
         self.watch.means["val"] = RunningMeans()
         self.method.eval()
         for step in range(self._val_steps()):
-            batch = _next(batches)
+            batch = next_batch(batches)
             output = self._forward(self.method, batch)
             terms = {"loss": output.loss, **output.terms, "embedding_std": embedding_std(output.embeddings)}
             self.watch.add("val", step, batch, terms, self.signal.received)
@@ -212,6 +215,7 @@ class Pretraining:
         }
         self.watch.means["train"] = RunningMeans()
         if is_main():
+            self.setup.check_claim()
             self.reporter.epoch(row)
             if self.probe is not None and self.probe.improved:
                 save_checkpoint(self._content(), self.setup.folder / BEST)
@@ -242,6 +246,7 @@ class Pretraining:
 
     def _save(self, name: str) -> None:
         if is_main():
+            self.setup.check_claim()
             save_checkpoint(self._content(), self.setup.folder / name)
         barrier()  # no process leaves, and is taken for failed, before the file is complete
 
@@ -282,10 +287,3 @@ class Pretraining:
         self.cost = EpochCost(self.cost.meter, checkpoint.get("cost_state"))
         if self.probe is not None and checkpoint.get("probe_state") is not None:
             self.probe.load_state(checkpoint["probe_state"])
-
-
-def _next(batches: Iterator[LoadedBatch]) -> LoadedBatch:
-    batch = next(batches)
-    if batch.failure:
-        raise UserError(batch.failure)
-    return batch

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from nnssl.core.files import replacing
 from nnssl.core.json_files import checked
 from nnssl.core.own_files import EpochRow
 from nnssl.errors import UserError
@@ -74,9 +75,8 @@ def read_rows(file: Path) -> list[Row]:
 
 def write_rows(file: Path, rows: list[Row]) -> None:
     """All rows, replacing the file in one piece."""
-    temporary = file.with_name(file.name + ".writing")
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    temporary.replace(file)
+    with replacing(file) as temporary:
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def memory_gib(device: torch.device) -> float:

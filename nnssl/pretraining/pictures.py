@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nnssl.core.escape import picture
+from nnssl.core.files import replacing
 from nnssl.methods.base import Panel
 from nnssl.pretraining.metrics import Row
 
@@ -68,7 +70,7 @@ def draw_panels(rows: list[list[Panel]], file: Path, title: str) -> None:
             axis.set_axis_off()
             if j < len(row):
                 _draw_panel(axis, row[j])
-    figure.suptitle(title)
+    figure.suptitle(picture(title))
     _save(figure, file)
 
 
@@ -105,6 +107,5 @@ def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure,
 
 
 def _save(figure: Figure, file: Path) -> None:
-    temporary = file.with_name(file.name + ".writing")
-    figure.savefig(temporary, dpi=110, format="png")
-    temporary.replace(file)
+    with replacing(file) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")

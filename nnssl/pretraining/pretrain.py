@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from nnssl.core.files import remove_leftovers
 from nnssl.core.json_files import write_json
 from nnssl.core.names import check_name
 from nnssl.data.alignment import Aligner, RelativePosition
@@ -21,10 +23,11 @@ from nnssl.methods.base import Method
 from nnssl.methods.options import from_plain, override, to_plain
 from nnssl.methods.registry import get_method
 from nnssl.pretraining.alignment import choose_aligner, prepare_embeddings
-from nnssl.pretraining.checkpoint import FINAL, load_checkpoint, package_versions, remove_leftovers
-from nnssl.pretraining.launch import check_device, launch, number_of_processes, started_by_torchrun
+from nnssl.pretraining.checkpoint import FINAL, package_versions
+from nnssl.pretraining.launch import check_device, joined, launch, number_of_processes, started_by_torchrun
 from nnssl.pretraining.nnunet_weights import NNUNET_WEIGHTS, write_nnunet_weights
 from nnssl.pretraining.optimisation import build_optimiser
+from nnssl.pretraining.run_lock import Claim, claimed
 from nnssl.pretraining.setup import (
     CONFIG,
     Setup,
@@ -32,12 +35,13 @@ from nnssl.pretraining.setup import (
     check_output,
     check_same_run,
     hold_out,
+    load_resumed,
     refuse_other_folder,
     resolve_sizes,
     run_folder,
 )
 from nnssl.pretraining.trackers import check_trackers
-from nnssl.pretraining.weights import fitting_weights
+from nnssl.pretraining.weights import check_weights
 from nnssl.probing.prepare import check_probe, prepare_probe
 
 log = logging.getLogger("nnssl")
@@ -59,6 +63,7 @@ def pretrain(
     alignment: str | Path | None = None,
     probe: int | str | None = None,
     probe_every: int | None = None,
+    allow_other_intensities: bool = False,
 ) -> Path:
     """Pretrain on nnU-Net datasets, planning and preprocessing them first where that is missing.
 
@@ -78,12 +83,15 @@ def pretrain(
         alignment: for methods that pair volumes, see `nnssl.pretraining.alignment.choose_aligner`.
         probe: labelled dataset that the features are probed on during the run, see `nnssl.probing.prepare`.
         probe_every: epochs between the probe's evaluations; None: at most 20 in the run, and as its cost allows.
+        allow_other_intensities: take further datasets, a probe, weights or an encoder of another modality than the
+            first dataset's (`nnssl.data.guard`).
 
     Returns:
         The run's folder, with checkpoint_final.pth and nnunet_weights.pth in it.
 
     Raises:
         UserError: any mistake in the request, found before anything is written, or a run that cannot go on.
+        UserError: another process writes to the run's folder; `continue_run` waits for it for a while.
         Interrupted: SIGTERM or SIGUSR1; the run is saved.
     """
     method_class = get_method(method)
@@ -95,57 +103,81 @@ def pretrain(
         raise UserError("--c continues a run with its own weights and -pretrained starts a new one; give one of them")
     if alignment and not method_class.pairs_volumes:
         raise UserError(f"-alignment is for methods that pair volumes, and {method} does not; leave it out")
-    _check_probe(probe, probe_every, dataset_ids)
-    prepared = prepare_datasets(dataset_ids, plans, configuration, num_processes, not started_by_torchrun())
+    _check_probe(probe, probe_every, dataset_ids, allow_other_intensities)
+    prepared = prepare_datasets(
+        dataset_ids, plans, configuration, num_processes, not started_by_torchrun(), allow_other_intensities
+    )
     folder = run_folder(
         prepared.results, prepared.folders[0].name, method, prepared.plans["plans_name"], configuration, fold
     )
-    resume = check_output(folder, continue_run, overwrite)
-    checkpoint = load_checkpoint(resume, to_continue=True) if resume else None
-    if checkpoint:
-        stored = from_plain(method_class.config_class, checkpoint["config"])
-        config = _same_options(stored, override(stored, options))
-    elif continue_run:
-        log.warning(f"there is no run to continue in {folder}: a new one starts")
-    config = resolve_sizes(config, prepared.plans, configuration, number_of_processes(num_gpus))
-    train, val = hold_out(prepared.folders, fold, config.seed)
-    probed = None if probe is None else prepare_probe(
-        probe, prepared, configuration, probe_every, num_processes, not started_by_torchrun()
-    )  # fmt: skip
-    setup = Setup(method, config, prepared.plans, prepared.dataset_json, prepared.fingerprint, configuration, fold,
-                  train, val, folder, resume, Path(pretrained) if pretrained else None,
-                  prepared.orientation, _aligner(method_class, alignment, config, prepared), probed)  # fmt: skip
+    with _held(folder, continue_run, overwrite) as claim, joined(device):
+        resume = check_output(folder, continue_run, overwrite)
+        checkpoint = load_resumed(resume) if resume else None
+        if checkpoint:
+            stored = from_plain(method_class.config_class, checkpoint["config"])
+            config = _same_options(stored, override(stored, options))
+        elif continue_run:
+            log.warning(f"there is no run to continue in {folder}: a new one starts")
+        config = resolve_sizes(config, prepared.plans, configuration, number_of_processes(num_gpus))
+        train, val = hold_out(prepared.folders, fold, config.seed)
+        probed = None if probe is None else prepare_probe(
+            probe, prepared, configuration, probe_every, num_processes, not started_by_torchrun()
+        )  # fmt: skip
+        setup = Setup(method, config, prepared.plans, prepared.dataset_json, prepared.fingerprint, configuration, fold,
+                      train, val, folder, resume, Path(pretrained) if pretrained else None, prepared.orientation,
+                      _aligner(method_class, alignment, config, prepared), probed, claim)  # fmt: skip
+        _train(setup, checkpoint, device, num_gpus, overwrite, allow_other_intensities)
+    return folder
+
+
+def _train(
+    setup: Setup, checkpoint: dict[str, Any] | None, device: str, num_gpus: int, overwrite: bool, allow: bool
+) -> None:
+    """From the checkpoint, if there is one, to the end of the run; nothing where it is there already."""
+    folder = setup.folder
     if checkpoint:
         check_same_run(setup, checkpoint)
-        if resume == folder / FINAL:
-            log.info(f"this run is finished: {resume}")
+        if setup.resume == folder / FINAL:
+            log.info(f"this run is finished: {setup.resume}")
             if not (folder / NNUNET_WEIGHTS).is_file():
                 _for_stock_trainers(folder)
-            return folder
-        _tell_new_options(config, checkpoint["config"])
-    _check_before_writing(setup, overwrite)
+            return
+        _tell_new_options(setup.config, checkpoint["config"])
+    _check_before_writing(setup, overwrite, allow)
     _announce(setup)
-    prepare_embeddings(setup, device, not started_by_torchrun())
+    prepare_embeddings(setup, device, not started_by_torchrun(), allow)
     if _is_main():
         _open_folder(setup, device, overwrite)
     launch(setup, device, num_gpus)
     _for_stock_trainers(folder)
     log.info(f"finished: {folder / FINAL}")
-    return folder
 
 
-def _check_probe(probe: int | str | None, every: int | None, dataset_ids: Sequence[int | str]) -> None:
+@contextlib.contextmanager
+def _held(folder: Path, continue_run: bool, overwrite: bool) -> Iterator[Claim | None]:
+    """The run's folder for the process that writes; a finished run needs nothing, and may be read-only."""
+    finished = (folder / FINAL).is_file() and not overwrite
+    if not _is_main() or (finished and not (continue_run and not (folder / NNUNET_WEIGHTS).is_file())):
+        yield None
+        return
+    with claimed(folder, patient=continue_run) as claim:
+        yield claim
+
+
+def _check_probe(probe: int | str | None, every: int | None, dataset_ids: Sequence[int | str], allow: bool) -> None:
     """What can be refused before hours of preprocessing."""
     if probe is None and every is not None:
         raise UserError("-probe_every says how often to probe; add the labelled dataset, as in -probe 17")
     if probe is not None and dataset_ids:
-        check_probe(probe, dataset_ids[0], every)
+        check_probe(probe, dataset_ids[0], every, allow)
 
 
 def _aligner(method: type[Method], asked: str | Path | None, config: Any, prepared: PreparedDatasets) -> Aligner:
     if not method.pairs_volumes:
         return RelativePosition()
-    return choose_aligner(asked, config, [folder.name for folder in prepared.folders], prepared.results)
+    return choose_aligner(
+        asked, config, list(dict.fromkeys(folder.name for folder in prepared.folders)), prepared.results
+    )
 
 
 def _is_main() -> bool:
@@ -174,7 +206,7 @@ def _tell_new_options(config: Any, stored: dict[str, Any]) -> None:
                     f"if that is not what it began with, start anew with --overwrite")  # fmt: skip
 
 
-def _check_before_writing(setup: Setup, overwrite: bool) -> None:
+def _check_before_writing(setup: Setup, overwrite: bool, allow: bool) -> None:
     """Whatever can be refused before the folder of an earlier run is touched.
 
     The network is built without memory: it must take the patch and the weights to start from, and its checkpoints must
@@ -189,7 +221,7 @@ def _check_before_writing(setup: Setup, overwrite: bool) -> None:
         if overwrite and setup.pretrained.resolve().is_relative_to(setup.folder.resolve()):
             raise UserError(f"--overwrite would delete {setup.pretrained}, the weights to start from; move the file "
                             f"out of the run's folder first")  # fmt: skip
-        fitting_weights(method, setup.pretrained)
+        check_weights(method, setup, allow)
     parameters = sum(p.numel() for p in method.parameters())
     parent = setup.folder
     while not parent.is_dir():
@@ -233,7 +265,7 @@ def _open_folder(setup: Setup, device: str, overwrite: bool) -> None:
         "configuration": setup.configuration,
         "plans": setup.plans["plans_name"],
         "fold": setup.fold,
-        "datasets": [f.name for f in setup.train.folders],
+        "datasets": list(dict.fromkeys(f.name for f in setup.train.folders)),
         "training_cases": len(setup.train),
         "held_out_cases": case_labels(setup.val),
         "aligner": setup.aligner.identity,

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from types import TracebackType
 
 from nnssl.core.json_files import write_json
+from nnssl.core.signals import Interrupted
+from nnssl.core.system import dispensable, why
 from nnssl.distributed import is_main, world_size
 from nnssl.pretraining.metrics import Row, collapse_warning, epoch_line, read_rows, write_rows
 from nnssl.pretraining.pictures import draw_progress
 from nnssl.pretraining.setup import Setup
-from nnssl.pretraining.signals import Interrupted
 from nnssl.pretraining.summary import summarise, summary_lines, totals
 from nnssl.pretraining.trackers import Tracker, open_trackers
 
@@ -40,12 +42,12 @@ class Reporter:
         rows = [r for r in read_rows(file) if r["epoch"] < row["epoch"]] + [row]
         row.update(totals(rows))
         write_rows(file, rows)
-        draw_progress(rows, self.setup.folder / "progress.png", self.setup.folder.parent.name)
+        with dispensable("progress.png"):
+            draw_progress(rows, self.setup.folder / "progress.png", self.setup.folder.parent.name)
         log.info(epoch_line(row, self.setup.config.num_epochs))
         if warning := collapse_warning(row):
             log.warning(warning)
-        for tracker in self._trackers:
-            tracker.log(row)
+        self._tell_trackers(lambda tracker: tracker.log(row))
 
     def summary(self) -> None:
         """Write `summary.json` and its lines, after the last epoch."""
@@ -65,5 +67,14 @@ class Reporter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for tracker in self._trackers:
-            tracker.close(failed=kind is not None and not issubclass(kind, Interrupted))
+        self._tell_trackers(lambda tracker: tracker.close(kind is not None and not issubclass(kind, Interrupted)))
+
+    def _tell_trackers(self, tell: Callable[[Tracker], None]) -> None:
+        """Whatever ails a tracker, the run goes on without it: `metrics.jsonl` has the rows, and weeks are at stake."""
+        for tracker in list(self._trackers):
+            try:
+                tell(tracker)
+            except Exception as error:
+                self._trackers.remove(tracker)
+                said = why(error) or f"{type(error).__name__}: {error}"
+                log.warning(f"{tracker.name} is left out from now on, metrics.jsonl goes on ({' '.join(said.split())})")

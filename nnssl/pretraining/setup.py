@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,15 +12,19 @@ from typing import Any
 from nnssl.core.json_files import read_json
 from nnssl.core.own_files import RunFile
 from nnssl.core.schemas import SplitsFile
+from nnssl.core.system import unreadable
 from nnssl.data.alignment import Aligner, RelativePosition
 from nnssl.data.folders import dataset_argument
+from nnssl.data.inventory import named
 from nnssl.data.loader import Cases
+from nnssl.data.unused import read_withdrawn
 from nnssl.data.volumes import VolumeFolder
 from nnssl.errors import UserError
 from nnssl.methods.base import Method, MethodConfig
 from nnssl.methods.registry import get_method
 from nnssl.networks.build import build_backbone, resolve_configuration
-from nnssl.pretraining.checkpoint import FINAL, LATEST
+from nnssl.pretraining.checkpoint import BEST, FINAL, LATEST, check_entries, load_checkpoint, load_content
+from nnssl.pretraining.run_lock import Claim
 from nnssl.probing.data import ProbeData
 
 CONFIG = "config.json"  # of a run, written before it begins
@@ -43,6 +48,7 @@ class Setup:
         orientation: the first dataset's commonest one, such as LPS; None where it is unknown.
         aligner: what finds a point of a volume in another one, for methods that pair volumes.
         probe: the labelled dataset that the features are probed on while the run goes on; None for no probe.
+        claim: the right to write to `folder`; None where nobody else could.
     """
 
     method: str
@@ -60,6 +66,7 @@ class Setup:
     orientation: str | None = None
     aligner: Aligner = field(default_factory=RelativePosition)
     probe: ProbeData | None = None
+    claim: Claim | None = None
 
     def build_method(self) -> Method:
         """The method with a freshly initialised backbone."""
@@ -67,6 +74,11 @@ class Setup:
         backbone = build_backbone(self.plans, self.configuration, method.levels)
         method.check(self.config, backbone)
         return method(backbone, self.config)
+
+    def check_claim(self) -> None:
+        """Raise UserError where another run writes to the folder by now."""
+        if self.claim is not None:
+            self.claim.check()
 
 
 def run_folder(results: Path, dataset: str, method: str, plans_name: str, configuration: str, fold: str) -> Path:
@@ -94,7 +106,7 @@ def hold_out(datasets: Sequence[VolumeFolder], fold: str, seed: int) -> tuple[Ca
 
     Fold "all": 5 % of the cases (at least one, none if there is but one), chosen by a hash of their names, so that
     volumes that are added later do not shuffle the others. A number: the fold of every dataset's `splits_final.json`;
-    a dataset without that file (it has no labels) gives all its cases to the training.
+    a dataset without that file (it has no labels) gives all its cases to the training, and so do cases without label.
 
     Raises:
         UserError: no volumes; the fold is not a number, or no dataset has it.
@@ -107,7 +119,9 @@ def hold_out(datasets: Sequence[VolumeFolder], fold: str, seed: int) -> tuple[Ca
     if fold == "all":
         chosen = _held_out_by_hash(datasets, names, seed)
     else:
-        chosen = [_held_out_by_split(d.images.parent / "splits_final.json", fold) for d in datasets]
+        chosen = [
+            _held_out_by_split(d.images.parent / "splits_final.json", fold) if d.in_splits else None for d in datasets
+        ]
         if all(c is None for c in chosen):
             raise UserError(f"-f {fold} needs {datasets[0].images.parent / 'splits_final.json'}, which nnUNetv2_train "
                             f"writes; use -f all to pretrain on all cases")  # fmt: skip
@@ -180,6 +194,39 @@ def refuse_other_folder(folder: Path) -> None:
         read_json(folder / CONFIG, RunFile, f"--overwrite removes nothing but runs of nnssl_pretrain; {fix}")
 
 
+def load_resumed(path: Path) -> dict[str, Any]:
+    """The checkpoint that a run goes on from; a damaged one is never passed over in silence.
+
+    Raises:
+        UserError: it is damaged; says which other one of the run is whole, and what to type to go on from that.
+        OSError: it cannot be read, which says nothing of its content.
+    """
+    try:
+        content = load_content(path)
+    except UserError as error:
+        if (refused := unreadable(path)) is not None:
+            raise refused from error
+        others = [path.with_name(name) for name in (LATEST, BEST) if path.name != name]
+        good = next((other for other in others if _step(other) is not None), None)
+        if good is None:
+            raise UserError(f"{path} is damaged, and the run has no other checkpoint that is whole; restore the file, "
+                            f"or start anew with --overwrite") from error  # fmt: skip
+        aside = f"mv {shlex.quote(str(path))} {shlex.quote(f'{path}.damaged')}"
+        if good.name != LATEST:
+            aside += f" && cp {shlex.quote(str(good))} {shlex.quote(str(path.with_name(LATEST)))}"
+        raise UserError(f"{path} is damaged, but {good.name} beside it is whole (step {_step(good)}); to go on from "
+                        f"that one type: {aside}; then continue with --c") from error  # fmt: skip
+    return check_entries(content, path, to_continue=True)
+
+
+def _step(path: Path) -> int | None:
+    """Finished steps of a checkpoint that is whole."""
+    try:
+        return int(load_checkpoint(path)["step"])
+    except (UserError, OSError, KeyError):
+        return None
+
+
 def check_same_run(setup: Setup, checkpoint: dict[str, Any]) -> None:
     """Refuse to continue a run with other plans, volumes, pairs or probe than it began with.
 
@@ -190,8 +237,7 @@ def check_same_run(setup: Setup, checkpoint: dict[str, Any]) -> None:
         raise UserError(f"the plans {setup.plans['plans_name']} have changed since {setup.resume} was written; start "
                         f"anew with --overwrite")  # fmt: skip
     if checkpoint["train_cases"] != case_labels(setup.train) or checkpoint["val_cases"] != case_labels(setup.val):
-        raise UserError(f"the preprocessed volumes are not those that {setup.resume} was trained on; restore them, or "
-                        f"start anew with --overwrite")  # fmt: skip
+        raise UserError(_other_volumes(setup, [*checkpoint["train_cases"], *checkpoint["val_cases"]]))
     before = checkpoint.get("aligner", RelativePosition().identity)
     if get_method(setup.method).pairs_volumes and before != setup.aligner.identity:
         asked = before if before == RelativePosition().identity else "CHECKPOINT"
@@ -199,6 +245,18 @@ def check_same_run(setup: Setup, checkpoint: dict[str, Any]) -> None:
                         f"{setup.aligner.identity}; continue it with the same -alignment {asked}, or start anew with "
                         f"--overwrite")  # fmt: skip
     _check_same_probe(setup, checkpoint)
+
+
+def _other_volumes(setup: Setup, before: Sequence[str]) -> str:
+    """Why a run on the volumes `before` cannot go on, and what to do."""
+    folders = {*setup.train.folders, *setup.val.folders}
+    withdrawn = {f"{f.name}/{case}" for f in folders for case in read_withdrawn(f.images.parent)} & set(before)
+    if not withdrawn:
+        return (f"the preprocessed volumes are not those that {setup.resume} was trained on; restore them, or start "
+                f"anew with --overwrite")  # fmt: skip
+    return (f"{named(withdrawn)} are gone from nnUNet_raw and are not used any more, so that this run, which began "
+            f"with them, cannot go on; start anew with --overwrite, or from its weights: copy {setup.resume} "
+            f"elsewhere and add --overwrite -pretrained COPY")  # fmt: skip
 
 
 def _check_same_probe(setup: Setup, checkpoint: dict[str, Any]) -> None:

@@ -22,6 +22,8 @@ _WANDB_PROJECT, _WANDB_MODE = "nnUNet_wandb_project", "nnUNet_wandb_mode"
 class Tracker(Protocol):
     """Where the rows go."""
 
+    name: str
+
     def log(self, row: Row) -> None:
         """The row of an epoch."""
 
@@ -63,6 +65,8 @@ def open_trackers(setup: Setup, epoch: int) -> list[Tracker]:
 
 
 class _TensorBoard:
+    name = "TensorBoard"
+
     def __init__(self, folder: Path, epoch: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
@@ -79,6 +83,8 @@ class _TensorBoard:
 
 class _Wandb:
     """As nnU-Net's `WandbLogger`: its folder lies in the run's, and a continued run goes on in it."""
+
+    name = "Weights & Biases"
 
     def __init__(self, setup: Setup) -> None:
         wandb = _wandb()

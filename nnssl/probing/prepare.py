@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from pathlib import Path
 
 from nnssl.data.folders import dataset_name, require_folders
+from nnssl.data.guard import Images, check_datasets
 from nnssl.data.prepared import PreparedDatasets, prepare_datasets
-from nnssl.data.raw import RawDataset, read_dataset_json, read_raw_dataset
+from nnssl.data.raw import RawDataset, list_dataset
 from nnssl.data.volumes import VolumeFolder
 from nnssl.errors import UserError
 from nnssl.pretraining.setup import hold_out
@@ -19,29 +19,30 @@ HELD_OUT = 0.2  # of the cases, where there is no splits_final.json
 MOST_HELD_OUT = 4  # cases whose Dice is computed: a sliding window over all of a large dataset would cost hours
 
 
-def check_probe(dataset: int | str, first: int | str, every: int | None) -> RawDataset:
+def check_probe(dataset: int | str, first: int | str, every: int | None, allow: bool = False) -> RawDataset:
     """The labelled dataset, if a run on `first` can be probed on it; nothing is preprocessed for the answer.
 
     Args:
         dataset: number or name of the labelled dataset.
         first: of the run's first dataset.
         every: epochs between evaluations; None for the default.
+        allow: whether it may be of another modality.
 
     Raises:
-        UserError: there is no such dataset, it has no labels or other channels, or `every` is below 1.
+        UserError: there is no such dataset, it has no labels or other channels (`nnssl.data.guard`), or `every` is
+            below 1.
     """
     if every is not None and every < 1:
         raise UserError(f"-probe_every takes a number of epochs from 1 on, not {every}")
     raw, preprocessed = require_folders("nnUNet_raw", "nnUNet_preprocessed")
-    own, listed = (_listed(raw, preprocessed, dataset_name(d)) for d in (first, dataset))
+    own, listed = (list_dataset(raw, name, preprocessed / name) for name in map(dataset_name, (first, dataset)))
     if not listed.dataset_json["labels"].keys() - {"background", "ignore"} or not (
         listed.labelled if listed.cases else (preprocessed / listed.name / "gt_segmentations").is_dir()
     ):
         raise UserError(f"{listed.name} has no labels to probe with; put them into {listed.folder / 'labelsTr'} and "
                         f"name them in its dataset.json, or choose a labelled dataset with -probe")  # fmt: skip
-    if (len(own.channel_names), own.ct_channel) != (len(listed.channel_names), listed.ct_channel):
-        raise UserError(f"{listed.name} has the channels {', '.join(listed.channel_names)} and the pretraining reads "
-                        f"{', '.join(own.channel_names)}; probe on a dataset with the same channels")  # fmt: skip
+    # what it warns of is said when the dataset gets the plans of the run
+    check_datasets(Images(own.name, own.channel_names), Images(listed.name, listed.channel_names), allow)
     return listed
 
 
@@ -52,6 +53,7 @@ def prepare_probe(
     every: int | None,
     num_processes: int | None,
     may_preprocess: bool,
+    allow_other_intensities: bool = False,
 ) -> ProbeData:
     """The labelled dataset of a probe, with the plans, spacing and intensities of the run.
 
@@ -67,30 +69,25 @@ def prepare_probe(
         every: epochs between evaluations; None for the default.
         num_processes: for preprocessing, None for the default.
         may_preprocess: False where several processes would do it at once; everything has to be there then.
+        allow_other_intensities: whether it may be of another modality than the datasets of the run.
 
     Raises:
         UserError: fewer than two of its cases are ready, or what `check_probe`, `prepare_datasets` and
             `LabelledCases.check` raise.
     """
     first = prepared.folders[0].name
-    listed = check_probe(dataset, first, every)
+    listed = check_probe(dataset, first, every, allow_other_intensities)
     labels, ignore = _labels(listed)
     folder = next((f for f in prepared.folders if f.name == listed.name), None)
     if folder is None:
         plans = prepared.plans["plans_name"]
-        both = prepare_datasets([first, listed.name], plans, configuration, num_processes, may_preprocess)
-        folder = both.folders[-1]
+        both = prepare_datasets([first, listed.name], plans, configuration, num_processes, may_preprocess,
+                                allow_other_intensities)  # fmt: skip
+        folder = next(f for f in both.folders if f.name == listed.name)
     train, held_out = _split(folder)
     data = ProbeData(folder, train, held_out, labels, ignore, every)
     LabelledCases(data).check()
     return data
-
-
-def _listed(raw: Path, preprocessed: Path, name: str) -> RawDataset:
-    """The dataset; without cases where only its preprocessed volumes were kept."""
-    if (raw / name).is_dir():
-        return read_raw_dataset(raw, name)
-    return RawDataset(name, raw / name, read_dataset_json(preprocessed / name), {}, {}, False)
 
 
 def _labels(listed: RawDataset) -> tuple[dict[str, Values], int | None]:

@@ -16,7 +16,8 @@ __all__ = ["folders"]  # the fixture
 def test_main__propose_and_check(folders: Folders, capsys: pytest.CaptureFixture[str]) -> None:
     file = write_ct_dataset(folders.raw, 17, "Organs", 2, shape=(8, 12, 12), labelled=True) / "dataset.json"
     main(["propose", "-d", "17", "-np", "1"])
-    assert capsys.readouterr().out.endswith("every label is in every label map: there is nothing to list\n")
+    line = "nnUNetv2_train Dataset017_Organs CONFIGURATION FOLD -tr nnUNetTrainer_PartialLabels"
+    assert capsys.readouterr().out.splitlines()[-1].endswith(f"no list is needed; now train: {line}")
     file.write_text(json.dumps(json.loads(file.read_text()) | {"annotated_labels": {"case_001": ["liver"]}}))
     with pytest.raises(SystemExit) as exit_:
         main(["check", "-d", "17", "-np", "1"])

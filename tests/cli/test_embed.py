@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from nnssl.cli.embed import main
-from tests.phantoms import write_ct_dataset
+from tests.phantoms import write_ct_dataset, write_volume
 from tests.pretrainings import tiny_plans, write_pretraining
 
 
@@ -42,6 +42,36 @@ def test_main__dense_maps_for_a_viewer_and_a_volume_that_is_left_out(
     assert any(line.startswith("warning: bad is left out: unreadable image") for line in lines)
     names = {"case_000.nii.gz", "case_001.nii.gz", "embedding.json", "pca.npz"}
     assert {file.name for file in (tmp_path / "out").iterdir()} == names
+
+
+def test_main__images_of_another_modality(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "raw/Dataset017_Torso/dataset.json"
+    file.write_text(file.read_text().replace('"CT"', '"T1"'))
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    error = capsys.readouterr().err
+    assert stopped.value.code == 1 and "MR (T1)" in error and "--allow_other_intensities" in error
+    assert error.count("\n") == 1 and not (tmp_path / "out").exists()
+    main([*arguments, "--allow_other_intensities"])
+    assert capsys.readouterr().out.count("MR (T1)") == 1
+
+
+def test_main__other_orientations_and_coarse_voxels_are_warned_of_once(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    volume = np.full((12, 40, 40), 40, np.int16)
+    volume[5:] = 100
+    for i in range(12):
+        file = tmp_path / f"others/other_{i:02d}_0000.nii.gz"
+        write_volume(file, volume, (7.0, 1.5, 1.5), (-1.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0, 1.0))
+    arguments[3] = str(tmp_path / "others")
+    main(arguments)
+    modality, coarse, oriented = (line for line in capsys.readouterr().out.splitlines() if line.startswith("warning:"))
+    assert str(tmp_path / "others") in modality and "CT" in modality
+    assert "other_00 (7 x 1.5 x 1.5 mm)" in coarse and "(12 of 12)" in coarse
+    assert "other_09 (RAS), ... (12 of 12)" in oriented and "other_10" not in oriented
 
 
 def test_main__a_mistake_is_one_sentence(

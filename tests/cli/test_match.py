@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 
 from nnssl.cli.match import main
 from tests.phantoms import ct_volume, write_volume
-from tests.pretrainings import tiny_plans, write_pretraining
+from tests.pretrainings import CT_JSON, tiny_plans, write_pretraining
 
 
 def _folder(tmp_path: Path, method: str) -> list[str]:
@@ -18,6 +19,7 @@ def _folder(tmp_path: Path, method: str) -> list[str]:
     for i, name in enumerate("ab"):
         volume, _ = ct_volume((20, 36, 36), np.random.default_rng(i))
         write_volume(tmp_path / f"{name}_0000.nii.gz", volume, (3.0, 1.5, 1.5))
+    (tmp_path / "dataset.json").write_text(json.dumps(CT_JSON))
     return ["-m", str(run), "-q", str(tmp_path / "a"), "-k", str(tmp_path / "b_0000.nii.gz")]
 
 

@@ -14,10 +14,15 @@ import torch
 
 from nnssl.cli.pretrain import main
 from nnssl.data.plan_and_preprocess import plan_and_preprocess
+from nnssl.data.planning import load_plans
 from nnssl.finetuning.pretrained import finished_pretrainings, read_pretrained
+from nnssl.pretraining import run_lock
 from nnssl.pretraining.checkpoint import load_checkpoint
 from nnssl.pretraining.metrics import read_rows
-from tests.phantoms import write_ct_dataset
+from nnssl.pretraining.run_lock import claimed
+from tests.phantoms import write_ct_dataset, write_mr_dataset
+from tests.pretrainings import finish_pretraining
+from tests.runs import same_content
 
 QUICK = ["-p", "nnsslPlans_tiny", "-device", "cpu", "-o", "num_epochs=2", "steps_per_epoch=2", "val_steps_per_epoch=1",
          "patch_size=16,16,16", "voxels_per_pair=64"]  # fmt: skip
@@ -50,6 +55,15 @@ def _set_folders(patch: pytest.MonkeyPatch, root: Path) -> None:
         patch.setenv(f"nnUNet_{name}", str(root / name))
 
 
+def _catches_sigterm(process: int) -> bool:
+    """Whether it has a handler by now; always where the system does not tell."""
+    file = Path(f"/proc/{process}/status")
+    if not file.exists():
+        return True
+    caught = next(line.split()[1] for line in file.read_text().splitlines() if line.startswith("SigCgt"))
+    return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
+
+
 def _fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     """The one line that the command says before it exits with 1."""
     with pytest.raises(SystemExit) as exit_:
@@ -72,13 +86,21 @@ def test_main__from_raw_volumes_to_a_checkpoint(tmp_path: Path, monkeypatch: pyt
     ]
     folder = tmp_path / "results" / "Dataset500_Phantom" / RUN
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    while not _catches_sigterm(process.pid) and process.poll() is None:
+        time.sleep(0.01)
+    process.terminate()  # while it imports: there is nothing to save
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode == 75 and "SIGTERM received" in said and "--c" in said, said
+    assert not folder.exists()
+
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     until = time.monotonic() + 300
     while not (folder / "metrics.jsonl").exists() and process.poll() is None and time.monotonic() < until:
         time.sleep(0.2)
     process.send_signal(signal.SIGTERM)
     said = process.communicate(timeout=300)[0]
     assert process.returncode == 75, said
-    assert "stopped after step" in said and "continue with --c" in said
+    assert "SIGTERM received: the step" in said and "stopped after step" in said and "continue with --c" in said
     step = load_checkpoint(folder / "checkpoint_latest.pth")["step"]
     assert 40 < step < 120
 
@@ -151,6 +173,78 @@ def test_main__continue_overwrite_and_pretrained(folders: Path, capsys: pytest.C
     main([*run, "seed=1", "--overwrite", "-pretrained", str(out.parent / "kept.pth")])
     first, second = (load_checkpoint(p) for p in (out.parent / "kept.pth", out / "checkpoint_final.pth"))
     assert first["config"]["seed"] == 0 and second["config"]["seed"] == 1
+
+
+def test_main__weights_and_datasets_of_another_modality(
+    folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    heads = write_mr_dataset(folders / "raw", 502, "Heads", 1, num_channels=1)
+    run = ["-m", "vox2vec", "-np", "1", *QUICK]
+    plans = load_plans(folders / "preprocessed" / "Dataset500_Phantom", "nnsslPlans_tiny")
+    assert plans is not None
+    mr = {"channel_names": {"0": "T2"}, "labels": {"background": 0}, "file_ending": ".nii.gz"}
+    weights = finish_pretraining(tmp_path / "weights", "Dataset700_MR", plans, mr, orientation="RAS")
+    start = ["-d", "500", *run, "-pretrained", str(weights / "checkpoint_final.pth")]
+    try:
+        said = _fails(capsys, "-d", "500", "502", *run)
+        assert "MR (T1) in Dataset502_Heads" in said and "--allow_other_intensities" in said
+        said = _fails(capsys, *start)
+        assert "CT in Dataset500_Phantom, MR (T2) in the pretraining" in said
+        assert not list((tmp_path / "results").rglob("*.pth"))
+        main([*start, "-d", "500", "502", "--allow_other_intensities"])
+        said = capsys.readouterr().out
+        assert said.count("lets it pass") == 2 and "(RAS): most volumes of Dataset500_Phantom (LPS)" in said
+    finally:
+        shutil.rmtree(heads)
+
+
+def test_main__a_damaged_checkpoint_is_said_and_the_good_one_offered(
+    folders: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = ["-d", "500", "-m", "vox2vec", *QUICK]
+    main(run)
+    out = Path(os.environ["nnUNet_results"]) / "Dataset500_Phantom" / RUN
+    final, latest, best = (out / f"checkpoint_{name}.pth" for name in ("final", "latest", "best"))
+    whole = final.read_bytes()
+    for damage in (b"", whole[: len(whole) // 2], b"garbage", whole[:100_000] + b"garbage" + whole[100_007:]):
+        final.write_bytes(damage)
+        error = _fails(capsys, *run, "--c")
+        assert f"{final} is damaged" in error and "checkpoint_latest.pth beside it is whole (step 4)" in error
+        assert final.read_bytes() == damage  # nothing is taken or moved in silence
+    subprocess.run(error.split("type: ")[1].split(";")[0], shell=True, check=True)
+    main([*run, "--c"])
+    assert same_content(load_checkpoint(final)["method_state"], load_checkpoint(latest)["method_state"])
+
+    shutil.copy(latest, best)
+    for file in (final, latest):
+        file.write_bytes(b"PK")
+    error = _fails(capsys, *run, "--c")
+    assert "checkpoint_best.pth beside it is whole" in error
+    subprocess.run(error.split("type: ")[1].split(";")[0], shell=True, check=True)
+    main([*run, "--c"])
+    assert load_checkpoint(final)["step"] == 4
+    final.unlink()
+    best.unlink()
+    latest.write_bytes(b"")
+    assert "--overwrite" in _fails(capsys, *run, "--c")
+    assert not (out.parent / ".fold_all.lock").exists()
+
+
+def test_main__a_run_in_use_is_refused(
+    folders: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = ["-d", "500", "-m", "vox2vec", *QUICK]
+    out = Path(os.environ["nnUNet_results"]) / "Dataset500_Phantom" / RUN
+    monkeypatch.setattr(run_lock, "REQUEUE_S", 0.5)
+    with claimed(out, patient=False):
+        for more in ([], ["--c"], ["--overwrite"]):
+            error = _fails(capsys, *run, *more)
+            assert "in use by process" in error and str(os.getpid()) in error
+        assert not out.exists()
+    main(run)
+    (out.parent / ".fold_all.lock").write_text("of somebody else")
+    main([*run, "--c"])  # finished: nothing is written
+    assert "this run is finished" in capsys.readouterr().out
 
 
 def test_main__mistakes_are_one_sentence_and_leave_nothing(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import struct
 import subprocess
 import sys
@@ -143,6 +144,28 @@ def test_reconstruction__of_a_method_that_reconstructs(
     assert "vox2vec reconstructs nothing; give a run of mae or alice" in _fails(
         capsys, "reconstruction", "-m", _run(root), "-o", str(tmp_path / "a.png")
     )
+
+
+def test_main__images_and_cases_of_another_modality(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    heads = write_ct_dataset(root / "raw", 18, "Heads", 1, shape=SHAPE, labelled=True)
+    (heads / "dataset.json").write_text((heads / "dataset.json").read_text().replace('"CT"', '"T1"'))
+    plan_and_preprocess([18], preset="nnsslPlans_tiny", num_processes=1, show_progress=False)
+    try:
+        other = str(heads / "imagesTr" / "case_000_0000.nii.gz")
+        picture = ["-m", _run(root), "-o", str(tmp_path / "a.png")]
+        for kind, *images in (("pca", "-i", other), ("similarity", "-i", *_images(root), "-k", other),
+                              ("matches", "-i", *_images(root), "-k", other), ("tsne", "-i", *_images(root), other),
+                              ("views", "-i", "Dataset018_Heads/case_000")):  # fmt: skip
+            said = _fails(capsys, kind, *picture, *images)
+            assert "MR (T1)" in said and "--allow_other_intensities" in said, kind
+        assert not list(tmp_path.iterdir())
+        _draw(root, tmp_path, "pca", "-i", other, "--allow_other_intensities")
+        assert capsys.readouterr().out.count("lets it pass") == 1
+    finally:
+        shutil.rmtree(heads)
+        shutil.rmtree(root / "preprocessed" / heads.name)
 
 
 def test_main__mistakes_are_one_sentence(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -88,14 +88,18 @@ def test_annotated_labels_of_training__another_list_in_raw_is_refused(folders: F
     file = raw / "dataset.json"
     given = {"a": ["liver"]}
     file.write_text(json.dumps(content))  # the list was written into the preprocessed folder alone
-    assert annotated_labels_of_training(content | {"annotated_labels": given}, name, home).of("a") == {"liver"}
+    assert annotated_labels_of_training(content | {"annotated_labels": given}, name, home, "a").of("a") == {"liver"}
     for other in ({}, {"annotated_labels": {"a": ["spine"]}}):
         file.write_text(json.dumps(content | {"annotated_labels": given}))
         with pytest.raises(UserError, match=r"another .*training reads; type: nnssl_annotated_labels check -d .* --wr"):
-            annotated_labels_of_training(content | other, name, home)
-    assert annotated_labels_of_training(content | {"annotated_labels": given}, name, home).of("a") == {"liver"}
+            annotated_labels_of_training(content | other, name, home, "a")
+    assert annotated_labels_of_training(content | {"annotated_labels": given}, name, home, "a").of("a") == {"liver"}
+    with pytest.raises(UserError, match=f"{file}.* do not exist: a;"):  # the file that is edited
+        annotated_labels_of_training(content | {"annotated_labels": given}, name, home, ["b"])
     file.unlink()
-    assert annotated_labels_of_training(content, name, home).listed == {}
+    with pytest.raises(UserError, match=f"{home / 'dataset.json'}.* do not exist: a;"):
+        annotated_labels_of_training(content | {"annotated_labels": given}, name, home, ["b"])
+    assert annotated_labels_of_training(content, name, home, "a").listed == {}
 
 
 def test_write_annotated_labels__keeps_the_rest_and_its_order(tmp_path: Path) -> None:

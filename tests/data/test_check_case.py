@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nnssl.data.check_case import BadCase, check_image, check_label, load_case, orientation
+from nnssl.data.check_case import check_image, check_label, load_case, orientation
 from nnssl.data.raw import RawCase
+from nnssl.errors import BadCase
 from tests.phantoms import write_volume
 
 GOOD = np.random.default_rng(0).normal(size=(1, 5, 6, 7)).astype(np.float32)
@@ -55,6 +56,22 @@ def test_check_label__reasons() -> None:
         check_label(np.zeros((1, 5, 6, 6)), GOOD)
     with pytest.raises(BadCase, match="in the label"):
         check_label(np.full((1, 5, 6, 7), np.nan), GOOD)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [([0, 1, 2, 4], None), ([0, 3], "values 3,"), ([-1, 0], "values -1,"), ([0.5, 1, 2.25], "values 0.5, 2.25,"),
+     ([1e9, 4.0000005, 5], "values 4.00000048, 5, 1e\\+09,"), ([np.inf, 1], "non-finite"),
+     (range(5, 30), "13, 14, ...,")],
+)  # fmt: skip
+def test_check_label__values(values: list[float], said: str | None) -> None:
+    """Of a dataset with the labels 1 and 2 and the ignored one 4."""
+    label = np.resize(np.asarray(values, np.float32), GOOD.shape)
+    if said is None:
+        check_label(label, GOOD, {0, 1, 2, 4})
+        return
+    with pytest.raises(BadCase, match=said):
+        check_label(label, GOOD, {0, 1, 2, 4})
 
 
 def test_load_case__why_it_cannot_be_read(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from nnssl.data import dataset_run
+from nnssl.data import dataset_volumes
 from nnssl.data.plan_and_preprocess import plan_and_preprocess
 from nnssl.errors import UserError
 from tests.data.conftest import Folders
@@ -55,7 +55,8 @@ def test_DatasetRun__what_nnunet_made_stays_as_it_is(folders: Folders) -> None:
     new = sorted(after.keys() - before.keys())
     bodies = [f"nnUNetPlans_3d_fullres_body/case_00{i}.b2nd" for i in range(3)]
     labels = [f"gt_segmentations/case_00{i}.nii.gz" for i in range(3)]
-    assert new == sorted([*bodies, *labels, "nnUNetPlans_3d_fullres_body/settings.json", "nnUNetPlans_left_out.json"])
+    notes = [f"nnUNetPlans_3d_fullres_body/{name}" for name in ("records.jsonl", "settings.json")]
+    assert new == sorted([*bodies, *labels, *notes, "nnUNetPlans_left_out.json"])
     assert result.cases == ["case_000", "case_001", "case_002"]
 
     # The raw images may be gone by then.
@@ -73,13 +74,13 @@ def test_DatasetRun__skips_what_is_done(folders: Folders, monkeypatch: pytest.Mo
     (result,) = plan_and_preprocess([1], **TINY)
     (result.folder / "case_001.pkl").unlink()  # as after a crash of nnU-Net's own preprocessing
     others = {name: content for name, content in _bytes(result.folder).items() if "case_001" not in name}
-    stock, seen = dataset_run.prepare_case, []
+    stock, seen = dataset_volumes.prepare_case, []
 
     def watch(case: Any, job: Any) -> Any:
         seen.append(case.name)
         return stock(case, job)
 
-    monkeypatch.setattr(dataset_run, "prepare_case", watch)
+    monkeypatch.setattr(dataset_volumes, "prepare_case", watch)
     (again,) = plan_and_preprocess([1], **TINY)
     assert seen == ["case_001"]
     assert again.cases == result.cases

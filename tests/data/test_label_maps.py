@@ -65,8 +65,17 @@ def test_propose__writes_to_both_folders_and_never_over_a_list(folders: Folders,
     assert proposal.files == [organs / "dataset.json", home / "dataset.json"]
     assert _list_in(organs) == _list_in(home) == {"case_001": ["liver"], "case_002": []}
     assert check_annotated_labels(17, num_processes=1) == []
-    with pytest.raises(UserError, match=r'has "annotated_labels" already; remove the key'):
+    with pytest.raises(UserError, match=r'has "annotated_labels" already.*type: .* check -d Dataset017_Organs --write'):
         propose_annotated_labels(17, write=True, num_processes=1)
+
+
+def test_propose__a_list_that_is_preprocessed_only_is_not_lost(folders: Folders, organs: Path) -> None:
+    home = folders.preprocessed / organs.name
+    _set(home, annotated_labels={"case_001": []})
+    for call in (lambda: propose_annotated_labels(17, write=True), lambda: check_annotated_labels(17, write=True)):
+        with pytest.raises(UserError, match=f"{home / 'dataset.json'}.*copy it.*type: .* check -d Dataset017_Organs$"):
+            call()
+    assert _list_in(home) == {"case_001": []} and _list_in(organs) is None
 
 
 def test_propose__regions_and_ignore(folders: Folders, organs: Path) -> None:
@@ -84,6 +93,7 @@ def test_check__names_case_label_and_voxels(folders: Folders, organs: Path, capl
     assert [(c.case, c.label) for c in found] == [("case_000", "spine"), ("case_003", "liver"), ("case_003", "spine")]
     assert f"case_000: {found[0].voxels} voxels of spine, which is not listed there" in caplog.text
     assert _list_in(folders.preprocessed / organs.name) is None  # a list that is wrong goes nowhere
+    assert "nothing was copied" in caplog.messages[-1] and caplog.messages[-1].endswith("Dataset017_Organs --write")
 
 
 def test_check__a_region_covers_its_parts(folders: Folders, organs: Path) -> None:
@@ -111,7 +121,7 @@ def test_check__brings_the_list_to_where_training_reads_it(folders: Folders, org
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (None, r'has no "annotated_labels"; nnssl_annotated_labels propose -d Dataset017_Organs makes'),
+        (None, r'has no "annotated_labels".*type: nnssl_annotated_labels propose -d Dataset017_Organs --write$'),
         ({"case_000": ["livr"]}, r"no label: livr"),
         ({"case_4": []}, r"do not exist: case_4"),
     ],

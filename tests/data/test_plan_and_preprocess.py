@@ -131,7 +131,7 @@ def test_plan_and_preprocess__orientation_is_counted_and_named(
     for _ in range(2):  # the second time nothing is read, and it is still known
         caplog.clear()
         (result,) = plan_and_preprocess([1], **TINY)
-        assert "1 of 3 volumes are not oriented LPS as the others: case_002 (RAS)" in caplog.text
+        assert "not oriented LPS as the others: case_002 (RAS) (1 of 3)" in caplog.text
     report = json.loads((result.folder.parent / "nnsslPlans_tiny_left_out.json").read_text())
     assert report["orientation"]["counts"] == {"LPS": 2, "RAS": 1}
     assert result.left_out == {}

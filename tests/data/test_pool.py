@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+from collections.abc import Iterator
 
 import pytest
 
@@ -31,11 +32,22 @@ def _full_disk(x: int) -> int:
 def test_map_cases__here_and_in_processes() -> None:
     assert list(map_cases(_double, [1, 2, 3], 1, "t")) == [2, 4, 6]
     assert list(map_cases(_double, [], 4, "t")) == []
-    assert sorted(map_cases(_double, [1, 2, 3], 2, "t")) == [2, 4, 6]
+    taken: list[int] = []
+
+    def items() -> Iterator[int]:
+        for item in range(6):
+            taken.append(item)
+            yield item
+
+    results = []
+    for result in map_cases(_double, items(), 2, "t", total=6):
+        results.append(result)
+        assert len(taken) <= len(results) + 2  # no more than are at work
+    assert sorted(results) == [0, 2, 4, 6, 8, 10]
 
 
 def test_map_cases__killed_process_is_an_error_not_a_hang() -> None:
-    with pytest.raises(UserError, match=r"not enough memory for 2 processes .* -np 1"):
+    with pytest.raises(UserError, match=r"not enough memory for 2 processes .* at .*\b1\b.* -np 1"):
         list(map_cases(_die, [0, 1, 2, 3], 2, "t"))
 
 
@@ -45,6 +57,18 @@ def test_map_cases__errors_come_through() -> None:
     with pytest.raises(OSError, match="full") as caught:
         list(map_cases(_full_disk, [0, 1], 2, "t"))
     assert caught.value.errno == errno.ENOSPC
+
+
+def _no_memory_for_a_case(x: int) -> int:
+    raise MemoryError(f"case_{x}: Unable to allocate 12. GiB")
+
+
+def test_map_cases__a_case_that_does_not_fit_is_named() -> None:
+    with pytest.raises(UserError, match=r"one volume alone \(case_7: .*12. GiB\); remove it") as caught:
+        list(map_cases(_no_memory_for_a_case, [7], 1, "t"))
+    assert "-np" not in str(caught.value)
+    with pytest.raises(UserError, match=r"2 processes \(case_[78]: .*\); run the same line with fewer, -np 1"):
+        list(map_cases(_no_memory_for_a_case, [7, 8], 2, "t"))
 
 
 def test_default_processes__not_more_than_cores() -> None:

@@ -1,11 +1,20 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from pathlib import Path
 
 import pytest
 
-from nnssl.data.raw import RawCase, first_ct_channel, read_dataset_json, read_raw_dataset
+from nnssl.data.raw import (
+    RawCase,
+    first_ct_channel,
+    label_values,
+    read_dataset_json,
+    read_raw_dataset,
+    read_unlabelled,
+)
 from nnssl.errors import UserError
 
 
@@ -132,3 +141,58 @@ def test_read_dataset_json__wrong(tmp_path: Path, text: str | None, message: str
 def test_first_ct_channel() -> None:
     assert first_ct_channel(["ZScoreNormalization", "CTNormalization", "CTNormalization"]) == 1
     assert first_ct_channel(["ZScoreNormalization"]) is None
+
+
+def test_read_raw_dataset__files_of_no_case_are_named(tmp_path: Path) -> None:
+    files = ["a_0000.nii.gz", "b_0000.NII.GZ", "c_0000.nii", "notes.txt", ".DS_Store"]
+    folder = _dataset(tmp_path / "D", files, labels=("a.nii.gz", "z.nii.gz"))
+    (folder / "imagesTr/more").mkdir()
+    dataset = read_raw_dataset(tmp_path, "D")
+    assert set(dataset.cases) == {"a"} and dataset.left_out == {}
+    assert dataset.ignored.keys() == {
+        "imagesTr/b_0000.NII.GZ", "imagesTr/c_0000.nii", "imagesTr/more", "imagesTr/notes.txt", "labelsTr/z.nii.gz"
+    }  # fmt: skip
+    assert "rename" in dataset.ignored["imagesTr/b_0000.NII.GZ"]
+    assert dataset.ignored["labelsTr/z.nii.gz"] == "a label without an image"
+
+
+def test_read_raw_dataset__what_belongs_to_an_image_is_not_named(tmp_path: Path) -> None:
+    _dataset(tmp_path / "D", ["a_0000.tif", "a.json"], file_ending=".tif")
+    assert read_raw_dataset(tmp_path, "D").ignored == {}
+    _dataset(tmp_path / "E", ["a_0000.mhd", "a_0000.zraw"], file_ending=".mhd")
+    assert read_raw_dataset(tmp_path, "E").ignored == {}
+
+
+def test_read_raw_dataset__no_regular_files_are_left_out_and_not_opened(tmp_path: Path) -> None:
+    folder = _dataset(
+        tmp_path / "D", ["a_0000.nii.gz", "a_0001.nii.gz", "b_0000.nii.gz"], 2, labels=("a.nii.gz", "c.nii.gz")
+    )
+    os.mkfifo(folder / "imagesTr/b_0001.nii.gz")  # not a 4-D file with both channels
+    for channel in ("0000", "0001"):  # their disk may only be away
+        (folder / f"imagesTr/c_{channel}.nii.gz").symlink_to("nowhere")
+    (folder / "imagesTr/d_0000.nii.gz").symlink_to("a_0000.nii.gz")
+    os.mkfifo(folder / "labelsTr/d.nii.gz")
+    with open(os.fsencode(folder) + b"/imagesTr/caf\xe9_0000.nii.gz", "w"):
+        pass
+    dataset = read_raw_dataset(tmp_path, "D")
+    assert set(dataset.cases) == {"a", "c"}
+    assert {name: re.sub(".* (is|has) ", "", reason) for name, reason in dataset.left_out.items()} == {
+        "b": "a FIFO", "d": "a FIFO", r"caf\xe9": "not UTF-8",
+    }  # fmt: skip
+
+
+def test_read_unlabelled__names_what_it_does_not_use(tmp_path: Path) -> None:
+    folder = _dataset(tmp_path / "D", ["a_0000.nii.gz"])
+    content = read_dataset_json(folder)
+    assert read_unlabelled(folder, content) == ({}, {})
+    (folder / "imagesUn").mkdir()
+    for file in ("a_0000.nii.gz", "b_0000.NII.GZ"):
+        (folder / "imagesUn" / file).touch()
+    os.mkfifo(folder / "imagesUn/c_0000.nii.gz")
+    cases, left_out = read_unlabelled(folder, content)
+    assert set(cases) == {"a"} and left_out.keys() == {"b_0000.NII.GZ", "c"}
+
+
+def test_label_values__labels_regions_and_the_ignored_one() -> None:
+    assert label_values({"labels": {"background": 0, "a": 1, "ignore": 2}}) == {0, 1, 2}
+    assert label_values({"labels": {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "ignore": 4}}) == set(range(5))

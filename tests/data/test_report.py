@@ -6,7 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from nnssl.data.report import earlier_orientations, orientation_summary, refuse_left_out, report_file, write_report
+from nnssl.data.report import (
+    earlier_orientations,
+    earlier_warnings,
+    orientation_summary,
+    refuse_left_out,
+    report_file,
+    write_report,
+)
 from nnssl.errors import UserError
 
 
@@ -22,8 +29,9 @@ def test_write_report__warns_in_one_line_and_names_ten(tmp_path: Path, caplog: p
     with caplog.at_level(logging.WARNING, logger="nnssl"):
         write_report(tmp_path / "r.json", {"x": "2-D"}, cases)
     orientation_line, left_out_line = (record.getMessage() for record in caplog.records)
-    assert "12 of 32 volumes are not oriented LPS" in orientation_line
+    assert "LPS" in orientation_line and "12 of 32" in orientation_line
     assert "odd_09 (RAS), ..." in orientation_line
+    assert "NibabelIOWithReorient" in orientation_line and "--reorient" in orientation_line
     assert "odd_10" not in orientation_line
     assert left_out_line == "left out: x: 2-D"
     content = json.loads((tmp_path / "r.json").read_text())
@@ -43,3 +51,23 @@ def test_refuse_left_out() -> None:
     refuse_left_out("D", {})
     with pytest.raises(UserError, match="a: 2-D; b: empty"):
         refuse_left_out("D", {"b": "empty", "a": "2-D"})
+
+
+def test_write_report__warnings_and_files_of_no_case(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "r.json"
+    warnings = {f"case_{i:02d}": ["its origin is 60 mm away"] for i in range(12)} | {"fine": []}
+    with caplog.at_level(logging.WARNING, logger="nnssl"):
+        write_report(file, {}, {}, warnings, {"imagesTr/x.NII.GZ": "rename it"})
+    *named, more, ignored = (record.getMessage() for record in caplog.records)
+    assert named[0] == "case_00: its origin is 60 mm away" and len(named) == 10 and "2 more" in more
+    assert ignored == "1 file belongs to no case: imagesTr/x.NII.GZ (rename it)"
+    content = json.loads(file.read_text())
+    assert len(content["warnings"]) == 12 and content["ignored"] == {"imagesTr/x.NII.GZ": "rename it"}
+    assert earlier_warnings(file, {"case_03", "fine", "gone"}) == {"case_03": ["its origin is 60 mm away"]}
+    assert earlier_warnings(tmp_path / "none.json", {"case_03"}) == {}
+
+
+def test_refuse_left_out__warnings_too() -> None:
+    refuse_left_out("D", {}, {"a": ()})
+    with pytest.raises(UserError, match=r"--strict refuses .*a: 60 mm away; b: empty"):
+        refuse_left_out("D", {"b": "empty"}, {"a": ["60 mm away"], "c": []})

@@ -1,56 +1,48 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from nnssl.data.settings import check_settings, remove_unfit_volumes, volume_settings
+from nnssl.data.settings import (
+    read_settings,
+    refuse_other_settings,
+    settings_in_folder,
+    volume_settings,
+    write_settings,
+)
 from nnssl.errors import UserError
 from tests.pretrainings import tiny_plans
 
 ONE, OTHER = {"spacing": [1, 1, 1], "preprocessor_name": "P"}, {"spacing": [2, 1, 1], "preprocessor_name": "P"}
 
 
-def _volume(folder: Path) -> None:
-    folder.mkdir()
-    for name in ("a.b2nd", "a_seg.b2nd", "a.pkl"):
-        (folder / name).write_text("")
-
-
-def test_check_settings__notes_and_compares(tmp_path: Path) -> None:
+def test_refuse_other_settings__compares_with_what_is_noted(tmp_path: Path) -> None:
     folder = tmp_path / "data"
-    check_settings(folder, ONE)
-    check_settings(folder, ONE)
-    with pytest.raises(UserError, match=r"spacing changed.*-overwrite_plans_name"):
-        check_settings(folder, OTHER)
+    refuse_other_settings(folder, ONE, "do it")  # nothing is known
+    write_settings(folder, ONE)
+    refuse_other_settings(folder, ONE, "do it")
+    with pytest.raises(UserError, match=r"spacing changed.*do it"):
+        refuse_other_settings(folder, OTHER, "do it")
+    assert read_settings(folder) == ONE
     assert not folder.exists()  # the note lies beside the body masks
 
 
-def test_remove_unfit_volumes__only_those_made_with_other_settings(tmp_path: Path) -> None:
-    folder = tmp_path / "data"
-    _volume(folder)
-    assert not remove_unfit_volumes(folder, ONE, before=None)  # nothing is known
-    assert not remove_unfit_volumes(folder, ONE, before=ONE)
-    check_settings(folder, ONE)
-    assert not remove_unfit_volumes(folder, ONE, before=OTHER)  # the note counts
-    assert folder.exists()
-    assert remove_unfit_volumes(folder, OTHER, before=None)
-    assert not list(tmp_path.iterdir())
-
-
-def test_remove_unfit_volumes__replaced_plans_speak_for_nnunets_volumes(tmp_path: Path) -> None:
-    _volume(tmp_path / "data")
-    assert remove_unfit_volumes(tmp_path / "data", OTHER, before=ONE)
-    assert not (tmp_path / "data").exists()
-
-
-def test_remove_unfit_volumes__nothing_behind_a_link(tmp_path: Path) -> None:
-    _volume(tmp_path / "elsewhere")
-    (tmp_path / "data").symlink_to(tmp_path / "elsewhere")
-    check_settings(tmp_path / "data", ONE)
-    with pytest.raises(UserError, match="is a link"):
-        remove_unfit_volumes(tmp_path / "data", OTHER, before=None)
-    assert len(list((tmp_path / "elsewhere").iterdir())) == 3
+def test_settings_in_folder__of_plans_that_have_their_volumes_there() -> None:
+    made: dict[str, Any] = {
+        "data_identifier": "data", "preprocessor_name": "P", "spacing": [1.0, 1.0, 1.0],
+        "normalization_schemes": ["CTNormalization"], "use_mask_for_norm": [False],
+        "resampling_fn_data": "r", "resampling_fn_data_kwargs": {}, "resampling_fn_seg": "r",
+        "resampling_fn_seg_kwargs": {}, "architecture": {},
+    }  # fmt: skip
+    window = {"mean": 0.0, "std": 1.0, "percentile_00_5": -1.0, "percentile_99_5": 1.0, "median": 0.0}
+    plans = {"configurations": {"3d_fullres": made}, "transpose_forward": [0, 1, 2],
+             "foreground_intensity_properties_per_channel": {"0": window}}  # fmt: skip
+    found = settings_in_folder(plans, "3d_fullres", "data")
+    assert found is not None and found["spacing"] == [1.0, 1.0, 1.0] and "median" not in found["ct_window"][0]
+    assert settings_in_folder(plans, "3d_fullres", "elsewhere") is None
+    assert settings_in_folder(plans, "3d_lowres", "data") is None and settings_in_folder(None, "", "data") is None
 
 
 def test_volume_settings__plans_that_lack_what_preprocessing_needs() -> None:

@@ -73,6 +73,7 @@ def test_table__a_behind_has_its_sign() -> None:
 def test_markdown__aligned() -> None:
     lines = markdown([["organ", "a"], ["left kidney", "0.1"]]).splitlines()
     assert lines == ["| organ       | a   |", "|-------------|-----|", "| left kidney | 0.1 |"]
+    assert markdown([["a|b"], ["<x> 1"]]).splitlines() == [r"| a\|b        |", "|-------------|", "| &lt;x&gt; 1 |"]
 
 
 @pytest.fixture

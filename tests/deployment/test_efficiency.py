@@ -5,7 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from nnssl.cli.efficiency import main
+from nnssl.deployment import efficiency
 from nnssl.deployment.efficiency import COLUMNS, CaseCost, measure_efficiency
 from nnssl.deployment.export import export_onnx
 from nnssl.errors import UserError
@@ -36,16 +39,45 @@ def test_measure_efficiency__every_case_in_a_process_of_its_own(tmp_path: Path) 
     assert {entry.name for entry in tmp_path.iterdir()} == {"images", "model", "out", "student.onnx"}
 
 
+def test_measure_efficiency__a_case_with_an_odd_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (image,) = write_images(tmp_path / "images").iterdir()
+    image.rename(image.with_name("=cmd()_0000.nii.gz"))
+    monkeypatch.setattr(efficiency, "_measure", lambda case, size, *_: CaseCost(case, size, 1.0, 1.0, 1.0, 1.0))
+    measure_efficiency(write_model(tmp_path / "model"), tmp_path / "images", tmp_path / "table.csv", device="cpu")
+    with open(tmp_path / "table.csv", newline="") as file:
+        assert [row[0] for row in csv.reader(file)] == ["case", "'=cmd()"]
+
+
 def test_measure_efficiency__a_case_that_fails_is_named_with_the_reason(tmp_path: Path) -> None:
     images = tmp_path / "images"
     write_images(images)
     bad = images / "case_0_0000.nii.gz"
     model = write_model(tmp_path / "model")
     checkpoint = model / "fold_0" / "checkpoint_final.pth"
-    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    content = torch.load(checkpoint, weights_only=False)
+    torch.save({**content, "network_weights": {}}, checkpoint)
     with pytest.raises(UserError, match=r"the prediction of case_0 failed with exit code 1 \(.*Error.*\)"):
         measure_efficiency(model, images, tmp_path / "table.csv", device="cpu", threads=1)
     assert bad.is_file() and not (tmp_path / "table.csv").exists()
+
+
+def test_measure_efficiency__images_that_cannot_be_used_are_named_and_the_others_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The prediction itself, which takes a process of its own, is not what this is about."""
+    images, model = write_images(tmp_path / "images"), write_model(tmp_path / "model")
+    (images / "bad_0000.nii.gz").write_bytes((images / "case_0_0000.nii.gz").read_bytes()[:3000])
+    monkeypatch.setattr("nnssl.deployment.efficiency._measure", lambda case, *_: CaseCost(case, (1,), 1, 1, 1, 1))
+    arguments = ["-m", str(model), "-i", str(images), "-device", "cpu", "-o", str(tmp_path / "table.csv")]
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 3
+    assert "bad is left out: unreadable image: bad_0000.nii.gz: cut" in capsys.readouterr().out
+    with open(tmp_path / "table.csv", newline="") as file:
+        assert [row[0] for row in csv.reader(file)] == ["case", "case_0"]
+    (images / "case_0_0000.nii.gz").unlink()
+    with pytest.raises(UserError, match=r"no image can be used; the last one: unreadable image: bad_0000.nii.gz"):
+        measure_efficiency(model, images, device="cpu")
 
 
 @pytest.mark.parametrize(

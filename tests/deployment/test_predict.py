@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,12 +12,14 @@ import pytest
 import SimpleITK as sitk
 import torch
 
-from nnssl.deployment.cases import list_cases
+from nnssl.cli.predict_onnx import main
+from nnssl.deployment.cases import list_cases, why_left_out
 from nnssl.deployment.export import export_onnx
 from nnssl.deployment.predict import SessionNetwork, limited_threads, make_predictor, predict_onnx
 from nnssl.deployment.session import open_model
 from nnssl.errors import UserError
-from tests.deployment.models import TRAINERS, write_images, write_model
+from tests.deployment.models import DATASET_JSON, TRAINERS, model_plans, write_images, write_model
+from tests.phantoms import write_volume
 
 NO_WORKERS = {"num_processes_preprocessing": 0, "num_processes_segmentation_export": 0}
 ONE_PROCESS: dict[str, Any] = {**NO_WORKERS, "device": "cpu", "threads": 1}
@@ -162,6 +165,56 @@ def test_predict_onnx__a_case_without_its_channels_is_named(made: Path, tmp_path
         (tmp_path / f"{name}.nii.gz").touch()
     with pytest.raises(UserError, match=r"the case 'a' has 2 files with a channel number, the model wants 1"):
         predict_onnx(tmp_path, tmp_path / "out", [made / "fold_0.onnx"], **ONE_PROCESS)
+
+
+def test_predict_onnx__images_that_cannot_be_used_are_named_and_the_others_predicted(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = write_images(tmp_path / "images")
+    good = (images / "case_0_0000.nii.gz").read_bytes()
+    (images / "cut_0000.nii.gz").write_bytes(good[: len(good) // 2])
+    os.mkfifo(images / "fifo_0000.nii.gz")
+    values = np.full((8, 10, 12), 3.0, np.float32)
+    values[2, 2, 2] = 1e38
+    write_volume(images / "large_0000.nii.gz", values, (3.0, 1.5, 1.5))
+    arguments = ["-i", str(images), "-m", str(made / "fold_0.onnx"), "-device", "cpu", "-threads", "1",
+                 "--disable_tta", "--disable_progress_bar", "-o", str(tmp_path / "out")]  # fmt: skip
+    with pytest.raises(SystemExit) as stopped:
+        main([*arguments, "-npp", "0", "-nps", "0"])
+    assert stopped.value.code == 3
+    said = capsys.readouterr().out
+    for name, reason in (("cut", "cut:"), ("fifo", "FIFO"), ("large", "1e+38")):
+        assert any(f"{name} is left out" in line and reason in line for line in said.splitlines())
+    assert [file.name for file in (tmp_path / "out").glob("*.nii.gz")] == ["case_0.nii.gz"]
+    handed: list[Any] = []
+    target = "nnunetv2.inference.predict_from_raw_data.nnUNetPredictor.predict_from_files"
+    monkeypatch.setattr(target, lambda _self, images, *_args, **_options: handed.extend(images))
+    with pytest.raises(SystemExit) as stopped:
+        main([*arguments, "-npp", "1", "-nps", "1"])
+    assert stopped.value.code == 3 and handed == [[str(images / "case_0_0000.nii.gz")]]
+
+
+def test_predict_onnx__nothing_is_written_where_no_image_can_be_used(made: Path, tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/a_0000.nii.gz").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"no image can be used; the first one: unreadable image: a_0000.nii.gz"):
+        predict_onnx(tmp_path / "images", tmp_path / "out", [made / "fold_0.onnx"], **ONE_PROCESS)
+    assert not (tmp_path / "out").exists()
+
+
+def test_why_left_out__sizes_and_channels_by_the_header(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = [str(write_images(tmp_path) / "case_0_0000.nii.gz")]
+    plans = model_plans()
+    assert why_left_out(files, plans, "3d_fullres", DATASET_JSON) is None
+    two = {**DATASET_JSON, "channel_names": {"0": "T1", "1": "T2"}}
+    assert "wrong number of channels: 1, the model wants 2" in str(why_left_out(files, plans, "3d_fullres", two))
+    first = tmp_path / "first.nii.gz"
+    first.write_bytes(b"")
+    assert "unreadable label" in str(why_left_out(files, plans, "3d_fullres", DATASET_JSON, str(first)))
+    monkeypatch.setattr("nnssl.data.image_grids.memory_limit", lambda: 300_000)  # the voxels as read take 81 kB
+    plans["configurations"]["3d_fullres"]["spacing"] = [0.5, 0.5, 0.5]
+    assert "voxels at the plans' spacing" in str(why_left_out(files, plans, "3d_fullres", DATASET_JSON))
+    assert why_left_out(files, plans, "another", DATASET_JSON) is None
 
 
 def test_predict_onnx__a_cascade_wants_its_first_stage(made: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import onnx
@@ -53,6 +54,17 @@ def test_open_model__another_file_is_a_sentence(
     onnx.helper.set_model_props(proto, {} if key is None else {**metadata, key: value})
     onnx.save(proto, str(file))
     with pytest.raises(UserError, match=said):
+        open_model(file)
+
+
+def test_open_model__looks_at_the_names_in_its_plans(content: bytes, tmp_path: Path) -> None:
+    file, proto = tmp_path / "student.onnx", onnx.load_from_string(content)
+    metadata = {entry.key: entry.value for entry in proto.metadata_props}
+    plans = json.loads(metadata["nnssl.plans"])
+    plans["configurations"]["3d_fullres"]["resampling_fn_data"] = "recursive_find_python_class"
+    onnx.helper.set_model_props(proto, {**metadata, "nnssl.plans": json.dumps(plans)})
+    onnx.save(proto, str(file))
+    with pytest.raises(UserError, match=r"student.onnx name 'recursive_find_python_class' as resampling_fn_data"):
         open_model(file)
 
 

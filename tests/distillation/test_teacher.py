@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from nnssl.deployment.description import Description
-from nnssl.distillation.teacher import Teacher, find_teacher, refuse_other_teacher
+from nnssl.distillation.teacher import Teacher, TeacherPlace, find_teacher, refuse_other_teacher
 from nnssl.errors import UserError
+from tests.deployment.models import write_model
 from tests.finetuning.flare import finish, make_trainer
 from tests.finetuning.plans import small_plans
+from tests.foreign_plans import SAID, hide_command_in, with_command
 from tests.partial_labels.half_annotated import SHAPE
 
 DATASET_JSON = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "bone": 1}, "file_ending": ".nii.gz"}
@@ -131,3 +133,18 @@ def test_teacher__is_the_trained_network_for_patches_of_any_size(flare: Path) ->
     odd = x[..., :11, :22, :21]
     padded = torch.nn.functional.pad(odd, (0, 3, 0, 2, 0, 1))
     assert torch.equal(teacher(odd), trainer.network(padded)[..., :11, :22, :21])
+
+
+def test_teacher__runs_nothing_of_other_peoples_making(tmp_path: Path) -> None:
+    model, marker = write_model(tmp_path / "model"), tmp_path / "called"
+    place = TeacherPlace(model, model / "fold_0" / "checkpoint_final.pth")
+    plans = json.loads((model / "plans.json").read_text())
+    (model / "plans.json").write_text(json.dumps(with_command(plans, marker)))
+    with pytest.raises(UserError, match=SAID):
+        Teacher(place)
+    (model / "plans.json").write_text(json.dumps(plans))
+    assert not Teacher(place).network.training
+    hide_command_in(place.checkpoint, marker)
+    with pytest.raises(UserError, match=r"checkpoint_final.pth is not opened"):
+        Teacher(place)
+    assert not marker.exists()

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from nnssl.data.check_case import BadCase
 from nnssl.embedding.pca import Moments, Projection, load_projection, sample_features
-from nnssl.errors import UserError
+from nnssl.errors import BadCase, UserError
 from tests.embedding.models import averaging_model
 
 

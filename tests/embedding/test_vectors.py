@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from nnssl.data.check_case import BadCase
 from nnssl.embedding.vectors import body_vector, read_vectors, write_vectors
+from nnssl.errors import BadCase
 from tests.embedding.models import averaging_model
 
 
@@ -48,3 +48,11 @@ def test_write_vectors__come_back(tmp_path: Path) -> None:
     assert header == ["case", "level1_0", "level1_1", "level2_0", "level2_1", "level2_2"]
     assert {name: [np.float32(v) for v in row] for name, *row in rows} == {n: list(v) for n, v in vectors.items()}
     assert sorted(file.name for file in tmp_path.iterdir()) == ["vectors.csv", "vectors.npz"]
+
+
+def test_write_vectors__of_cases_with_odd_names(tmp_path: Path) -> None:
+    names = ["=cmd()", "a|b", 'x_1&2%, "y"']
+    write_vectors(tmp_path, dict.fromkeys(names, -np.ones(1, np.float32)), [0, 1], as_csv=True)
+    _, *rows = csv.reader((tmp_path / "vectors.csv").read_text(encoding="utf-8").splitlines())
+    assert rows == [["'=cmd()", "-1"], ["a|b", "-1"], ['x_1&2%, "y"', "-1"]]
+    assert list(read_vectors(tmp_path / "vectors.npz")) == names

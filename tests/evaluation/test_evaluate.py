@@ -11,7 +11,9 @@ import pytest
 
 import nnssl
 from nnssl.errors import UserError
-from nnssl.evaluation.report import read_evaluation
+from nnssl.evaluation.case import Score
+from nnssl.evaluation.report import Evaluation, read_evaluation, write_evaluation
+from nnssl.evaluation.structures import Structure
 from tests.evaluation.labels import cube, describe, write_labels
 
 
@@ -51,6 +53,20 @@ def test_evaluate__files_beside_nnunets_own(folders: tuple[Path, Path]) -> None:
     ]
     assert rows[0]["dice"] == f"{moved:.6f}" and not list(folders[1].glob(".*"))
     assert read_evaluation(folders[1] / "nnssl_evaluation.json") == found
+
+
+def test_write_evaluation__of_labels_and_cases_with_odd_names(tmp_path: Path) -> None:
+    names, cases = ("a|b", "=cmd()", "-x_1&2%"), ("@x", 'say "hi", twice')
+    structures = [Structure(name, number, 2.0) for number, name in enumerate(names, start=1)]
+    scores = [Score(case, name, 0.5, math.nan, 3, 2) for case in cases for name in names]
+    evaluation = Evaluation(structures, "flare", scores)
+    write_evaluation(evaluation, tmp_path)
+    rows = list(csv.DictReader((tmp_path / "nnssl_evaluation.csv").open()))
+    shown = ["a|b", "'=cmd()", "'-x_1&2%"]
+    assert [(row["case"], row["structure"]) for row in rows] == [
+        (case, name) for case in ("'@x", 'say "hi", twice') for name in shown
+    ]
+    assert read_evaluation(tmp_path / "nnssl_evaluation.json").cases == sorted(cases)  # for programs, as they are
 
 
 def test_evaluate__tolerance_and_spacing_of_the_right_axis(folders: tuple[Path, Path]) -> None:

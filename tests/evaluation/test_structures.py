@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import pytest
 
+from nnssl.data.raw import label_values
 from nnssl.errors import UserError
-from nnssl.evaluation.structures import Structure, allowed_values, read_structures, read_tolerances
+from nnssl.evaluation.structures import Structure, read_structures, read_tolerances
 from tests.evaluation.labels import LABELS
 from tests.finetuning.plans import small_plans
 
@@ -18,7 +19,7 @@ def test_read_structures__labels() -> None:
 def test_read_structures__regions_and_no_ignored_voxels() -> None:
     found = read_structures({"labels": REGIONS, "regions_class_order": [1, 2]}, small_plans())
     assert found == [Structure("whole", (1, 2), 2.0), Structure("core", (2,), 2.0)]
-    assert allowed_values({"labels": REGIONS}) == {0, 1, 2, 3}
+    assert label_values({"labels": REGIONS}) == {0, 1, 2, 3}
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+import csv
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 
 from nnssl.figures.labels import LabelVolume
-from nnssl.figures.tsne import draw_voxels, embed_in_plane, reduce, same_neighbours
+from nnssl.figures.tsne import Scatter, _draw, _save, draw_voxels, embed_in_plane, reduce, same_neighbours
 from tests.figures.images import geometry
 
 SIZE = (8, 6, 5)  # (x, y, z)
@@ -26,6 +31,23 @@ def test_draw_voxels__leaves_out_what_was_cropped_away() -> None:
     values = np.ones(SIZE, dtype=np.int64)
     points, _ = draw_voxels(LabelVolume(values, geometry(SIZE, crop=1)), [1], 10**6, np.random.default_rng(1))
     assert len(points) == 7 * 5 * 4
+
+
+def test_tsne__labels_and_cases_with_odd_names(tmp_path: Path) -> None:
+    names = {1: "=cmd()", 2: "a|b, $x_{$"}
+    number = np.array([1, 2, 2])
+    scatter = Scatter(np.zeros((3, 2)), number, names, np.array([0, 0, 1]), np.ones((3, 3)), {1: 0.5, 2: 0.5})
+    cases = ["-x_1&2%", "$y_{$"]
+    source: Any = SimpleNamespace(title="vox2vec")
+    _save(scatter, source, cases, tmp_path / "a.png")
+    rows = list(csv.DictReader((tmp_path / "a.csv").open()))
+    assert [(row["image"], row["label"]) for row in rows] == [
+        ("'-x_1&2%", "'=cmd()"),
+        ("'-x_1&2%", "a|b, $x_{$"),
+        ("$y_{$", "a|b, $x_{$"),
+    ]
+    _draw(scatter, ", ".join(cases), tmp_path / "a.png")  # none of it is a formula for matplotlib
+    assert (tmp_path / "a.png").stat().st_size > 5000
 
 
 def test_same_neighbours__apart_and_mixed() -> None:

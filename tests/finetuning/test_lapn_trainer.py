@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -144,13 +145,13 @@ def test_lapn__refuses_other_pretrainings(flare: Path, monkeypatch: pytest.Monke
     sam = write_pretraining(flare / "results", source_plans(flare) | {"dataset_name": "Dataset501_S"}, method="sam")
     voxels = write_pretraining(flare / "results", source_plans(flare) | {"dataset_name": "Dataset502_V"})
     monkeypatch.setenv("nnssl_checkpoint", str(sam))
-    with pytest.raises(UserError, match=r"nnUNetTrainer_LAPN is for lapn and .* with sam; .*nnUNetTrainer_SSLEncod"):
+    with pytest.raises(UserError, match=r"with sam, and nnUNetTrainer_LAPN is for lapn: .*nnUNetTrainer_SSLEncod"):
         make_trainer(flare, "LAPN").initialize()
     trainer = make_trainer(flare, "SSLEncodings")
     trainer.initialize()
     assert trainer.plans_manager.plans["nnssl"]["method"] == "sam"
     monkeypatch.setenv("nnssl_checkpoint", str(voxels))
-    with pytest.raises(UserError, match="does not encode single pixels"):
+    with pytest.raises(UserError, match="encodes no single pixels"):
         make_trainer(flare, "SSLEncodings").initialize()
     monkeypatch.setenv("nnssl_checkpoint", "random")
     with pytest.raises(UserError, match=r"random weights are asked for; train nnUNetTrainer_PartialLabels"):
@@ -162,9 +163,7 @@ def test_lapn__warns_of_another_spacing(flare: Path) -> None:
     write_pretraining(flare / "results", source_plans(flare, spacing=[3.0, 1.5, 1.5]), method="lapn")
     trainer = make_trainer(flare, "LAPN")
     trainer.initialize()
-    assert "WARNING: the spacing of these plans, 1.5 x 1.5 x 1.5 mm, differs from that of the pretraining" in log_of(
-        trainer
-    )
+    assert re.search(r"WARNING: the spacing of \S+, 1.5 x 1.5 x 1.5 mm, .* 3 x 1.5 x 1.5 mm", log_of(trainer))
 
 
 def test_lapn__needs_its_plans_at_prediction(flare: Path) -> None:

@@ -109,10 +109,14 @@ def test_positions__are_interpolated_to_the_targets_patch_and_reported(flare: Pa
     assert torch.equal(trainer.network_module.pretrained_tensors()[POSITIONS], expected)
     assert _report(trainer)["adapted"] == {POSITIONS: expected.numel()}
     assert f"adapted:     1 tensors, {expected.numel():12,} values ({POSITIONS})" in log_of(trainer)
-    # a probe on the pretraining's own map reads the same tensor
+    # a probe has the pretraining's own network, which interpolates them for every image
     probe = make_trainer(flare, "SSLProbe", plans=plans)
     probe.initialize()
-    assert torch.equal(probe.network_module.pretrained_tensors()[POSITIONS], expected)
+    assert torch.equal(probe.network_module.pretrained_tensors()[POSITIONS], state[f"backbone.{POSITIONS}"])
+    own, shaped = probe.network_module.backbone, trainer.network_module.network.backbone
+    image = torch.rand(1, 1, 16, 32, 48)
+    with torch.no_grad():
+        assert torch.allclose(own(image)[-1], shaped.eval()(image)[-1], atol=1e-6)
 
 
 def test_positions__of_another_width_are_another_network(flare: Path) -> None:
@@ -136,7 +140,9 @@ def test_finetune__names_the_trainer_of_another_method(
     _pretrain(flare, _plans(flare, "unet"), pretrained)
     (checkpoint,) = (flare / "results").glob("*/*/*/checkpoint_final.pth")
     monkeypatch.setenv("nnssl_checkpoint", str(checkpoint))
-    with pytest.raises(UserError, match=rf"with {pretrained}; use nnUNetTrainer_{TRAINERS[pretrained]}, or another"):
+    with pytest.raises(
+        UserError, match=rf"with {pretrained}.*-tr nnUNetTrainer_{TRAINERS[pretrained]}, or pretrain {wanted}"
+    ):
         make_trainer(flare, TRAINERS[wanted], plans=_plans(flare, "unet")).initialize()
 
 

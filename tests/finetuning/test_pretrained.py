@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from nnssl.errors import UserError
-from nnssl.finetuning.pretrained import find_checkpoint, finished_pretrainings, name_of, read_pretrained
+from nnssl.finetuning.pretrained import finished_pretrainings, name_of, read_pretrained
 from tests.finetuning.plans import small_plans
 from tests.pretrainings import write_pretraining
 
@@ -19,60 +18,6 @@ def results(tmp_path: Path) -> Path:
 @pytest.fixture
 def only(results: Path) -> Path:
     return write_pretraining(results, small_plans(dataset="Dataset500_Source"))
-
-
-def test_find_checkpoint__takes_the_only_finished_one(results: Path, only: Path) -> None:
-    assert find_checkpoint({}, "vox2vec", results) == only
-    assert find_checkpoint({}, None, results) == only
-    (only.parents[1] / "fold_0").mkdir()
-    (only.parents[1] / "fold_0" / "checkpoint_latest.pth").touch()  # an unfinished run does not count
-    assert find_checkpoint({}, None, results) == only
-
-
-def test_find_checkpoint__says_what_to_type_where_there_is_none(results: Path) -> None:
-    with pytest.raises(UserError, match=r"no finished pretraining of vox2vec.*nnssl_pretrain -d DATASET -m vox2vec"):
-        find_checkpoint({}, "vox2vec", results)
-
-
-def test_find_checkpoint__another_methods_is_none_of_this_one(results: Path, only: Path) -> None:
-    with pytest.raises(UserError, match="no finished pretraining of voco"):
-        find_checkpoint({}, "voco", results)
-
-
-def test_find_checkpoint__lists_several(results: Path, only: Path) -> None:
-    other = write_pretraining(results, small_plans(dataset="Dataset501_Other"))
-    with pytest.raises(UserError, match="2 finished pretrainings") as error:
-        find_checkpoint({}, "vox2vec", results)
-    assert f"export nnssl_checkpoint={only}" in str(error.value)
-    assert f"export nnssl_checkpoint={other}" in str(error.value)
-
-
-def test_find_checkpoint__environment_names_a_file_a_folder_or_random(
-    results: Path, only: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    other = write_pretraining(results, small_plans(dataset="Dataset501_Other"))
-    for value, found in ((other, other), (other.parent, other), ("random", None)):
-        monkeypatch.setenv("nnssl_checkpoint", str(value))
-        assert find_checkpoint({}, "vox2vec", results) == found
-    monkeypatch.setenv("nnssl_checkpoint", "nowhere.pth")
-    with pytest.raises(UserError, match=r"nnssl_checkpoint names the checkpoint .*nowhere.pth, which does not exist"):
-        find_checkpoint({}, "vox2vec", results)
-
-
-def test_find_checkpoint__plans_name_it_below_the_results(
-    results: Path, only: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write_pretraining(results, small_plans(dataset="Dataset501_Other"))
-    block = {"checkpoint": name_of(only, results)}
-    assert not Path(block["checkpoint"]).is_absolute()
-    assert find_checkpoint(block, "vox2vec", results) == only
-    moved = results.rename(results.with_name("moved"))
-    assert find_checkpoint(block, "vox2vec", moved) == moved / block["checkpoint"]
-    monkeypatch.setenv("nnssl_checkpoint", str(moved / block["checkpoint"]))
-    assert find_checkpoint(block, "vox2vec", moved) == moved / block["checkpoint"]
-    monkeypatch.setenv("nnssl_checkpoint", "random")
-    with pytest.raises(UserError, match=r"the plans name .* and nnssl_checkpoint names random; unset it"):
-        find_checkpoint(block, "vox2vec", moved)
 
 
 def test_name_of__keeps_the_full_path_outside_the_results(results: Path, tmp_path: Path) -> None:

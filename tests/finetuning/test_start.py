@@ -7,19 +7,24 @@ from typing import Any
 
 import pytest
 
+from nnssl.data.guard import Images
 from nnssl.errors import UserError
 from nnssl.finetuning.start import RECORD, Start, find_start, refuse_mixture, write_record
 from nnssl.finetuning.transfer import TransferReport
+from nnssl.finetuning.which_run import Wanted
 from tests.finetuning.plans import CT_WINDOW, small_plans
 from tests.pretrainings import write_pretraining
 
 
 def _start(tmp_path: Path, plans: dict[str, Any], **changes: Any) -> Start:
-    arguments = {
-        "configuration": "3d_fullres", "trainer": "nnUNetTrainer_Vox2vecProbe", "method": "vox2vec",
-        "head": "nonlinear", "from_scratch": False, "results": tmp_path,
-    }  # fmt: skip
-    return find_start(plans, **{**arguments, **changes})
+    arguments = {"configuration": "3d_fullres", "trainer": "nnUNetTrainer_Vox2vecProbe", "method": "vox2vec",
+                 "head": "nonlinear"}  # fmt: skip
+    from_scratch = changes.pop("from_scratch", False)
+    return find_start(Wanted(plans=plans, **{**arguments, **changes}), from_scratch, tmp_path)
+
+
+def _oriented(**orientations: str | None) -> Images:
+    return Images("", orientations=orientations)
 
 
 @pytest.fixture
@@ -71,7 +76,7 @@ def test_find_start__from_scratch_and_random_need_no_checkpoint(
 def test_find_start__warns_of_spacing(tmp_path: Path, source: Path) -> None:
     assert _start(tmp_path, small_plans(spacing=[2.3, 1.0, 0.9])).warnings == []
     (warning,) = _start(tmp_path, small_plans(spacing=[2.5, 1.0, 1.0])).warnings
-    assert "2.5 x 1 x 1 mm, differs from that of the pretraining, 2 x 1 x 1 mm" in warning
+    assert "Dataset017_Target, 2.5 x 1 x 1 mm" in warning and "Dataset500_Source, 2 x 1 x 1 mm" in warning
     assert "nnssl_transfer -s 500 -t 17" in warning
 
 
@@ -79,15 +84,30 @@ def test_find_start__warns_of_axes_and_orientation(tmp_path: Path, source: Path)
     (axes,) = _start(tmp_path, small_plans() | {"transpose_forward": [2, 0, 1]}).warnings
     assert "[2, 0, 1]" in axes
     assert "nnssl_transfer" in axes
-    (oriented,) = _start(tmp_path, small_plans(), orientations=["LPS", None, "RAS"]).warnings
-    assert "oriented RAS and those of the pretraining LPS" in oriented
+    (oriented,) = _start(tmp_path, small_plans(), seen=_oriented(a="LPS", b=None, c="RAS")).warnings
+    assert "(LPS): c (RAS) (1 of 3)" in oriented
     assert "DICOMOrient(image, 'LPS')" in oriented
-    assert _start(tmp_path, small_plans(), orientations=["LPS", None]).warnings == []
+    assert _start(tmp_path, small_plans(), seen=_oriented(a="LPS", b=None)).warnings == []
 
 
 def test_find_start__says_nothing_of_an_unknown_orientation(tmp_path: Path) -> None:
     write_pretraining(tmp_path, small_plans(dataset="Dataset500_Source"), orientation=None)
-    assert _start(tmp_path, small_plans(), orientations=["RAS"]).warnings == []
+    assert _start(tmp_path, small_plans(), seen=_oriented(a="RAS")).warnings == []
+
+
+def test_find_start__plans_of_their_own_may_not_be_of_another_modality(tmp_path: Path) -> None:
+    scheme = "ZScoreNormalization"
+    write_pretraining(tmp_path, small_plans(dataset="Dataset500_Source", scheme=scheme))  # its channel is called MR
+    assert _start(tmp_path, small_plans(scheme=scheme), seen=Images("", ["T2"])).warnings == []
+    with pytest.raises(UserError, match=r"PET in Dataset017_Target, MR in .*nnssl_transfer --allow_other"):
+        _start(tmp_path, small_plans(scheme=scheme), seen=Images("", ["PET"]))
+    (warning,) = _start(tmp_path, small_plans(scheme=scheme), seen=Images("", ["channel_0"])).warnings
+    assert "channel_0 of Dataset017_Target" in warning
+    allowed = {"nnssl": {"allow_other_intensities": True}}
+    with pytest.raises(UserError, match="normalised by CTNormalization"):
+        _start(tmp_path, small_plans(), seen=Images("", ["CT"]))
+    start = _start(tmp_path, small_plans() | allowed, seen=Images("", ["CT"]))
+    assert start.block["network"]["intensity"] is None and len(start.warnings) == 2
 
 
 def test_find_start__refuses_two_dimensions_and_cascades(tmp_path: Path) -> None:
@@ -102,7 +122,7 @@ def test_find_start__refuses_two_dimensions_and_cascades(tmp_path: Path) -> None
 def test_find_start__refuses_another_method(tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("nnssl_checkpoint", str(source))
     trainer = {"trainer": "nnUNetTrainer_VocoProbe", "method": "voco"}
-    with pytest.raises(UserError, match=r"is for voco and .* with vox2vec; use nnUNetTrainer_SSLProbe"):
+    with pytest.raises(UserError, match=r"with vox2vec.* is for voco: type -tr nnUNetTrainer_SSLProbe"):
         _start(tmp_path, small_plans(), **trainer)
 
 

@@ -305,7 +305,7 @@ def test_another_architecture__is_an_error_that_names_shapes_and_the_fix(folders
     file = folders / "preprocessed" / "Dataset017_Target" / "nnsslPlans_tiny.json"
     file.write_text(file.read_text().replace("[4, 6, 8, 8]", "[4, 6, 8, 10]"))
     with pytest.raises(UserError, match=r"another network.*\(8,.*\) in the checkpoint, \(10,.*nnssl_transfer -s 500"):
-        _make(folders, "Vox2vecProbe").initialize()
+        _make(folders, "SSLUNetFinetune").initialize()
 
 
 def test_missing_block__is_an_error_at_prediction(folders: Path) -> None:
@@ -323,7 +323,8 @@ def test_orientation__of_the_targets_volumes_is_compared(folders: Path) -> None:
     torch.save(content | {"orientation": "RAS"}, checkpoint)
     trainer = _make(folders, "Vox2vecProbe")
     trainer.initialize()
-    assert "oriented LPS and those of the pretraining RAS" in _log(trainer)
+    log = _log(trainer)
+    assert "WARNING: images are oriented" in log and "(RAS): case_001 (LPS), " in log
 
 
 def test_mixture__is_refused_before_anything_is_lost(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,11 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from nnssl.data import dataset_run
+from nnssl.data import dataset_run, dataset_volumes
+from nnssl.data.guard import Images
 from nnssl.data.plan_and_preprocess import plan_and_preprocess
+from nnssl.data.prepared import majority_orientation
 from nnssl.errors import UserError
 from nnssl.finetuning.pretrained import read_pretrained
+from nnssl.finetuning.start import find_start
 from nnssl.finetuning.transfer_plans import TransferredPlans, plans_of, transfer
+from nnssl.finetuning.which_run import Wanted
 from nnssl.methods.vox2vec import Vox2vec
 from nnssl.pretraining.checkpoint import FINAL
 from nnssl.pretraining.nnunet_weights import write_nnunet_weights
@@ -43,6 +47,12 @@ def _transfer(method: str | None = None, **options: Any) -> TransferredPlans:
 
 def _plans(home: Path, name: str) -> dict[str, Any]:
     return dict(json.loads((home / f"{name}.json").read_text()))
+
+
+def _set_channels(folders: Folders, *names: str) -> None:
+    file = folders.raw / TARGET / "dataset.json"
+    channels = {str(number): name for number, name in enumerate(names)}
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"channel_names": channels}))
 
 
 def _must_not_be_called(*_: Any, **__: Any) -> None:
@@ -107,12 +117,13 @@ def test_transfer__the_second_method_shares_the_volumes(
     _pretrained(folders, orientation="RAS")
     home = _labelled(folders, cases=5)
     first = _transfer("vox2vec")
-    assert "oriented LPS, those of the pretraining RAS" in caplog.text and "DICOMOrient(image, 'RAS')" in caplog.text
-    monkeypatch.setattr(dataset_run, "prepare_case", _must_not_be_called)
+    said = "(RAS): most volumes of Dataset017_Target (LPS)"
+    assert said in caplog.text and "DICOMOrient(image, 'RAS')" in caplog.text
+    monkeypatch.setattr(dataset_volumes, "prepare_case", _must_not_be_called)
     monkeypatch.setattr(dataset_run, "scan_dataset", _must_not_be_called)
     caplog.clear()
     second = _transfer("random")
-    assert "those of the pretraining RAS" in caplog.text  # known from the report of the first
+    assert said in caplog.text  # known from the report of the first
     assert second.prepared.cases == first.prepared.cases and second.prepared.folder == first.prepared.folder
     plans = [_plans(home, f"nnsslPlans_tinyFrom500_{method}") for method in ("vox2vec", "random")]
     assert plans[1]["nnssl"] == {"checkpoint": "random", "method": "vox2vec", "levels": "decoder"}
@@ -195,7 +206,10 @@ def test_transfer__two_channels_share_one(folders: Folders) -> None:
 def test_transfer__channels_of_another_kind_are_refused(folders: Folders) -> None:
     write_mr_dataset(folders.raw, 17, "Target", 2, labelled=True)
     _pretrained(folders)
-    with pytest.raises(UserError, match=r"channel T1.*ZScoreNormalization.*saw CT with CTNormalization"):
+    with pytest.raises(UserError, match=r"MR \(T1\) in Dataset017_Target, CT in .*--allow_other_intensities"):
+        _transfer()
+    _set_channels(folders, "image", "image")  # nnU-Net would normalise them as no CT
+    with pytest.raises(UserError, match=r"ZScoreNormalization for image.*CTNormalization for CT"):
         _transfer()
     shutil.rmtree(folders.results / SOURCE)
     three = {**MR_JSON, "channel_names": {"0": "T1", "1": "T2", "2": "FLAIR"}}
@@ -205,9 +219,56 @@ def test_transfer__channels_of_another_kind_are_refused(folders: Folders) -> Non
     window = plans["foreground_intensity_properties_per_channel"]["0"]
     plans["foreground_intensity_properties_per_channel"] = {str(c): window for c in range(3)}
     _pretrained(folders, plans=plans, dataset_json=three)
-    with pytest.raises(UserError, match="read 3 channels and Dataset017_Target has 2"):
+    _set_channels(folders, "T1", "T2")
+    with pytest.raises(UserError, match=r"3 channels .*Dataset017_Target has 2"):
         _transfer()
     assert not list(folders.preprocessed.glob("*"))
+
+
+def test_transfer__another_modality_may_be_allowed(folders: Folders, caplog: pytest.LogCaptureFixture) -> None:
+    """Weights of MR on CT: the plans say that it is meant, so that the trainers let it through."""
+    run = _pretrained(folders, plans=_mr_plans(), dataset_json=MR_JSON)
+    home = _labelled(folders)
+    with pytest.raises(UserError, match="--allow_other_intensities"):
+        _transfer()
+    assert not home.exists()
+    result = _transfer(allow_other_intensities=True)
+    assert "CT in Dataset017_Target, MR (T1) in " in caplog.text and "lets it pass" in caplog.text
+    plans = _plans(home, result.prepared.plans_name)
+    assert plans["nnssl"]["allow_other_intensities"] is True
+    wanted = Wanted("nnUNetTrainer_Vox2vecProbe", "vox2vec", "linear", plans, "3d_fullres", Images("", ["CT"]))
+    start = find_start(wanted, False, folders.results)
+    assert start.source is not None and start.source.path == run / FINAL
+    assert [w for w in start.warnings if "lets it pass" in w] and start.block["allow_other_intensities"] is True
+    del plans["nnssl"]["allow_other_intensities"]
+    with pytest.raises(UserError, match=r"CT in Dataset017_Target, MR.*nnssl_transfer --allow_other_intensities"):
+        find_start(wanted, False, folders.results)
+
+
+def test_transfer__images_of_the_same_kind_need_no_permission(folders: Folders) -> None:
+    _pretrained(folders)
+    home = _labelled(folders)
+    result = _transfer(allow_other_intensities=True)
+    assert "allow_other_intensities" not in _plans(home, result.prepared.plans_name)["nnssl"]
+    assert _transfer() == result
+
+
+def test_transfer__the_target_is_turned_to_RAS_as_the_source_was(
+    folders: Folders, caplog: pytest.LogCaptureFixture
+) -> None:
+    _pretrained(folders, plans=tiny_plans() | {"image_reader_writer": "NibabelIOWithReorient"}, orientation="RAS")
+    home = _labelled(folders)  # LPS
+    result = _transfer()
+    assert _plans(home, result.prepared.plans_name)["image_reader_writer"] == "NibabelIOWithReorient"
+    assert json.loads((home / "dataset.json").read_text())["overwrite_image_reader_writer"] == "NibabelIOWithReorient"
+    assert majority_orientation(home, result.prepared.plans_name) == "RAS" and "oriented" not in caplog.text
+    shutil.rmtree(home)
+    shutil.rmtree(folders.raw)
+    folders.raw.mkdir()
+    _labelled(folders, file_ending=".nrrd")  # which that reader does not know
+    result = _transfer()
+    assert _plans(home, result.prepared.plans_name)["image_reader_writer"] == "SimpleITKIO"
+    assert "(RAS): most volumes of Dataset017_Target (LPS)" in caplog.text
 
 
 def test_transfer__a_target_without_labels_is_refused(folders: Folders) -> None:
@@ -228,7 +289,7 @@ def test_transfer__coarse_targets_are_warned_of(folders: Folders, caplog: pytest
     _pretrained(folders)
     _labelled(folders, shape=(10, 40, 40), spacing=(7.0, 1.5, 1.5))
     _transfer()
-    assert "voxels of 7x1.5x1.5 mm (median) and the pretraining had 3x1.5x1.5 mm" in caplog.text
+    assert "most volumes of Dataset017_Target (7 x 1.5 x 1.5 mm)" in caplog.text and "3 x 1.5 x 1.5 mm" in caplog.text
 
 
 def test_plans_of__one_configuration_without_its_stages(folders: Folders) -> None:

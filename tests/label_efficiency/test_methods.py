@@ -9,6 +9,7 @@ from nnssl.errors import UserError
 from nnssl.label_efficiency.methods import Method, read_methods, resolve
 from tests.pretrainings import tiny_plans, write_pretraining
 
+CONFIGURATION = "3d_fullres"
 PROBE = "nnUNetTrainer_SSLLinearProbe"
 
 
@@ -37,20 +38,26 @@ def test_read_methods__mistakes(item: str) -> None:
 def test_resolve__full_path_of_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = write_pretraining(tmp_path / "results", tiny_plans())
     environment = {"nnUNet_results": str(tmp_path / "results"), "nnssl_num_epochs": "2", "nnssl_initial_lr": "1"}
-    only = resolve(Method("a", PROBE, "p", variables={"nnssl_initial_lr": "2"}), {}, environment)
+    environment["nnssl_trusted_modules"] = "mine"  # no setting of a training: it may be set later
+    only = resolve(
+        Method("a", PROBE, "p", variables={"nnssl_initial_lr": "2"}), tiny_plans(), CONFIGURATION, environment
+    )
     assert only.variables == {"nnssl_checkpoint": str(file), "nnssl_initial_lr": "2", "nnssl_num_epochs": "2"}
-    inside = {"nnssl": {"checkpoint": str(file.parent.relative_to(tmp_path / "results"))}}
-    assert resolve(Method("a", PROBE, "p"), inside, environment).checkpoint == str(file)
+    inside = tiny_plans() | {"nnssl": {"checkpoint": str(file.parent.relative_to(tmp_path / "results"))}}
+    assert resolve(Method("a", PROBE, "p"), inside, CONFIGURATION, environment).checkpoint == str(file)
     monkeypatch.chdir(file.parents[1])
     for folder in ("fold_all", "."):  # as of -m of the other commands
-        assert resolve(Method("a", PROBE, "p", folder), {}, {}).checkpoint == str(file)
+        assert resolve(Method("a", PROBE, "p", folder), {}, CONFIGURATION, {}).checkpoint == str(file)
     # an item's own checkpoint also replaces that of its plans
-    assert resolve(Method("a", PROBE, "p", "random"), inside, environment).variables["nnssl_checkpoint"] == "random"
+    assert (
+        resolve(Method("a", PROBE, "p", "random"), inside, CONFIGURATION, environment).variables["nnssl_checkpoint"]
+        == "random"
+    )
 
 
 def test_resolve__trainers_that_start_from_nothing() -> None:
     for trainer in ("nnUNetTrainer", "nnUNetTrainer_SSLScratch"):
-        assert resolve(Method("a", trainer, "p"), {}, {}) == Method("a", trainer, "p")
+        assert resolve(Method("a", trainer, "p"), {}, CONFIGURATION, {}) == Method("a", trainer, "p")
 
 
 @pytest.mark.parametrize(
@@ -64,4 +71,4 @@ def test_resolve__trainers_that_start_from_nothing() -> None:
 )
 def test_resolve__mistakes(tmp_path: Path, method: Method, words: str) -> None:
     with pytest.raises(UserError, match=words):
-        resolve(method, {}, {"nnUNet_results": str(tmp_path)})
+        resolve(method, {}, CONFIGURATION, {"nnUNet_results": str(tmp_path)})

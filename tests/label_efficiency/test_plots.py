@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -25,3 +26,5 @@ def test_draw__also_what_is_incomplete(tmp_path: Path, draw) -> None:  # type: i
     results.parameters["base"] = None
     draw(results, "base", tmp_path / "x.png", "title")
     assert [f.name for f in tmp_path.iterdir()] == ["x.png"] and (tmp_path / "x.png").stat().st_size > 5000
+    scores = {("$x_{$", cases, seed): tables for (_, cases, seed), tables in results.scores.items()}
+    draw(replace(results, methods=["$x_{$"], scores=scores, parameters={"$x_{$": 5}), "$x_{$", tmp_path / "y.png", "")

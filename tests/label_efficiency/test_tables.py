@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,13 +43,32 @@ def test_latex__compiles_to_the_same_numbers() -> None:
     assert all(line.count(" & ") == 5 for line in body) and len(body) == 2 * (1 + 4)
 
 
-def test_names__with_signs_that_mean_something() -> None:
-    results = replace(made_up(), structures=["lung_left & 50%", r"$a^2 {b}~\c|d"])
-    assert r"lung\_left \& 50\% & \$a\textasciicircum{}2 \{b\}\textasciitilde{}\textbackslash{}c|d & mean" in latex(
-        results, [], "base"
+def test_names__with_signs_that_mean_something(tmp_path: Path) -> None:
+    results = made_up()
+    odd = {"base": "a|b", "good": r"\textbf{x_1&2%"}
+    results = replace(
+        results,
+        structures=["lung_left & 50%", r"$a^2 {b}~\c|d"],
+        methods=list(odd.values()),
+        cases=["=cmd()", *results.cases[1:]],
+        scores={(odd[method], cases, seed): tables for (method, cases, seed), tables in results.scores.items()},
+        tolerances={"<b>": 1.0, "x": 2.0},
     )
-    head = markdown(results, [], "base").splitlines()[4]
-    assert r"\c\|d | mean" in head
+    ahead = differences(results, "a|b")
+    text = latex(results, ahead, "a|b")
+    first, second = r"lung\_left \& 50\%", r"\$a\textasciicircum{}2 \{b\}\textasciitilde{}\textbackslash{}c\textbar{}d"
+    assert rf"{first} & {second} & mean & ahead of a\textbar{{}}b \\" in text
+    assert r"& \textbackslash{}textbf\{x\_1\&2\% & " in text and r"\textless{}b\textgreater{} 1" in text
+    lines = markdown(results, ahead, "a|b").splitlines()
+    assert lines[4] == r"| labelled cases | method | lung_left &amp; 50% | \$a^2 {b}\~\\c\|d | mean | ahead of a\|b |"
+    rows = [line for line in lines if line.startswith("| 2 (20 %)")]
+    assert all(len(re.findall(r"(?<!\\)\|", row)) == 7 for row in rows)
+    assert [row.split(" | ")[1] for row in rows[:2]] == [r"a\|b", r"\\textbf{x_1&amp;2%"]
+    assert "&lt;b&gt; 1" in "".join(lines)
+    write_tables(results, ahead, "a|b", tmp_path)
+    table = list(csv.DictReader((tmp_path / "results.csv").open()))
+    assert {row["method"] for row in table} == set(odd.values()) and "'=cmd()" in {row["case"] for row in table}
+    assert {row["structure"] for row in table} == set(results.structures)
 
 
 def test_write_tables__a_row_a_score(tmp_path: Path) -> None:

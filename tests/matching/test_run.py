@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -104,13 +105,25 @@ def test_match__a_point_that_is_not_in_the_image(tmp_path: Path, images: tuple[s
 def test_match__other_orientations_are_a_warning(
     tmp_path: Path, images: tuple[sitk.Image, sitk.Image], caplog: pytest.LogCaptureFixture
 ) -> None:
+    (tmp_path / "dataset.json").write_text(json.dumps(CT_JSON))
     _match(tmp_path, (25, 30, 10), voxel=True)
     assert not caplog.messages
     turned = sitk.DICOMOrient(sitk.ReadImage(str(tmp_path / "key_0000.nii.gz")), "RAS")
     sitk.WriteImage(turned, str(tmp_path / "key_0000.nii.gz"))
     _match(tmp_path, (25, 30, 10), voxel=True)
     (warning,) = caplog.messages
-    assert "query LPS, key RAS" in warning and "DICOMOrient(image, 'LPS')" in warning
+    assert "(LPS): key (RAS) (1 of 2)" in warning and "DICOMOrient(image, 'LPS')" in warning
+
+
+def test_match__another_modality_is_refused_before_anything_is_read(
+    tmp_path: Path, images: tuple[sitk.Image, sitk.Image], caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "dataset.json").write_text(json.dumps(CT_JSON | {"channel_names": {"0": "T1"}}))
+    with pytest.raises(UserError, match=r"MR \(T1\) in the images in .*, CT in .*--allow_other_intensities"):
+        _match(tmp_path, (25, 30, 10), voxel=True)
+    _match(tmp_path, (25, 30, 10), voxel=True, allow_other_intensities=True)
+    (warning,) = caplog.messages
+    assert "lets it pass" in warning
 
 
 def test_match__a_folder_for_the_picture_that_does_not_exist_is_said_first(

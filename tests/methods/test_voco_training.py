@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from nnssl.core.signals import Interrupted
 from nnssl.methods.base import Batch, StepOutput
 from nnssl.methods.voco import VoCo
 from nnssl.networks.swin import SwinPyramid
@@ -15,7 +16,6 @@ from nnssl.pretraining.checkpoint import FINAL, LATEST, load_checkpoint
 from nnssl.pretraining.loop import Pretraining
 from nnssl.pretraining.metrics import read_rows
 from nnssl.pretraining.optimisation import build_optimiser
-from nnssl.pretraining.signals import Interrupted
 from nnssl.pretraining.weights import load_weights
 from tests.methods.voco_batches import small_fpn, voco_batch, voco_config
 from tests.runs import CPU, make_setup, resumed, same_content

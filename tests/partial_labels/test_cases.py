@@ -44,11 +44,13 @@ def test_annotated_cases__regions() -> None:
     dataset = Dataset({"a": {(1, 2): [5, 6], 2: [6]}})
     cases = AnnotatedCases(dataset, _annotations({"a": ["spine"]}, labels), [(1, 2), 2])
     assert cases["a"][3]["class_locations"] == {(1, 2): [], 2: [6]}
-    refuse_contradictions(_annotations({"a": ["spine"]}, labels), dataset, "D")
+    refuse_contradictions(_annotations({"a": ["spine"]}, labels), dataset, "D", "P")
 
 
 def test_refuse_contradictions__names_case_and_label() -> None:
     dataset = Dataset({"a": {1: [5], 2: [], NOT_IGNORED: [5]}, "b": {1: [5], 2: [6], NOT_IGNORED: [5]}})
-    refuse_contradictions(_annotations({"a": ["liver"], "elsewhere": []}), dataset, "D")
-    with pytest.raises(UserError, match=r"label map of b holds spine, which .*check -d D lists"):
-        refuse_contradictions(_annotations({"a": ["liver"], "b": ["liver"]}), dataset, "D")
+    refuse_contradictions(_annotations({"a": ["liver"], "elsewhere": []}), dataset, "D", "P")
+    with pytest.raises(
+        UserError, match=r"label map of b holds spine, which .*list of b in .* D in nnUNet_preprocessed"
+    ):
+        refuse_contradictions(_annotations({"a": ["liver"], "b": ["liver"]}), dataset, "D", "P")

@@ -18,6 +18,7 @@ from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as nnunet
 
 import nnssl_trainers
+from nnssl.deployment.model_folder import read_model
 from nnssl.errors import UserError
 from nnssl.finetuning.quick_run import apply_settings
 from nnssl.finetuning.trainer import ProbeTrainer
@@ -37,6 +38,7 @@ from tests.partial_labels.half_annotated import (
 from tests.pretrainings import write_pretraining
 
 CPU = torch.device("cpu")
+FINAL = "checkpoint_final.pth"
 FOLDERS = ("raw", "preprocessed", "results")
 COMPLETE, PARTIAL = "case_000", "case_001"
 
@@ -180,7 +182,7 @@ def test_oversampling__only_picks_annotated_classes(folders: Path) -> None:
 def test_contradiction__is_refused_before_training(folders: Path) -> None:
     without_raw(folders)
     trainer = _make(folders, annotated_labels={COMPLETE: ["lung"], PARTIAL: ["lung"]})
-    with pytest.raises(UserError, match=r"label map of case_000 holds kidney.*check -d Dataset017_Organs lists all"):
+    with pytest.raises(UserError, match=r"label map of case_000 holds kidney.*list of case_000.*nnUNet_preprocessed"):
         trainer.on_train_start()
 
 
@@ -264,7 +266,13 @@ def test_training__continues_validates_and_predicts(
 
     predictor = nnUNetPredictor(device=CPU, perform_everything_on_device=False)
     predictor.initialize_from_trained_model_folder(str(model), (0,))
-    assert predictor.network(torch.zeros(1, 1, *SHAPE)).shape == (1, 3, *SHAPE)
+    image = torch.zeros(1, 1, *SHAPE)
+    assert predictor.network(image).shape == (1, 3, *SHAPE)
+    # nnU-Net's own checkpoint, with numpy's numbers in its log
+    assert isinstance(torch.load(model / "fold_0" / FINAL, weights_only=False)["_best_ema"], np.floating)
+    read = read_model(model, "0", FINAL)
+    with torch.no_grad():
+        assert torch.equal(read.network(image), predictor.network.eval()(image))
 
 
 def _paint_kidneys(network: Any) -> None:

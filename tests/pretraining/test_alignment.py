@@ -167,7 +167,7 @@ def test_volume_encoder__refuses_other_axes_and_warns_of_another_orientation(
 ) -> None:
     setup = _setup(root, _choose(root, _encoder(root)))
     prepare_embeddings(replace(setup, orientation="RAS"), "cpu", may_compute=True)
-    assert "oriented LPS and these RAS" in caplog.text
+    assert "(LPS): most volumes of Dataset500_Phantom (RAS)" in caplog.text
     turned = write_pretraining(root / "results", _plans(root) | {"transpose_forward": [1, 0, 2]}, method="lapn")
     with pytest.raises(UserError, match=r"axes \[1, 0, 2\].*-alignment position"):
         prepare_embeddings(_setup(root, _choose(root, turned)), "cpu", may_compute=True)

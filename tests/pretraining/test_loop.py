@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from nnssl.core.signals import Interrupted
 from nnssl.errors import UserError
 from nnssl.methods.base import Batch, Method, StepOutput
 from nnssl.methods.registry import get_method, method_names
@@ -15,7 +16,6 @@ from nnssl.methods.vox2vec import Vox2vec
 from nnssl.pretraining.checkpoint import FINAL, LATEST, load_checkpoint
 from nnssl.pretraining.loop import Pretraining
 from nnssl.pretraining.metrics import read_rows
-from nnssl.pretraining.signals import Interrupted
 from tests.runs import CPU, make_setup, resumed, same_content
 
 

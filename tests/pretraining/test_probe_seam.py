@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 import torch
 
+from nnssl.core.signals import Interrupted
 from nnssl.methods.base import Method
 from nnssl.methods.vox2vec import Vox2vec
 from nnssl.pretraining.checkpoint import BEST, FINAL, LATEST, load_checkpoint
 from nnssl.pretraining.loop import Pretraining
 from nnssl.pretraining.metrics import epoch_line, read_rows
 from nnssl.pretraining.setup import Setup
-from nnssl.pretraining.signals import Interrupted
 from nnssl.probing import online
 from tests.runs import CPU, make_setup
 

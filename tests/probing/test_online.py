@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from nnssl.core.signals import Interrupted
 from nnssl.methods.base import Method
 from nnssl.methods.registry import method_names
 from nnssl.networks.fpn import FPN3d
@@ -21,7 +22,6 @@ from nnssl.pretraining.checkpoint import FINAL, LATEST, load_checkpoint
 from nnssl.pretraining.launch import launch
 from nnssl.pretraining.loop import Pretraining
 from nnssl.pretraining.metrics import read_rows
-from nnssl.pretraining.signals import Interrupted
 from nnssl.probing.online import OnlineProbe
 from tests.probing.labelled import SIZE, add_labels, probed_setup
 from tests.runs import CPU, resumed, same_content

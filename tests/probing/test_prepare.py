@@ -18,13 +18,14 @@ PLANS = "nnsslPlans_tiny"
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """nnU-Net's folders: 500 unlabelled and preprocessed, 17 labelled, 18 of two channels, 19 of one case."""
+    """nnU-Net's folders: 500 unlabelled and preprocessed, 17 labelled, 18 of two channels, 19 of one case, 20 of MR."""
     root = tmp_path_factory.mktemp("nnunet")
     with pytest.MonkeyPatch.context() as patch:
         _set_folders(patch, root)
         write_ct_dataset(root / "raw", 500, "Phantom", 3, shape=(20, 32, 32))
         write_ct_dataset(root / "raw", 17, "Organs", 6, shape=(20, 32, 32), labelled=True)
         write_mr_dataset(root / "raw", 18, "Heads", 2, labelled=True)
+        write_mr_dataset(root / "raw", 20, "Head", 2, labelled=True, num_channels=1)
         write_ct_dataset(root / "raw", 19, "One", 1, shape=(20, 32, 32), labelled=True)
         plan_and_preprocess([500], preset=PLANS, num_processes=1, show_progress=False)
     return root
@@ -80,6 +81,7 @@ def test_prepare_probe__ignore_label_and_regions(root: Path, prepared: PreparedD
     before = file.read_text()
     content = json.loads(before)
     content["labels"] = {"background": 0, "whole": [1, 2], "spine": 2, "ignore": 3}
+    content["regions_class_order"] = [1, 2]
     file.write_text(json.dumps(content))
     try:
         probe = _probe(prepared, 17)
@@ -92,7 +94,8 @@ def test_prepare_probe__ignore_label_and_regions(root: Path, prepared: PreparedD
     ("dataset", "said"),
     [
         (500, "Dataset500_Phantom has no labels"),
-        (18, "Dataset018_Heads has the channels T1, T2 and the pretraining reads CT"),
+        (18, "Dataset018_Heads has the channels T1, T2 and Dataset500_Phantom has CT"),
+        (20, r"MR \(T1\) in Dataset020_Head, CT in Dataset500_Phantom.*--allow_other_intensities"),
         (19, "Dataset019_One has 1 preprocessed cases"),
         (77, "there is no dataset 77"),
     ],
@@ -100,6 +103,14 @@ def test_prepare_probe__ignore_label_and_regions(root: Path, prepared: PreparedD
 def test_prepare_probe__says_what_is_wrong(prepared: PreparedDatasets, dataset: int, said: str) -> None:
     with pytest.raises(UserError, match=said):
         _probe(prepared, dataset)
+
+
+def test_prepare_probe__another_modality_may_be_allowed(
+    prepared: PreparedDatasets, caplog: pytest.LogCaptureFixture
+) -> None:
+    probe = prepare_probe(20, prepared, "3d_fullres", None, 1, True, allow_other_intensities=True)
+    assert probe.folder.channels[0].is_ct and len(probe.train) == 1  # it has the plans of the run
+    assert caplog.text.count("lets it pass") == 1
 
 
 def test_prepare_probe__labels_that_were_never_preprocessed_are_missed_before_the_run(

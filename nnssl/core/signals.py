@@ -1,0 +1,258 @@
+"""SIGTERM and SIGUSR1, which clusters send before they kill: said at once, obeyed as soon as nothing is lost.
+
+The first one ends a run after its step, saved, and a command that has nothing to save soon. A second SIGTERM ends the
+process and its children within two seconds. Whoever stands in a long call of C code hears of it from a thread: Python
+runs signal handlers only between its own instructions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import logging
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import FrameType, TracebackType
+from typing import Any
+
+EXIT_INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: run again, a pretraining with --c
+# Signals to a whole process group come twice to a process whose launcher passes on its own one.
+_SAME_S = 1.0
+_LAST_S = 1.0  # for the last words of a process that ends at once
+_NUMBERS: tuple[signal.Signals, ...] = () if os.name == "nt" else (signal.SIGTERM, signal.SIGUSR1)
+
+log = logging.getLogger("nnssl")
+
+
+class Interrupted(Exception):
+    """A signal ended the run after a step; everything is saved and `--c` goes on."""
+
+
+class Stopped(BaseException):
+    """A signal ended a command wherever it was: nothing is to be saved there. Not an error that code may swallow."""
+
+
+class Listener:
+    """Context in which this process listens to the signals; the handlers of before come back at its end.
+
+    Nothing happens outside of the main thread, the only one that Python lets handle signals, and on Windows.
+
+    Args:
+        of_command: whether the process is one of our commands: a signal raises `Stopped` unless a `StopSignal` is
+            open, and a second SIGTERM ends the process. Else that one does what it did before.
+        again: what the user can type then, as the end of a sentence.
+    """
+
+    def __init__(self, of_command: bool, again: str = "run the same line again") -> None:
+        self.of_command, self.again = of_command, again
+        self.saving: list[StopSignal] = []
+        self.received = False
+        self._first: float | None = None  # when SIGTERM came first
+        self._before: dict[int, Any] = {}
+        self._pipe: tuple[socket.socket, socket.socket] | None = None
+        self._fd_before = -1
+        self._outer: Listener | None = None
+        self._threads: list[threading.Thread] = []
+
+    def __enter__(self) -> Listener:
+        global _listener
+        if _NUMBERS and threading.current_thread() is threading.main_thread():
+            _hook_forks()
+            ear, mouth = self._pipe = socket.socketpair()
+            mouth.setblocking(False)
+            self._fd_before = signal.set_wakeup_fd(mouth.fileno(), warn_on_full_buffer=False)
+            self._start(self._hear, ear)
+            self._outer, _listener = _listener, self
+            self._before = {number: signal.signal(number, self._handle) for number in _NUMBERS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        global _listener
+        if self._pipe is None:
+            return
+        signal.set_wakeup_fd(self._fd_before)
+        with self._pipe[1] as mouth, contextlib.suppress(OSError):
+            mouth.send(b"\0")  # no signal has this number: it ends the thread
+        for thread in list(self._threads):
+            thread.join(_LAST_S)
+        self._let_go()
+        _listener = self._outer
+
+    def check(self) -> None:
+        """Raise `Stopped` where a signal has come; code that swallows exceptions may have swallowed it."""
+        if self.received and self.of_command:
+            raise Stopped(f"stopped; what is done is kept: {self.again}")
+
+    def end_pipe_of_child(self) -> None:
+        """For a forked process, whose signals are none of this one's."""
+        if self._pipe is not None:
+            signal.set_wakeup_fd(-1)
+            for end in self._pipe:
+                end.close()
+
+    def _start(self, target: Callable[[Any], None], argument: Any) -> None:
+        self._threads.append(threading.Thread(target=target, args=(argument,), daemon=True))
+        self._threads[-1].start()
+
+    def _let_go(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        """Between two instructions of the main thread."""
+        first, self.received = not self.received, True
+        if not self.of_command and self._is_second(number):
+            self._let_go()
+            os.kill(os.getpid(), number)
+        for context in self.saving:
+            context.forward(number)
+        if first and not self.saving:
+            self.check()
+
+    def _hear(self, ear: socket.socket) -> None:
+        """At once, in a thread of its own."""
+        said: set[int] = set()
+        with ear:
+            while number := ear.recv(1)[0]:
+                if signal.getsignal(number) != self._handle:  # another signal, or somebody else's meanwhile
+                    continue
+                if number not in said:
+                    said.add(number)
+                    # whoever reads our output may be slow, and this thread has more to hear
+                    self._start(self._announce, number)
+                if self._is_second(number) and self.of_command:
+                    _end_at_once()
+
+    def _is_second(self, number: int) -> bool:
+        """Tell whether a SIGTERM is a second one, and note the first."""
+        if number != signal.SIGTERM:
+            return False
+        now = time.monotonic()
+        if self._first is None:
+            self._first = now
+        return now - self._first > _SAME_S
+
+    def _announce(self, number: int) -> None:
+        if multiprocessing.parent_process() is None:  # else the parent says it
+            what = "the step under way is finished and saved first" if self.saving else "stopping"
+            log.info(f"{signal.Signals(number).name} received: {what}; a second SIGTERM ends at once")
+
+
+class StopSignal:
+    """Context in which the signals only set `received`, so that a step can be finished and saved.
+
+    Args:
+        forward: told of every signal, to pass it on.
+
+    Raises:
+        Stopped: a signal has come before there was anything to save.
+    """
+
+    def __init__(self, forward: Callable[[int], object] | None = None) -> None:
+        self.forward: Callable[[int], object] = forward or (lambda number: None)
+        self._own = contextlib.ExitStack()
+        self._listener: Listener | None = None
+
+    @property
+    def received(self) -> bool:
+        """Whether a signal has come."""
+        return self._listener is not None and self._listener.received
+
+    def __enter__(self) -> StopSignal:
+        listener = _listener or self._own.enter_context(Listener(of_command=False))
+        listener.check()
+        listener.saving.append(self)
+        self._listener = listener
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._listener is not None:
+            self._listener.saving.remove(self)
+        self._own.close()
+
+
+@contextlib.contextmanager
+def listening(again: str) -> Iterator[None]:
+    """What a command does in; its children do not outlive it if a signal ends it."""
+    with Listener(of_command=True, again=again):
+        try:
+            yield
+        except Stopped:
+            _kill_children()
+            raise
+
+
+def stop_if_told() -> None:
+    """Raise `Stopped` where a signal has come that a command is to obey."""
+    if _listener is not None and not _listener.saving:
+        _listener.check()
+
+
+def ignore_signals() -> None:
+    """For children: a signal to the whole process group is obeyed by the parent, which ends them."""
+    for number in _NUMBERS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def die_with_parent() -> None:
+    """Let the system kill this process with the thread that started it; only Linux can."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+_listener: Listener | None = None
+_blocked: list[set[Any]] = []  # what the thread that forks had blocked before
+
+
+@functools.cache
+def _hook_forks() -> None:
+    """A forked process must not write its signals into our pipe, not even between the fork and its first line."""
+    os.register_at_fork(before=_block, after_in_parent=_unblock, after_in_child=_forget)
+
+
+def _block() -> None:
+    _blocked.append(signal.pthread_sigmask(signal.SIG_BLOCK, _NUMBERS))
+
+
+def _unblock() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _blocked.pop())
+
+
+def _forget() -> None:
+    global _listener
+    if _listener is not None:
+        _listener.end_pipe_of_child()
+        ignore_signals()
+        _listener = None
+    _unblock()
+
+
+def _kill_children() -> None:
+    for child in multiprocessing.active_children():
+        child.kill()
+
+
+def _end_at_once() -> None:
+    """End this process and its children; files that they were writing have other names still."""
+    words = threading.Thread(target=_last_words, daemon=True)
+    words.start()
+    _kill_children()
+    words.join(_LAST_S)  # a pipe that nobody reads must not hold us
+    os._exit(EXIT_INTERRUPTED)
+
+
+def _last_words() -> None:
+    log.info("SIGTERM received again: ended at once; what was saved before is whole")
+    for handler in log.handlers:
+        handler.flush()
+    sys.stdout.flush()

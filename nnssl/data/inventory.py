@@ -1,0 +1,257 @@
+"""What is on the disk against what is in nnUNet_raw: which cases are ready, which ones to prepare, and why."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from nnssl.data.pool import map_cases
+from nnssl.data.raw import RawCase, RawDataset
+from nnssl.data.records import CaseFiles, Record, Records, digest_of
+from nnssl.data.storage import done_cases, masked_cases
+from nnssl.data.unused import read_withdrawn
+
+NAMED = 10  # cases that a message names
+_NOT_DATA = ("_body", "_unlabelled")  # ends of the names of folders that hold no labelled cases
+
+logger = logging.getLogger("nnssl")
+
+
+@dataclass
+class RawFiles:
+    """What the file system tells of a dataset's raw files.
+
+    Args:
+        states: sizes and times by case; without the cases whose files are gone or cannot be looked at.
+        gone: cases that are listed, in dataset.json, while a file of theirs does not exist.
+        hidden: cases whose files cannot be looked at: a link that leads nowhere, a disk that is away.
+    """
+
+    states: dict[str, CaseFiles] = field(default_factory=dict)
+    gone: set[str] = field(default_factory=set)
+    hidden: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, cases: Mapping[str, RawCase]) -> RawFiles:
+        """Look at all files, and open none."""
+        found = cls()
+        for name, case in cases.items():
+            try:
+                found.states[name] = CaseFiles.of(case)
+            except FileNotFoundError as error:
+                if os.path.lexists(error.filename) or not os.path.isdir(os.path.dirname(error.filename)):
+                    found.hidden[name] = str(error.filename)
+                else:
+                    found.gone.add(name)
+            except OSError as error:
+                found.hidden[name] = str(error.filename)
+        return found
+
+    @property
+    def digest(self) -> str:
+        """Of all sizes and times."""
+        return digest_of({n: [[s.size, s.moment] for s in files.all()] for n, files in self.states.items()})
+
+    def differ(self, record: Record) -> bool:
+        """Whether the files are other ones, by their sizes, than those that a volume was made from."""
+        now = self.states.get(record.case)
+        return record.files is not None and now is not None and record.files.changed(now) is not None
+
+
+@dataclass
+class Inventory:
+    """The cases of one folder of volumes, sorted out.
+
+    Args:
+        ready: their volume and body mask are there and are what the raw files and the plans make.
+        bodies: their volume is, and only the body mask is missing.
+        todo: to be prepared, anew or for the first time.
+        left_out: a volume is there that must not be used, and cannot be made anew; with the reason.
+        changed: why volumes that are there are prepared again, by case.
+        noted: records to append: what was found out about files without a change of the volumes.
+        unknown: cases whose files have another time, while no hash tells whether they are the same.
+    """
+
+    ready: set[str] = field(default_factory=set)
+    bodies: set[str] = field(default_factory=set)
+    todo: set[str] = field(default_factory=set)
+    left_out: dict[str, str] = field(default_factory=dict)
+    changed: dict[str, str] = field(default_factory=dict)
+    noted: list[Record] = field(default_factory=list)
+    unknown: set[str] = field(default_factory=set)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Compares a folder of volumes with the raw dataset and the plans.
+
+    Args:
+        folder: of the volumes.
+        dataset: raw; without cases where it is not there.
+        files: of its cases.
+        records: of the folder.
+        settings: digest of the plans' settings.
+        labels: digest of dataset.json's labels.
+        num_processes: for hashing.
+        show_progress: whether to draw a bar.
+    """
+
+    folder: Path
+    dataset: RawDataset
+    files: RawFiles
+    records: Records
+    settings: str
+    labels: str
+    num_processes: int
+    show_progress: bool
+
+    def sort_out(self, names: Iterable[str], anew: bool, may_note: bool) -> Inventory:
+        """Sort out cases; files whose time alone is another one are read and compared by their hash.
+
+        Args:
+            names: the cases.
+            anew: whether all volumes are to be made again.
+            may_note: whether the folder can be written to: a hash that cannot be noted is not computed for that.
+        """
+        found, doubtful = Inventory(), []
+        on_disk, masked = done_cases(self.folder), masked_cases(self.folder)
+        for name in names:
+            why = self._why_unfit(name) if name in on_disk else None
+            if name not in self.dataset.cases:
+                if why is not None or name not in on_disk:
+                    found.left_out[name] = why or self.dataset.left_out[name]
+                    self._note_reason(name, found)
+                    continue
+            elif name not in on_disk or why is not None or (anew and name in self.files.states):
+                found.todo.add(name)
+                if why is not None:
+                    found.changed[name] = why
+                continue
+            elif self._is_doubtful(name, may_note, found):
+                doubtful.append(name)
+            (found.ready if name in masked else found.bodies).add(name)
+        for name, what in self._different(doubtful, found):
+            found.ready.discard(name)
+            found.bodies.discard(name)
+            found.todo.add(name)
+            found.changed[name] = what
+        return found
+
+    def _why_unfit(self, name: str) -> str | None:
+        """Why the volume on the disk is not what would be made now, as far as that shows without reading files."""
+        record, case = self.records.get(name), self.dataset.cases.get(name)
+        if record is None:
+            return None
+        if case is None:
+            listed = self.dataset.left_out.get(name) if record.files is not None else None
+            return listed or record.unfit(self.settings, None)
+        if record.files is not None and name in self.files.states:
+            changed = record.files.changed(self.files.states[name])
+            if changed is not None:
+                return changed
+        return record.unfit(self.settings, self.labels if case.label else None)
+
+    def _note_reason(self, name: str, found: Inventory) -> None:
+        """Readers of a volume whose raw files changed so that the case is none any more shall know it too."""
+        record, reason = self.records.get(name), self.dataset.left_out.get(name)
+        if record is not None and reason is not None and record.reason != reason:
+            found.noted.append(replace(record, reason=reason))
+
+    def _is_doubtful(self, name: str, may_note: bool, found: Inventory) -> bool:
+        record, now = self.records.get(name), self.files.states.get(name)
+        if record is None or now is None:
+            return False
+        if record.files is None:
+            found.noted.append(replace(record, files=now))
+            return False
+        others = record.files.doubtful(now)
+        if any(state.digest is None for state in others):
+            found.unknown.add(name)
+            return may_note
+        return bool(others)
+
+    def _different(self, names: list[str], found: Inventory) -> Iterable[tuple[str, str]]:
+        """Cases whose files are other ones by their hash, and what is; the others' records are renewed."""
+        records = {name: record for name in names if (record := self.records.get(name)) is not None}
+        items = [_ToHash(name, self.dataset.cases[name], record.files) for name, record in records.items()]
+        title = "Comparing files that have another time"
+        for name, now, what in map_cases(_compared, items, self.num_processes, title, self.show_progress):
+            if what is None:
+                found.noted.append(replace(records[name], files=now))
+            else:
+                yield name, what
+
+
+@dataclass(frozen=True)
+class _ToHash:
+    name: str
+    case: RawCase
+    before: CaseFiles | None
+
+
+def _compared(item: _ToHash) -> tuple[str, CaseFiles | None, str | None]:
+    """Name of a case, its files with hashes, and what of them is another file."""
+    try:
+        now = CaseFiles.of(item.case).hashed(item.case, item.before)
+    except OSError:
+        return item.name, None, "unreadable"
+    return item.name, now, None if item.before is None else item.before.changed(now)
+
+
+def found_volumes(
+    cases: Iterable[str], files: RawFiles, records: Records, settings: str | None, labels: str | None,
+    orientations: Mapping[str, str | None],
+) -> list[Record]:  # fmt: skip
+    """Records for volumes that have none: as they are now, without a hash; or that lack the settings.
+
+    Args:
+        cases: names of those that are there.
+        files: of the raw dataset.
+        records: of the folder.
+        settings: digest of what the volumes were made with, None where that is not known.
+        labels: digest of the labels that they were made with.
+        orientations: by case, as far as they are known.
+    """
+    found = []
+    for name in sorted(cases):
+        record, now = records.get(name), files.states.get(name)
+        if record is None:
+            of_label = None if now is not None and now.label is None else labels
+            found.append(Record(name, now, settings, of_label, orientations.get(name)))
+        elif record.settings is None and settings is not None:
+            found.append(replace(record, settings=settings))
+    return found
+
+
+def data_folders(home: Path) -> list[Path]:
+    """Folders of preprocessed labelled or unlabelled cases of a dataset, of any plans."""
+    return [
+        Path(entry.path)
+        for entry in sorted(os.scandir(home), key=lambda entry: entry.name)
+        if entry.is_dir() and not entry.name.startswith(".") and not entry.name.endswith(_NOT_DATA)
+        and "_embeddings_" not in entry.name and entry.name != "gt_segmentations"
+    ]  # fmt: skip
+
+
+def withdrawn_cases(home: Path, dataset: RawDataset, files: RawFiles) -> set[str]:
+    """Cases that have volumes and are not in the raw dataset any more, which itself is there.
+
+    Where it is not, or has no case that could be used, nothing is known but what was known before.
+    """
+    if not files.states:
+        return read_withdrawn(home)
+    listed = (dataset.cases.keys() | dataset.left_out.keys()) - files.gone
+    on_disk: set[str] = set()
+    for folder in data_folders(home):
+        on_disk |= done_cases(folder)
+    return on_disk - listed
+
+
+def named(cases: Collection[str]) -> str:
+    """The first cases of many, for a message."""
+    ordered = sorted(cases)
+    more = len(ordered) - NAMED
+    return ", ".join(ordered[:NAMED]) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from nnssl.core import signals
+from nnssl.core.signals import EXIT_INTERRUPTED, Stopped, StopSignal, listening, stop_if_told
+
+LONG_STEP = """
+import ctypes, multiprocessing, sys, time
+from nnssl.cli.run import run
+from nnssl.core.signals import StopSignal
+
+def command(argv):
+    child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+    child.start()
+    print(child.pid, flush=True)
+    with StopSignal():
+        while True:  # C code that Python's handlers have to wait for
+            ctypes.CDLL(None).usleep(60_000_000)
+
+run(command, [])
+"""
+
+
+def send(number: int) -> None:
+    os.kill(os.getpid(), number)
+    time.sleep(0.05)
+
+
+def test_listening__a_signal_ends_a_command_that_has_nothing_to_save(caplog: pytest.LogCaptureFixture) -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)]
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        with caplog.at_level(logging.INFO), pytest.raises(Stopped, match="type this"), listening("type this"):
+            try:
+                send(number)
+            except Exception:
+                pytest.fail("code that swallows errors must not swallow it")
+        assert f"{signal.Signals(number).name} received: stopping" in caplog.text
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)] == before
+
+
+def test_listening__swallowed_by_other_code_it_is_raised_at_the_next_case() -> None:
+    with listening("type this"):
+        with contextlib.suppress(BaseException):
+            send(signal.SIGTERM)
+        with pytest.raises(Stopped):
+            stop_if_told()
+        with pytest.raises(Stopped), StopSignal():
+            pytest.fail("a run must not begin")
+
+
+def test_stop_signal__a_step_is_finished(caplog: pytest.LogCaptureFixture) -> None:
+    passed_on: list[int] = []
+    with caplog.at_level(logging.INFO), listening("x"), StopSignal(passed_on.append) as told:
+        stop_if_told()
+        assert not told.received
+        send(signal.SIGUSR1)
+        send(signal.SIGTERM)  # the same request once more, as clusters do it
+        send(signal.SIGTERM)  # and passed on by a launcher
+        assert told.received
+        stop_if_told()  # saves first
+    assert passed_on == [signal.SIGUSR1, signal.SIGTERM, signal.SIGTERM]
+    assert caplog.text.count("received") == 2
+
+
+def test_stop_signal__in_a_program_of_the_user_a_second_one_is_the_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signals, "_SAME_S", 0.0)
+    seen: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: seen.append(number))
+    try:
+        with StopSignal() as told:
+            send(signal.SIGTERM)
+            assert told.received and not seen
+            send(signal.SIGTERM)
+        assert seen == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_stop_signal__in_another_thread_there_is_nothing_to_hear() -> None:
+    told: list[bool] = []
+
+    def run() -> None:
+        with StopSignal() as stop:
+            told.append(stop.received)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert told == [False]
+
+
+def test_listening__signals_of_a_forked_child_are_its_own() -> None:
+    with listening("x"), StopSignal() as told:
+        child = os.fork()
+        if child == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os._exit(7)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+        time.sleep(0.1)
+        assert not told.received
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_listening__in_a_long_step_said_at_once_and_a_second_one_ends_within_two_seconds() -> None:
+    process = subprocess.Popen([sys.executable, "-c", LONG_STEP], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    child = int(process.stdout.readline())
+    time.sleep(0.3)
+    process.terminate()
+    assert "SIGTERM received: the step" in process.stdout.readline()  # while the step goes on
+    time.sleep(signals._SAME_S + 0.1)
+    sent = time.monotonic()
+    process.terminate()
+    said = process.communicate(timeout=10)[0]
+    assert time.monotonic() - sent < 2 and process.returncode == EXIT_INTERRUPTED
+    assert "ended at once" in said
+    time.sleep(0.1)
+    stat = Path(f"/proc/{child}/stat")
+    assert not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z"  # nobody collects it here

@@ -1,0 +1,113 @@
+"""What all trainers of the package refuse, without training: plans and checkpoints that would run code."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+import nnssl_trainers
+from nnssl.errors import UserError
+from nnssl.finetuning.checked_trainer import CheckedTrainer
+from nnssl.finetuning.lapn_trainer import EncodingsTrainer
+from nnssl.networks.trusted import VARIABLE
+from nnssl.partial_labels.trainer import PartialLabelTrainer
+from tests.deployment.models import DATASET_JSON, model_plans
+from tests.foreign_plans import SAID, Command, with_command
+
+
+def _trainers() -> list[Any]:
+    rooms = [importlib.import_module(f"nnssl_trainers.{m.name}") for m in pkgutil.iter_modules(nnssl_trainers.__path__)]
+    return [kind for room in rooms for kind in vars(room).values()
+            if inspect.isclass(kind) and kind.__module__ == room.__name__]  # fmt: skip
+
+
+TRAINERS = _trainers()
+UNET = {"levels": "decoder", "head": "unet", "intensity": None}
+
+
+def _build(trainer: Any, plans: dict[str, Any], deep: bool = False) -> Any:
+    manager = PlansManager(plans)
+    return trainer.build_network_architecture(manager, manager.get_configuration("3d_fullres"), 1, 3, deep)
+
+
+def _make(trainer: Any, plans: dict[str, Any]) -> Any:
+    return trainer(plans | {"continue_training": True}, "3d_fullres", 0, DATASET_JSON, torch.device("cpu"))
+
+
+@pytest.fixture
+def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("raw", "preprocessed", "results"):
+        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
+    return tmp_path
+
+
+def test_trainers__are_all_here() -> None:
+    assert len(TRAINERS) > 15 and all(issubclass(trainer, CheckedTrainer) for trainer in TRAINERS)
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_build_network_architecture__calls_nothing_that_plans_name(trainer: Any, tmp_path: Path) -> None:
+    marker = tmp_path / "called"
+    plans = model_plans() | {"nnssl": {"network": {**UNET, "encoder": {}}}}
+    with pytest.raises(UserError, match=SAID):
+        _build(trainer, with_command(plans, marker))
+    plans["configurations"]["3d_fullres"]["resampling_fn_probabilities"] = "recursive_find_python_class"
+    with pytest.raises(UserError, match="'recursive_find_python_class' as resampling_fn_probabilities"):
+        _build(trainer, plans)
+    assert not marker.exists()
+
+
+def test_build_network_architecture__nor_what_the_encoder_of_plans_names(tmp_path: Path) -> None:
+    marker = tmp_path / "called"
+    harmful = with_command(model_plans(), marker)["configurations"]["3d_fullres"]
+    encoder = {"network": {"architecture": harmful["architecture"]}, "levels": "decoder", "heads": {}}
+    with pytest.raises(UserError, match=SAID):
+        _build(EncodingsTrainer, model_plans() | {"nnssl": {"network": {"encoder": encoder, "intensity": None}}})
+    assert not marker.exists()
+
+
+def test_build_network_architecture__a_class_of_a_trusted_module_passes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "layers_of_mine.py").write_text("import torch\nclass Mine(torch.nn.LeakyReLU):\n    pass\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    plans = model_plans() | {"nnssl": {"network": UNET}}
+    plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["nonlin"] = "layers_of_mine.Mine"
+    for trainer in TRAINERS:
+        if trainer.__name__ in ("nnUNetTrainer_VoCoFinetune", "nnUNetTrainer_Distill", "nnUNetTrainer_PartialLabels"):
+            monkeypatch.delenv(VARIABLE, raising=False)
+            with pytest.raises(UserError, match=f"{VARIABLE}=layers_of_mine$"):
+                _build(trainer, plans)
+            monkeypatch.setenv(VARIABLE, "layers_of_mine")
+            assert any(type(module).__name__ == "Mine" for module in _build(trainer, plans).modules())
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_build_network_architecture__is_nnunets_own(deep: bool) -> None:
+    ours, stock = (_build(trainer, model_plans(), deep) for trainer in (PartialLabelTrainer, nnUNetTrainer))
+    assert str(ours) == str(stock) and ours.decoder.deep_supervision == deep
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_init__looks_at_the_names_first(trainer: Any, results: Path) -> None:
+    with pytest.raises(UserError, match="'torch' as label_manager"):
+        _make(trainer, model_plans() | {"label_manager": "torch"})
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_load_checkpoint__runs_nothing(trainer: Any, results: Path) -> None:
+    marker, file = results / "called", results / "checkpoint_latest.pth"
+    torch.save({"init_args": {"plans": {"nnssl": {}}}, "logging": Command(marker)}, file)
+    made = _make(trainer, model_plans())
+    made.was_initialized = True  # nothing of it is needed
+    with pytest.raises(UserError, match=r"checkpoint_latest.pth is not opened.*system"):
+        made.load_checkpoint(str(file))
+    assert not marker.exists()
