@@ -1,45 +1,82 @@
-"""Classes and functions that plans and dataset.json name without their module, for nnU-Net to find in its own."""
+"""Classes and functions that plans and dataset.json name without their module, for nnU-Net to find in its own.
+
+nnU-Net takes whatever a module of the right package holds under that name, what it has imported included, and calls it.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import importlib
+import inspect
 import io
+import os
+from dataclasses import dataclass
 from functools import cache
 from typing import Literal
 
-Kind = Literal["reader", "normalisation", "preprocessor", "resampling", "label manager"]
+Kind = Literal["reader", "normalisation", "preprocessor", "resampling function", "label manager"]
 
-# The package that nnU-Net looks into, and its own names: these need no search, which imports all of nnU-Net.
-_PLACES: dict[Kind, tuple[str, tuple[str, ...]]] = {
-    "reader": ("imageio", ("SimpleITKIO", "SimpleITKIOWithReorient", "NibabelIO", "NibabelIOWithReorient",
-                           "NaturalImage2DIO", "Tiff3DIO")),
-    "normalisation": ("preprocessing.normalization",
-                      ("ZScoreNormalization", "CTNormalization", "NoNormalization", "RescaleTo01Normalization",
-                       "RGBTo01Normalization")),
-    "preprocessor": ("preprocessing", ("DefaultPreprocessor",)),
-    "resampling": ("preprocessing.resampling",
-                   ("resample_data_or_seg_to_shape", "resample_torch_fornnunet", "no_resampling_hack")),
-    "label manager": ("utilities.label_handling", ("LabelManager",)),
+
+@dataclass(frozen=True)
+class _Place:
+    """Package that nnU-Net looks into, module and name of the base class (None: functions), and nnU-Net's own names."""
+
+    package: str
+    base: tuple[str, str] | None
+    own: tuple[str, ...]
+
+
+# nnU-Net's own names need no search, which would import all of nnU-Net.
+_PLACES: dict[Kind, _Place] = {
+    "reader": _Place(
+        "imageio",
+        ("imageio.base_reader_writer", "BaseReaderWriter"),
+        ("SimpleITKIO", "SimpleITKIOWithReorient", "NibabelIO", "NibabelIOWithReorient", "NaturalImage2DIO",
+         "Tiff3DIO"),
+    ),
+    "normalisation": _Place(
+        "preprocessing.normalization",
+        ("preprocessing.normalization.default_normalization_schemes", "ImageNormalization"),
+        ("ZScoreNormalization", "CTNormalization", "NoNormalization", "RescaleTo01Normalization",
+         "RGBTo01Normalization"),
+    ),
+    "preprocessor": _Place(
+        "preprocessing",
+        ("preprocessing.preprocessors.default_preprocessor", "DefaultPreprocessor"),
+        ("DefaultPreprocessor",),
+    ),
+    "resampling function": _Place(
+        "preprocessing.resampling",
+        None,
+        ("resample_data_or_seg_to_shape", "resample_torch_fornnunet", "no_resampling_hack"),
+    ),
+    "label manager": _Place(
+        "utilities.label_handling",
+        ("utilities.label_handling.label_handling", "LabelManager"),
+        ("LabelManager",),
+    ),
 }  # fmt: skip
 
 
 @cache
 def why_not_found(name: str, kind: Kind) -> str | None:
-    """The reason for which nnU-Net could not use a name, as the end of "it ..."; None where it can.
-
-    What is found has to be defined in the package that nnU-Net looks into, and not only imported there.
-    """
-    place, known = _PLACES[kind]
-    if name in known or _is_defined(name, f"nnunetv2.{place}"):
+    """The reason for which nnU-Net must not use a name, as the end of "it ..."; None where it may."""
+    place = _PLACES[kind]
+    if name in place.own or _is_of_kind(name, place):
         return None
-    return f"is no {kind} of nnU-Net; its own are {', '.join(known)}"
+    return f"is no {kind} of nnU-Net; its own are {', '.join(place.own)}"
 
 
-def _is_defined(name: str, module: str) -> bool:
+def _is_of_kind(name: str, place: _Place) -> bool:
     import nnunetv2
     from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 
-    folder = "/".join((nnunetv2.__path__[0], *module.split(".")[1:]))
+    package = f"nnunetv2.{place.package}"
+    folder = os.path.join(nnunetv2.__path__[0], *place.package.split("."))
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        found = recursive_find_python_class(folder, name, module)
-    return callable(found) and str(getattr(found, "__module__", "")).startswith(f"{module}.")
+        found = recursive_find_python_class(folder, name, package)
+    if place.base is None:
+        home = found.__module__ if inspect.isfunction(found) else ""
+        return home.startswith(f"{package}.") and home != f"{package}.utils"  # which imports modules for its search
+    module, base = place.base
+    return isinstance(found, type) and issubclass(found, getattr(importlib.import_module(f"nnunetv2.{module}"), base))

@@ -127,7 +127,12 @@ def _key(name: str) -> str:
 
 def _what(fault: Mapping[str, Any]) -> str:
     kind, given = fault["type"], fault["input"]
-    if kind == "missing" or (kind == "value_error" and isinstance(given, (dict, list))):
+    named = (
+        kind == "missing"
+        or fault["loc"][-1:] == ("[key]",)
+        or (kind == "value_error" and isinstance(given, (dict, list)))
+    )
+    if named:  # by its place, or in the message
         return _message(fault)
     simple = given is None or isinstance(given, (bool, int, float, str))
     return _message(fault) + (f" (it is {shown(given)})" if simple else f" (it is {type(given).__name__})")

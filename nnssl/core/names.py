@@ -22,11 +22,12 @@ _CALLED: dict[Kind, str] = {
 _FIX: dict[Kind, str] = {"fold": "give all or a number", "trainer": "give the name of its class"}
 _ANY_FIX = "choose letters, digits, dots, hyphens and single underscores"
 _LONGEST = 200  # bytes: endings such as _0000.nii.gz and the names of temporary files fit beside it into 255
-# Files that nnU-Net and this package keep where plans are kept: NAME.json must be none of them.
+# Files that nnU-Net and this package keep where plans are kept: NAME.json must be none of them, also where the file
+# system does not tell capitals from small letters.
 _STEMS = ("dataset", "dataset_fingerprint", "splits_final", "plans", "summary", "postprocessing", "nnssl_withdrawn")
-_PLANS_ENDS = re.compile(r"_(left_out|unlabelled)(_part_\d+_of_\d+)?$")
-_FOLDERS = ("gt_segmentations", "imagesTr", "imagesTs", "imagesUn", "labelsTr", "labelsTs")
-_FOLDER_ENDS = re.compile(r"_(body|unlabelled|embeddings_[^_]*)$")
+_PLANS_ENDS = re.compile(r"_(left_out|unlabelled)(_part_\d+_of_\d+)?$", re.IGNORECASE)
+_FOLDERS = ("gt_segmentations", "imagestr", "imagests", "imagesun", "labelstr", "labelsts")
+_FOLDER_ENDS = re.compile(r"_(body|unlabelled|embeddings_[^_]*)$", re.IGNORECASE)
 _FOLD = re.compile(r"0|[1-9][0-9]{0,8}")
 _DATASET = re.compile(r"Dataset[0-9]{3,}_.+", re.DOTALL)
 
@@ -101,9 +102,9 @@ def _why_not_of_kind(name: str, kind: Kind) -> str | None:
         return "is not named like Dataset500_Thorax"
     if kind in ("plans", "configuration", "trainer") and "__" in name:
         return "contains __, at which nnU-Net splits names"
-    if kind == "plans" and (name in _STEMS or _PLANS_ENDS.search(name)):
+    if kind == "plans" and (name.casefold() in _STEMS or _PLANS_ENDS.search(name)):
         return f"would replace {name}.json, which is no plans"
-    if kind == "data_identifier" and (name in _FOLDERS or _FOLDER_ENDS.search(name)):
+    if kind == "data_identifier" and (name.casefold() in _FOLDERS or _FOLDER_ENDS.search(name)):
         return "is that of a folder with other content"
     if kind == "fold" and not (name == "all" or _FOLD.fullmatch(name)):
         return "is neither all nor a number"

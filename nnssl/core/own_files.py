@@ -200,6 +200,13 @@ class UnlabelledFile(BaseModel):
     cases: list[StrictStr]
 
 
+class WithoutLabelFile(BaseModel):
+    """Record of the cases of a labelled dataset that have no label."""
+
+    settings: Anything | None
+    files: dict[CaseName, Any]
+
+
 class EpochRow(BaseModel):
     """A line of `metrics.jsonl`."""
 

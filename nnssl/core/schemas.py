@@ -64,7 +64,7 @@ def found(kind: found_by_nnunet.Kind) -> AfterValidator:
 
 
 Reader = Annotated[Text, found("reader")]
-Resampling = Annotated[Text, found("resampling")]
+Resampling = Annotated[Text, found("resampling function")]
 
 
 def _is_whole(value: Any) -> bool:

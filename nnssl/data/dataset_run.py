@@ -33,6 +33,7 @@ from nnssl.data.planning import (
     make_plans,
     merged,
     moved_plans,
+    refuse_other_content,
     renamed,
     same_plans,
 )
@@ -155,6 +156,7 @@ class DatasetRun:
             return load_plans(self.home, plans_name)
         except UserError:
             if request.overwrite:
+                refuse_other_content(self.home, plans_name)
                 return None
             raise
 

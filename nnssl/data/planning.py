@@ -129,8 +129,22 @@ def load_plans(folder: Path, name: str) -> Plans | None:
 
 def existing_plans(folder: Path) -> list[str]:
     """Names of the plans of the preprocessed dataset `folder`, sorted."""
-    files = (file for file in folder.glob("*.json") if file.is_file() and os.access(file, os.R_OK))
-    return sorted(file.stem for file in files if b'"configurations"' in file.read_bytes())
+    return sorted(file.stem for file in folder.glob("*.json") if _looks_like_plans(file))
+
+
+def refuse_other_content(folder: Path, name: str) -> None:
+    """Raise UserError where NAME.json holds anything but plans, whole or damaged: it must not be overwritten."""
+    file = folder / f"{check_name(name, 'plans')}.json"
+    if file.exists() and not _looks_like_plans(file):
+        raise UserError(f"{file} holds no plans, and --overwrite_plans would replace it; choose another name with "
+                        f"-overwrite_plans_name")  # fmt: skip
+
+
+def _looks_like_plans(file: Path) -> bool:
+    if not file.is_file() or not os.access(file, os.R_OK):
+        return False
+    content = file.read_bytes()
+    return b'"configurations"' in content or b'"plans_name"' in content
 
 
 def make_plans(request: PlanRequest, dataset: RawDataset, reader: Any, preprocessed: Path) -> Plans:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from nnssl.core.json_files import read_json
+from nnssl.core.schemas import DatasetFile
 from nnssl.data.check_files import check_files
 from nnssl.data.quiet import itk_is_quiet, quietly
 from nnssl.data.raw import RawDataset
@@ -52,7 +53,7 @@ def choose_orientation(dataset: RawDataset, wanted: bool, existing: Mapping[str,
 def was_reoriented(home: Path, dataset: RawDataset) -> bool:
     """Whether images were turned to RAS when the fingerprint in `home`, the preprocessed folder, was made."""
     file = home / "dataset.json"
-    return reorients(json.loads(file.read_text()) if file.is_file() else dataset.dataset_json)
+    return reorients(read_json(file, DatasetFile) if file.is_file() else dataset.dataset_json)
 
 
 def find_reader(dataset: RawDataset, reorient: bool = False) -> Any:

@@ -6,16 +6,20 @@ it with arguments from the plans.
 
 from __future__ import annotations
 
-import inspect
-import os
 from collections.abc import Iterator, Mapping
-from functools import cache
 from typing import Any
 
-from nnssl.data.quiet import quietly
+from nnssl.core.found_by_nnunet import Kind, why_not_found
 from nnssl.errors import UserError
 
 _RESAMPLING = ("resampling_fn_data", "resampling_fn_seg", "resampling_fn_probabilities")
+_KINDS: dict[str, Kind] = {
+    "image_reader_writer": "reader",
+    "label_manager": "label manager",
+    "preprocessor_name": "preprocessor",
+    "normalization_schemes": "normalisation",
+    **dict.fromkeys(_RESAMPLING, "resampling function"),
+}
 
 
 def refuse_untrusted_names(
@@ -51,56 +55,4 @@ def _named(plans: Mapping[str, Any], configuration: Mapping[str, Any]) -> Iterat
 
 def _reason(key: str, name: Any) -> str | None:
     """Why nnU-Net must not use a name; None where it may."""
-    if not isinstance(name, str):
-        return "is no text"
-    with quietly():
-        return _reason_of_function(name) if key in _RESAMPLING else _reason_of_class(key, name)
-
-
-@cache
-def _reason_of_class(key: str, name: str) -> str | None:
-    folder, base = _kind(key)
-    found = _look_up(folder, name)
-    if isinstance(found, type) and issubclass(found, base):
-        return None
-    return f"is no {base.__name__} in nnunetv2.{folder}"
-
-
-@cache
-def _reason_of_function(name: str) -> str | None:
-    from nnunetv2.preprocessing.resampling import utils  # which looks up such functions, and imports modules for it
-
-    room = utils.__name__.rpartition(".")[0]
-    found = _look_up("preprocessing.resampling", name)
-    home = found.__module__ if inspect.isfunction(found) else ""
-    if home.startswith(f"{room}.") and home != utils.__name__:
-        return None
-    return f"is no function for resampling in {room}"
-
-
-def _kind(key: str) -> tuple[str, type]:
-    """Where nnU-Net looks for a class, and what all of its kind are derived from."""
-    if key == "image_reader_writer":
-        from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
-
-        return "imageio", BaseReaderWriter
-    if key == "label_manager":
-        from nnunetv2.utilities.label_handling.label_handling import LabelManager
-
-        return "utilities.label_handling", LabelManager
-    if key == "preprocessor_name":
-        from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
-
-        return "preprocessing", DefaultPreprocessor
-    from nnunetv2.preprocessing.normalization.default_normalization_schemes import ImageNormalization
-
-    return "preprocessing.normalization", ImageNormalization
-
-
-def _look_up(folder: str, name: str) -> Any:
-    """What nnU-Net finds; None for nothing."""
-    import nnunetv2
-    from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
-
-    path = os.path.join(nnunetv2.__path__[0], *folder.split("."))
-    return recursive_find_python_class(path, name, f"nnunetv2.{folder}")
+    return why_not_found(name, _KINDS[key]) if isinstance(name, str) else "is no text"

@@ -6,7 +6,6 @@ them. A record beside it says which volumes count, and what they were made from.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Iterable, Mapping
@@ -15,13 +14,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nnssl.core.json_files import write_json
+from nnssl.core.json_files import read_json, write_json
 from nnssl.core.lock import waiting_lock
+from nnssl.core.own_files import WithoutLabelFile
 from nnssl.data.pool import map_cases
 from nnssl.data.preprocessing import PreprocessingJob, prepare_case
 from nnssl.data.raw import RawCase
 from nnssl.data.settings import volume_settings
 from nnssl.data.storage import done_cases, masked_cases
+from nnssl.errors import UserError
 
 _SAVE_EVERY = 20  # cases: what a killed run has done is kept
 
@@ -105,9 +106,9 @@ def _record(folder: Path) -> Path:
 
 def _read(folder: Path) -> dict[str, Any]:
     try:
-        found = json.loads(_record(folder).read_text())
-        return {"settings": found["settings"], "files": dict(found["files"])}
-    except (OSError, ValueError, TypeError, KeyError):  # none yet, or no record: what it would say is found out anew
+        found = read_json(_record(folder), WithoutLabelFile)
+        return {"settings": found["settings"], "files": found["files"]}
+    except UserError:  # none yet, or no record: what it would say is found out anew
         return {"settings": None, "files": {}}
 
 

@@ -19,7 +19,7 @@ from nnssl.errors import UserError
 from nnssl.finetuning.flare_recipe import FlareRecipe
 from nnssl.finetuning.pretrained import name_of
 from nnssl.finetuning.quick_run import apply_settings
-from nnssl.finetuning.start import refuse_bad_files, refuse_second_stage
+from nnssl.finetuning.start import refuse_second_stage
 from nnssl.losses.distillation import teaching_loss, temperature_at
 from nnssl.networks.build import resolve_configuration
 from nnssl.networks.monai_unet import has_deep_supervision
@@ -86,7 +86,6 @@ class DistillTrainer(FlareRecipe, PartialLabels):
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008  (as in nnU-Net, which reads the signature)
     ) -> None:
-        refuse_bad_files(plans, configuration, dataset_json)
         super().__init__(plans, configuration, fold, dataset_json, device)
         resolved = resolve_configuration(plans, configuration)
         refuse_second_stage(resolved, configuration, type(self).__name__)

@@ -9,8 +9,13 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
+from nnssl.core.json_files import checked
+from nnssl.core.names import shown
+from nnssl.core.plans_schema import PlansFile
+from nnssl.core.schemas import DatasetFile
 from nnssl.data.nnunet_checkpoint import only_plain_types
 from nnssl.data.trusted_names import refuse_untrusted_names
+from nnssl.errors import UserError
 from nnssl.networks.trusted import trusted_network
 
 
@@ -25,9 +30,8 @@ class CheckedTrainer(nnUNetTrainer):
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008  (as in nnU-Net, which reads the signature)
     ) -> None:
-        refuse_untrusted_names(plans)
+        refuse_bad_files(plans, configuration, dataset_json)
         super().__init__(plans, configuration, fold, dataset_json, device)
-        refuse_untrusted_names(plans, self.configuration_manager.configuration)
 
     @staticmethod
     def build_network_architecture(
@@ -55,6 +59,19 @@ class CheckedTrainer(nnUNetTrainer):
         """
         with only_plain_types(filename_or_checkpoint):
             super().load_checkpoint(filename_or_checkpoint)
+
+
+def refuse_bad_files(plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any]) -> None:
+    """Check what nnU-Net hands to a trainer before its own code makes folders of the names in it.
+
+    Raises:
+        UserError: plans or dataset.json do not fit their schemas, or the plans have no such configuration.
+    """
+    checked(plans, PlansFile, f"the plans {shown(plans.get('plans_name'))}", "restore them, or take others with -p")
+    checked(dataset_json, DatasetFile, "dataset.json in nnUNet_preprocessed")
+    if configuration not in plans["configurations"]:
+        raise UserError(f"the plans {plans['plans_name']} have no configuration {shown(configuration)}; they have "
+                        f"{', '.join(plans['configurations'])}")  # fmt: skip
 
 
 def trusted_manager(plans: PlansManager, configuration: ConfigurationManager) -> ConfigurationManager:

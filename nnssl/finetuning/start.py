@@ -6,11 +6,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nnssl.core.json_files import checked, read_json, write_json
-from nnssl.core.names import shown
+from nnssl.core.json_files import read_json, write_json
 from nnssl.core.own_files import TransferFile
 from nnssl.core.plans_schema import PlansFile
-from nnssl.core.schemas import DatasetFile
 from nnssl.errors import UserError
 from nnssl.finetuning.intensity import bridge_intensities
 from nnssl.finetuning.pretrained import Pretrained, name_of, read_pretrained
@@ -89,19 +87,6 @@ def _own_network(
         return {}, []
     return {"backbone": theirs}, [f"the backbone is the pretraining's own network, which is not that of these plans; "
                                   f"with its spacing and intensities too it is better: {advice}"]  # fmt: skip
-
-
-def refuse_bad_files(plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any]) -> None:
-    """Check what nnU-Net hands to a trainer before its own code makes folders of the names in it.
-
-    Raises:
-        UserError: plans or dataset.json do not fit their schemas, or the plans have no such configuration.
-    """
-    checked(plans, PlansFile, f"the plans {shown(plans.get('plans_name'))}", "restore them, or take others with -p")
-    checked(dataset_json, DatasetFile, "dataset.json in nnUNet_preprocessed")
-    if configuration not in plans["configurations"]:
-        raise UserError(f"the plans {plans['plans_name']} have no configuration {shown(configuration)}; they have "
-                        f"{', '.join(plans['configurations'])}")  # fmt: skip
 
 
 def refuse_second_stage(resolved: dict[str, Any], configuration: str, trainer: str) -> None:

@@ -21,7 +21,7 @@ from nnssl.finetuning.checked_trainer import trusted_manager
 from nnssl.finetuning.quick_run import apply_settings
 from nnssl.finetuning.schedules import RateByEpoch, vox2vec_unfreezing_rate
 from nnssl.finetuning.segmentation import build_segmentation, described_network
-from nnssl.finetuning.start import Start, find_start, refuse_bad_files, refuse_mixture, write_record
+from nnssl.finetuning.start import Start, find_start, refuse_mixture, write_record
 from nnssl.finetuning.transfer import load_pretrained
 from nnssl.finetuning.usable_cases import UsableCases
 from nnssl.finetuning.which_run import Wanted
@@ -61,7 +61,6 @@ class PretrainedTrainer(UsableCases):
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008  (as in nnU-Net, which reads the signature)
     ) -> None:
-        refuse_bad_files(plans, configuration, dataset_json)
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.initial_lr, self.weight_decay = self.rate, self.decay
         self.enable_deep_supervision = False  # the heads give one output

@@ -148,6 +148,9 @@ def open_workspace(
         UserError: the folder holds a benchmark of other data; see `choose_test_set`.
     """
     file = home / RECORD
+    if not file.is_file() and (home / "nnUNet_preprocessed").exists():  # it may be the user's own
+        raise UserError(f"{home} holds a folder nnUNet_preprocessed that no benchmark made; choose another folder with "
+                        f"-o")  # fmt: skip
     record = read_json(file, BenchmarkFile, "choose another folder with -o") if file.is_file() else {}
     splits_file = source.folder / _SPLITS
     splits = read_json(splits_file, SplitsFile) if splits_file.is_file() else None

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from nnssl.data.annotated_labels import AnnotatedLabels, annotated_labels_of_training
 from nnssl.finetuning.quick_run import apply_settings
-from nnssl.finetuning.start import refuse_bad_files
 from nnssl.finetuning.usable_cases import UsableCases
 from nnssl.partial_labels.cases import AnnotatedCases, refuse_contradictions
 from nnssl.partial_labels.loss import AnnotatedLoss, partial_label_loss
@@ -142,6 +141,5 @@ class PartialLabelTrainer(PartialLabels):
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008  (as in nnU-Net, which reads the signature)
     ) -> None:
-        refuse_bad_files(plans, configuration, dataset_json)
         super().__init__(plans, configuration, fold, dataset_json, device)
         apply_settings(self, self.plans_manager.plans.get("nnssl", {}))

@@ -13,7 +13,7 @@ import torch
 
 from nnssl.data.raw import read_dataset_json
 from nnssl.data.volumes import Channel, VolumeFolder
-from nnssl.finetuning.start import refuse_bad_files
+from nnssl.finetuning.checked_trainer import refuse_bad_files
 from nnssl.pretraining.checkpoint import FINAL
 from nnssl.pretraining.setup import hold_out
 from tests.bad_inputs.rows import Row, command, function

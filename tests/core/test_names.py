@@ -36,6 +36,8 @@ def test_names_of_cases(name: str) -> None:
         ("Thorax", "dataset"),
         ("a__b", "plans"),
         ("dataset", "plans"),
+        ("Dataset", "plans"),
+        ("GT_segmentations", "data_identifier"),
         ("dataset_fingerprint", "plans"),
         ("splits_final", "plans"),
         ("plans", "plans"),

@@ -18,6 +18,7 @@ from nnssl.data.planning import (
     moved_plans,
     planner_class,
     planner_classes,
+    refuse_other_content,
     renamed,
     same_plans,
 )
@@ -254,3 +255,12 @@ def _nulls(value: Any, path: str = "") -> set[str]:
         return set().union(*(_nulls(v, f"{path}/{k}") for k, v in value.items()))
     stock = ("force_separate_z", "dropout_op", "dropout_op_kwargs")
     return {path} if value is None and not path.endswith(stock) else set()
+
+
+def test_refuse_other_content__what_is_no_plans_is_not_replaced(tmp_path: Path) -> None:
+    refuse_other_content(tmp_path, "new")
+    (tmp_path / "cut.json").write_text('{"dataset_name": "D", "plans_name": "c')
+    refuse_other_content(tmp_path, "cut")
+    (tmp_path / "notes.json").write_text('{"to do": []}')
+    with pytest.raises(UserError, match=r"notes\.json"):
+        refuse_other_content(tmp_path, "notes")

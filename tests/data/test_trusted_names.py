@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from nnssl.core.json_files import write_json
-from nnssl.data import trusted_names
 from nnssl.data.planning import PlanRequest, make_plans, planner_classes
 from nnssl.data.raw import read_raw_dataset
 from nnssl.data.reader import find_reader
@@ -60,12 +59,6 @@ def test_refuse_untrusted_names__nnunets_own_pass() -> None:
     named = dict(zip(keys, functions, strict=True))
     refuse_untrusted_names({}, {"preprocessor_name": "DefaultPreprocessor", "normalization_schemes": schemes, **named})
     refuse_untrusted_names({}, {})
-
-
-def test_refuse_untrusted_names__each_is_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    refuse_untrusted_names({"label_manager": "LabelManager"})
-    monkeypatch.setattr(trusted_names, "_look_up", None)
-    refuse_untrusted_names({"label_manager": "LabelManager"})
 
 
 def test_what_nnunets_planners_write_passes(folders: Folders) -> None:

@@ -230,3 +230,14 @@ def test_benchmark__prediction_elsewhere_is_one_sentence(
     monkeypatch.setattr(module, "run_task", run)
     with pytest.raises(UserError, match="resample the prediction"):
         _run(tmp_path)
+
+
+def test_benchmark__not_into_the_users_own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its folders have nnU-Net's names: splits and plans of the user would be replaced."""
+    folder = make_dataset(tmp_path, monkeypatch)
+    folder.parent.rename(tmp_path / "nnUNet_preprocessed")
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "nnUNet_preprocessed"))
+    before = tree(tmp_path)
+    with pytest.raises(UserError, match="another folder with -o"):
+        nnssl.benchmark(17, ["nnUNetTrainer"], tmp_path, test="20", device="cpu")
+    assert tree(tmp_path) == before
