@@ -52,7 +52,7 @@ def read_pretrained(path: Path, mapped: bool = False) -> Pretrained:
     Raises:
         UserError: the file is not one.
     """
-    content = load_checkpoint(path, mapped)
+    content = load_checkpoint(path, mapped=mapped)
     state: dict[str, Tensor] = content["method_state"]
     return Pretrained(
         path,
