@@ -24,7 +24,7 @@ _ANY_FIX = "choose letters, digits, dots, hyphens and single underscores"
 _LONGEST = 200  # bytes: endings such as _0000.nii.gz and the names of temporary files fit beside it into 255
 # Files that nnU-Net and this package keep where plans are kept: NAME.json must be none of them, also where the file
 # system does not tell capitals from small letters.
-_STEMS = ("dataset", "dataset_fingerprint", "splits_final", "plans", "summary", "postprocessing")
+_STEMS = ("dataset", "dataset_fingerprint", "splits_final", "plans", "summary", "postprocessing", "nnssl_withdrawn")
 _PLANS_ENDS = re.compile(r"_(left_out|unlabelled)(_part_\d+_of_\d+)?$", re.IGNORECASE)
 _FOLDERS = ("gt_segmentations", "imagestr", "imagests", "imagesun", "labelstr", "labelsts")
 _FOLDER_ENDS = re.compile(r"_(body|unlabelled|embeddings_[^_]*)$", re.IGNORECASE)
