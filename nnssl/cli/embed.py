@@ -14,7 +14,8 @@ EPILOG = """examples:
 
 RUN is the folder of a pretraining of any method (or its checkpoint_final.pth). Images are preprocessed as its plans
 say. Level 0 is the finest one; without -level all are used. Cases that OUT has already are kept: the same command goes
-on where it was stopped. Exit code 3: done, but images that cannot be used were left out.
+on where it was stopped. Exit code 3: done, but images that cannot be used were left out; 75: stopped by SIGTERM or
+SIGUSR1.
 """
 
 

@@ -8,7 +8,8 @@ import logging
 from nnssl.cli.run import LEFT_OUT, run
 
 _EPILOG = """Exit codes: 0 all volumes are ready, 1 nothing was done or an error ended it, 3 some volumes were left out
-(named at the end, and in <plans>_left_out.json beside the plans)."""
+(named at the end, and in <plans>_left_out.json beside the plans), 75 stopped by SIGTERM or SIGUSR1: what is done is
+kept, run the same line again."""
 
 
 def parser() -> argparse.ArgumentParser:

@@ -56,7 +56,7 @@ def run(
     if logger.level == logging.NOTSET:
         logger.setLevel(logging.INFO)
     try:
-        with listening(again):
+        with listening(again, to_the_end=argv is None):
             code = command(argv)
     except (Interrupted, Stopped) as end:
         logger.info(str(end))

@@ -13,7 +13,8 @@ EPILOG = """examples:
   nnssl_transfer -s 500 -t 17 -m random      the baseline: the same network and volumes, random weights
 
 Prints the nnUNetv2_train lines to type next. Exit codes: 0 all volumes are ready, 1 an error (said in one sentence), 3
-some volumes were left out (named at the end, and in <plans>_left_out.json beside the plans).
+some volumes were left out (named at the end, and in <plans>_left_out.json beside the plans), 75 stopped by SIGTERM or
+SIGUSR1: what is done is kept, run the same line again.
 """
 
 

@@ -48,12 +48,13 @@ class Listener:
         of_command: whether the process is one of our commands: a signal raises `Stopped` unless a `StopSignal` is
             open, and a second SIGTERM ends the process. Else that one does what it did before.
         again: what the user can type then, as the end of a sentence.
+        to_the_end: whether the process ends with the context; it may take its time, and a second SIGTERM counts still.
     """
 
-    def __init__(self, of_command: bool, again: str = "run the same line again") -> None:
-        self.of_command, self.again = of_command, again
+    def __init__(self, of_command: bool, again: str = "run the same line again", to_the_end: bool = False) -> None:
+        self.of_command, self.again, self.to_the_end = of_command, again, to_the_end
         self.saving: list[StopSignal] = []
-        self.received = False
+        self.received, self.ending = False, False
         self._first: float | None = None  # when SIGTERM came first
         self._before: dict[int, Any] = {}
         self._pipe: tuple[socket.socket, socket.socket] | None = None
@@ -77,12 +78,19 @@ class Listener:
         global _listener
         if self._pipe is None:
             return
-        signal.set_wakeup_fd(self._fd_before)
-        with self._pipe[1] as mouth, contextlib.suppress(OSError):
+        ear, mouth = self._pipe
+        with contextlib.suppress(OSError):
             mouth.send(b"\0")  # no signal has this number: it ends the thread
-        for thread in list(self._threads):
+        for thread in self._threads:  # the first one adds to them
             thread.join(_LAST_S)
+        if self.to_the_end:
+            self.ending = True
+            self._start(self._hear, ear)
+            return
+        signal.set_wakeup_fd(self._fd_before)
         self._let_go()
+        ear.close()
+        mouth.close()
         _listener = self._outer
 
     def check(self) -> None:
@@ -108,6 +116,8 @@ class Listener:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         """Between two instructions of the main thread."""
+        if self.ending:
+            return
         first, self.received = not self.received, True
         if not self.of_command and self._is_second(number):
             self._let_go()
@@ -120,16 +130,15 @@ class Listener:
     def _hear(self, ear: socket.socket) -> None:
         """At once, in a thread of its own."""
         said: set[int] = set()
-        with ear:
-            while number := ear.recv(1)[0]:
-                if signal.getsignal(number) != self._handle:  # another signal, or somebody else's meanwhile
-                    continue
-                if number not in said:
-                    said.add(number)
-                    # whoever reads our output may be slow, and this thread has more to hear
-                    self._start(self._announce, number)
-                if self._is_second(number) and self.of_command:
-                    _end_at_once()
+        while number := ear.recv(1)[0]:
+            if signal.getsignal(number) != self._handle:  # another signal, or somebody else's meanwhile
+                continue
+            if number not in said and not self.ending:
+                said.add(number)
+                # whoever reads our output may be slow, and this thread has more to hear
+                self._start(self._announce, number)
+            if self._is_second(number) and self.of_command:
+                _end_at_once()
 
     def _is_second(self, number: int) -> bool:
         """Tell whether a SIGTERM is a second one, and note the first."""
@@ -182,9 +191,9 @@ class StopSignal:
 
 
 @contextlib.contextmanager
-def listening(again: str) -> Iterator[None]:
-    """What a command does in; its children do not outlive it if a signal ends it."""
-    with Listener(of_command=True, again=again):
+def listening(again: str, to_the_end: bool = False) -> Iterator[None]:
+    """What a command does in, see `Listener`; its children do not outlive it if a signal ends it."""
+    with Listener(True, again, to_the_end):
         try:
             yield
         except Stopped:

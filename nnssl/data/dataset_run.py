@@ -20,7 +20,7 @@ from nnssl.data.copies import (
     split_is_missing,
     take_split,
 )
-from nnssl.data.dataset_volumes import DatasetVolumes, nothing_usable
+from nnssl.data.dataset_volumes import DatasetVolumes
 from nnssl.data.fingerprint import make_fingerprint, scan_dataset
 from nnssl.data.folders import dataset_argument, dataset_id
 from nnssl.data.guard import Images, check_datasets
@@ -28,6 +28,7 @@ from nnssl.data.inventory import RawFiles, data_folders
 from nnssl.data.planning import (
     PlanRequest,
     Plans,
+    can_be_made,
     load_plans,
     make_plans,
     merged,
@@ -39,7 +40,7 @@ from nnssl.data.planning import (
 from nnssl.data.raw import RawDataset, list_dataset, schemes_of
 from nnssl.data.reader import choose_orientation, find_reader, may_reorient, was_reoriented
 from nnssl.data.records import Records, labels_digest
-from nnssl.data.report import refuse_left_out, report_file, write_report
+from nnssl.data.report import nothing_usable, refuse_left_out, report_file, write_report
 from nnssl.data.settings import read_settings, resolved_configuration, settings_in_folder, write_settings
 from nnssl.data.storage import body_folder, dataset_lock, done_cases
 from nnssl.errors import UserError
@@ -270,10 +271,12 @@ class DatasetRun:
         names, copy = self.dataset.channel_names, copied_dataset_json(self.home)
         before = schemes_of(copy) if copy else schemes
         if len(schemes) != len(names) or (schemes_of(self.dataset.dataset_json) != before == schemes):
+            line = "the line that made them"
+            if can_be_made(plans["plans_name"]):
+                line = f"nnssl_plan_and_preprocess -d {self.dataset.name} -p {plans['plans_name']}"
             raise UserError(f"the plans {plans['plans_name']} of {self.dataset.name} are for {len(schemes)} channels "
                             f"({', '.join(schemes)}) and its dataset.json names {', '.join(names)}; make them anew: "
-                            f"nnssl_plan_and_preprocess -d {self.dataset.name} -p {plans['plans_name']} "
-                            f"--overwrite_plans")  # fmt: skip
+                            f"{line} --overwrite_plans, or make others with -overwrite_plans_name")  # fmt: skip
 
     def _follow_raw(self) -> None:
         """The copies of dataset.json and of a split that comes with the raw dataset are what they are there."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -21,6 +20,7 @@ from nnssl.data.records import Record, Records, digest_of, labels_digest, now
 from nnssl.data.report import (
     earlier_reasons,
     earlier_warnings,
+    nothing_usable,
     recalled_orientations,
     refuse_left_out,
     report_file,
@@ -39,8 +39,6 @@ from nnssl.data.trusted_names import refuse_untrusted_names
 from nnssl.data.unused import read_withdrawn, write_withdrawn
 from nnssl.data.without_label import prepare_without_label
 from nnssl.errors import UserError
-
-_FILES_CHANGED = ("image", "label", "image and label", "channels", "unreadable")
 
 logger = logging.getLogger("nnssl")
 
@@ -98,19 +96,20 @@ class DatasetVolumes:
         refuse_older_format(self.folder)
         self._settle()
         names = self._part(self._withdraw())
-        comparison = Comparison(self.folder, self.dataset, self.files, self.records, digest_of(self.settings),
-                                labels_digest(self.dataset.dataset_json), options.num_processes,
-                                options.show_progress)  # fmt: skip
+        made_with = digest_of(self.settings), labels_digest(self.dataset.dataset_json)
+        comparison = Comparison(self.folder, self.dataset, self.files, self.records, *made_with,
+                                options.num_processes, options.show_progress)  # fmt: skip
         found = comparison.sort_out(names, options.overwrite_volumes, self.writable)
         if self.writable:
             self.records.append(found.noted)
-        self._say(found)
+        found.tell(name)
         tasks = self._tasks(found)
         logger.info("%s: %d volumes to prepare, %d are done", name, len(tasks), len(found.ready))
         ready = found.ready | self._work(tasks, found)
         self._copy_labels(ready)
         if self.dataset.cases and self.writable:
-            self.left_out |= prepare_without_label(self.dataset.without_label, names, self._job(),
+            self.left_out |= prepare_without_label(self.dataset.without_label, names,
+                                                   self._job(bool(self.dataset.without_label)),
                                                    options.num_processes, options.show_progress)  # fmt: skip
         self._report(ready)
         if options.num_parts == 1:
@@ -145,10 +144,9 @@ class DatasetVolumes:
             raise UserError(f"--overwrite_volumes prepares all volumes of {self.dataset.name} anew, and its raw images "
                             f"are not in {self.dataset.folder}; bring them back, or leave the flag out")  # fmt: skip
         if not self.options.overwrite_volumes:
-            line = f"nnssl_plan_and_preprocess -d {self.dataset.name} -p {self.plans['plans_name']} --overwrite_volumes"
             refuse_other_settings(self.folder, self.settings,
                                   f"give the plans a name of their own with -overwrite_plans_name, or prepare the "
-                                  f"volumes anew: {line}")  # fmt: skip
+                                  f"volumes anew: {self._line} --overwrite_volumes")  # fmt: skip
         if not self.writable or (
             read_settings(self.folder) == self.settings
             and all(self.records.get(name) is not None for name in done_cases(self.folder))
@@ -190,22 +188,6 @@ class DatasetVolumes:
         self.left_out = {name: self.left_out[name] for name in part if name in self.left_out}
         return part
 
-    def _say(self, found: Inventory) -> None:
-        """Which volumes are prepared again, and why."""
-        name, files = self.dataset.name, {c: what for c, what in found.changed.items() if what in _FILES_CHANGED}
-        if files:
-            listed = named([f"{case} ({what})" for case, what in files.items()])
-            logger.info(
-                "%s: the raw files of %d volumes changed since they were prepared: %s", name, len(files), listed
-            )
-        others = Counter(what for what in found.changed.values() if what not in _FILES_CHANGED)
-        for what, count in others.items():
-            logger.info("%s: %d volumes are prepared again: %s", name, count, what)
-        if found.unknown:
-            logger.info("%s: the raw files of %d volumes have another time than when these were found, and no hash is "
-                        "known to compare: they are taken as unchanged; --overwrite_volumes prepares all anew", name,
-                        len(found.unknown))  # fmt: skip
-
     def _tasks(self, found: Inventory) -> list[Task]:
         """What is to be prepared; the others are left out for the reason that was found before."""
         reasons = {name: self.left_out[name] for name in found.todo if name in self.left_out}
@@ -240,8 +222,9 @@ class DatasetVolumes:
         """Prepare cases, together with other jobs; those that are ready then."""
         prepared = set()
         replaced = found.todo & done_cases(self.folder)
-        work = SharedWork(self.folder, self.records, partial(prepare_case, job=self._job()),
-                          partial(self._finish, found.bodies), replaced)  # fmt: skip
+        make = partial(prepare_case, job=self._job(bool(tasks)))
+        finish = partial(self._finish, found.bodies)
+        work = SharedWork(self.folder, self.records, digest_of(self.settings), make, finish, replaced)
         if tasks:
             for record in work.run(tasks, self.options.num_processes, self.options.show_progress):
                 if record.reason is not None:
@@ -264,11 +247,13 @@ class DatasetVolumes:
         return Record(case.name, case.files, settings, labels, case.orientation, now(), case.reason,
                       warnings=case.warnings)  # fmt: skip
 
-    def _job(self) -> PreprocessingJob:
+    def _job(self, anything: bool) -> PreprocessingJob:
+        """What cases are prepared with; looked at where there is anything to prepare, which costs nnU-Net's imports."""
         options, dataset = self.options, self.dataset
         content = {key: value for key, value in dataset.dataset_json.items() if key != "dataset"}
         resolved = resolved_configuration(self.plans, options.configuration)
-        refuse_untrusted_names(self.plans, resolved.configuration, self.home / f"{self.plans['plans_name']}.json")
+        if anything:
+            refuse_untrusted_names(self.plans, resolved.configuration, self.home / f"{self.plans['plans_name']}.json")
         schemes = resolved.normalization_schemes
         ct_channel = dataset.ct_channel if dataset.ct_channel is not None else first_ct_channel(schemes)
         return PreprocessingJob(self.plans, options.configuration, content, self.folder, ct_channel)
@@ -304,15 +289,15 @@ class DatasetVolumes:
         own = report_file(self.home, self.plans["plans_name"], options.num_parts, options.part_id)
         return recalled_orientations(self.home, [report_file(self.home, self.plans["plans_name"]), own], cases)
 
+    @property
+    def _line(self) -> str:
+        """What to type to prepare these volumes."""
+        name, configuration = self.plans["plans_name"], self.options.configuration
+        return f"nnssl_plan_and_preprocess -d {self.dataset.name} -p {name} -c {configuration}"
+
     def _need_to_write(self, what: str) -> None:
         if not self.writable:
-            raise UserError(f"{self.home} may only be read, and it would have to be written to: to {what}; let "
-                            f"nnUNet_preprocessed name a folder of your own, or ask its owner to run "
-                            f"nnssl_plan_and_preprocess -d {self.dataset.name} -p "
-                            f"{self.plans['plans_name']}")  # fmt: skip
-
-
-def nothing_usable(name: str, left_out: Mapping[str, str]) -> str:
-    """A sentence for a dataset of which nothing is left."""
-    reasons = "; ".join(f"{case}: {reason}" for case, reason in sorted(left_out.items())[:5])
-    return f"{name}: no volume can be used; mend the files ({reasons})"
+            raise UserError(
+                f"{self.home} may only be read, and it would have to be written to: to {what}; let nnUNet_"
+                f"preprocessed name a folder of your own, or ask its owner to run {self._line}"
+            )

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from nnssl.data.pool import map_cases
-from nnssl.data.raw import RawCase, RawDataset
+from nnssl.data.raw import LABELLED, RawCase, RawDataset
 from nnssl.data.records import CaseFiles, Record, Records, digest_of
 from nnssl.data.storage import done_cases, masked_cases
 from nnssl.data.unused import read_withdrawn
 
-NAMED = 10  # cases that a message names
+_NAMED = 10  # cases that a message names
+_FILES_CHANGED = ("image", "label", "image and label", "channels", "unreadable")
 _NOT_DATA = ("_body", "_unlabelled")  # ends of the names of folders that hold no labelled cases
 
 logger = logging.getLogger("nnssl")
@@ -82,6 +85,20 @@ class Inventory:
     changed: dict[str, str] = field(default_factory=dict)
     noted: list[Record] = field(default_factory=list)
     unknown: set[str] = field(default_factory=set)
+
+    def tell(self, dataset: str) -> None:
+        """Log which volumes are prepared again, and why."""
+        files = {case: what for case, what in self.changed.items() if what in _FILES_CHANGED}
+        if files:
+            logger.info("%s: the raw files of %d volumes changed since they were prepared: %s", dataset, len(files),
+                        named([f"{case} ({what})" for case, what in files.items()]))  # fmt: skip
+        others = Counter(what for what in self.changed.values() if what not in _FILES_CHANGED)
+        for what, count in others.items():
+            logger.info("%s: %d volumes are prepared again: %s", dataset, count, what)
+        if self.unknown:
+            logger.info("%s: the raw files of %d volumes have another time than when these were found, and no hash is "
+                        "known to compare: they are taken as unchanged; --overwrite_volumes prepares all anew", dataset,
+                        len(self.unknown))  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -247,11 +264,20 @@ def withdrawn_cases(home: Path, dataset: RawDataset, files: RawFiles) -> set[str
     on_disk: set[str] = set()
     for folder in data_folders(home):
         on_disk |= done_cases(folder)
-    return on_disk - listed
+    gone = on_disk - listed
+    return gone - _of_another_ending(dataset) if gone else gone
+
+
+def _of_another_ending(dataset: RawDataset) -> set[str]:
+    """What would be cases but for the ending of their files: these are not gone."""
+    folder, ending = dataset.folder / LABELLED, dataset.dataset_json["file_ending"]
+    files = [entry.name for entry in os.scandir(folder)] if folder.is_dir() else []
+    found = [re.match(r"(.+)_\d{4}\.", file) for file in files if not file.endswith(ending)]
+    return {match[1] for match in found if match is not None}
 
 
 def named(cases: Collection[str]) -> str:
     """The first cases of many, for a message."""
     ordered = sorted(cases)
-    more = len(ordered) - NAMED
-    return ", ".join(ordered[:NAMED]) + (f" and {more} more" if more > 0 else "")
+    more = len(ordered) - _NAMED
+    return ", ".join(ordered[:_NAMED]) + (f" and {more} more" if more > 0 else "")

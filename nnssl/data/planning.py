@@ -218,11 +218,20 @@ def _default_name(planner: Any) -> str:
     return str(inspect.signature(planner.__init__).parameters["plans_name"].default)
 
 
+def can_be_made(plans_name: str) -> bool:
+    """Whether plans of that name can be asked for where there are none: a preset, or those of a planner."""
+    return plans_name in presets() or plans_name in _planners_by_plans()
+
+
+def _planners_by_plans() -> dict[str, Any]:
+    return {_default_name(planner): planner for planner in reversed(planner_classes().values())}
+
+
 def _planner_of_plans(request: PlanRequest, preprocessed: Path) -> Any:
     """The planner that is asked for, by its name or by that of its plans."""
     if request.preset is None:
         return planner_class(request.planner or DEFAULT_PLANNER)
-    planners = {_default_name(planner): planner for planner in reversed(planner_classes().values())}
+    planners = _planners_by_plans()
     if request.preset not in planners:
         raise UserError(f"there are no plans {request.preset} of {preprocessed.name}; it has "
                         f"{', '.join(existing_plans(preprocessed)) or 'none yet'}; presets: {', '.join(presets())}; "

@@ -126,6 +126,12 @@ def _warn(warnings: Mapping[str, Sequence[str]], ignored: Mapping[str, str]) -> 
         logger.warning("%s to no case: %s%s", count, named, ", ..." if len(ignored) > _NAMED else "")
 
 
+def nothing_usable(name: str, left_out: Mapping[str, str]) -> str:
+    """A sentence for a dataset of which nothing is left."""
+    reasons = "; ".join(f"{case}: {reason}" for case, reason in sorted(left_out.items())[:5])
+    return f"{name}: no volume can be used; mend the files ({reasons})"
+
+
 def _holds(file: Path, content: Mapping[str, Any]) -> bool:
     try:
         return bool(read_json(file) == content)

@@ -64,7 +64,7 @@ def settings_digest(plans: dict[str, Any], configuration: str) -> str:
 
 
 def read_settings(folder: Path) -> dict[str, Any] | None:
-    """What the volumes of `folder` are made with, as noted there; None where nobody has noted it."""
+    """What the volumes of `folder` are made with, as noted there; None where nothing is noted."""
     file = body_folder(folder) / _FILE
     if not file.is_file():
         return None

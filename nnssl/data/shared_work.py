@@ -34,6 +34,7 @@ class SharedWork:
     Args:
         folder: of the volumes.
         records: of the folder, as they were when it was decided what to prepare.
+        settings: digest of what the volumes are made with; what another job makes with others is made again.
         prepare: makes a case; picklable.
         finish: called with what `prepare` returns, while the case is still claimed; returns its record.
         replaced: cases that have a volume, which is not to be trusted while the new one takes its place.
@@ -42,6 +43,7 @@ class SharedWork:
 
     folder: Path
     records: Records
+    settings: str
     prepare: Callable[[Task], Prepared]
     finish: Callable[[Prepared], Record]
     replaced: Collection[str] = ()
@@ -94,7 +96,7 @@ class SharedWork:
             self._claims[name] = claim
             self.records.refresh()
             record = self.records.get(name)
-            if record is not None and not record.begun and record.prepared != prepared_before[name]:
+            if record is not None and self._is_result(record, prepared_before[name]):
                 self._by_others.append(record)
                 self._release(name)
                 continue
@@ -102,6 +104,10 @@ class SharedWork:
                 begun = record or Record(name, None)
                 self.records.append([replace(begun, begun=True)])
             yield case
+
+    def _is_result(self, record: Record, prepared_before: str | None) -> bool:
+        """Whether another job has prepared a case since this one decided to."""
+        return not record.begun and record.prepared != prepared_before and record.settings == self.settings
 
     def _results_of_others(self) -> Iterator[Record]:
         found, self._by_others = self._by_others, []

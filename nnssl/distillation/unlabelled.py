@@ -160,7 +160,8 @@ class _Volumes:
             schemes = resolved_configuration(self.plans, self.configuration).normalization_schemes
             ct_channel = first_ct_channel(schemes)
         job = PreprocessingJob(self.plans, self.configuration, self.dataset.dataset_json, self.folder, ct_channel)
-        work = SharedWork(self.folder, self.records, partial(prepare_case, job=job), self._record, changed, self.say)
+        work = SharedWork(self.folder, self.records, self.digest, partial(prepare_case, job=job), self._record,
+                          changed, self.say)  # fmt: skip
         return {r.case: r.reason for r in work.run(todo, processes, show_progress=False) if r.reason is not None}
 
     def _record(self, case: Prepared) -> Record:

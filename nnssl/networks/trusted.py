@@ -225,5 +225,4 @@ def _trainer_folders_on_path() -> Iterator[None]:
     try:
         yield
     finally:
-        for folder in added:
-            sys.path.remove(folder)
+        sys.path[:] = [folder for folder in sys.path if folder not in added]

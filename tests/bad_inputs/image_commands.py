@@ -15,7 +15,7 @@ from unittest import mock
 
 import numpy as np
 
-from tests.bad_inputs.rows import FOLDERS, Row, Said, command
+from tests.bad_inputs.rows import FOLDERS, Row, Said, command, function
 from tests.bad_inputs.volumes import (
     Fault,
     cut,
@@ -226,6 +226,8 @@ def _single_rows() -> Iterator[Row]:
     for what, fault, said in (("cut", cut(0.5), "cut"), ("no folder of images", Path.unlink, "there is no image")):
         argv = ("-m", "{}/run", "-q", "{}/query_0000.nii.gz", "-k", "{}/key_0000.nii.gz", "-p", "1", "1", "1")
         yield Row(f"match: {what}", _query(fault), command("match", *argv, "--voxel"), ("error: ", "query", said), 1)
+    yield Row("visualize: a cut label map", lambda folder: cut(0.5)(write(folder / "x.nii.gz", labels())),
+              function(_read_label), ("x.nii.gz", "cut"), 1)  # fmt: skip
     every = Batch("plan_and_preprocess nothing but bad images", _nothing_good, command(*_PLAN, "-d", "501"), 1,
                   {"all": ("error: ", "Dataset501_Bad", "cut")})  # fmt: skip
     yield from every.rows()
@@ -254,6 +256,31 @@ def _query(fault: Fault) -> Callable[[Path], None]:
         fault(folder / "query_0000.nii.gz")
 
     return make
+
+
+def _images_un(folder: Path) -> None:
+    home = _dataset(folder, "Dataset017_Labels", _LABELLED, 2, labelled=True)
+    write(home / "imagesUn/good_0000.nii.gz", voxels(seed=9))
+    _bad_images(home / "imagesUn")
+    _odd_files(home / "imagesUn")
+
+
+def _distil(folder: Path) -> None:
+    """What a training with a teacher does with imagesUn before its first epoch."""
+    from nnssl.data.plan_and_preprocess import plan_and_preprocess
+    from nnssl.distillation.unlabelled import prepare_unlabelled
+
+    (made,) = plan_and_preprocess([17], preset="nnsslPlans_tiny", num_processes=1, show_progress=False)
+    plans = json.loads((made.folder.parent / "nnsslPlans_tiny.json").read_text())
+    with mock.patch("nnssl.distillation.unlabelled.default_processes", lambda: 1):  # others take seconds to start
+        found = prepare_unlabelled(plans, "3d_fullres", made.folder.parent, True, print)
+    assert found.cases == ["good"]
+
+
+def _read_label(folder: Path) -> None:
+    from nnssl.figures.labels import read_labels
+
+    read_labels(folder / "x.nii.gz", None)  # type: ignore[arg-type]
 
 
 def _nothing_good(folder: Path) -> None:
@@ -287,6 +314,9 @@ _BATCHES = [
            "another spacing": ("left out: good_3", "channels of different spacings"),
            "another shape": ("left out: good_4", "channels of different shapes"),
            "a FIFO": ("left out: good_5", "0001.nii.gz is a FIFO")}),
+    Batch("imagesUn", _images_un, function(_distil), 0,
+          {what: ("imagesUn/" + said[0] + " is left out", *said[1:]) for what, said in (_BAD | _ODD).items()},
+          "the training goes on with the others"),
     Batch("embed", _run_and_images, command("embed", "-m", "{}/run", "-i", "{}/images", "-o", "{}/out", "-device",
                                             "cpu"), 3,
           {what: (said[0] + " is left out", *said[1:]) for what, said in (_BAD | _ODD).items()}),

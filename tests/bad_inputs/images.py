@@ -94,6 +94,18 @@ def _too_large() -> Iterator[Row]:
     yield _row("an unknown type", ".nii", nifti_field((70, "<h", 77)), "damaged", "type 77", compressed=False)
 
 
+def _accepted() -> Iterator[Row]:
+    no_sum = "the format has no check sum, and the voxels are numbers like any other"
+    for ending in (".nii", ".mha", ".nrrd", ".gipl"):
+        yield Row(
+            f"flipped bytes {ending} raw", _image(ending, flip(0.6), compressed=False), _load(ending), (), 0, no_sum
+        )
+    padded = _image(".nii", lambda file: file.write_bytes(file.read_bytes() + bytes(1000)), compressed=False)
+    yield Row("padding .nii raw", padded, _load(".nii"), (), 0, "writers pad to the end of a block")
+    negative = _image(".nii.gz", nifti_field((_PIXDIM, "<f", -0.7)))
+    yield Row("a negative spacing .nii.gz", negative, _load(".nii.gz"), (), 0, "nnU-Net takes its amount")
+
+
 def _spacing() -> Iterator[Row]:
     for reader in ("SimpleITKIO", "NibabelIO"):
         for value, said in ((0.0, "not positive"), (np.nan, "not positive"), (np.inf, "not positive"),
@@ -181,4 +193,4 @@ def _with_label(name: str, ending: str, values: np.ndarray, fault: Fault | None,
     return Row(name, make, _load(ending, label=True), expected, 1)
 
 
-ROWS = [row for rows in (_damaged, _too_large, _spacing, _voxels, _grids, _labels) for row in rows()]
+ROWS = [row for rows in (_damaged, _too_large, _accepted, _spacing, _voxels, _grids, _labels) for row in rows()]

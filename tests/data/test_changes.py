@@ -313,10 +313,23 @@ def test_overwrite_plans__same_settings_keep_fingerprint_and_volumes(run: Runs) 
     assert (run.prepared, run.scans) == ([], 0)
 
 
+def test_plans_with_another_reader_make_other_volumes(run: Runs) -> None:
+    settings = body_folder(run.data) / "settings.json"
+    content = json.loads(settings.read_text())
+    assert content.pop("image_reader_writer") == "SimpleITKIO"
+    settings.write_text(json.dumps(content))  # as an older version noted it
+    run()
+    assert run.prepared == []
+    _edit_json(run.home / "nnsslPlans_tiny.json", image_reader_writer="NibabelIOWithReorient")
+    with pytest.raises(UserError, match=r"image_reader_writer changed"):
+        run()
+    assert run.readable == [] and run(overwrite_volumes=True).cases == CASES == run.readable
+
+
 def test_overwrite_volumes__prepares_all_anew(run: Runs) -> None:
     assert run(overwrite_volumes=True).cases == run.prepared == CASES
     _edit_json(run.home / "nnsslPlans_tiny.json", transpose_forward=[2, 1, 0], transpose_backward=[2, 1, 0])
-    with pytest.raises(UserError, match=r"transpose_forward changed.*-p nnsslPlans_tiny --overwrite_volumes"):
+    with pytest.raises(UserError, match=r"transpose_forward changed.*-p nnsslPlans_tiny .*--overwrite_volumes"):
         run()
     assert run.readable == []
     assert run(overwrite_volumes=True).cases == run.prepared == CASES == run.readable

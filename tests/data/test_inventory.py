@@ -17,7 +17,9 @@ def _case(folder: Path, name: str, there: bool = True) -> RawCase:
 
 
 def _dataset(folder: Path, *cases: RawCase, left_out: str = "") -> RawDataset:
-    return RawDataset("D", folder, {}, {case.name: case for case in cases}, dict.fromkeys(left_out, "odd"), False)
+    return RawDataset(
+        "D", folder, {"file_ending": ".nii"}, {case.name: case for case in cases}, dict.fromkeys(left_out, "odd"), False
+    )
 
 
 def _volumes(home: Path, folder: str, names: str) -> None:
@@ -47,6 +49,9 @@ def test_withdrawn_cases__only_while_the_raw_dataset_is_there(tmp_path: Path) ->
     a, gone = _case(raw, "a"), _case(raw, "c", there=False)
     dataset = _dataset(raw, a, gone, left_out="b")
     assert withdrawn_cases(home, dataset, RawFiles.of(dataset.cases)) == {"c", "d"}
+    (raw / "imagesTr").mkdir()
+    (raw / "imagesTr" / "d_0000.mha").touch()  # converted, and dataset.json does not say so
+    assert withdrawn_cases(home, dataset, RawFiles.of(dataset.cases)) == {"c"}
     write_withdrawn(home, {"q"})
     for nothing in (_dataset(raw), _dataset(raw, gone)):  # archived, or on a disk that is away
         assert withdrawn_cases(home, nothing, RawFiles.of(nothing.cases)) == {"q"}

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import pytest
@@ -19,9 +19,11 @@ CASES = [RawCase(name, ()) for name in "abc"]
 class Job:
     """Prepares cases, and notes what it was given while they were claimed."""
 
-    def __init__(self, folder: Path, **options: object) -> None:
+    def __init__(self, folder: Path, replaced: Collection[str] = ()) -> None:
         self.folder, self.made, self.said = folder, list[str](), list[str]()
-        self.work = SharedWork(folder, Records(folder), self._prepare, self._finish, say=self.said.append, **options)  # type: ignore[arg-type]
+        self.work = SharedWork(
+            folder, Records(folder), "plans", self._prepare, self._finish, replaced, self.said.append
+        )  # fmt: skip
 
     def run(self) -> dict[str, str | None]:
         return {record.case: record.reason for record in self.work.run(CASES, 1, show_progress=False)}
@@ -32,7 +34,7 @@ class Job:
         return Prepared(case.name)
 
     def _finish(self, case: Prepared) -> Record:
-        return Record(case.name, None, prepared="by me")
+        return Record(case.name, None, "plans", prepared="by me")
 
 
 def _meanwhile(patch: pytest.MonkeyPatch, do: Callable[[], object]) -> list[float]:
@@ -64,10 +66,12 @@ def test_SharedWork__alone(tmp_path: Path) -> None:
 def test_SharedWork__what_another_job_makes_is_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, job = tmp_path / "data", Job(tmp_path / "data")
     claims = {name: _claim(folder, name) for name in "bc"}
-    Records(folder).append([Record("a", None, prepared="by another job, after this one had looked")])
+    Records(folder).append([Record("a", None, "plans", prepared="by another job, after this one had looked")])
 
     def another() -> None:
-        Records(folder).append([Record("b", None, prepared="now"), Record("c", None, prepared="now", reason="2-D")])
+        Records(folder).append(
+            [Record("b", None, "plans", prepared="now"), Record("c", None, "plans", prepared="now", reason="2-D")]
+        )
         for claim in claims.values():
             claim.release()
 
@@ -87,9 +91,18 @@ def test_SharedWork__what_another_job_leaves_behind_is_taken_over(
 
 
 def test_SharedWork__an_older_record_does_not_count(tmp_path: Path) -> None:
-    Records(tmp_path / "data").append([Record("a", None, prepared="long ago")])
+    Records(tmp_path / "data").append([Record("a", None, "plans", prepared="long ago")])
     job = Job(tmp_path / "data")
-    Records(tmp_path / "data").append([Record("a", None, prepared="long ago", orientation="LPS")])  # renewed by another
+    Records(tmp_path / "data").append(
+        [Record("a", None, "plans", prepared="long ago", orientation="LPS")]
+    )  # renewed by another
+    job.run()
+    assert job.made == ["a", "b", "c"]
+
+
+def test_SharedWork__what_is_made_with_other_plans_meanwhile_does_not_count(tmp_path: Path) -> None:
+    job = Job(tmp_path / "data")
+    Records(tmp_path / "data").append([Record("a", None, "other plans", prepared="now")])
     job.run()
     assert job.made == ["a", "b", "c"]
 

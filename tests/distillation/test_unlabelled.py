@@ -89,6 +89,24 @@ def test_prepare_unlabelled__without_images_or_with_other_plans(flare: Path, mon
     assert _prepare(flare).cases == []
 
 
+def test_prepare_unlabelled__what_changed_or_is_gone(flare: Path) -> None:
+    assert _prepare(flare).cases == sorted(UNLABELLED)
+    folder = flare / "raw" / NAME / "imagesUn"
+    hu = np.random.default_rng(5).normal(40, 5, SHAPE).astype(np.int16)
+    write_volume(folder / "un_1_0000.nii.gz", hu, SPACING)
+    (folder / "bad_0000.nii.gz").write_bytes(b"")
+    said: list[str] = []
+    assert _prepare(flare, said).cases == sorted(UNLABELLED)
+    assert "Preprocessing 2 volumes" in said[0] and "1 of them changed" in said[1] and "un_1" in said[1]
+    said.clear()
+    _prepare(flare, said)  # what cannot be used is tried again when its file changes
+    assert len(said) == 1 and said[0].startswith("WARNING: imagesUn/bad is left out")
+    (folder / "un_1_0000.nii.gz").unlink()
+    assert _prepare(flare).cases == ["case_000"]
+    folder.rename(flare / "archived")
+    assert _prepare(flare).cases == ["case_000"]
+
+
 class _Cases:
     def __init__(self, names: list[str]) -> None:
         self.identifiers = names
