@@ -7,7 +7,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, StrictStr, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    Field,
+    RootModel,
+    StrictStr,
+    ValidationInfo,
+    field_validator,
+)
 
 from nnssl.core.names import shown, why_not_a_name
 from nnssl.core.plans_schema import PlansFile
@@ -198,6 +207,10 @@ class UnlabelledFile(BaseModel):
     """Record of the volumes of `imagesUn`."""
 
     cases: list[StrictStr]
+
+
+class WithdrawnFile(RootModel[dict[StrictStr, list[StrictStr]]]):
+    """Cases whose raw files are gone, by the folder that they were in."""
 
 
 class WithoutLabelFile(BaseModel):

@@ -66,11 +66,8 @@ def find_reader(dataset: RawDataset, reorient: bool = False) -> Any:
         reorient: whether they are turned to RAS as they are read, also where dataset.json does not say so.
 
     Raises:
-        UserError: nnU-Net reads no file of that ending, or cannot turn it; or none of the files can be read;
-            dataset.json names a reader that is none.
+        UserError: nnU-Net reads no file of that ending, or cannot turn it; or none of the files can be read.
     """
-    from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
-
     if reorient or reorients(dataset.dataset_json):
         return _reorienting_reader(dataset)
     from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
@@ -93,11 +90,6 @@ def find_reader(dataset: RawDataset, reorient: bool = False) -> Any:
         except (BadCase, RuntimeError) as error:  # the case is named with its reason when all are read
             reason = reason or str(error)
             continue
-        if not isinstance(reader, type) or not issubclass(reader, BaseReaderWriter):
-            named = dataset.dataset_json["overwrite_image_reader_writer"]
-            raise UserError(f"{dataset.folder / 'dataset.json'} names {named!r} as overwrite_image_reader_writer, "
-                            f"which is no reader of nnU-Net; take one of "
-                            f"{', '.join(kind.__name__ for kind in LIST_OF_IO_CLASSES)}")  # fmt: skip
         if reader is not NaturalImage2DIO or ending.lower() not in (".tif", ".tiff"):
             return reader
         photographs = reader

@@ -6,6 +6,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from nnssl.core.json_files import read_json, write_json
+from nnssl.core.own_files import WithdrawnFile
 from nnssl.data.raw import LABELLED, UNLABELLED
 from nnssl.data.records import Records
 
@@ -36,7 +37,8 @@ def write_withdrawn(home: Path, cases: Collection[str], kind: str = LABELLED) ->
 
 def _withdrawn(home: Path) -> dict[str, list[str]]:
     file = home / _WITHDRAWN
-    return dict(read_json(file, fix="delete it and run nnssl_plan_and_preprocess")) if file.is_file() else {}
+    fix = "delete it and run nnssl_plan_and_preprocess"
+    return dict(read_json(file, WithdrawnFile, fix)) if file.is_file() else {}
 
 
 def unused_cases(folder: Path, settings: str | None = None, labels: str | None = None) -> dict[str, str]:

@@ -14,7 +14,6 @@ from nnssl.core.files import replacing
 from nnssl.core.json_files import checked
 from nnssl.core.own_files import CheckpointFile, ResumableFile
 from nnssl.core.system import unreadable, why
-from nnssl.data.trusted_names import refuse_untrusted_names
 from nnssl.errors import UserError
 from nnssl.networks.build import resolve_configuration
 from nnssl.networks.trusted import trusted_network
@@ -41,29 +40,35 @@ def save_checkpoint(content: dict[str, Any], path: Path) -> None:
     _sync_folder(path.parent)
 
 
-def load_checkpoint(path: Path, to_continue: bool = False, mapped: bool = False) -> dict[str, Any]:
+def load_checkpoint(path: Path, mapped: bool = False) -> dict[str, Any]:
     """Content of a checkpoint of `nnssl_pretrain` on the CPU, every entry checked.
 
     Args:
         path: of the file.
-        to_continue: whether it has to hold all that a run goes on with.
         mapped: leave the tensors on the disk until they are used, for whoever reads what is said of many runs.
 
     Raises:
         UserError: the file does not exist, is not a checkpoint of this package, or lacks something; a name in it
             cannot be a part of a path, or its plans name what must not be called.
     """
-    return check_entries(load_content(path, mapped), path, to_continue)
+    return check_entries(load_content(path, mapped), path)
 
 
 def check_entries(content: dict[str, Any], path: Path, to_continue: bool = False) -> dict[str, Any]:
-    """The content of a checkpoint, if its entries are what they have to be; arguments and errors as above."""
-    schema = ResumableFile if to_continue else CheckpointFile
-    checked(content, schema, path, "give a checkpoint_*.pth that nnssl_pretrain wrote, unchanged")
-    resolved = resolve_configuration(content["plans"], content["configuration"])
-    refuse_untrusted_names(content["plans"], resolved, path)
-    trusted_network(resolved, path)
-    return content
+    """The content of a checkpoint, if its entries are what they have to be.
+
+    Args:
+        content: of the file.
+        path: of the file.
+        to_continue: whether it has to hold all that a run goes on with.
+
+    Raises:
+        UserError: as `load_checkpoint`.
+    """
+    fix = "give a checkpoint_*.pth that nnssl_pretrain wrote, unchanged"
+    checked(content, CheckpointFile, path, fix)
+    trusted_network(resolve_configuration(content["plans"], content["configuration"]), path)
+    return checked(content, ResumableFile, path, fix) if to_continue else content
 
 
 def load_content(path: Path, mapped: bool = False) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from nnssl.finetuning.start import Start, refuse_mixture
 from nnssl.matching.embeddings import has_embeddings
 from nnssl.pretraining.checkpoint import load_checkpoint
 from nnssl.pretraining.metrics import read_rows
-from nnssl.pretraining.setup import check_output
+from nnssl.pretraining.setup import check_output, load_resumed
 from tests.bad_inputs.json_files import GONE, LABELLED, changed, checkpoint, raw, source_run, volumes, write
 from tests.bad_inputs.rows import Row, Said, command, function
 from tests.pretrainings import tiny_plans
@@ -52,7 +52,7 @@ def _checkpoint_rows() -> Iterator[Row]:
         yield Row(
             f"checkpoint, {name}", make, function(lambda f: load_checkpoint(f / "c.pth")), ("c.pth", *expected), 1
         )
-    resumed = function(lambda f: load_checkpoint(f / "c.pth", to_continue=True))
+    resumed = function(lambda f: load_resumed(f / "c.pth"))
     yield Row("checkpoint, nothing to go on with", lambda f: torch.save(checkpoint(), f / "c.pth"), resumed,
               ("optimiser_state", "step", "train_cases"), 1)  # fmt: skip
 

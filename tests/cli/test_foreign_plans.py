@@ -148,7 +148,7 @@ def test_plans_of_a_dataset__preprocess_with_nothing_that_they_must_not_name(
     file.write_text(json.dumps(plans))
     command, *arguments = line.split()
     said = _said(command, arguments, capsys)
-    assert re.search(rf"the plans in {file} name .* as {key}, which is no", said)
+    assert re.search(rf"{file}: .*{key}.*: is no .* of nnU-Net", said)
     assert not list(file.parent.rglob("*.b2nd"))
 
 
@@ -192,7 +192,7 @@ def test_onnx_files__commands_call_nothing_that_their_plans_name(
     onnx.save(proto, str(file))
     command, *arguments = line.format(file=file, root=tmp_path).split()
     said = _said(command, arguments, capsys)
-    assert f"{file} name 'recursive_find_python_class' as resampling_fn_data" in said
+    assert all(part in said for part in (str(file), "resampling_fn_data", "'recursive_find_python_class'"))
     assert not (tmp_path / "out").exists()
 
 
@@ -203,7 +203,8 @@ def test_evaluate__reads_with_nothing_that_plans_must_not_name(
     describe(tmp_path)
     file = tmp_path / "plans.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {key: name}))
-    assert f"the plans in {file} name {name!r} as {key}" in _said("evaluate", [str(tmp_path), str(tmp_path)], capsys)
+    said = _said("evaluate", [str(tmp_path), str(tmp_path)], capsys)
+    assert all(part in said for part in (str(file), key, repr(name)))
 
 
 def _calls(file: Path) -> set[str]:

@@ -77,7 +77,7 @@ def test_read_raw_dataset__names_in_the_key_dataset_that_leave_the_folder(tmp_pa
     with pytest.raises(UserError) as error:
         read_raw_dataset(tmp_path, "D")
     for name in bad:
-        assert repr(name) in str(error.value)
+        assert f"dataset.{name if name.isidentifier() else repr(name)}:" in str(error.value)
     assert "good" not in str(error.value)
 
 

@@ -87,5 +87,5 @@ def test_find_reader__a_reader_of_dataset_json_has_to_be_one(folders: Folders) -
     file.write_text(json.dumps(content | {"overwrite_image_reader_writer": "NibabelIO"}))
     assert find_reader(read_raw_dataset(folders.raw, "Dataset001_X")).__name__ == "NibabelIO"
     file.write_text(json.dumps(content | {"overwrite_image_reader_writer": "np"}))
-    with pytest.raises(UserError, match=r"dataset.json.*'np'.*SimpleITKIO"):
+    with pytest.raises(UserError, match=r"dataset.json.*overwrite_image_reader_writer.*SimpleITKIO"):
         find_reader(read_raw_dataset(folders.raw, "Dataset001_X"))

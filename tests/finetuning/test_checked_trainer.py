@@ -98,7 +98,7 @@ def test_build_network_architecture__is_nnunets_own(deep: bool) -> None:
 
 @pytest.mark.parametrize("trainer", TRAINERS)
 def test_init__looks_at_the_names_first(trainer: Any, results: Path) -> None:
-    with pytest.raises(UserError, match="'torch' as label_manager"):
+    with pytest.raises(UserError, match=r"label_manager: .*'torch'"):
         _make(trainer, model_plans() | {"label_manager": "torch"})
 
 
