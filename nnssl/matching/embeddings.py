@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nnssl.core.json_files import write_json
+from nnssl.core.system import name_file
 from nnssl.data.volumes import VolumeFolder
 from nnssl.losses.normalise import l2_normalise
 from nnssl.matching.encode import EncodedImage
@@ -131,5 +132,7 @@ def _save(file: Path, values: Tensor) -> None:
         with open(temporary, "wb") as opened:
             np.save(opened, values.numpy())
         os.replace(temporary, file)
+    except OSError as error:
+        raise name_file(error, file) from None
     finally:
         temporary.unlink(missing_ok=True)
