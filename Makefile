@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install test lint types format demo clean
+.PHONY: install test lint types format demo torture clean
 
 # The stamp says that the package is installed as these files describe it.
 $(VENV)/installed: pyproject.toml hatch_build.py nnssl_trainers.pth
@@ -32,6 +32,10 @@ format: install
 # The whole job on drawn CTs, some ten minutes on two cores; the report lies in demo/.
 demo: install
 	$(BIN)/nnssl_demo -o demo
+
+# Real commands, killed at random moments and typed again, some twenty minutes on two cores; prints a table.
+torture: install
+	$(BIN)/python -m tests.torture -kills 50 -seed 0
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build dist

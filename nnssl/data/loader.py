@@ -6,6 +6,7 @@ or on interruptions. Workers hold no state.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
@@ -90,15 +91,14 @@ class SampleDataset(Dataset[tuple[str, "Sample | str"]]):
         distinct = self.method.volumes_per_step(self.config)
         chosen = cases_of_step(seed, stream, step, distinct, len(cases))
         index = int(chosen[position % distinct])
-        folder, label = cases.folders[cases.folder_of[index]], cases.label(index)
+        folder, case, label = cases.folders[cases.folder_of[index]], str(cases.names[index]), cases.label(index)
         rng = np.random.default_rng([seed, _STREAMS[stream], step, position])
         try:
-            volume = folder.open(str(cases.names[index]), index, partial(self._match, stream))
-            return label, self.method.sample(volume, self.config, rng)
+            with reading(folder, case):
+                volume = folder.open(case, index, partial(self._match, stream))
+                return label, self.method.sample(volume, self.config, rng)
         except UserError as error:  # torch would wrap an error of a worker in the worker's traceback
             return label, str(error)
-        except (OSError, RuntimeError, ValueError, MemoryError) as error:
-            return label, _why_not_read(label, folder, str(cases.names[index]), error)
 
     def _match(self, stream: Stream, volume: BloscVolume, rng: np.random.Generator) -> Match:
         """A point of a volume in another one of its stream, or of the training where it is alone in its stream."""
@@ -109,18 +109,29 @@ class SampleDataset(Dataset[tuple[str, "Sample | str"]]):
         else:
             cases = self.cases["train"]
             drawn = int(rng.integers(len(cases)))
-        other = cases.folders[cases.folder_of[drawn]].open(str(cases.names[drawn]), drawn)
-        return self.aligner.match(volume, other, rng)
+        folder, case = cases.folders[cases.folder_of[drawn]], str(cases.names[drawn])
+        with reading(folder, case):
+            return self.aligner.match(volume, folder.open(case, drawn), rng)
 
 
-def _why_not_read(label: str, folder: VolumeFolder, case: str, error: Exception) -> str:
-    """What failed where a volume was read: the system, or a file that is cut or damaged, as blosc2 raises it."""
-    files = [home / f"{case}.b2nd" for home in (folder.images, folder.bodies)]
-    causes = [error, *(refused for file in files if (refused := unreadable(file)) is not None)]
-    for cause in causes:
-        if sentence := why(cause, "continue with --c"):
-            return f"{label}: {sentence}"
-    return f"{label} cannot be read ({error}); delete {files[0]} and run nnssl_plan_and_preprocess again"
+@contextlib.contextmanager
+def reading(folder: VolumeFolder, case: str) -> Iterator[None]:
+    """What goes wrong where a volume is read becomes a sentence.
+
+    Raises:
+        UserError: the system does not give the file, or it is cut or damaged.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError, MemoryError) as error:
+        files = [home / f"{case}.b2nd" for home in (folder.images, folder.bodies)]
+        # blosc2 says the same of a mount that is lost and of a damaged file, which is to be deleted
+        refused = [cause for file in files if (cause := unreadable(file)) is not None]
+        sentences = [said for cause in (error, *refused) if (said := why(cause, "continue with --c"))]
+        if sentences:
+            raise UserError(f"{folder.name}/{case}: {sentences[0]}") from error
+        raise UserError(f"{folder.name}/{case} cannot be read ({error}); delete {files[0]} and run "
+                        f"nnssl_plan_and_preprocess again") from error  # fmt: skip
 
 
 @dataclass

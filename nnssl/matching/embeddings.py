@@ -20,6 +20,7 @@ from torch import Tensor
 
 from nnssl.core.json_files import read_json, write_json
 from nnssl.core.own_files import EncodedFile
+from nnssl.core.system import name_file
 from nnssl.data.volumes import VolumeFolder
 from nnssl.errors import UserError
 from nnssl.losses.normalise import l2_normalise
@@ -136,5 +137,7 @@ def _save(file: Path, values: Tensor) -> None:
         with open(temporary, "wb") as opened:
             np.save(opened, values.numpy())
         os.replace(temporary, file)
+    except OSError as error:
+        raise name_file(error, file) from None
     finally:
         temporary.unlink(missing_ok=True)

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from nnssl.core.system import why
 from nnssl.data.alignment import Aligner, RelativePosition
 from nnssl.data.guard import Images, warn_of_images
-from nnssl.data.loader import Cases
+from nnssl.data.loader import Cases, reading
 from nnssl.data.modality import names_of_channels
 from nnssl.data.pool import map_cases
 from nnssl.data.volumes import BloscVolume, VolumeFolder
@@ -92,8 +93,9 @@ def prepare_embeddings(setup: Setup, device: str, may_compute: bool, allow_other
         sizes = _encode(missing, aligner, VolumeEncoder(read_pixel_encoder(aligner.checkpoint), setup, device,
                                                         allow_other_intensities))  # fmt: skip
     except OSError as error:
-        raise UserError(f"the encodings cannot be written to {homes} ({error}); make room and run this again: what is "
-                        f"done is kept") from error  # fmt: skip
+        if (sentence := why(error, "run this again: what is done is kept")) is None:
+            raise
+        raise UserError(f"the encodings of {homes}: {sentence}") from error
     torch.cuda.empty_cache()  # the training may be in other processes
     log.info(f"pairs by {aligner.identity}: encoded {len(sizes)} of {len(volumes)} volumes, "
              f"{np.mean(sizes):,.0f} bytes a volume, in {homes}")  # fmt: skip
@@ -137,7 +139,8 @@ class VolumeEncoder:
 
     def __call__(self, volume: BloscVolume) -> EncodedImage:
         """Encode a whole volume."""
-        values = torch.from_numpy(volume.read(np.zeros(3, dtype=np.int64), volume.size))[None]
+        with reading(volume.folder, volume.case):
+            values = torch.from_numpy(volume.read(np.zeros(3, dtype=np.int64), volume.size))[None]
         if self.bridge is not None:
             values = self.bridge(values)
         size = resampled_size(volume.size.tolist(), volume.spacing, self.spacing)

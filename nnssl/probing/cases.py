@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from nnssl.data.loader import reading
 from nnssl.data.volumes import BloscVolume
 from nnssl.errors import UserError
 from nnssl.geometry import Box, sliding_window_boxes
@@ -100,14 +101,16 @@ class LabelledCases:
     def _read(self, volume: BloscVolume, start: np.ndarray) -> LabelledCrop:
         begin = start - _padding(volume.size, self.patch)
         stop = begin + self.patch
-        labels = volume.read_labels(begin, stop)
+        with reading(self.data.folder, volume.case):
+            labels, image = volume.read_labels(begin, stop), volume.read(begin, stop)
         if (unknown := int(labels.max())) >= len(self._class_of):
             raise UserError(f"{self.data.folder.name}: the label map of {volume.case} holds {unknown}, which its "
                             f"dataset.json does not name; mend the file and preprocess the dataset anew")  # fmt: skip
-        return LabelledCrop(volume.read(begin, stop), self._class_of[np.maximum(labels, 0)])
+        return LabelledCrop(image, self._class_of[np.maximum(labels, 0)])
 
     def _open(self, case: str) -> BloscVolume:
-        return self.data.folder.open(case)  # a file stays open no longer than it is read: datasets may be large
+        with reading(self.data.folder, case):
+            return self.data.folder.open(case)  # a file stays open no longer than it is read: datasets may be large
 
 
 def _padding(size: np.ndarray, patch: np.ndarray) -> np.ndarray:

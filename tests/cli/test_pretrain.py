@@ -262,7 +262,7 @@ def test_main__mistakes_are_one_sentence_and_leave_nothing(
     assert "-device cpu" in _fails(capsys, *run, "-p", "nnsslPlans_tiny")
     assert "nnsslPlans_voco, nnsslPlans_vox2vec" in _fails(capsys, *run, "-p", "noPlans", "-device", "cpu")
     assert "splits_final.json" in _fails(capsys, *tiny, "-f", "0")
-    assert "-f takes all or the number" in _fails(capsys, *tiny, "-f", "7x")
+    assert "give all or a number" in _fails(capsys, *tiny, "-f", "7x")
     assert "one voxel a step" in _fails(capsys, *tiny, "-o", "batch_size=1", "voxels_per_pair=1")
     with monkeypatch.context() as patch:
         patch.setenv("nnUNet_n_proc_DA", "abc")

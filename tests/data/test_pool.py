@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import errno
+import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Iterator
 
 import pytest
 
+from nnssl.core.signals import Stopped, listening
 from nnssl.data.pool import default_processes, map_cases
 from nnssl.errors import UserError
 
@@ -18,6 +21,12 @@ def _double(x: int) -> int:
 def _die(x: int) -> int:
     if x == 1:
         os.kill(os.getpid(), signal.SIGKILL)
+    return x
+
+
+def _last_one_sleeps(x: int) -> int:
+    if x == 2:
+        time.sleep(60)
     return x
 
 
@@ -49,6 +58,22 @@ def test_map_cases__here_and_in_processes() -> None:
 def test_map_cases__killed_process_is_an_error_not_a_hang() -> None:
     with pytest.raises(UserError, match=r"not enough memory for 2 processes .* at .*\b1\b.* -np 1"):
         list(map_cases(_die, [0, 1, 2, 3], 2, "t"))
+
+
+def test_map_cases__a_signal_to_all_keeps_what_is_done_and_leaves_no_process() -> None:
+    done = []
+    started = time.monotonic()
+    with pytest.raises(Stopped, match="type this"), listening("type this"):
+        for result in map_cases(_last_one_sleeps, [0, 1, 2], 2, "t"):
+            done.append(result)
+            for child in multiprocessing.active_children():  # as a signal to the process group
+                os.kill(child.pid or 0, signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert done in ([0], [1])
+    for child in multiprocessing.active_children():
+        child.join(5)
+        assert not child.is_alive()
+    assert time.monotonic() - started < 30
 
 
 def test_map_cases__errors_come_through() -> None:

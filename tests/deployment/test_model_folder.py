@@ -109,7 +109,7 @@ def test_read_model__looks_at_the_other_names_too(key: str, name: str, tmp_path:
     plans = json.loads(file.read_text())
     (plans if key == "label_manager" else plans["configurations"]["3d_fullres"])[key] = name
     file.write_text(json.dumps(plans))
-    with pytest.raises(UserError, match=rf"plans.json name '{name}' as {key}"):
+    with pytest.raises(UserError, match=rf"plans.json: .*{key}: is no .*'{name}'"):
         read_model(tmp_path, "0", FINAL)
 
 

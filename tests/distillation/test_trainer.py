@@ -124,9 +124,8 @@ def test_loader__mixes_unlabelled_volumes_in(taught: Path) -> None:
         keys += list(batch["keys"])
     assert 8 <= sum(map(is_unlabelled, keys)) <= 32
     assert not any(is_unlabelled(key) for _ in range(5) for key in next(trainer.dataloader_val)["keys"])
-    wrong = make_trainer(taught, "LAPNDistill", plans=plans | {"nnssl": {"unlabelled_share": 1}})
-    with pytest.raises(UserError, match=r"unlabelled_share.: 1.* below 1"):
-        wrong.on_train_start()
+    with pytest.raises(UserError, match=r"unlabelled_share: .* below 1"):
+        make_trainer(taught, "LAPNDistill", plans=plans | {"nnssl": {"unlabelled_share": 1}})
 
 
 @pytest.mark.parametrize("name", ["LAPNDistill", "Distill"])
@@ -219,5 +218,6 @@ def test_distill__refuses_2d_and_cascades(flare: Path) -> None:
         make_trainer(flare, "Distill", plans=plans)
     flat = read_plans(flare)
     flat["configurations"]["3d_fullres"]["patch_size"] = [16, 16]
+    flat["configurations"]["3d_fullres"]["spacing"] = [1.5, 1.5]
     with pytest.raises(UserError, match="not three-dimensional"):
         make_trainer(flare, "Distill", plans=flat)

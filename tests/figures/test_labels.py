@@ -20,7 +20,8 @@ def _dataset(folder: Path) -> Path:
     values = np.random.default_rng(0).integers(0, 3, SIZE[::-1]).astype(np.uint8)
     write_file(folder / "labelsTr" / "case_1.nii.gz", values)
     content = {"channel_names": {"0": "CT"}, "file_ending": ".nii.gz",
-               "labels": {"background": 0, "liver": 1, "spine": 2, "both": [1, 2], "ignore": 3}}  # fmt: skip
+               "labels": {"background": 0, "liver": 1, "spine": 2, "both": [1, 2], "ignore": 3},
+               "regions_class_order": [1, 2, 1]}  # fmt: skip
     (folder / "dataset.json").write_text(json.dumps(content))
     return folder / "labelsTr" / "case_1.nii.gz"
 
@@ -54,7 +55,7 @@ def test_read_labels__of_another_image(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has 2 axes; give one with three"):
         read_labels(file.with_name("flat.nii.gz"), moved)
     file.write_bytes(b"no image")
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="cannot be used"):
         read_labels(file, moved)
 
 

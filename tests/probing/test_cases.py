@@ -107,3 +107,10 @@ def test_held_out_windows__cases_take_turns_and_labels_come_first(tmp_path: Path
     first, last = windows.first(1)[0], windows.first(16)[-1]
     counts = [(cases.window(w.case, w.box)[0].classes > 0).sum() for w in (first, last)]
     assert counts[0] > counts[1]
+
+
+def test_labelled_cases__a_volume_that_is_gone_is_named(tmp_path: Path) -> None:
+    cases = LabelledCases(make_probe(tmp_path), PATCH)
+    (cases.data.folder.images / "box_0.b2nd").unlink()
+    with pytest.raises(UserError, match=r"box_0\.b2nd is missing.*--c"):
+        cases.windows("box_0")
