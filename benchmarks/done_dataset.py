@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -42,8 +43,8 @@ def main() -> None:
         for folder, ends in file_ends(root).items():
             multiply(folder, ends, arguments.cases)
         for run in range(1 + arguments.repeats):
-            wall, cpu, said = timed(environment)
-            print(f"run {run + 1}: {cpu:6.2f} CPU s, {wall:6.2f} s   {said}", flush=True)
+            wall, cpu, ready = timed(environment)
+            print(f"run {run + 1}: {cpu:6.2f} CPU s, {wall:6.2f} s, {ready} volumes ready", flush=True)
 
 
 def write_raw(folder: Path) -> None:
@@ -80,11 +81,12 @@ def multiply(folder: Path, ends: tuple[str, ...], cases: int) -> None:
             shutil.copy2(folder / f"case_00000{end}", folder / f"case_{case:05d}{end}")
 
 
-def timed(environment: dict[str, str]) -> tuple[float, float, str]:
-    """Wall and CPU seconds of the command, and its last line."""
+def timed(environment: dict[str, str]) -> tuple[float, float, int]:
+    """Wall and CPU seconds of the command, and the number of volumes that it calls ready."""
     before, begin = _cpu_seconds(), time.perf_counter()
     done = subprocess.run(LINE, env=environment, check=True, capture_output=True, text=True)
-    return time.perf_counter() - begin, _cpu_seconds() - before, done.stdout.strip().splitlines()[-1].split(":")[-1]
+    ready = re.findall(r"(\d+) volumes ready", done.stdout)
+    return time.perf_counter() - begin, _cpu_seconds() - before, int(ready[-1])
 
 
 def _cpu_seconds() -> float:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -45,7 +46,7 @@ def _meanwhile(patch: pytest.MonkeyPatch, do: Callable[[], object]) -> list[floa
         waits.append(seconds)
         do()
 
-    patch.setattr(shared_work.time, "sleep", sleep)
+    patch.setattr(shared_work, "time", SimpleNamespace(sleep=sleep))  # locks sleep too, in their thread
     return waits
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -65,7 +66,7 @@ def test_prepare_unlabelled__others_wait_for_the_main_process(flare: Path, monke
         waits.append(seconds)
         _prepare(flare)  # what the main process does meanwhile
 
-    monkeypatch.setattr(module.time, "sleep", instead_of_sleeping)
+    monkeypatch.setattr(module, "time", SimpleNamespace(sleep=instead_of_sleeping))  # locks sleep too, in their thread
     home = flare / "preprocessed" / NAME
     found = prepare_unlabelled(read_plans(flare), "3d_fullres", home, False, print)
     assert len(waits) == 1 and found.cases == sorted(UNLABELLED)
