@@ -86,7 +86,7 @@ def _own_network(
     if head == UNET or theirs == network_entries(resolved):
         return {}, []
     return {"backbone": theirs}, [f"the backbone is the pretraining's own network, which is not that of these plans; "
-                                  f"with its spacing and intensities too it is better: {advice}"]  # fmt: skip
+                                  f"to have its spacing, patch and intensities too, {advice}"]  # fmt: skip
 
 
 def refuse_second_stage(resolved: dict[str, Any], configuration: str, trainer: str) -> None:
