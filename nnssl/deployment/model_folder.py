@@ -86,7 +86,7 @@ def open_folds(folder: Path, folds: Sequence[str], checkpoint: str) -> Opened:
     Raises:
         UserError: plans or checkpoints could run code, or a checkpoint is not one of nnU-Net.
     """
-    plans, dataset_json = (read_json(folder / name) for name in ("plans.json", "dataset.json"))
+    plans, dataset_json = read_json(folder / "plans.json", PlansFile), read_json(folder / "dataset.json", DatasetFile)
     first, weights = _read_folds([folder / f"fold_{fold}" / checkpoint for fold in folds])
     name = str(first["init_args"]["configuration"])
     resolved = any_configuration(plans, name)

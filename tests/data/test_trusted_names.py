@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from nnssl.core.json_files import write_json
+from nnssl.core.json_files import checked, write_json
+from nnssl.core.plans_schema import PlansFile
 from nnssl.data.planning import PlanRequest, make_plans, planner_classes
 from nnssl.data.raw import read_raw_dataset
 from nnssl.data.reader import find_reader
@@ -74,6 +75,7 @@ def test_what_nnunets_planners_write_passes(folders: Folders) -> None:
     seen = set()
     for planner in planner_classes():
         plans = make_plans(PlanRequest(planner=planner), dataset, reader, home)
+        checked(plans, PlansFile, planner)
         for name in plans["configurations"]:
             resolved = any_configuration(plans, name)
             refuse_untrusted_names(plans, resolved)
