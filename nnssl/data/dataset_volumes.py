@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -78,7 +77,7 @@ class DatasetVolumes:
     @cached_property
     def writable(self) -> bool:
         """Whether the folder may be written to; where it may not, all has to be ready, and nothing is noted."""
-        return os.access(self.home, os.W_OK)
+        return self.records.may_write
 
     @cached_property
     def records(self) -> Records:
@@ -101,7 +100,7 @@ class DatasetVolumes:
                                 options.num_processes, options.show_progress)  # fmt: skip
         found = comparison.sort_out(names, options.overwrite_volumes, self.writable)
         if self.writable:
-            self.records.append(found.noted)
+            self.records.renew(found.noted)
         found.tell(name)
         tasks = self._tasks(found)
         logger.info("%s: %d volumes to prepare, %d are done", name, len(tasks), len(found.ready))

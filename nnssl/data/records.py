@@ -189,6 +189,19 @@ class Records:
             os.close(handle)
         self._known.update((record.case, record) for record in records)
 
+    def renew(self, records: Iterable[Record]) -> None:
+        """Append what was found out of volumes, unless another job has begun or ended to replace them meanwhile."""
+        records = list(records)
+        if records:
+            self.refresh()
+            self.append(record for record in records if _is_of_same_volume(record, self.get(record.case)))
+
+    @property
+    def may_write(self) -> bool:
+        """Whether lines can be appended, and volumes written beside them."""
+        there = [self.file, self.file.parent, self.file.parent.parent]
+        return all(os.access(path, os.W_OK) for path in there if path.exists())
+
     @property
     def crowded(self) -> bool:
         """Whether most lines are dead."""
@@ -245,6 +258,12 @@ def _digest(file: str) -> str:
 def _differ(before: FileState, now: FileState) -> bool:
     known = None not in (before.digest, now.digest)
     return before.size != now.size or (known and before.digest != now.digest)
+
+
+def _is_of_same_volume(record: Record, known: Record | None) -> bool:
+    if known is None or known.begun:
+        return False
+    return (known.prepared, known.settings) == (record.prepared, record.settings)
 
 
 def _line(record: Record) -> bytes:

@@ -110,7 +110,7 @@ class _Volumes:
         home, cases = self.folder.parent, self.dataset.cases
         refuse_other_settings(self.folder, self.settings, f"delete that folder and {body_folder(self.folder).name} to "
                                                           f"make them anew")  # fmt: skip
-        left_out, may_write = dict(self.dataset.left_out), os.access(home, os.W_OK)
+        left_out, may_write = dict(self.dataset.left_out), self.records.may_write
         comparison = Comparison(self.folder, self.dataset, self.files, self.records, self.digest, "",
                                 default_processes(), False)  # fmt: skip
         if may_write and cases:
@@ -123,7 +123,7 @@ class _Volumes:
                             f"({named([case.name for case in todo])}); run this training where it can be written "
                             f"to")  # fmt: skip
         if may_write:
-            self.records.append(found.noted)
+            self.records.renew(found.noted)
         left_out |= failed | self._work(todo, found.changed)
         for name, reason in sorted(left_out.items()):
             self.say(f"WARNING: {UNLABELLED}/{name} is left out: {reason}")

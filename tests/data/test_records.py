@@ -100,6 +100,15 @@ def test_Records__an_unfinished_line_is_read_when_it_is_whole(tmp_path: Path) ->
     assert records.get("b") == Record("b", None)
 
 
+def test_Records__what_is_found_out_of_a_volume_counts_until_another_job_replaces_it(tmp_path: Path) -> None:
+    records, other = (Records(tmp_path / "data") for _ in range(2))
+    before = [Record(case, None, "plans", prepared="then") for case in "abc"]
+    records.append(before)
+    other.append([replace(before[1], begun=True), replace(before[2], prepared="now")])
+    records.renew(replace(record, orientation="LPS") for record in before)
+    assert [record.orientation for record in Records(tmp_path / "data").all()] == ["LPS", None, None]
+
+
 def test_Records__dead_lines_are_taken_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nnssl.data.records._DEAD_LINES", 3)
     records, other = (Records(tmp_path / "data") for _ in range(2))
