@@ -253,11 +253,13 @@ def _kill_children() -> None:
 
 def _end_at_once() -> None:
     """End this process and its children; files that they were writing have other names still."""
-    words = threading.Thread(target=_last_words, daemon=True)
-    words.start()
-    _kill_children()
-    words.join(_LAST_S)  # a pipe that nobody reads must not hold us
-    os._exit(EXIT_INTERRUPTED)
+    try:
+        words = threading.Thread(target=_last_words, daemon=True)
+        words.start()
+        _kill_children()
+        words.join(_LAST_S)  # a pipe that nobody reads must not hold us
+    finally:  # the interpreter may be about to end, and refuse
+        os._exit(EXIT_INTERRUPTED)
 
 
 def _last_words() -> None:

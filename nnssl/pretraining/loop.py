@@ -128,6 +128,8 @@ class Pretraining:
         if shown and is_main() and self._saves(self.epoch + 1):
             draw_reconstruction(self.setup, self.method, self._views(shown), shown.cases, self.epoch + 1)
         self._finish_epoch()
+        if self._told_to_stop() and self.epoch < self.config.num_epochs:  # a probe may have taken its time
+            self._interrupt()
 
     def _count_probe(self, source: Use) -> None:
         """What a probe took of a share of the time."""

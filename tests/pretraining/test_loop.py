@@ -15,7 +15,8 @@ from nnssl.methods.registry import get_method, method_names
 from nnssl.methods.vox2vec import Vox2vec
 from nnssl.pretraining.checkpoint import FINAL, LATEST, load_checkpoint
 from nnssl.pretraining.loop import Pretraining
-from nnssl.pretraining.metrics import read_rows
+from nnssl.pretraining.metrics import Row, read_rows
+from nnssl.pretraining.reporting import Reporter
 from tests.runs import CPU, make_setup, resumed, same_content
 
 
@@ -79,6 +80,27 @@ def test_run__interrupted_and_resumed_ends_bitwise_as_uninterrupted(
     assert [r.keys() for r in rows[0]] == [r.keys() for r in rows[1]]
     assert [r["samples"] for r in rows[1]] == [6, 6]  # of an epoch's both parts
     assert rows[1][1]["total_device_hours"] == pytest.approx(sum(r["device_hours"] for r in rows[1]))
+
+
+def test_run__a_signal_between_the_last_step_of_an_epoch_and_the_next_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setup = make_setup(tmp_path)
+    epoch = Reporter.epoch
+
+    def told(self: Reporter, row: Row) -> None:
+        epoch(self, row)
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    monkeypatch.setattr(Reporter, "epoch", told)
+    with pytest.raises(Interrupted):
+        Pretraining(setup, CPU).run()
+    content = load_checkpoint(setup.folder / LATEST)
+    assert (content["step"], content["epoch"]) == (3, 1)
+    monkeypatch.undo()
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    resumed(setup, LATEST).run()
+    assert [row["step"] for row in read_rows(setup.folder / "metrics.jsonl")] == [3, 6]
 
 
 def test_run__signal_handlers_come_back(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from nnssl.pretraining.metrics import read_rows
 from tests.phantoms import write_ct_dataset
 from tests.runs import same_content
 
-SHAPE = (40, 72, 72)
+SHAPE = (32, 60, 60)
 PLANS = "nnsslPlans_tiny"
 RUN = f"nnUNet_results/Dataset500_Phantom/nnssl_vox2vec__{PLANS}__3d_fullres/fold_all"
 _PRETRAIN = (f"nnssl_pretrain -d 500 -m vox2vec -p {PLANS} -device cpu -np 1 --c -o num_epochs=4 steps_per_epoch=12 "
@@ -55,8 +55,8 @@ def write_raw(folder: Path) -> None:
     """Two small datasets: CTs without labels, and some with."""
     for name in ("raw", "preprocessed", "results"):
         (folder / f"nnUNet_{name}").mkdir(parents=True)
-    write_ct_dataset(folder / "nnUNet_raw", 500, "Phantom", 8, shape=SHAPE)
-    write_ct_dataset(folder / "nnUNet_raw", 17, "Organs", 6, shape=SHAPE, labelled=True)
+    write_ct_dataset(folder / "nnUNet_raw", 500, "Phantom", 7, shape=SHAPE)
+    write_ct_dataset(folder / "nnUNet_raw", 17, "Organs", 5, shape=SHAPE, labelled=True)
 
 
 def copy(state: Path, target: Path) -> None:
