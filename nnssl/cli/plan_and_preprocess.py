@@ -38,7 +38,8 @@ def parser() -> argparse.ArgumentParser:
                    help="give plans to datasets of another modality than the first one's, such as CT after MR")
     p.add_argument("--no_pp", action="store_true", help="plan only")
     p.add_argument("--clean", action="store_true", help="read all volumes anew for the fingerprint")
-    p.add_argument("--strict", action="store_true", help="refuse if a volume cannot be used")
+    p.add_argument("--strict", action="store_true",
+                   help="refuse if a volume cannot be used, or lies elsewhere than its label or another channel")
     p.add_argument("--no_pbar", action="store_true", help="no progress bar (there is none without a terminal)")
     p.add_argument("--verbose", action="store_true", help="also what nnU-Net's functions print")
     # fmt: on
