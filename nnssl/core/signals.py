@@ -54,7 +54,7 @@ class Listener:
     def __init__(self, of_command: bool, again: str = "run the same line again", to_the_end: bool = False) -> None:
         self.of_command, self.again, self.to_the_end = of_command, again, to_the_end
         self.saving: list[StopSignal] = []
-        self.received, self.ending = False, False
+        self.received, self.second, self.ending = False, False, False
         self._first: float | None = None  # when SIGTERM came first
         self._before: dict[int, Any] = {}
         self._pipe: tuple[socket.socket, socket.socket] | None = None
@@ -119,9 +119,10 @@ class Listener:
         if self.ending:
             return
         first, self.received = not self.received, True
-        if not self.of_command and self._is_second(number):
+        if self.second:  # in a program of the user, who has other plans for it
             self._let_go()
             os.kill(os.getpid(), number)
+            return
         for context in self.saving:
             context.forward(number)
         if first and not self.saving:
@@ -137,8 +138,12 @@ class Listener:
                 said.add(number)
                 # whoever reads our output may be slow, and this thread has more to hear
                 self._start(self._announce, number)
-            if self._is_second(number) and self.of_command:
-                _end_at_once()
+            # here and not in `_handle`: that one may hear of the first signal when a long step has ended
+            if self._is_second(number) and not self.second:
+                self.second = True
+                if self.of_command:
+                    _end_at_once()
+                signal.pthread_kill(threading.main_thread().ident or 0, number)  # calls `_handle` once more
 
     def _is_second(self, number: int) -> bool:
         """Tell whether a SIGTERM is a second one, and note the first."""

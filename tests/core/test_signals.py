@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import os
 import signal
@@ -83,6 +84,21 @@ def test_stop_signal__in_a_program_of_the_user_a_second_one_is_the_programs(monk
             assert told.received and not seen
             send(signal.SIGTERM)
         assert seen == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_stop_signal__a_first_one_that_is_heard_after_a_long_step_is_no_second(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(signals, "_SAME_S", 0.05)
+    seen: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: seen.append(number))
+    try:
+        with StopSignal() as told:
+            threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
+            hashlib.pbkdf2_hmac("sha256", b"", b"", 2_000_000)  # C code, which Python's handlers have to wait for
+            assert told.received and not seen
     finally:
         signal.signal(signal.SIGTERM, before)
 
