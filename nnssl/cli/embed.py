@@ -57,10 +57,13 @@ def _command(argv: list[str] | None) -> int:
     arguments = parser().parse_args(argv)
     # Only now: --help answers without waiting for torch and nnU-Net.
     from nnssl import embed
+    from nnssl.data.next_lines import Way, rendered
 
     made = embed(**vars(arguments))
     out = f" ({len(made.left_out)} left out)" if made.left_out else ""
     print(f"{len(made.cases)} cases in {made.folder}{out}")
+    if made.next:
+        print(rendered([Way(made.next)]))
     return LEFT_OUT if made.left_out else 0
 
 

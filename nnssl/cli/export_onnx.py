@@ -47,8 +47,13 @@ def _command(argv: list[str] | None) -> None:
     arguments = parser().parse_args(argv)
     # Only now: --help answers without waiting for torch and nnU-Net.
     from nnssl import export_onnx
+    from nnssl.data.next_lines import INPUT, OUTPUT, Way, command, device_flag, rendered
+    from nnssl.deployment.session import usable_device
 
     export_onnx(**vars(arguments))
+    line = command("nnssl_predict_onnx", "-i", INPUT, "-o", OUTPUT, "-m", arguments.output_file,
+                   *device_flag(usable_device()))  # fmt: skip
+    print(rendered([Way((line,))]))
 
 
 if __name__ == "__main__":

@@ -53,6 +53,7 @@ def _command(argv: list[str] | None) -> None:
     arguments = parser().parse_args(argv)
     # Only now: --help answers without waiting for torch and nnU-Net.
     from nnssl import match
+    from nnssl.data.next_lines import Way, command, device_flag, rendered
 
     found = match(**vars(arguments))
     cell = " x ".join(f"{size:.1f}" for size in found.cell_mm[::-1])
@@ -61,6 +62,11 @@ def _command(argv: list[str] | None) -> None:
     print(f"back   {found.back_mm:.1f} mm from the point")
     if arguments.output:
         print(f"drawn  {arguments.output}")
+    flags = [f"--{name}" for name in ("voxel", "ras", "allow_other_intensities") if getattr(arguments, name)]
+    line = command("nnssl_visualize", "matches", "-m", arguments.model, "-i", arguments.query, "-k", arguments.key,
+                   "-p", *(f"{value:.10g}" for value in arguments.point), "-o", "matches.png", *flags,
+                   *device_flag(arguments.device, default="cpu"))  # fmt: skip
+    print(rendered([Way((line,))]))
 
 
 def _line(place: Place) -> str:

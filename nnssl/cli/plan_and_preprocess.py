@@ -54,6 +54,7 @@ def main(argv: list[str] | None = None) -> None:
 def _command(argv: list[str] | None) -> int:
     args = parser().parse_args(argv)
     # Only now: --help answers without waiting for torch and nnU-Net.
+    from nnssl.data.next_lines import after_planning, rendered
     from nnssl.data.plan_and_preprocess import plan_and_preprocess
 
     if args.verbose:
@@ -78,6 +79,8 @@ def _command(argv: list[str] | None) -> int:
         show_progress=not args.no_pbar,
         overwrite_volumes=args.overwrite_volumes,
     )
+    flags = ["--allow_other_intensities"] if args.allow_other_intensities else []
+    print(rendered(after_planning(results, args.num_parts, *flags)))
     return LEFT_OUT if any(result.left_out for result in results) else 0
 
 

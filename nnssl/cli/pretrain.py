@@ -18,6 +18,7 @@ EPILOG = """examples:
   torchrun --nproc_per_node 4 --nnodes 2 ... -m nnssl.cli.pretrain -d 500 -m vox2vec
 
 Environment: nnssl_tensorboard=1 and nnUNet_wandb_enabled=1 (nnU-Net's own) log to TensorBoard and Weights & Biases too
+Prints the lines to type next, from nnssl_transfer to nnUNetv2_train; a finished run with --c prints them again.
 Output: nnUNet_results/DatasetXXX_Name/nnssl_METHOD__PLANS__CONFIGURATION/fold_FOLD/
 Exit code: 0 finished, 1 an error (said in one sentence), 75 interrupted by SIGTERM or SIGUSR1 after a saved step, or
 before the first: run again with --c. A second SIGTERM ends it at once; --c then goes on from the last saved epoch.

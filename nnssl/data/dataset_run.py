@@ -9,9 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from nnssl.core.json_files import checked, read_json, write_json
+from nnssl.core.json_files import checked, write_json
 from nnssl.core.plans_schema import PlansFile
-from nnssl.core.schemas import FingerprintFile
 from nnssl.data.call import PreparedDataset, RunOptions
 from nnssl.data.copies import (
     changes_of_dataset_json,
@@ -21,7 +20,7 @@ from nnssl.data.copies import (
     take_split,
 )
 from nnssl.data.dataset_volumes import DatasetVolumes
-from nnssl.data.fingerprint import make_fingerprint, scan_dataset
+from nnssl.data.fingerprint import MADE_FROM, is_outdated, make_fingerprint, read_fingerprint, scan_dataset
 from nnssl.data.folders import dataset_argument, dataset_id
 from nnssl.data.guard import Images, check_datasets
 from nnssl.data.inventory import RawFiles, data_folders
@@ -39,14 +38,11 @@ from nnssl.data.planning import (
 )
 from nnssl.data.raw import RawDataset, list_dataset, schemes_of
 from nnssl.data.reader import choose_orientation, find_reader, may_reorient, was_reoriented
-from nnssl.data.records import Records, labels_digest
+from nnssl.data.records import labels_digest
 from nnssl.data.report import nothing_usable, refuse_left_out, report_file, write_report
 from nnssl.data.settings import read_settings, resolved_configuration, settings_in_folder, write_settings
 from nnssl.data.storage import body_folder, dataset_lock, done_cases
 from nnssl.errors import UserError
-
-_NEW_FINGERPRINT = "delete it, and run the same line again: it is made anew"
-_MADE_FROM = "nnssl_made_from"  # entry of the fingerprint: digest of the raw files that it is of
 
 logger = logging.getLogger("nnssl")
 
@@ -130,7 +126,7 @@ class DatasetRun:
             with dataset_lock(self.home):
                 self._scan()
         file = self._fingerprint_file
-        return dict(read_json(file, FingerprintFile, _NEW_FINGERPRINT)) if file.is_file() else {}
+        return read_fingerprint(file) if file.is_file() else {}
 
     def preprocess(self) -> PreparedDataset:
         """Prepare what is not done yet, copy labels for nnU-Net's validation, and report."""
@@ -208,9 +204,11 @@ class DatasetRun:
         """Fingerprint from all volumes, unless there is one; or there is one of other raw files, if that matters."""
         file = self._fingerprint_file
         as_before = self.reorient == was_reoriented(self.home, self.dataset)
-        if file.is_file() and not self.options.clean and as_before and not (if_outdated and self._is_outdated(file)):
-            read_json(file, FingerprintFile, _NEW_FINGERPRINT)  # planners read it without a check
-            return
+        if file.is_file() and not self.options.clean and as_before:
+            content = read_fingerprint(file)  # planners read it without a check
+            if not (if_outdated and is_outdated(content, self.dataset, self.files, self.home)):
+                return
+            logger.info("%s: the raw files have changed since %s was made", self.dataset.name, file)
         logger.info("%s: fingerprint of %d volumes", self.dataset.name, len(self.dataset.cases))
         scans = scan_dataset(self.dataset, self.reader, self.options.num_processes, self.options.show_progress)
         self.left_out.update({scan.name: scan.reason for scan in scans if scan.reason is not None})
@@ -220,21 +218,7 @@ class DatasetRun:
             refuse_left_out(self.dataset.name, self.left_out, self.warnings)
         if not self.orientations:
             raise UserError(nothing_usable(self.dataset.name, self.left_out))
-        write_json(file, make_fingerprint(scans, self.dataset) | {_MADE_FROM: self.files.digest})
-
-    def _is_outdated(self, file: Path) -> bool:
-        """Whether the fingerprint is of other raw files; one of unknown origin is if channels or records say so."""
-        content = read_json(file, FingerprintFile, _NEW_FINGERPRINT)
-        if _MADE_FROM in content:
-            outdated = content[_MADE_FROM] != self.files.digest
-        else:
-            channels = len(content["foreground_intensity_properties_per_channel"])
-            outdated = channels != len(self.dataset.channel_names) or any(
-                self.files.differ(record) for folder in data_folders(self.home) for record in Records(folder).all()
-            )
-        if outdated:
-            logger.info("%s: the raw files have changed since %s was made", self.dataset.name, file)
-        return outdated
+        write_json(file, make_fingerprint(scans, self.dataset) | {MADE_FROM: self.files.digest})
 
     def _accept(self, new: Plans, existing: Plans | None, request: PlanRequest) -> None:
         """Keep the existing plans if the new ones agree with them; save the new ones if they may replace them."""

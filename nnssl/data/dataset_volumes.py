@@ -103,7 +103,7 @@ class DatasetVolumes:
             self.records.renew(found.noted)
         found.tell(name)
         tasks = self._tasks(found)
-        logger.info("%s: %d volumes to prepare, %d are done", name, len(tasks), len(found.ready))
+        logger.info("%s: %s", name, found.work(len(tasks) - len(found.bodies)))
         ready = found.ready | self._work(tasks, found)
         self._copy_labels(ready)
         if self.dataset.cases and self.writable:
@@ -134,8 +134,7 @@ class DatasetVolumes:
         known = read_settings(folder) or made_with
         settings = None if known is None else digest_of(known)
         labels = labels_digest(copied_dataset_json(self.home) or self.dataset.dataset_json)
-        recalled = self._recalled(missing)
-        records.append(found_volumes(there - at_work, self.files, records, settings, labels, recalled))
+        records.append(found_volumes(there - at_work, self.files, records, settings, labels, self._recalled(missing)))
 
     def _settle(self) -> None:
         """The folder and these plans agree on what volumes are made with, and every volume has a record."""
@@ -284,9 +283,9 @@ class DatasetVolumes:
 
     def _recalled(self, cases: set[str]) -> dict[str, str]:
         """Orientations that earlier reports know, those with other plans last."""
-        options = self.options
-        own = report_file(self.home, self.plans["plans_name"], options.num_parts, options.part_id)
-        return recalled_orientations(self.home, [report_file(self.home, self.plans["plans_name"]), own], cases)
+        name, options = self.plans["plans_name"], self.options
+        files = [report_file(self.home, name), report_file(self.home, name, options.num_parts, options.part_id)]
+        return recalled_orientations(self.home, files, cases)
 
     @property
     def _line(self) -> str:
@@ -296,7 +295,6 @@ class DatasetVolumes:
 
     def _need_to_write(self, what: str) -> None:
         if not self.writable:
-            raise UserError(
-                f"{self.home} may only be read, and it would have to be written to: to {what}; let nnUNet_"
-                f"preprocessed name a folder of your own, or ask its owner to run {self._line}"
-            )
+            raise UserError(f"{self.home} may only be read, and it would have to be written to: to {what}; let "
+                            f"nnUNet_preprocessed name a folder of your own, or ask its owner to run "
+                            f"{self._line}")  # fmt: skip

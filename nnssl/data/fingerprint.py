@@ -6,19 +6,25 @@ import logging
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from nnssl.core.json_files import read_json
+from nnssl.core.schemas import FingerprintFile
 from nnssl.data.body_mask import body_mask_ct
 from nnssl.data.check_case import LoadedCase, load_case
+from nnssl.data.inventory import RawFiles, data_folders
 from nnssl.data.pool import map_cases
 from nnssl.data.raw import RawCase, RawDataset, label_values
+from nnssl.data.records import Records
 from nnssl.errors import BadCase, UserError
 
 # nnU-Net keeps 1e8 intensities of a dataset; its percentiles are as good from 1e7, at a tenth of the memory.
 _SAMPLES_LABELLED, _SAMPLES_UNLABELLED = 10**8, 10**7
 _SAMPLES_PER_CASE = 10**6
+MADE_FROM = "nnssl_made_from"  # entry of the fingerprint: digest of the raw files that it is of
 
 logger = logging.getLogger("nnssl")
 
@@ -114,6 +120,31 @@ def _body(loaded: LoadedCase, seg: np.ndarray, box: Any, ct_channel: int | None)
         return seg >= 0
     crop = tuple(slice(int(low), int(high)) for low, high in box)
     return body_mask_ct(loaded.image[ct_channel])[crop][None]
+
+
+def read_fingerprint(file: Path) -> dict[str, Any]:
+    """Content of dataset_fingerprint.json.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    return dict(read_json(file, FingerprintFile, "delete it, and run the same line again: it is made anew"))
+
+
+def is_outdated(content: dict[str, Any], dataset: RawDataset, files: RawFiles, home: Path) -> bool:
+    """Whether a fingerprint is of other raw files; one of unknown origin is if channels or records say so.
+
+    Args:
+        content: of the fingerprint.
+        dataset: raw.
+        files: of the raw dataset.
+        home: the dataset's folder in nnUNet_preprocessed.
+    """
+    if MADE_FROM in content:
+        return bool(content[MADE_FROM] != files.digest)
+    if len(content["foreground_intensity_properties_per_channel"]) != len(dataset.channel_names):
+        return True
+    return any(files.differ(record) for folder in data_folders(home) for record in Records(folder).all())
 
 
 def make_fingerprint(scans: list[CaseScan], dataset: RawDataset) -> dict[str, Any]:

@@ -100,6 +100,15 @@ class Inventory:
                         "known to compare: they are taken as unchanged; --overwrite_volumes prepares all anew", dataset,
                         len(self.unknown))  # fmt: skip
 
+    def work(self, volumes: int) -> str:
+        """What there is to do, of which `volumes` whole volumes; a body mask leaves its volume as it is."""
+        masks, ready = len(self.bodies), len(self.ready)
+        parts = [f"{_count(volumes, 'volume')} to preprocess"] if volumes else []
+        if masks:
+            others = " for volumes that stay as they are" if volumes else ", volumes are used as they are"
+            parts.append(f"{_count(masks, 'body mask')} to make{others}")
+        return ", ".join([*(parts or ["nothing to preprocess"]), *([f"{ready} are done"] if ready else [])])
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -281,3 +290,7 @@ def named(cases: Collection[str]) -> str:
     ordered = sorted(cases)
     more = len(ordered) - _NAMED
     return ", ".join(ordered[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"

@@ -166,6 +166,20 @@ def read_unlabelled(folder: Path, dataset_json: dict[str, Any]) -> tuple[dict[st
     return cases, left_out | {file.removeprefix(f"{UNLABELLED}/"): reason for file, reason in ignored.items()}
 
 
+def number_of_labels(folder: Path) -> int:
+    """Label maps of a raw dataset that nnU-Net could train on, by their names; 0 where there is no telling."""
+    try:
+        dataset_json = read_dataset_json(folder)
+        if len(dataset_json["labels"]) < 2:
+            return 0
+        if "dataset" in dataset_json:
+            return sum(bool(files.get("label")) for files in dataset_json["dataset"].values())
+        ending = dataset_json["file_ending"]
+        return sum(name.endswith(ending) and not name.startswith(".") for name in os.listdir(folder / "labelsTr"))
+    except (OSError, UserError):
+        return 0
+
+
 def label_values(dataset_json: Mapping[str, Any]) -> frozenset[int]:
     """All numbers that a label map of a dataset may hold: background, labels, those of regions, the ignored one."""
     values = dataset_json["labels"].values()

@@ -81,6 +81,14 @@ def make_session(model: str | bytes, device: str = "cpu", threads: int = 0) -> A
     return session
 
 
+def usable_device() -> str:
+    """ "cuda" where ONNX Runtime was built for it and torch sees a card; else "cpu"."""
+    import torch
+
+    built = _PROVIDERS["cuda"] in need("onnxruntime").get_available_providers()
+    return "cuda" if built and torch.cuda.is_available() else "cpu"
+
+
 def run(session: Any, image: np.ndarray) -> np.ndarray:
     """Logits (B, num_classes, *patch) of patches (B, C, *patch), both float32."""
     (logits,) = session.run(None, {session.get_inputs()[0].name: image})

@@ -7,7 +7,7 @@ import logging
 import re
 import time
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -17,6 +17,7 @@ from nnssl.core.files import remove_leftovers
 from nnssl.core.json_files import read_json, write_json
 from nnssl.core.names import shown
 from nnssl.core.own_files import EmbeddingFile
+from nnssl.data.next_lines import command, device_flag
 from nnssl.data.output_folder import check_output_folder
 from nnssl.data.raw import RawCase
 from nnssl.embedding.dense_files import ENDINGS, cell_affine, is_dense_map, write_dense
@@ -48,11 +49,13 @@ class Embedded:
         folder: the output.
         cases: names, sorted; also of earlier calls that this one went on with.
         left_out: why others are not there, by name.
+        next: lines to type next, as `nnssl_embed` prints them.
     """
 
     folder: Path
     cases: list[str]
     left_out: dict[str, str]
+    next: tuple[str, ...] = ()
 
 
 def embed(
@@ -106,9 +109,22 @@ def embed(
                 "channels": backbone.channels, "strides": backbone.strides}  # fmt: skip
     _open_folder(folder, settings, overwrite)
     job = _Job(backbone, folder, settings, device, guard)
-    if what == "case":
-        return job.vectors(cases)
-    return job.dense(cases, given)
+    made = job.vectors(cases) if what == "case" else job.dense(cases, given)
+    flags = ["--allow_other_intensities"] if allow_other_intensities else []
+    return replace(made, next=_pictures(made, cases, what, str(model), level, *flags, *device_flag(device, "cpu")))
+
+
+def _pictures(
+    made: Embedded, cases: list[RawCase], what: str, model: str, level: int | None, *flags: str
+) -> tuple[str, ...]:
+    """The figure that shows the same features of the first image: what is alike, or for maps their components."""
+    kind = "similarity" if what == "case" else "pca"
+    levels = [] if level is None else ["-level", level]
+    for case in cases:
+        if case.name in made.cases:
+            words = ["-m", model, "-i", case.images[0], *levels, "-o", f"{kind}.png", *flags]
+            return (command("nnssl_visualize", kind, *words),)
+    return ()  # all of them were left out, and what is there is of an earlier call
 
 
 @dataclass(frozen=True)

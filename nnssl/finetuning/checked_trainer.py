@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from nnssl.core.json_files import checked
 from nnssl.core.names import shown
 from nnssl.core.plans_schema import PlansFile
 from nnssl.core.schemas import DatasetFile
+from nnssl.data.next_lines import Way, predict_line, rendered
 from nnssl.data.nnunet_checkpoint import only_plain_types
 from nnssl.data.trusted_names import refuse_untrusted_names
 from nnssl.errors import UserError
@@ -20,7 +22,12 @@ from nnssl.networks.trusted import trusted_network
 
 
 class CheckedTrainer(nnUNetTrainer):
-    """nnU-Net's trainer, but code runs neither from names in the plans nor from a checkpoint."""
+    """nnU-Net's trainer, but code runs neither from names in the plans nor from a checkpoint.
+
+    After the validation, which is what nnUNetv2_train ends with, it says how to predict.
+    """
+
+    _checkpoint: str = "checkpoint_final.pth"  # whose weights are validated
 
     def __init__(
         self,
@@ -59,6 +66,26 @@ class CheckedTrainer(nnUNetTrainer):
         """
         with only_plain_types(filename_or_checkpoint):
             super().load_checkpoint(filename_or_checkpoint)
+        if isinstance(filename_or_checkpoint, (str, Path)):
+            self._checkpoint = Path(filename_or_checkpoint).name
+
+    def on_train_end(self) -> None:
+        """As nnU-Net's, which writes the final checkpoint."""
+        super().on_train_end()
+        self._checkpoint = CheckedTrainer._checkpoint
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        """nnU-Net's; then what belongs to it, and what to type next as the very last lines."""
+        super().perform_actual_validation(save_probabilities)
+        self.after_validation()
+        if self.local_rank == 0 and (Path(self.output_folder) / self._checkpoint).is_file():
+            line = predict_line(self.plans_manager.dataset_name, self.configuration_name, self.fold,
+                                type(self).__name__, self.plans_manager.plans_name, self._checkpoint,
+                                self.device.type)  # fmt: skip
+            self.print_to_log_file(rendered([Way((line,))]), add_timestamp=False)
+
+    def after_validation(self) -> None:
+        """What a trainer adds to nnU-Net's validation."""
 
 
 def refuse_bad_files(plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any]) -> None:

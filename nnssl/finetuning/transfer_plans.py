@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,9 +14,21 @@ import numpy as np
 from nnssl.core.names import check_name
 from nnssl.data.call import PreparedDataset, RunOptions
 from nnssl.data.dataset_run import DatasetRun
-from nnssl.data.folders import dataset_argument, dataset_id, dataset_name, explained_errors_of, require_folders
+from nnssl.data.folders import dataset_id, dataset_name, explained_errors_of, require_folders
 from nnssl.data.guard import ALLOWED, Images, other_intensities, warn_of_images
 from nnssl.data.modality import names_of_channels
+from nnssl.data.next_lines import (
+    ANY_TRAINER,
+    STOCK_CONFIGURATION,
+    STOCK_PLANS,
+    Way,
+    commands_of,
+    first_fold,
+    plan_lines,
+    rendered,
+    train_line,
+    trainer_for,
+)
 from nnssl.data.planning import BLOCK, PlanRequest, Plans
 from nnssl.data.pool import default_processes
 from nnssl.data.prepared import majority_orientation
@@ -28,18 +39,7 @@ from nnssl.finetuning.source_run import RunFilter, choose_pretraining, source_na
 from nnssl.networks.build import resolve_configuration
 from nnssl.pretraining.nnunet_weights import NNUNET_WEIGHTS
 
-_FOLDS = 5  # that nnU-Net splits a dataset into
 _STAGES = ("inherits_from", "previous_stage", "next_stage")  # other configurations, which are not transferred
-_TRAINERS = {
-    "vox2vec": "nnUNetTrainer_Vox2vecProbe",
-    "pimpic": "nnUNetTrainer_PimpicFinetune",
-    "voco": "nnUNetTrainer_VoCoFinetune",
-    "lapn": "nnUNetTrainer_LAPN",
-    "sam": "nnUNetTrainer_SSLEncodings",
-    "mae": "nnUNetTrainer_MAEFinetune",
-    "alice": "nnUNetTrainer_AliceFinetune",
-}
-_ANY_TRAINER = "nnUNetTrainer_SSLProbe"
 
 log = logging.getLogger("nnssl")
 
@@ -52,11 +52,13 @@ class TransferredPlans:
         prepared: the target with its plans and volumes.
         command: to type next: train from the pretraining, with a trainer of this package.
         stock_command: or this: start nnU-Net's own trainer from the pretrained weights; None where it could not.
+        next: all lines that are printed as what to type next, in their order; these two are among them.
     """
 
     prepared: PreparedDataset
     command: str
     stock_command: str | None
+    next: tuple[str, ...] = ()
 
 
 def transfer(
@@ -94,7 +96,8 @@ def transfer(
             training through.
 
     Returns:
-        Where everything is, and the lines to type next; they are logged too.
+        Where everything is, and the lines to type next, as `nnssl_transfer` prints them: all in `next`, the first one
+        also as `command`. They are logged too.
 
     Raises:
         UserError: no such pretraining, or several; the target has no labels, or other channels; other plans of that
@@ -174,15 +177,18 @@ def _geometry(run: DatasetRun, fingerprint: Mapping[str, Any]) -> Images:
 
 
 def _announce(source: Pretrained, prepared: PreparedDataset, is_random: bool, num_channels: int) -> TransferredPlans:
-    splits = prepared.folder.parent / "splits_final.json"
-    fold = "0" if len(prepared.cases) >= _FOLDS or splits.is_file() else "all"
-    trainer = _ANY_TRAINER if is_random else _TRAINERS.get(source.method, _ANY_TRAINER)
-    train = f"nnUNetv2_train {dataset_argument(prepared.name)} {prepared.configuration} {fold}"
-    command, stock = f"{train} -tr {trainer} -p {prepared.plans_name}", None
-    log.info(f"now train from the {'random' if is_random else 'pretrained'} weights:\n  {command}")
+    name, home = prepared.name, prepared.folder.parent
+    fold, plans = first_fold(len(prepared.cases), home), prepared.plans_name
+    trainer = ANY_TRAINER if is_random else trainer_for(source.method)
+    command = train_line(name, prepared.configuration, fold, trainer=trainer, plans=plans)
+    ways, stock = [Way((command,), f"train from the {'random' if is_random else 'pretrained'} weights")], None
     weights = source.path.with_name(NNUNET_WEIGHTS)
     same_channels = num_channels == len(names_of_channels(source.dataset_json))
     if not is_random and same_channels and weights.is_file():
-        stock = f"{train} -p {prepared.plans_name} -pretrained_weights {shlex.quote(str(weights))}"
-        log.info(f"or fine-tune the whole network with nnU-Net's own trainer:\n  {stock}")
-    return TransferredPlans(prepared, command, stock)
+        stock = train_line(name, prepared.configuration, fold, "-pretrained_weights", weights, plans=plans)
+        ways.append(Way((stock,), "fine-tune the whole network with nnU-Net's own trainer"))
+    if not is_random and not (home / f"{STOCK_PLANS}.json").is_file():
+        train = train_line(name, STOCK_CONFIGURATION, fold, trainer=trainer_for(source.method, any_plans=True))
+        ways.append(Way((*plan_lines(name), train), f"train without -p, on nnU-Net's own plans, which {name} lacks"))
+    log.info(rendered(ways))
+    return TransferredPlans(prepared, command, stock, commands_of(ways))

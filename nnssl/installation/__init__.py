@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from nnssl.installation.check import Check
 from nnssl.installation.environment import check_device, check_other_package, check_packages, check_python
-from nnssl.installation.folders import check_folders, check_pretrainings
+from nnssl.installation.folders import check_folders, check_pretrainings, check_stock_plans
 from nnssl.installation.trainers import check_trainers
 
 __all__ = ["Check", "check_installation"]
@@ -19,8 +19,8 @@ def check_installation(report: Callable[[Check], None] | None = None) -> list[Ch
         report: called with each check as soon as it is made: the last ones import torch and nnU-Net, which takes
             some ten seconds.
     """
-    looks = (check_python, check_packages, check_other_package, check_folders, check_pretrainings, check_device,
-             check_trainers)  # fmt: skip
+    looks = (check_python, check_packages, check_other_package, check_folders, check_stock_plans, check_pretrainings,
+             check_device, check_trainers)  # fmt: skip
     checks: list[Check] = []
     for look in looks:
         for check in look():

@@ -8,9 +8,10 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from nnssl.installation.check import Check
+from nnssl.installation.check import INSTALL, Check, in_a_line
 
 FREE_GIB = 10.0  # less than this is soon full of preprocessed volumes or checkpoints
+NAMED = 10  # datasets that a line names at most
 FINISHED = "*/nnssl_*/fold_*/checkpoint_final.pth"
 
 
@@ -49,3 +50,24 @@ def check_pretrainings() -> Iterator[Check]:
         yield Check("pretraining", "ok", str(checkpoint.relative_to(results)))
     if not found:
         yield Check("pretraining", "ok", "none is finished yet; nnssl_pretrain makes one")
+
+
+def check_stock_plans() -> Iterator[Check]:
+    """Whether the labelled datasets have nnU-Net's own plans: without -p, nnUNetv2_train ends in a traceback if not."""
+    raw, preprocessed = (os.environ.get(name) for name in ("nnUNet_raw", "nnUNet_preprocessed"))
+    if not raw or not preprocessed or not os.path.isdir(raw):
+        return  # said by check_folders
+    try:
+        from nnssl.data.next_lines import STOCK_PLANS, plan_lines
+        from nnssl.data.raw import number_of_labels
+    except Exception as error:  # a package that is missing, or does not load
+        yield Check("stock plans", "fail", f"datasets cannot be read: {in_a_line(error)}", INSTALL)
+        return
+    labelled = [folder.name for folder in sorted(Path(raw).glob("Dataset*_*")) if number_of_labels(folder)]
+    lacking = [name for name in labelled if not (Path(preprocessed) / name / f"{STOCK_PLANS}.json").is_file()]
+    if lacking:
+        shown = ", ".join(lacking[:NAMED]) + (", ..." if len(lacking) > NAMED else "")
+        yield Check("stock plans", "warn", f"nnUNetv2_train needs -p for {shown}: no {STOCK_PLANS}.json",
+                    " && ".join(plan_lines(*lacking)))  # fmt: skip
+    else:
+        yield Check("stock plans", "ok", f"{len(labelled)} labelled datasets, each with {STOCK_PLANS}.json")

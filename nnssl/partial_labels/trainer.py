@@ -90,9 +90,9 @@ class PartialLabels(UsableCases):
         training, validation = super().get_tr_and_val_datasets()
         return self._restricted(training), self._restricted(validation)
 
-    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
-        """nnU-Net's; then the summary is written anew without what is not annotated."""
-        super().perform_actual_validation(save_probabilities)
+    def after_validation(self) -> None:
+        """Write the summary anew without what is not annotated."""
+        super().after_validation()
         if self.local_rank != 0 or not self.annotations.listed:
             return
         file = Path(self.output_folder) / "validation" / "summary.json"

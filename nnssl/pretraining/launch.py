@@ -11,20 +11,18 @@ import os
 import socket
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from nnssl.core.signals import EXIT_INTERRUPTED, Interrupted, Stopped, StopSignal
-from nnssl.core.system import name_file, why
+from nnssl.core.signals import EXIT_INTERRUPTED, Interrupted, StopSignal
 from nnssl.distributed import barrier, gather_objects
 from nnssl.errors import UserError
-from nnssl.methods.base import MethodConfig
 from nnssl.methods.options import to_plain
 from nnssl.pretraining.failures import in_sentences, killed
 from nnssl.pretraining.loop import Pretraining
+from nnssl.pretraining.run_log import open_run_log, run_log
 from nnssl.pretraining.setup import Setup, case_labels
 
 _SAID = 64  # exit code of a process that has said what is wrong
@@ -167,7 +165,9 @@ def _run(setup: Setup, device: str, rank: int, local_rank: int) -> None:
         torch.cuda.set_device(where)
         torch.backends.cudnn.benchmark = True  # the sizes are the same in every step
     try:
-        with _log_file(setup.folder if rank == 0 else None, setup.config):
+        with run_log(), in_sentences(setup.config):
+            if rank == 0:
+                open_run_log(setup.folder)
             _check_same_everywhere(setup)
             Pretraining(setup, where).run()
     except UserError as error:
@@ -184,40 +184,3 @@ def _check_same_everywhere(setup: Setup) -> None:
     if len(set(digests)) > 1:
         raise UserError(f"the processes do not see the same volumes, plans or checkpoints; make {setup.folder} and the "
                         f"preprocessed folder the same on all machines")  # fmt: skip
-
-
-class _LogFile(logging.FileHandler):
-    """A run goes on where its log cannot be written; the terminal has it too."""
-
-    told = False
-
-    def handleError(self, record: logging.LogRecord) -> None:
-        error = sys.exc_info()[1]
-        if not isinstance(error, OSError):
-            super().handleError(record)
-        elif not self.told:
-            self.told = True
-            print(f"warning: the log misses lines: {why(name_file(error, Path(self.baseFilename)))}", file=sys.stderr)
-
-    def close(self) -> None:
-        with contextlib.suppress(OSError):  # what the disk did not take
-            super().close()
-
-
-@contextlib.contextmanager
-def _log_file(folder: Path | None, config: MethodConfig) -> Iterator[None]:
-    """The log goes to a file of the run too; what ends the run from outside becomes a sentence."""
-    with in_sentences(config):
-        handler = _LogFile(folder / "pretraining_log.txt") if folder is not None else logging.NullHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    log.addHandler(handler)
-    try:
-        with in_sentences(config):
-            yield
-    except (UserError, Interrupted, Stopped) as end:
-        # the command says it on the terminal; whoever opens the log later wants to know it too
-        handler.handle(logging.LogRecord(log.name, logging.ERROR, __file__, 0, str(end), None, None))
-        raise
-    finally:
-        log.removeHandler(handler)
-        handler.close()

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from nnssl.core.signals import Interrupted, StopSignal
 from nnssl.data.loader import (
@@ -24,11 +23,13 @@ from nnssl.distributed import barrier, is_main, rank, world_size
 from nnssl.methods.base import Batch, Method, StepOutput, to_device
 from nnssl.methods.options import to_plain
 from nnssl.networks.sync_batch_norm import synchronise_batch_norm
+from nnssl.pretraining.announcement import announce
 from nnssl.pretraining.checkpoint import BEST, FINAL, LATEST, load_checkpoint, package_versions, save_checkpoint
 from nnssl.pretraining.cost import EpochCost, Use
 from nnssl.pretraining.drawings import draw_reconstruction, draw_views
 from nnssl.pretraining.energy import EnergyMeter
 from nnssl.pretraining.health import Health, embedding_std
+from nnssl.pretraining.life_signs import LifeSigns, Pace
 from nnssl.pretraining.metrics import Row, RunningMeans, memory_gib
 from nnssl.pretraining.optimisation import build_optimiser, choose_precision, learning_rate, set_learning_rate
 from nnssl.pretraining.reporting import Reporter
@@ -64,6 +65,8 @@ class Pretraining:
         elif setup.pretrained:
             load_weights(self.method, setup.pretrained)
         self.reporter = Reporter(setup, self.epoch)
+        pace = Pace(self.config, self._val_steps(), self.reporter.rows(device) if setup.resume and is_main() else ())
+        self.life = LifeSigns(self.config, pace, self.cost, self.watch, device)
         self.model: nn.Module = self._distribute()
 
     def run(self) -> None:
@@ -78,6 +81,8 @@ class Pretraining:
         positions = positions_of_rank(int(self.config.batch_size or 0), rank(), world_size())
         loader = make_loader(dataset, list(self._steps()), positions, self.device)
         with self.signal, self.reporter:
+            if is_main():
+                announce(setup, self.method, self.device, self.precision, self.step, self.life.pace.before(self.step))
             batches = iter(loader)
             try:
                 while self.epoch < self.config.num_epochs:
@@ -105,7 +110,7 @@ class Pretraining:
         batch = None
         self.method.train()
         self.cost.lap("other")
-        with self._bar(last - self.step) as bar:
+        with self.life.epoch(self.epoch, self.step):
             while self.step < last:
                 batch = next_batch(batches)
                 self.cost.lap("waiting")
@@ -115,10 +120,7 @@ class Pretraining:
                 self.cost.samples += int(self.config.batch_size or 0)
                 if self.probe is not None:
                     self.probe.after_step(self.step - 1)
-                self.cost.lap("training")
-                bar.set_postfix_str(f"{self.cost.samples_per_second:.2f} samples/s, "
-                                    f"data-wait {100 * self.cost.data_wait:.1f} %")  # fmt: skip
-                bar.update()
+                self.life.step(self.step)
                 if self._told_to_stop():
                     self._interrupt()
         self.watch.settle()
@@ -181,6 +183,7 @@ class Pretraining:
             output = self._forward(self.method, batch)
             terms = {"loss": output.loss, **output.terms, "embedding_std": embedding_std(output.embeddings)}
             self.watch.add("val", step, batch, terms, self.signal.received)
+            self.life.validated(step + 1)
         self.watch.settle()
         return batch
 
@@ -226,11 +229,6 @@ class Pretraining:
 
     def _saves(self, epoch: int) -> bool:
         return epoch % self.config.save_every_epochs == 0 or epoch == self.config.num_epochs
-
-    def _bar(self, total: int) -> tqdm[Any]:
-        description = f"epoch {self.epoch + 1}/{self.config.num_epochs}"
-        # disable=None: only on a terminal
-        return tqdm(total=total, desc=description, leave=False, disable=None if is_main() else True)
 
     def _build_probe(self) -> OnlineProbe | None:
         """The main process's probe, if the run has one."""

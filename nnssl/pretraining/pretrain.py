@@ -24,10 +24,12 @@ from nnssl.methods.options import from_plain, override, to_plain
 from nnssl.methods.registry import get_method
 from nnssl.pretraining.alignment import choose_aligner, prepare_embeddings
 from nnssl.pretraining.checkpoint import FINAL, package_versions
+from nnssl.pretraining.finished import FinishedRun, finished_run
 from nnssl.pretraining.launch import check_device, joined, launch, number_of_processes, started_by_torchrun
 from nnssl.pretraining.nnunet_weights import NNUNET_WEIGHTS, write_nnunet_weights
 from nnssl.pretraining.optimisation import build_optimiser
 from nnssl.pretraining.run_lock import Claim, claimed
+from nnssl.pretraining.run_log import open_run_log, run_log
 from nnssl.pretraining.setup import (
     CONFIG,
     Setup,
@@ -47,6 +49,7 @@ from nnssl.probing.prepare import check_probe, prepare_probe
 log = logging.getLogger("nnssl")
 
 
+@run_log()
 def pretrain(
     dataset_ids: Sequence[int | str],
     method: str,
@@ -64,7 +67,7 @@ def pretrain(
     probe: int | str | None = None,
     probe_every: int | None = None,
     allow_other_intensities: bool = False,
-) -> Path:
+) -> FinishedRun:
     """Pretrain on nnU-Net datasets, planning and preprocessing them first where that is missing.
 
     Args:
@@ -87,7 +90,8 @@ def pretrain(
             first dataset's (`nnssl.data.guard`).
 
     Returns:
-        The run's folder, with checkpoint_final.pth and nnunet_weights.pth in it.
+        The run's folder, with checkpoint_final.pth and nnunet_weights.pth in it: a path whose `next` holds the lines to
+        type next, as they are printed.
 
     Raises:
         UserError: any mistake in the request, found before anything is written, or a run that cannot go on.
@@ -127,7 +131,7 @@ def pretrain(
                       train, val, folder, resume, Path(pretrained) if pretrained else None, prepared.orientation,
                       _aligner(method_class, alignment, config, prepared), probed, claim)  # fmt: skip
         _train(setup, checkpoint, device, num_gpus, overwrite, allow_other_intensities)
-    return folder
+    return finished_run(setup, prepared.results, device)
 
 
 def _train(
@@ -144,7 +148,7 @@ def _train(
             return
         _tell_new_options(setup.config, checkpoint["config"])
     _check_before_writing(setup, overwrite, allow)
-    _announce(setup)
+    _warn(setup)
     prepare_embeddings(setup, device, not started_by_torchrun(), allow)
     if _is_main():
         _open_folder(setup, device, overwrite)
@@ -235,21 +239,14 @@ def _check_before_writing(setup: Setup, overwrite: bool, allow: bool) -> None:
                         f"free; make room, or set nnUNet_results to another disk")  # fmt: skip
 
 
-def _announce(setup: Setup) -> None:
+def _warn(setup: Setup) -> None:
     config = setup.config
-    held = f"{len(setup.val)} held out" if len(setup.val) else "none held out: there is no validation loss"
-    log.info(f"{setup.method} on {len(setup.train)} volumes ({held}), {config.num_epochs} epochs of "
-             f"{config.steps_per_epoch} steps of {config.batch_size} volumes, patch {config.patch_size}")  # fmt: skip
     distinct = get_method(setup.method).volumes_per_step(config)
     if len(setup.train) < distinct:
         log.warning(f"a step takes {distinct} volumes but there are {len(setup.train)}: some are drawn more than once")
     if get_method(setup.method).pairs_volumes and isinstance(setup.aligner, RelativePosition):
         log.warning("the volumes are paired by the relative position in the body: no pixel encoder is given "
                     "(-alignment), and no finished pretraining of these datasets is one (lapn or sam)")  # fmt: skip
-    if setup.probe:
-        log.info(f"probe: heads on the features learn from {len(setup.probe.train)} labelled cases of "
-                 f"{setup.probe.folder.name}, Dice on {len(setup.probe.held_out)} others")  # fmt: skip
-    log.info(f"output: {setup.folder}")
 
 
 def _open_folder(setup: Setup, device: str, overwrite: bool) -> None:
@@ -258,6 +255,7 @@ def _open_folder(setup: Setup, device: str, overwrite: bool) -> None:
         refuse_other_folder(folder)  # again: hours may lie between
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    open_run_log(folder)
     remove_leftovers(folder)
     described = {
         "method": setup.method,

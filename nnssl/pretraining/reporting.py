@@ -6,6 +6,8 @@ import logging
 from collections.abc import Callable
 from types import TracebackType
 
+import torch
+
 from nnssl.core.json_files import write_json
 from nnssl.core.signals import Interrupted
 from nnssl.core.system import dispensable, why
@@ -32,6 +34,11 @@ class Reporter:
     def __init__(self, setup: Setup, epoch: int) -> None:
         self.setup, self.first = setup, epoch
         self._trackers: list[Tracker] = []
+
+    def rows(self, device: torch.device) -> list[Row]:
+        """Those of finished epochs that such a device has made."""
+        rows = read_rows(self.setup.folder / METRICS)
+        return [row for row in rows if row["epoch"] <= self.first and row.get("device") == device.type]
 
     def epoch(self, row: Row) -> None:
         """Add the row of an epoch to `metrics.jsonl`, draw `progress.png`, write the epoch's line.

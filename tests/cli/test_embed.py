@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from nnssl.cli import visualize
 from nnssl.cli.embed import main
 from tests.phantoms import write_ct_dataset, write_volume
 from tests.pretrainings import tiny_plans, write_pretraining
@@ -22,7 +24,11 @@ def arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_main__vectors_of_a_dataset(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main([*arguments, "-format", "csv"])
-    assert capsys.readouterr().out.splitlines()[-1] == f"2 cases in {tmp_path / 'out'}"
+    done, _, line = capsys.readouterr().out.splitlines()[-3:]
+    assert done == f"2 cases in {tmp_path / 'out'}"
+    drawn = visualize.parser().parse_args(shlex.split(line)[1:])
+    assert (drawn.kind, drawn.model, drawn.level, drawn.device) == ("similarity", arguments[1], None, "cpu")
+    assert drawn.image == str(tmp_path / "raw/Dataset017_Torso/imagesTr/case_000_0000.nii.gz")
     with np.load(tmp_path / "out/vectors.npz") as table:
         assert table["cases"].tolist() == ["case_000", "case_001"] and table["vectors"].shape == (2, 112)
     header, *rows = (tmp_path / "out/vectors.csv").read_text().splitlines()
@@ -35,10 +41,12 @@ def test_main__dense_maps_for_a_viewer_and_a_volume_that_is_left_out(
     (tmp_path / "raw/Dataset017_Torso/imagesTs").mkdir()
     (tmp_path / "raw/Dataset017_Torso/imagesTs/bad_0000.nii.gz").touch()
     with pytest.raises(SystemExit) as stopped:
-        main([*arguments, "-what", "dense", "-components", "3", "-format", "nifti"])
+        main([*arguments, "-what", "dense", "-components", "3", "-format", "nifti", "-level", "1"])
     assert stopped.value.code == 3
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-1] == f"2 cases in {tmp_path / 'out'} (1 left out)"
+    assert lines[-3:-1] == [f"2 cases in {tmp_path / 'out'} (1 left out)", "next:"]
+    drawn = visualize.parser().parse_args(shlex.split(lines[-1])[1:])
+    assert (drawn.kind, drawn.level, Path(drawn.image).is_file()) == ("pca", 1, True)
     assert any(line.startswith("warning: bad is left out: unreadable image") for line in lines)
     names = {"case_000.nii.gz", "case_001.nii.gz", "embedding.json", "pca.npz"}
     assert {file.name for file in (tmp_path / "out").iterdir()} == names

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from nnssl.cli import visualize
 from nnssl.cli.match import main
 from tests.phantoms import ct_volume, write_volume
 from tests.pretrainings import CT_JSON, tiny_plans, write_pretraining
@@ -31,6 +33,9 @@ def test_main__prints_the_match_and_draws_it(tmp_path: Path, capsys: pytest.Capt
     assert lines[0] == "query  a: 30.00 27.00 30.00 mm, voxel 20.00 18.00 10.00"
     assert lines[1].startswith("match  b: ") and "similarity " in lines[1]
     assert lines[2].startswith("back   ") and lines[3] == f"drawn  {picture}" and picture.is_file()
+    drawn = visualize.parser().parse_args(shlex.split(lines[5])[1:])
+    assert (lines[4], drawn.kind, drawn.keys) == ("next:", "matches", [str(tmp_path / "b_0000.nii.gz")])
+    assert (drawn.points, drawn.voxel, drawn.ras, drawn.device) == ([[20.0, 18.0, 10.0]], True, False, "cpu")
 
 
 def test_main__a_mistake_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -26,7 +27,9 @@ def test_main__from_a_model_folder_to_label_maps(tmp_path: Path, capsys: pytest.
     export_onnx.main(["-m", str(model), "-f", "1", "-o", str(file)])
     said = capsys.readouterr().out
     assert said.startswith(f"{file}: 0.1 MB, opset 18, patch 12x16x16, largest difference of the logits to PyTorch ")
-    assert float(said.split()[-1]) < 1e-4 and said.count("\n") == 1
+    first, then, line = said.splitlines()
+    assert float(first.split()[-1]) < 1e-4 and then == "next:"
+    assert predict_onnx.parser().parse_args(shlex.split(line)[1:]).models == [str(file)]
     predict = ["-i", str(images), "-m", str(file), "-device", "cpu", "-threads", "1", "--disable_progress_bar"]
     predict_onnx.main([*predict, "-o", str(tmp_path / "workers"), "-npp", "1", "-nps", "1"])
     predict_onnx.main([*predict, "-o", str(tmp_path / "alone"), "-npp", "0", "-nps", "0"])

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -74,6 +75,15 @@ def _fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return lines[0]
 
 
+def _told(output: str) -> list[str]:
+    return [line.removeprefix("warning: ") for line in output.splitlines()]
+
+
+def _logged(folder: Path) -> list[str]:
+    """Lines of the run's log without time and level."""
+    return [line.split(" ", 3)[3] for line in (folder / "pretraining_log.txt").read_text().splitlines()]
+
+
 def test_main__from_raw_volumes_to_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole command in a fresh process: plan, preprocess, train; killed, continued, finished, not overwritten."""
     _set_folders(monkeypatch, tmp_path)
@@ -93,13 +103,13 @@ def test_main__from_raw_volumes_to_a_checkpoint(tmp_path: Path, monkeypatch: pyt
     assert process.returncode == 75 and "SIGTERM received" in said and "--c" in said, said
     assert not folder.exists()
 
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     until = time.monotonic() + 300
     while not (folder / "metrics.jsonl").exists() and process.poll() is None and time.monotonic() < until:
         time.sleep(0.2)
     process.send_signal(signal.SIGTERM)
-    said = process.communicate(timeout=300)[0]
-    assert process.returncode == 75, said
+    said, errors = process.communicate(timeout=300)
+    assert process.returncode == 75, said + errors
     assert "SIGTERM received: the step" in said and "stopped after step" in said and "continue with --c" in said
     step = load_checkpoint(folder / "checkpoint_latest.pth")["step"]
     assert 40 <= step < 120
@@ -110,6 +120,8 @@ def test_main__from_raw_volumes_to_a_checkpoint(tmp_path: Path, monkeypatch: pyt
     done = subprocess.run([*command, "--c"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "epoch 3/3  loss " in done.stdout and "data-wait" in done.stdout
+    assert _logged(folder) == _told(said) + _told(done.stdout)  # not a word of the request that was refused
+    assert re.search(r"time +about \d+ s for the \d+ steps left", done.stdout) and "\nfirst step" in done.stdout
     assert {f.name for f in folder.iterdir()} == {
         "checkpoint_latest.pth", "checkpoint_final.pth", "config.json", "plans.json", "dataset.json", "metrics.jsonl",
         "summary.json", "progress.png", "views.png", "pretraining_log.txt", "nnunet_weights.pth",
@@ -126,6 +138,17 @@ def test_main__from_raw_volumes_to_a_checkpoint(tmp_path: Path, monkeypatch: pyt
 
     finished = subprocess.run(command, capture_output=True, text=True, check=False)
     assert finished.returncode == 1 and "--overwrite" in finished.stderr
+
+
+def test_main__the_log_of_several_processes_is_what_the_terminal_shows(
+    folders: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = Path(os.environ["nnUNet_results"]) / "Dataset500_Phantom" / RUN
+    main(["-d", "500", "-m", "vox2vec", *QUICK, "-num_gpus", "2"])
+    said = _told(capfd.readouterr().out)
+    assert _logged(out) == said
+    assert "nothing to preprocess" in said[1] and any(line.startswith("first step") for line in said)
+    assert said[-1].startswith("finished") and len(set(said)) == len(said)
 
 
 def test_main__a_number_as_fold_takes_the_training_cases_of_the_splits(folders: Path) -> None:

@@ -5,6 +5,7 @@ import sys
 import time
 
 import pytest
+import torch
 
 from nnssl.cli.transfer import main
 from tests.data.conftest import Folders, folders
@@ -15,19 +16,23 @@ __all__ = ["folders"]  # the fixture
 
 
 def test_main__says_what_to_type_next_and_what_was_left_out(
-    folders: Folders, capsys: pytest.CaptureFixture[str]
+    folders: Folders, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     finish_pretraining(folders.results, "Dataset500_Source", tiny_plans(), CT_JSON)
     target = write_ct_dataset(folders.raw, 17, "Target", 2, labelled=True)
     command = ["-s", "500", "-t", "17", "-m", "vox2vec", "-np", "1"]
     main(command)
-    line = "nnUNetv2_train 17 3d_fullres all -tr nnUNetTrainer_Vox2vecProbe -p nnsslPlans_tinyFrom500_vox2vec"
-    assert capsys.readouterr().out.splitlines()[-1].strip() == line
+    train = "nnUNetv2_train 17 3d_fullres all -tr nnUNetTrainer_Vox2vecProbe"
+    said = [line.strip() for line in capsys.readouterr().out.split("next:\n")[1].splitlines()]
+    assert said[1] == f"{train} -p nnsslPlans_tinyFrom500_vox2vec -device cpu"
+    assert said[3:] == ["nnUNetv2_plan_and_preprocess -d 17 -c 3d_fullres", f"{train} -device cpu"]
     (target / "labelsTr" / "case_001.nii.gz").unlink()
     with pytest.raises(SystemExit) as exit_:
         main([*command[:-2], "-np", "1", "-overwrite_plans_name", "again"])
     assert exit_.value.code == 3
-    assert "left out: case_001: no label" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "left out: case_001: no label" in out and "-p again -device cpu" in out.split("next:\n")[1]
 
 
 def test_main__a_mistake_is_a_sentence(folders: Folders, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from nnssl.data.inventory import RawFiles, data_folders, named, withdrawn_cases
+from nnssl.data.inventory import Inventory, RawFiles, data_folders, named, withdrawn_cases
 from nnssl.data.raw import RawCase, RawDataset
 from nnssl.data.unused import write_withdrawn
 
@@ -60,3 +60,16 @@ def test_withdrawn_cases__only_while_the_raw_dataset_is_there(tmp_path: Path) ->
 @pytest.mark.parametrize(("count", "end"), [(2, "01"), (12, "09 and 2 more")])
 def test_named__a_few(count: int, end: str) -> None:
     assert named([f"{i:02d}" for i in range(count)]).endswith(end)
+
+
+@pytest.mark.parametrize(("volumes", "masks", "ready", "said"), [
+    (0, 12, 0, "12 body masks to make, volumes are used as they are"),
+    (0, 1, 4, "1 body mask to make, volumes are used as they are, 4 are done"),
+    (8, 0, 4, "8 volumes to preprocess, 4 are done"),
+    (1, 0, 0, "1 volume to preprocess"),
+    (8, 2, 4, "8 volumes to preprocess, 2 body masks to make for volumes that stay as they are, 4 are done"),
+    (0, 0, 4, "nothing to preprocess, 4 are done"),
+])  # fmt: skip
+def test_Inventory_work__tells_masks_from_volumes(volumes: int, masks: int, ready: int, said: str) -> None:
+    found = Inventory(ready={f"r{i}" for i in range(ready)}, bodies={f"b{i}" for i in range(masks)})
+    assert found.work(volumes) == said

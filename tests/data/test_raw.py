@@ -11,6 +11,7 @@ from nnssl.data.raw import (
     RawCase,
     first_ct_channel,
     label_values,
+    number_of_labels,
     read_dataset_json,
     read_raw_dataset,
     read_unlabelled,
@@ -196,3 +197,21 @@ def test_read_unlabelled__names_what_it_does_not_use(tmp_path: Path) -> None:
 def test_label_values__labels_regions_and_the_ignored_one() -> None:
     assert label_values({"labels": {"background": 0, "a": 1, "ignore": 2}}) == {0, 1, 2}
     assert label_values({"labels": {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "ignore": 4}}) == set(range(5))
+
+
+def test_number_of_labels__by_names_alone(tmp_path: Path) -> None:
+    assert number_of_labels(tmp_path) == 0  # no dataset.json
+    content = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "liver": 1}, "file_ending": ".nrrd"}
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    assert number_of_labels(tmp_path) == 0  # no labelsTr
+    (tmp_path / "labelsTr").mkdir()
+    for name in ("a.nrrd", "b.nrrd", "._a.nrrd", "b.nii.gz"):
+        (tmp_path / "labelsTr" / name).touch()
+    assert number_of_labels(tmp_path) == 2
+    elsewhere = {"a": {"images": ["x.nrrd"], "label": "y.nrrd"}}
+    (tmp_path / "dataset.json").write_text(json.dumps(content | {"dataset": elsewhere}))
+    assert number_of_labels(tmp_path) == 1
+    (tmp_path / "dataset.json").write_text(json.dumps(content | {"labels": {"background": 0}}))
+    assert number_of_labels(tmp_path) == 0
+    (tmp_path / "dataset.json").write_text("{")
+    assert number_of_labels(tmp_path) == 0

@@ -6,6 +6,7 @@ import importlib
 import inspect
 import pkgutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -111,3 +112,36 @@ def test_load_checkpoint__runs_nothing(trainer: Any, results: Path) -> None:
     with pytest.raises(UserError, match=r"checkpoint_latest.pth is not opened.*system"):
         made.load_checkpoint(str(file))
     assert not marker.exists()
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_validation__ends_with_the_line_that_predicts(
+    trainer: Any, results: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(nnUNetTrainer, "perform_actual_validation", lambda *_: print("Mean Validation Dice"))
+    monkeypatch.setattr(nnUNetTrainer, "load_checkpoint", lambda *_: None)
+    monkeypatch.setattr(nnUNetTrainer, "on_train_end", lambda *_: None)
+    made = _make(trainer, model_plans())
+    made.annotations = SimpleNamespace(listed=False)
+    made.perform_actual_validation()
+    assert capsys.readouterr().out.endswith(
+        "Mean Validation Dice\n"
+    )  # --disable_checkpointing: nothing to predict with
+    folder = Path(made.output_folder)
+    for name in ("final", "best"):
+        (folder / f"checkpoint_{name}.pth").touch()
+    line = (f"nnUNetv2_predict -d 500 -i INPUT -o OUTPUT -c 3d_fullres -f 0 -tr {trainer.__name__} "
+            f"-p nnsslPlans_tiny -device cpu")  # fmt: skip
+    made.perform_actual_validation()
+    assert capsys.readouterr().out.endswith(f"Mean Validation Dice\nnext:\n  {line}\n")
+    CheckedTrainer.load_checkpoint(made, str(folder / "checkpoint_best.pth"))  # --val_best
+    made.perform_actual_validation()
+    best = line.replace(" -device", " -chk checkpoint_best.pth -device")
+    assert capsys.readouterr().out.endswith(f"next:\n  {best}\n")
+    made.on_train_end()  # --c from the best checkpoint, where there is no other
+    made.perform_actual_validation()
+    assert Path(made.log_file).read_text().rstrip().endswith(line)
+    capsys.readouterr()
+    made.local_rank = 1
+    made.perform_actual_validation()
+    assert capsys.readouterr().out == "Mean Validation Dice\n"

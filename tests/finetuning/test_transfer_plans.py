@@ -31,6 +31,12 @@ SOURCE, TARGET = "Dataset500_Source", "Dataset017_Target"
 MR_JSON = {"channel_names": {"0": "T1"}, "labels": {"background": 0}, "file_ending": ".nii.gz"}
 
 
+@pytest.fixture(autouse=True)
+def _no_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lines to type next are the same on all machines."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
 def _pretrained(folders: Folders, **options: Any) -> Path:
     return finish_pretraining(folders.results, SOURCE, options.pop("plans", tiny_plans()),
                               options.pop("dataset_json", CT_JSON), **options)  # fmt: skip
@@ -97,10 +103,13 @@ def test_transfer__stock_training_finds_everything(folders: Folders, caplog: pyt
     assert image[:].min() == pytest.approx((window["percentile_00_5"] - window["mean"]) / window["std"], abs=0.01)
     assert {f.name for f in (home / "gt_segmentations").iterdir()} == {"case_000.nii.gz", "case_001.nii.gz"}
 
-    train = f"nnUNetv2_train 17 3d_fullres all -tr nnUNetTrainer_Vox2vecProbe -p {name}"  # 2 cases: no 5 folds
-    stock = f"nnUNetv2_train 17 3d_fullres all -p {name} -pretrained_weights {weights}"
+    train = (
+        f"nnUNetv2_train 17 3d_fullres all -tr nnUNetTrainer_Vox2vecProbe -p {name} -device cpu"  # 2 cases: no 5 folds
+    )
+    stock = f"nnUNetv2_train 17 3d_fullres all -p {name} -pretrained_weights {weights} -device cpu"
     assert (result.command, result.stock_command) == (train, stock)
-    assert train in caplog.text and stock in caplog.text
+    without = ("nnUNetv2_plan_and_preprocess -d 17 -c 3d_fullres", train.replace(f"-p {name} ", ""))
+    assert result.next == (train, stock, *without) and all(line in caplog.text for line in result.next)
     assert "warning" not in {record.levelname.lower() for record in caplog.records}
 
     trainer = get_trainer_from_args("17", "3d_fullres", "all", "nnUNetTrainer", name, device=torch.device("cpu"))
@@ -131,9 +140,8 @@ def test_transfer__the_second_method_shares_the_volumes(
         del p["nnssl"], p["plans_name"]
     assert plans[0] == plans[1]
     assert first.command.startswith("nnUNetv2_train 17 3d_fullres 0 -tr nnUNetTrainer_Vox2vecProbe -p ")
-    assert (
-        second.command == "nnUNetv2_train 17 3d_fullres 0 -tr nnUNetTrainer_SSLProbe -p nnsslPlans_tinyFrom500_random"
-    )
+    train = "nnUNetv2_train 17 3d_fullres 0 -tr nnUNetTrainer_SSLProbe -p nnsslPlans_tinyFrom500_random -device cpu"
+    assert second.next == (second.command,) == (train,)
     assert first.stock_command is None  # this run wrote no nnunet_weights.pth
     assert second.stock_command is None
 
@@ -327,3 +335,4 @@ def test_transfer__numbers_of_four_digits(folders: Folders) -> None:
     result = transfer(1500, 1017, num_processes=1)
     assert result.prepared.plans_name == "nnsslPlans_tinyFrom1500_vox2vec"
     assert result.command.startswith("nnUNetv2_train Dataset1017_Target 3d_fullres ")
+    assert "nnssl_plan_and_preprocess -d Dataset1017_Target -c 3d_fullres" in result.next

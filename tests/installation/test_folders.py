@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from nnssl.installation.check import Check
-from nnssl.installation.folders import check_folders, check_pretrainings
+from nnssl.installation.folders import check_folders, check_pretrainings, check_stock_plans
 
 NAMES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 
@@ -81,3 +82,31 @@ def test_check_pretrainings__finished_ones_only(folders: Path, monkeypatch: pyte
     assert [(check.status, check.message) for check in check_pretrainings()] == [("ok", name) for name in finished]
     monkeypatch.delenv("nnUNet_results")
     assert list(check_pretrainings()) == []
+
+
+def test_check_stock_plans__names_labelled_datasets_without_them(folders: Path) -> None:
+    (check,) = check_stock_plans()
+    assert check.status == "ok" and check.fix is None
+    raw, preprocessed = folders / "nnUNet_raw", folders / "nnUNet_preprocessed"
+    for name, label in {"Dataset017_A": 1, "Dataset018_B": 1, "Dataset0170_C": 1, "Dataset500_D": 0}.items():
+        (raw / name / "labelsTr").mkdir(parents=True)
+        labels = {"background": 0} | ({"liver": 1} if label else {})
+        content = {"channel_names": {"0": "CT"}, "labels": labels, "file_ending": ".nii.gz"}
+        (raw / name / "dataset.json").write_text(json.dumps(content))
+        (raw / name / "labelsTr" / "case.nii.gz").touch()
+    (raw / "Dataset019_E").mkdir()  # without dataset.json
+    (check,) = check_stock_plans()
+    # nnU-Net's own command could not tell 17 from 0170
+    names = " && ".join(f"nnssl_plan_and_preprocess -d {n} -c 3d_fullres" for n in ("Dataset0170_C", "Dataset017_A"))
+    assert check.status == "warn" and check.fix == f"nnUNetv2_plan_and_preprocess -d 18 -c 3d_fullres && {names}"
+    assert "Dataset017_A" in check.message and "Dataset500_D" not in check.message
+    for name in ("Dataset018_B", "Dataset017_A"):
+        (preprocessed / name).mkdir()
+        (preprocessed / name / "nnUNetPlans.json").touch()
+    shutil.rmtree(raw / "Dataset0170_C")
+    (check,) = check_stock_plans()
+    assert check.status == "ok" and "2 labelled" in check.message
+
+
+def test_check_stock_plans__says_nothing_where_there_are_no_folders() -> None:
+    assert list(check_stock_plans()) == []

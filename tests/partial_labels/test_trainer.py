@@ -260,7 +260,9 @@ def test_training__continues_validates_and_predicts(
     assert summary["foreground_mean"]["Dice"] == pytest.approx(
         np.nanmean([summary["mean"][label]["Dice"] for label in (1, KIDNEY)])
     )
-    assert f"Mean Validation Dice where annotated (summary.json): {summary['foreground_mean']['Dice']}" in _log(again)
+    dice, then, line = _log(again).splitlines()[-3:]
+    assert f"Mean Validation Dice where annotated (summary.json): {summary['foreground_mean']['Dice']}" in dice
+    assert then.strip() == "next:" and line.startswith("  nnUNetv2_predict -d ")
 
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
