@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install test lint types format demo torture clean
+.PHONY: install test lint types format golden demo torture clean
 
 # The stamp says that the package is installed as these files describe it.
 $(VENV)/installed: pyproject.toml hatch_build.py nnssl_trainers.pth
@@ -28,6 +28,11 @@ types: install
 format: install
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# Records what the package does anew (tests/golden/recorded) and prints what moved. `make test` compares with it; a commit
+# that renews it says in its message which lines moved and why.
+golden: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.golden.record
 
 # The whole job on drawn CTs, some ten minutes on two cores; the report lies in demo/.
 demo: install

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from parts import Parts, step_parser
 
-from nnssl.augment.target_views import sample_target_views
-from nnssl.methods.alice import Alice, AliceConfig
+from nnssl.methods.alice.augment import sample_target_views
+from nnssl.methods.alice.method import Alice, AliceConfig
 from nnssl.methods.base import Batch
 from nnssl.networks.build import backbone_of
 from nnssl.networks.pyramid import FeaturePyramid
@@ -67,7 +67,7 @@ def make_batch(volumes: int, patch: tuple[int, int, int]) -> Batch:
             "spacing": np.ones((2, 3), dtype=np.float32),
             "mask_seeds": rng.integers(0, 2**63, 2, dtype=np.int64),
             "similarity": np.float32(0.8),
-            **sample_target_views(rng, affine, is_ct),
+            **sample_target_views(rng, affine, is_ct, AliceConfig()),
         }
         for _ in range(volumes)
     ]

@@ -47,10 +47,10 @@ from gpu_setups import PRESETS, BenchmarkSetup, config_of, make_setup, plans_of,
 from gpu_step import LAYOUTS, StepResult, measure, measure_what_fits, release
 from gpu_volumes import draw_torsos, write_volumes
 
+from nnssl.core.distributed import check_device
+from nnssl.core.errors import UserError
 from nnssl.data.volumes import VolumeFolder
 from nnssl.demo.phantom import Torso
-from nnssl.errors import UserError
-from nnssl.pretraining.launch import check_device
 
 log = logging.getLogger("nnssl")
 

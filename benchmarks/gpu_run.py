@@ -16,8 +16,8 @@ from nnssl.demo.anatomy import LABELS
 from nnssl.demo.phantom import Torso
 from nnssl.pretraining.loop import Pretraining
 from nnssl.pretraining.metrics import read_rows
+from nnssl.pretraining.probe_data import ProbeData
 from nnssl.pretraining.reporting import METRICS
-from nnssl.probing.data import ProbeData
 
 _EPOCHS = 8
 

@@ -11,10 +11,10 @@ from typing import Any
 
 from torch import nn
 
+from nnssl.core.errors import UserError
 from nnssl.data.loader import Cases
 from nnssl.data.presets import presets
 from nnssl.data.volumes import VolumeFolder
-from nnssl.errors import UserError
 from nnssl.methods.base import Method, MethodConfig
 from nnssl.methods.registry import get_method
 from nnssl.networks.build import resolve_configuration

@@ -16,12 +16,13 @@ from gpu_setups import BenchmarkSetup, smaller
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from nnssl.data.alignment import RelativePosition
-from nnssl.data.loader import SampleDataset
-from nnssl.errors import UserError
+from nnssl.core.errors import UserError
+from nnssl.data.loader import RelativePosition, SampleDataset
 from nnssl.methods.base import Batch, Method, to_device
 from nnssl.methods.registry import get_method
-from nnssl.networks import fpn, pimpic_encoder, unet
+from nnssl.networks import fpn_unet as fpn
+from nnssl.networks import pimpic_unet as pimpic_encoder
+from nnssl.networks import unet
 from nnssl.networks.pyramid import to_channels_last
 from nnssl.pretraining.metrics import memory_gib
 from nnssl.pretraining.optimisation import build_optimiser, choose_precision

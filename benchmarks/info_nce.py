@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from nnssl.losses.info_nce import info_nce
+from nnssl.methods.shared.info_nce import info_nce
 
 TEMPERATURE = 0.1
 

@@ -18,13 +18,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from nnssl.figures.labels import label_names, names_of, read_labels
-from nnssl.figures.matches import centres_of_labels, places_of
-from nnssl.finetuning.pixel_encoder import read_pixel_encoder
-from nnssl.matching.embeddings import PooledEncoder
-from nnssl.matching.images import PreparedImage, prepare_image
-from nnssl.matching.match import match_points
-from nnssl.matching.run import checkpoint_of, encode
+from nnssl.analysis.labels import label_names, names_of, read_labels
+from nnssl.analysis.match import checkpoint_of, encode
+from nnssl.analysis.matches import centres_of_labels, places_of
+from nnssl.checkpoints.pretrained import read_pixel_encoder
+from nnssl.features.images import PreparedImage, prepare_image
+from nnssl.features.match import match_points
+from nnssl.features.stored import PooledEncoder
 from nnssl.networks.build import resolve_configuration
 
 Floats = NDArray[np.float64]

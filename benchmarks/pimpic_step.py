@@ -18,12 +18,12 @@ import torch
 from parts import Parts, step_parser
 from torch import Tensor
 
-from nnssl.augment.window_intensity import sample_window_intensity
-from nnssl.geometry import overlaps_of_patches, random_starts_around
-from nnssl.losses.pic import pic_loss
+from nnssl.core.geometry import overlaps_of_patches, random_starts_around
 from nnssl.methods.base import Batch, Sample
-from nnssl.methods.pimpic import Pimpic, PimpicConfig
-from nnssl.networks.pimpic_encoder import Pimpic3d
+from nnssl.methods.pimpic.loss import pic_loss
+from nnssl.methods.pimpic.method import Pimpic, PimpicConfig
+from nnssl.methods.shared.augment import sample_window_intensity
+from nnssl.networks.pimpic_unet import Pimpic3d
 from nnssl.pretraining.optimisation import build_optimiser, choose_precision
 
 
@@ -42,7 +42,7 @@ def make_batch(crops: int, patch: tuple[int, int, int], spread: float) -> Batch:
         "pairs": np.argwhere(np.triu(overlap >= 0.01, k=1)),
         "hu_affine": np.array([[-200, 600]], dtype=np.float32),
         "is_ct": np.ones(1, dtype=bool),
-        **sample_window_intensity(rng, crops),
+        **sample_window_intensity(rng, crops, PimpicConfig()),
     }
     return Pimpic.collate([sample])
 

@@ -23,9 +23,9 @@ from torch import nn
 
 from nnssl.data.presets import presets
 from nnssl.data.volumes import Channel, VolumeFolder
-from nnssl.losses.voco import code_terms
 from nnssl.methods.base import Batch
-from nnssl.methods.voco import VoCo, VoCoConfig
+from nnssl.methods.voco.loss import code_terms
+from nnssl.methods.voco.method import VoCo, VoCoConfig
 from nnssl.networks.build import build_backbone
 from nnssl.networks.pyramid import FeaturePyramid
 from nnssl.networks.swin import SwinPyramid

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from parts import Parts, step_parser
 
-from nnssl.augment.intensity import sample_intensity
-from nnssl.losses.info_nce import info_nce
 from nnssl.methods.base import Batch, Sample
-from nnssl.methods.vox2vec import Vox2vec, Vox2vecConfig
-from nnssl.networks.fpn import FPN3d
+from nnssl.methods.shared.info_nce import info_nce
+from nnssl.methods.vox2vec.augment import sample_intensity
+from nnssl.methods.vox2vec.method import Vox2vec, Vox2vecConfig
+from nnssl.networks.fpn_unet import FPN3d
 from nnssl.pretraining.optimisation import build_optimiser, choose_precision
 
 
@@ -33,7 +33,7 @@ def make_batch(pairs: int, patch: tuple[int, int, int], voxels: int) -> Batch:
             "source": np.column_stack([np.full(voxels, i), position.astype(float)]),
             "hu_affine": np.tile(np.array([-1350, 2350], dtype=np.float32), (2, 1, 1)),
             "is_ct": np.ones((2, 1), dtype=bool),
-            **sample_intensity(rng, 2),
+            **sample_intensity(rng, 2, Vox2vecConfig()),
         })  # fmt: skip
     return Vox2vec.collate(samples)
 

@@ -4,29 +4,30 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from nnssl.core import VERSION
 from nnssl.core.nnunet_commands import speak_in_nnunet_commands
 
 if TYPE_CHECKING:
+    from nnssl.analysis.embed import embed
+    from nnssl.analysis.match import match
+    from nnssl.analysis.matches import visualize_matches
+    from nnssl.analysis.pca import visualize_pca
+    from nnssl.analysis.similarity import visualize_similarity
+    from nnssl.analysis.tsne import visualize_tsne
+    from nnssl.analysis.views import visualize_reconstruction, visualize_views
+    from nnssl.benchmarking.benchmark import benchmark
+    from nnssl.benchmarking.evaluate import evaluate
     from nnssl.data.label_maps import check_annotated_labels, propose_annotated_labels
     from nnssl.data.plan_and_preprocess import plan_and_preprocess
     from nnssl.deployment.efficiency import measure_efficiency
     from nnssl.deployment.export import export_onnx
     from nnssl.deployment.predict import predict_onnx
-    from nnssl.embedding.embed import embed
-    from nnssl.embedding.model import load_pretrained
-    from nnssl.evaluation.evaluate import evaluate
-    from nnssl.figures.matches import visualize_matches
-    from nnssl.figures.pca import visualize_pca
-    from nnssl.figures.similarity import visualize_similarity
-    from nnssl.figures.tsne import visualize_tsne
-    from nnssl.figures.views import visualize_reconstruction, visualize_views
+    from nnssl.features.model import load_pretrained
     from nnssl.finetuning.transfer_plans import transfer
     from nnssl.installation import check_installation
-    from nnssl.label_efficiency.benchmark import benchmark
-    from nnssl.matching.run import match
     from nnssl.pretraining.pretrain import pretrain
 
-__version__ = "0.1.0"
+__version__ = VERSION
 __all__ = [
     "__version__",
     "benchmark",
@@ -52,26 +53,26 @@ __all__ = [
 ]
 
 _WHERE = {
-    "benchmark": "nnssl.label_efficiency.benchmark",
+    "benchmark": "nnssl.benchmarking.benchmark",
     "check_annotated_labels": "nnssl.data.label_maps",
     "check_installation": "nnssl.installation",
-    "embed": "nnssl.embedding.embed",
-    "evaluate": "nnssl.evaluation.evaluate",
+    "embed": "nnssl.analysis.embed",
+    "evaluate": "nnssl.benchmarking.evaluate",
     "export_onnx": "nnssl.deployment.export",
-    "load_pretrained": "nnssl.embedding.model",
-    "match": "nnssl.matching.run",
+    "load_pretrained": "nnssl.features.model",
+    "match": "nnssl.analysis.match",
     "measure_efficiency": "nnssl.deployment.efficiency",
     "plan_and_preprocess": "nnssl.data.plan_and_preprocess",
     "predict_onnx": "nnssl.deployment.predict",
     "pretrain": "nnssl.pretraining.pretrain",
     "propose_annotated_labels": "nnssl.data.label_maps",
     "transfer": "nnssl.finetuning.transfer_plans",
-    "visualize_matches": "nnssl.figures.matches",
-    "visualize_pca": "nnssl.figures.pca",
-    "visualize_reconstruction": "nnssl.figures.views",
-    "visualize_similarity": "nnssl.figures.similarity",
-    "visualize_tsne": "nnssl.figures.tsne",
-    "visualize_views": "nnssl.figures.views",
+    "visualize_matches": "nnssl.analysis.matches",
+    "visualize_pca": "nnssl.analysis.pca",
+    "visualize_reconstruction": "nnssl.analysis.views",
+    "visualize_similarity": "nnssl.analysis.similarity",
+    "visualize_tsne": "nnssl.analysis.tsne",
+    "visualize_views": "nnssl.analysis.views",
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nnssl.distillation.trainer import DistillTrainer
+from nnssl.finetuning.distillation import DistillTrainer
 
 
 class nnUNetTrainer_Distill(DistillTrainer):

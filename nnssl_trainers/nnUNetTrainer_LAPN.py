@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nnssl.finetuning.lapn_trainer import EncodingsTrainer
+from nnssl.finetuning.encodings import EncodingsTrainer
 
 
 class nnUNetTrainer_LAPN(EncodingsTrainer):

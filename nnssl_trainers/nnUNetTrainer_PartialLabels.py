@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nnssl.partial_labels.trainer import PartialLabelTrainer
+from nnssl.finetuning.partial_labels import PartialLabelTrainer
 
 
 class nnUNetTrainer_PartialLabels(PartialLabelTrainer):

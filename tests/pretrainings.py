@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
+from nnssl.checkpoints.files import FINAL, save_checkpoint
 from nnssl.data.loader import Cases
 from nnssl.data.presets import presets
 from nnssl.methods.options import to_plain
 from nnssl.methods.registry import get_method
 from nnssl.networks.build import resolve_configuration
-from nnssl.pretraining.checkpoint import FINAL, save_checkpoint
 from nnssl.pretraining.setup import Setup, resolve_sizes, run_folder
 
 CT_JSON = {"channel_names": {"0": "CT"}, "labels": {"background": 0}, "file_ending": ".nii.gz"}

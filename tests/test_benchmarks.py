@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import torch
 
-from nnssl.errors import UserError
+from nnssl.core.errors import UserError
 from nnssl.methods.base import MethodConfig
-from nnssl.methods.pimpic import PimpicConfig
+from nnssl.methods.pimpic.method import PimpicConfig
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 MISSING = ("nnunetv2", "batchgenerators", "batchgeneratorsv2", "acvl_utils", "SimpleITK", "sklearn", "nibabel",
@@ -110,8 +110,8 @@ def test_measure_what_fits__says_what_was_tried_where_nothing_fits(step: Any) ->
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_forced_layout__reaches_all_maps(step: Any, layout: str) -> None:
-    from nnssl.networks.fpn import FPN3d
-    from nnssl.networks.pimpic_encoder import Pimpic3d
+    from nnssl.networks.fpn_unet import FPN3d
+    from nnssl.networks.pimpic_unet import Pimpic3d
 
     wanted = torch.channels_last_3d if layout == "channels_last" else torch.contiguous_format
     for network in (FPN3d(base_channels=4, num_scales=3), Pimpic3d(base_channels=4)):

@@ -12,9 +12,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 
-from nnssl.distributed import all_reduce_sum, gather_rows, is_main, rank, row_counts, world_size
-from nnssl.losses.info_nce import info_nce
-from nnssl.losses.partial_label import PartialLabelLoss
+from nnssl.core.distributed import all_reduce_sum, gather_rows, is_main, rank, row_counts, world_size
+from nnssl.finetuning.partial_label_loss import PartialLabelLoss
+from nnssl.methods.shared.info_nce import info_nce
 from nnssl.networks.sync_batch_norm import SyncBatchNorm1d, SyncBatchNorm3d, synchronise_batch_norm
 
 WORLD = 2
@@ -148,6 +148,7 @@ def on_one_rank(this: int, folder: str) -> None:
         out["one row"] = str(error)
     for name, settings in LOSSES.items():
         out[f"loss {name}"] = loss_and_gradients(this, settings)
+    out["loss of this rank"] = loss_and_gradients(this, {"across_ranks": False})
     out["loss without rows here"] = loss_and_gradients(this, {}, at=0)
     for kind in ("partial", "complete", "nnunet"):
         out[f"batch dice {kind}"] = batch_dice_and_gradient(this, kind)
@@ -274,6 +275,13 @@ def test_info_nce__mean_over_ranks_is_the_loss_of_all_rows(ranks: list[dict[str,
     # DistributedDataParallel averages a weight's gradient over the ranks.
     torch.testing.assert_close((got[0][1] + got[1][1]) / WORLD, expected[1])
     torch.testing.assert_close(torch.cat([got[0][2], got[1][2]]) / WORLD, expected[2])
+
+
+def test_info_nce__of_one_rank_is_the_loss_of_its_rows(ranks: list[dict[str, Any]]) -> None:
+    for this, out in enumerate(ranks):
+        h1, h2, _ = (cut(t, this) for t in loss_data())
+        weight = data(6, 6, seed=7)
+        torch.testing.assert_close(out["loss of this rank"][0], info_nce(h1 @ weight, h2 @ weight))
 
 
 @pytest.mark.parametrize("kind", ["partial", "complete"])

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nnssl.geometry import (
+from nnssl.core.geometry import (
     Box,
     bounding_box,
     box_volume,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from nnssl.cli.run import run
 
 if TYPE_CHECKING:
-    from nnssl.evaluation.report import Evaluation
+    from nnssl.benchmarking.evaluation_report import Evaluation
 
 EPILOG = """examples:
   nnssl_evaluate labelsTs predictions

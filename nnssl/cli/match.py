@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from nnssl.cli.run import ALLOW_HELP, run
 
 if TYPE_CHECKING:
-    from nnssl.matching.run import Place
+    from nnssl.analysis.match import Place
 
 EPILOG = """examples:
   nnssl_match -m RUN -q imagesTr/case_1_0000.nii.gz -k imagesTr/case_2_0000.nii.gz -p 12.5 -30 104 -o match.png

@@ -7,9 +7,9 @@ import os
 import sys
 from collections.abc import Callable
 
+from nnssl.core.errors import UserError
 from nnssl.core.signals import EXIT_INTERRUPTED, Interrupted, Stopped, listening
 from nnssl.core.system import why
-from nnssl.errors import UserError
 
 LEFT_OUT = 3  # exit code: done, but some volumes were left out
 ALLOW_HELP = "take images of another modality than the pretraining's, such as CT after MR"

@@ -1,1 +1,3 @@
-"""What every other room stands on: names, files, locks. It knows nothing of nnU-Net or torch."""
+"""What every room stands on: errors, files, names, schemas, geometry, processes."""
+
+VERSION = "0.1.0"  # of the package, as in pyproject.toml

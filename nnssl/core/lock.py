@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from pathlib import Path
 
-from nnssl.errors import UserError
+from nnssl.core.errors import UserError
 
 HEARTBEAT_S, STALE_S = 20.0, 120.0
 # How long a requeued job waits for the one that it replaces: until that one's lock counts as left behind, and some.

@@ -10,7 +10,7 @@ from functools import partial
 from types import TracebackType
 from typing import Any
 
-from nnssl.errors import UserError
+from nnssl.core.errors import UserError
 
 _PROGRAMS = "nnUNetv2_"
 _RAISED = f"{UserError.__module__}.{UserError.__qualname__}: "

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import logging
 import os
+import stat
+import sys
 from collections.abc import Iterator
-from pathlib import Path
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
 
 from nnssl.core.names import shown
 
@@ -104,3 +108,139 @@ def _is_of_allocator(error: BaseException) -> bool:
 def _short(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return lines[0][:150] if lines else "the system refused it"
+
+
+_CGROUPS, _OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+
+
+@functools.lru_cache(maxsize=1)
+def memory_limit() -> int:
+    """Bytes: the machine's memory, or less where a container (cgroup v1 or v2) or `ulimit -v` allows less.
+
+    What other processes use is not taken off: the answer stays the same from one call to the next.
+    """
+    return min([_installed(), *_of_cgroups(), _of_ulimit()])
+
+
+def gigabytes(count: float) -> str:
+    """A number of bytes for people, in GB of 1e9 bytes."""
+    return f"{count / 1e9:,.0f} GB" if count >= 1e11 else f"{count / 1e9:.3g} GB"
+
+
+def _installed() -> int:
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # not on every system
+        return sys.maxsize
+
+
+def _of_cgroups() -> Iterator[int]:
+    """Limits of the groups that this process is in, and of those around them; none outside of Linux."""
+    try:
+        lines = _OWN_GROUPS.read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            root, name = _CGROUPS, "memory.max"
+        elif "memory" in controllers.split(","):
+            root, name = _CGROUPS / "memory", "memory.limit_in_bytes"
+        else:
+            continue
+        inside = PurePosixPath(path.lstrip("/"))
+        for group in (inside, *inside.parents):
+            try:
+                text = (root / group / name).read_text().strip()
+            except OSError:  # in a container the path can be that of the host
+                continue
+            if text.isdecimal():  # else "max"
+                yield int(text)
+
+
+def _of_ulimit() -> int:
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return sys.maxsize
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return sys.maxsize if soft == resource.RLIM_INFINITY else soft
+
+
+DANGLING = "is a link to a file that does not exist"
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+}
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Entries of a folder.
+
+    Args:
+        files: names of regular files and of links to such, sorted.
+        odd: why the other entries are none, such as "is a FIFO", by their name as `printable`.
+    """
+
+    files: list[str] = field(default_factory=list)
+    odd: dict[str, str] = field(default_factory=dict)
+
+    def with_dangling(self) -> Listing:
+        """The same, with links to what does not exist among the files: their disk may only be away."""
+        dangling = [name for name, why in self.odd.items() if why == DANGLING]
+        odd = {name: why for name, why in self.odd.items() if why != DANGLING}
+        return Listing(sorted(self.files + dangling), odd)
+
+
+def list_folder(folder: Path) -> Listing:
+    """What `folder` holds; nothing where it is no folder.
+
+    A file whose name is not valid UTF-8 is odd too: JSON, tables and most readers cannot name it.
+    """
+    if not folder.is_dir():
+        return Listing()
+    files, odd = [], {}
+    for entry in os.scandir(folder):
+        # Of a regular file the directory itself says that it is one, without a look at the file.
+        reason = why_not_utf8(entry.name) or (None if _is_file(entry) else why_no_file(entry.path))
+        if reason is None:
+            files.append(entry.name)
+        else:
+            odd[printable(entry.name)] = reason
+    return Listing(sorted(files), dict(sorted(odd.items())))
+
+
+def why_no_file(path: str | Path) -> str | None:
+    """Why there is no regular file to open at `path`, as the end of "it ..."; None where there is one."""
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        return DANGLING if os.path.islink(path) else "does not exist"
+    except (OSError, ValueError) as error:  # a loop of links, no permission; a zero byte in a name
+        return f"cannot be looked at ({getattr(error, 'strerror', None) or error})"
+    return None if stat.S_ISREG(mode) else f"is {_KINDS.get(stat.S_IFMT(mode), 'no regular file')}"
+
+
+def why_not_utf8(name: str) -> str | None:
+    """The reason where a name from the file system is not valid UTF-8; None otherwise."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return "has a name that is not UTF-8"
+    return None
+
+
+def printable(name: str) -> str:
+    r"""A name from the file system as text: bytes that are not valid UTF-8 as \xe9."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:
+        return False

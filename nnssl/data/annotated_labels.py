@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnssl.core.json_files import read_json, write_json
+from nnssl.core.errors import UserError
+from nnssl.core.files import read_json, write_json
 from nnssl.core.schemas import DatasetFile
 from nnssl.data.raw import read_dataset_json, read_raw_dataset
-from nnssl.errors import UserError
 
 KEY = "annotated_labels"
 _OUTSIDE = ("background", "ignore")  # need no annotation of their own

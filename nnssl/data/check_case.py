@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from nnssl.core.errors import BadCase
 from nnssl.data.body_mask import AIR_HU
 from nnssl.data.check_files import check_files
 from nnssl.data.image_headers import Header
-from nnssl.data.quiet import itk_is_quiet, quietly
+from nnssl.data.pool import itk_is_quiet, quietly
 from nnssl.data.raw import RawCase
 from nnssl.data.voxel_data import NON_FINITE, check_range
-from nnssl.errors import BadCase
 
 SMALLEST = 4  # voxels along an axis
 _SHOWN = 10  # label values that a reason names

@@ -9,14 +9,14 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from nnssl.core.json_files import read_json, write_json
+from nnssl.core.errors import UserError
+from nnssl.core.files import read_json, write_json
 from nnssl.core.schemas import DatasetFile, SplitsFile
 from nnssl.data.annotated_labels import KEY
 from nnssl.data.inventory import named
 from nnssl.data.planning import existing_plans
 from nnssl.data.raw import RawCase, RawDataset
 from nnssl.data.reader import READER, REORIENTING, reorients
-from nnssl.errors import UserError
 
 SPLIT = "splits_final.json"
 

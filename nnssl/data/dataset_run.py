@@ -9,9 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from nnssl.core.json_files import checked, write_json
+from nnssl.core.errors import UserError
+from nnssl.core.files import checked, write_json
 from nnssl.core.plans_schema import PlansFile
-from nnssl.data.call import PreparedDataset, RunOptions
 from nnssl.data.copies import (
     changes_of_dataset_json,
     copied_dataset_json,
@@ -39,10 +39,19 @@ from nnssl.data.planning import (
 from nnssl.data.raw import RawDataset, list_dataset, schemes_of
 from nnssl.data.reader import choose_orientation, find_reader, may_reorient, was_reoriented
 from nnssl.data.records import labels_digest
-from nnssl.data.report import nothing_usable, refuse_left_out, report_file, write_report
-from nnssl.data.settings import read_settings, resolved_configuration, settings_in_folder, write_settings
+from nnssl.data.report import (
+    PreparedDataset,
+    RunOptions,
+    nothing_usable,
+    read_settings,
+    refuse_left_out,
+    report_file,
+    resolved_configuration,
+    settings_in_folder,
+    write_report,
+    write_settings,
+)
 from nnssl.data.storage import body_folder, dataset_lock, done_cases
-from nnssl.errors import UserError
 
 logger = logging.getLogger("nnssl")
 

@@ -9,7 +9,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from nnssl.data.call import PreparedDataset, RunOptions
+from nnssl.core.errors import UserError
 from nnssl.data.copies import copied_dataset_json, copy_label, warn_of_split, without_label_copy
 from nnssl.data.inventory import Comparison, Inventory, RawFiles, found_volumes, named, withdrawn_cases
 from nnssl.data.planning import Plans
@@ -17,27 +17,26 @@ from nnssl.data.preprocessing import Prepared, PreprocessingJob, prepare_case
 from nnssl.data.raw import RawDataset, first_ct_channel
 from nnssl.data.records import Record, Records, digest_of, labels_digest, now
 from nnssl.data.report import (
+    PreparedDataset,
+    RunOptions,
     earlier_reasons,
     earlier_warnings,
     nothing_usable,
+    read_settings,
     recalled_orientations,
     refuse_left_out,
-    report_file,
-    write_report,
-)
-from nnssl.data.settings import (
-    read_settings,
     refuse_other_settings,
+    report_file,
     resolved_configuration,
     volume_settings,
+    write_report,
     write_settings,
 )
 from nnssl.data.shared_work import SharedWork, Task
 from nnssl.data.storage import body_folder, claimed_cases, dataset_lock, done_cases, refuse_older_format
-from nnssl.data.trusted_names import refuse_untrusted_names
+from nnssl.data.trusted import refuse_untrusted_names
 from nnssl.data.unused import read_withdrawn, write_withdrawn
 from nnssl.data.without_label import prepare_without_label
-from nnssl.errors import UserError
 
 logger = logging.getLogger("nnssl")
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from nnssl.core.json_files import read_json
+from nnssl.core.errors import BadCase, UserError
+from nnssl.core.files import read_json
 from nnssl.core.schemas import FingerprintFile
 from nnssl.data.body_mask import body_mask_ct
 from nnssl.data.check_case import LoadedCase, load_case
@@ -19,7 +20,6 @@ from nnssl.data.inventory import RawFiles, data_folders
 from nnssl.data.pool import map_cases
 from nnssl.data.raw import RawCase, RawDataset, label_values
 from nnssl.data.records import Records
-from nnssl.errors import BadCase, UserError
 
 # nnU-Net keeps 1e8 intensities of a dataset; its percentiles are as good from 1e7, at a tenth of the memory.
 _SAMPLES_LABELLED, _SAMPLES_UNLABELLED = 10**8, 10**7

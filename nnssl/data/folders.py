@@ -9,8 +9,8 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
+from nnssl.core.errors import UserError
 from nnssl.core.names import check_name, shown, why_not_a_name
-from nnssl.errors import UserError
 
 _NUMBERS, _LONGEST_NUMBER = ("nnUNet_def_n_proc", "nnUNet_n_proc_DA"), 4  # digits
 _MANY = 40  # dataset names that an error lists at most
@@ -144,3 +144,17 @@ def _datasets(folders: tuple[str, ...]) -> list[str]:
                 names = {e.name for e in entries if e.name.startswith("Dataset") and e.is_dir()}
             found |= {name for name in names if why_not_a_name(name, "dataset") is None}
     return sorted(found)
+
+
+def check_output_folder(folder: Path) -> None:
+    """Make sure that a folder can be written to, or be made, without making it.
+
+    Raises:
+        UserError: it lies in a folder without permission, or it or one above it is a file.
+    """
+    whole = folder.resolve()
+    there = next(path for path in (whole, *whole.parents) if os.path.exists(path))
+    if not there.is_dir():
+        raise UserError(f"{there} is a file; -o takes a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"the folder {there} cannot be written to; choose another one with -o")

@@ -3,7 +3,7 @@
 Datasets that get the plans of others, datasets that a network is transferred to or probed on, weights and encoders that
 a run starts from, and raw images that are embedded, matched or drawn: all of them pass here.
 
-What is refused is another modality, as far as `channel_names` of both sides tell (`nnssl.data.modality`): CT against
+What is refused is another modality, as far as `channel_names` of both sides tell (`nnssl.data.guard`): CT against
 MR, MR against PET. Sequences of MR among each other are a warning. So is a name that tells nothing, unless both sides
 have the same one; but where a dataset gets plans, nnU-Net's own rule counts as well: a channel that is called CT and
 one that is not are normalised differently, whatever the other one is. `allow` turns what is refused into a warning.
@@ -13,13 +13,53 @@ Everything else is a warning.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from nnssl.data.modality import modality, mr_sequence, names_of_channels
+from nnssl.core.errors import UserError
 from nnssl.data.reader import REORIENTING
-from nnssl.errors import UserError
+
+_WORDS = {
+    "CT": "ct cta ctp ncct cect cbct ldct",
+    "MR": "mr mri mra mrt flair adc dwi dti hbv swi dce bssfp mprage tof pd pdw stir dixon",
+    "PET": "pet fdg suv psma",
+    "SPECT": "spect",
+    "ultrasound": "us ultrasound sonography",
+    "X-ray": "xray radiograph cxr",
+    "OCT": "oct",
+    "photograph": "rgb rgba photo photograph dermoscopy fundus",
+    "microscopy": "microscopy histology fluorescence",
+}
+_KINDS = {word: kind for kind, words in _WORDS.items() for word in words.split()}
+_WEIGHTED = re.compile(r"t[12](?!\d)\w*")  # T1, T1w, T1ce, t2f
+_SEQUENCES = ("flair", "adc", "dwi", "t1", "t2")  # in this order: T2-FLAIR is FLAIR
+
+
+def modality(channel: str) -> str | None:
+    """CT, MR, PET and so on; None where the name does not tell.
+
+    A name is taken apart at everything but letters and digits, whatever its case, and its words are looked up: `CT`
+    (which is nnU-Net's own rule), `CTA`, `T1`, `T2w`, `MRI`, `ADC`, `FDG-PET`. Names without such a word (`image`,
+    `channel_0`, `noNorm`, `rescale_to_0_1`) and names with words of two kinds (`PET-CT`) tell nothing.
+    """
+    words = re.findall(r"[^\W_]+", channel.casefold().replace("x-ray", "xray"))
+    kinds = {"MR" if _WEIGHTED.fullmatch(word) else _KINDS.get(word) for word in words} - {None}
+    return kinds.pop() if len(kinds) == 1 else None
+
+
+def mr_sequence(channel: str) -> str | None:
+    """FLAIR, ADC, DWI, T1 or T2 where the name of an MR channel says so; else None."""
+    name = channel.casefold()
+    return next((sequence.upper() for sequence in _SEQUENCES if sequence in name), None)
+
+
+def names_of_channels(dataset_json: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names of the channels in order, also under the key of nnU-Net's older format; none where they are not there."""
+    named = dataset_json.get("channel_names", dataset_json.get("modality"))
+    return tuple(str(name) for name in named.values()) if isinstance(named, Mapping) else ()
+
 
 ALLOWED = "allow_other_intensities"  # entry of plans["nnssl"]; also the flag
 STOCK_WAY_OUT = (

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nnssl.data.quiet import itk_is_quiet
+from nnssl.core.errors import BadCase, DamagedFile
+from nnssl.data.pool import itk_is_quiet
 from nnssl.data.voxel_files import read_nifti_header
-from nnssl.errors import BadCase, DamagedFile
 
 # Of a voxel in mm: beyond these the file is in other units, or its header is damaged.
 _SMALLEST_MM, _LARGEST_MM = 1e-6, 1e4

@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from nnssl.core.json_files import read_json
+from nnssl.core.errors import BadCase, UserError
+from nnssl.core.files import read_json
 from nnssl.core.schemas import DatasetFile
 from nnssl.data.annotated_labels import (
     KEY,
@@ -30,7 +31,6 @@ from nnssl.data.folders import dataset_name, require_folders
 from nnssl.data.pool import default_processes, map_cases
 from nnssl.data.raw import RawCase, RawDataset, label_values, read_raw_dataset
 from nnssl.data.reader import find_reader
-from nnssl.errors import BadCase, UserError
 
 _NAMED = 5  # label maps that an error names
 

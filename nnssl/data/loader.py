@@ -12,18 +12,48 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from nnssl.core.errors import UserError
+from nnssl.core.geometry import bounding_box
 from nnssl.core.signals import die_with_parent, ignore_signals
 from nnssl.core.system import unreadable, why
-from nnssl.data.alignment import Aligner, RelativePosition
 from nnssl.data.volumes import BloscVolume, VolumeFolder
-from nnssl.errors import UserError
 from nnssl.methods.base import Batch, Match, Method, Sample
+
+
+class Aligner(Protocol):
+    """Finds a point of a volume in another one; picklable."""
+
+    @property
+    def identity(self) -> str:
+        """What it is, for the checkpoint: a run goes on with the aligner that it began with."""
+
+    def match(self, volume: BloscVolume, other: BloscVolume, rng: np.random.Generator) -> Match:
+        """Draw a point of `volume` and tell where in `other` it lies."""
+
+
+@dataclass(frozen=True)
+class RelativePosition:
+    """The same relative position in the bounding box of the body; needs no pixel embeddings (methods.md 4.1)."""
+
+    @property
+    def identity(self) -> str:
+        """There is but one."""
+        return "position"
+
+    def match(self, volume: BloscVolume, other: BloscVolume, rng: np.random.Generator) -> Match:
+        """Take a random voxel of the body; the match need not be body."""
+        point = volume.random_body_voxel(rng)
+        mine, theirs = (bounding_box(v.read_body(np.zeros(3, dtype=np.int64), v.size)) for v in (volume, other))
+        place = (point + 0.5 - mine.start) / (mine.stop - mine.start)
+        matched = np.floor(theirs.start + place * (theirs.stop - theirs.start)).astype(np.int64)
+        return Match(point, other, matched)
+
 
 Stream = Literal["train", "val"]
 Key = tuple[Stream, int, int]  # stream, step, position in the whole batch

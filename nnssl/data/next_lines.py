@@ -8,9 +8,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nnssl.data.call import PreparedDataset
 from nnssl.data.folders import dataset_argument
 from nnssl.data.raw import number_of_labels
+from nnssl.data.report import PreparedDataset
 
 STOCK_PLANS, STOCK_CONFIGURATION = "nnUNetPlans", "3d_fullres"
 INPUT, OUTPUT = "INPUT", "OUTPUT"  # folders that only the user knows
@@ -27,6 +27,7 @@ TRAINERS = {
     "sam": "nnUNetTrainer_SSLEncodings",
     "mae": "nnUNetTrainer_MAEFinetune",
     "alice": "nnUNetTrainer_AliceFinetune",
+    "simclr": "nnUNetTrainer_SSLUNetFinetune",
 }
 # Presets for trainings, not for pretrainings.
 _TRAINED_WITH = {

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from nnssl.data.call import PreparedDataset, RunOptions
+from nnssl.core.errors import UserError
 from nnssl.data.dataset_run import DatasetRun
 from nnssl.data.folders import dataset_name, explained_errors_of, require_folders
 from nnssl.data.planning import PlanRequest
 from nnssl.data.pool import default_processes
-from nnssl.errors import UserError
+from nnssl.data.report import PreparedDataset, RunOptions
 
 
 def plan_and_preprocess(

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnssl.core.json_files import read_json
+from nnssl.core.errors import UserError
+from nnssl.core.files import read_json
 from nnssl.core.names import check_name
 from nnssl.core.plans_schema import PlansFile
 from nnssl.data.guard import ALLOWED
+from nnssl.data.pool import quietly
 from nnssl.data.presets import plans_from_preset, presets
-from nnssl.data.quiet import quietly
 from nnssl.data.raw import RawDataset
-from nnssl.errors import UserError
 
 DEFAULT_PLANNER = "ExperimentPlanner"
 _LARGEST_MM, _LARGEST_GB = 1000.0, 10_000.0

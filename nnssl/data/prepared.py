@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nnssl.core.json_files import read_json
+from nnssl.core.errors import UserError
+from nnssl.core.files import read_json
 from nnssl.core.own_files import ReportFile
 from nnssl.core.schemas import FingerprintFile
 from nnssl.data.folders import dataset_argument, dataset_id, dataset_name, require_folders
@@ -19,7 +20,6 @@ from nnssl.data.report import NEW_REPORT, report_file
 from nnssl.data.storage import body_folder
 from nnssl.data.volumes import VolumeFolder
 from nnssl.data.without_label import folder_without_label, ready_without_label
-from nnssl.errors import UserError
 
 
 @dataclass(frozen=True)

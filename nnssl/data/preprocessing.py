@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from nnssl.core.errors import BadCase
 from nnssl.data.body_mask import body_mask_ct, body_mask_normalized_ct
 from nnssl.data.check_case import LoadedCase, load_case, orientation
-from nnssl.data.image_grids import refuse_too_large_at
-from nnssl.data.quiet import quietly
+from nnssl.data.check_files import refuse_too_large_at
+from nnssl.data.pool import quietly
 from nnssl.data.raw import RawCase, first_ct_channel, label_values
 from nnssl.data.records import CaseFiles
 from nnssl.data.storage import save_body, save_case
-from nnssl.errors import BadCase
 
 # Not the fault of a volume: these end the run.
 _FATAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from nnssl.core.errors import UserError
 from nnssl.data.raw import RawDataset
-from nnssl.errors import UserError
 
 _ROOM = Path(__file__).resolve().parent.parent
 # Inside the package in a wheel, beside it in the repository.

@@ -11,11 +11,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from nnssl.core.json_files import read_json
-from nnssl.core.listing import Listing, list_folder
+from nnssl.core.errors import UserError
+from nnssl.core.files import read_json
 from nnssl.core.names import shown, why_not_a_name
 from nnssl.core.schemas import DatasetFile
-from nnssl.errors import UserError
+from nnssl.core.system import Listing, list_folder
 
 LABELLED, UNLABELLED = "imagesTr", "imagesUn"  # the second is FLARE's name for the folder
 # Files that belong to an image of the ending and are no case: nnU-Net's spacing of a TIFF, the voxels of a header.

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nnssl.core.json_files import read_json
+from nnssl.core.errors import BadCase, UserError
+from nnssl.core.files import read_json
 from nnssl.core.schemas import DatasetFile
 from nnssl.data.check_files import check_files
-from nnssl.data.quiet import itk_is_quiet, quietly
+from nnssl.data.pool import itk_is_quiet, quietly
 from nnssl.data.raw import RawDataset
-from nnssl.errors import BadCase, UserError
 
 READER = "overwrite_image_reader_writer"  # nnU-Net's key of dataset.json
 REORIENTING = "NibabelIOWithReorient"  # nnU-Net's reader that turns images to RAS, and predictions back

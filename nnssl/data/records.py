@@ -100,7 +100,7 @@ class Record:
     Args:
         case: its name.
         files: what it was made from; None for a volume that was found without its raw files.
-        settings: digest of `nnssl.data.settings.volume_settings`; None where it is not known.
+        settings: digest of `nnssl.data.report.volume_settings`; None where it is not known.
         labels: see `labels_digest`; None without a label.
         orientation: letters such as LPS; None where it is unknown.
         prepared: when, in local time; None for a volume that was found.

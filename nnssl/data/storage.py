@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
+from nnssl.core.errors import UserError
 from nnssl.core.lock import Lock, waiting_lock
 from nnssl.core.names import check_name
 from nnssl.data.body_mask import save_body_mask
-from nnssl.errors import UserError
 
 logger = logging.getLogger("nnssl")
 

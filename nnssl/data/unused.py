@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
-from nnssl.core.json_files import read_json, write_json
+from nnssl.core.files import read_json, write_json
 from nnssl.core.own_files import WithdrawnFile
 from nnssl.data.raw import LABELLED, UNLABELLED
 from nnssl.data.records import Records

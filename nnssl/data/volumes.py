@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from nnssl.data.settings import resolved_configuration, settings_digest
+from nnssl.core.errors import UserError
+from nnssl.data.report import resolved_configuration, settings_digest
 from nnssl.data.unused import unused_cases
-from nnssl.errors import UserError
 from nnssl.methods.base import Match
 
 # The intensity window of vox2vec that stands for "the whole range" of a channel without Hounsfield units.

@@ -12,10 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from nnssl.core.inflate import BLOCK, inflated
-from nnssl.core.listing import why_no_file
-from nnssl.data.voxel_files import Voxels
-from nnssl.errors import BadCase, DamagedFile
+from nnssl.core.errors import BadCase, DamagedFile
+from nnssl.core.system import why_no_file
+from nnssl.data.voxel_files import BLOCK, Voxels, inflated
 
 LARGEST = 1e12  # of a voxel's magnitude: sums of squares of larger ones leave float32, which networks compute in
 NON_FINITE = "non-finite values (NaN or infinity)"

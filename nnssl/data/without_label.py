@@ -14,15 +14,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nnssl.core.json_files import read_json, write_json
+from nnssl.core.errors import UserError
+from nnssl.core.files import read_json, write_json
 from nnssl.core.lock import waiting_lock
 from nnssl.core.own_files import WithoutLabelFile
 from nnssl.data.pool import map_cases
 from nnssl.data.preprocessing import PreprocessingJob, prepare_case
 from nnssl.data.raw import RawCase
-from nnssl.data.settings import volume_settings
+from nnssl.data.report import volume_settings
 from nnssl.data.storage import done_cases, masked_cases
-from nnssl.errors import UserError
 
 _SAVE_EVERY = 20  # cases: what a killed run has done is kept
 

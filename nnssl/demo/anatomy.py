@@ -10,8 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from nnssl.demo.patient import Patient
-from nnssl.demo.shapes import Field, Grid, Mask
+from nnssl.demo.patient import Field, Grid, Mask, Patient
 
 LABELS = {"liver": 1, "spleen": 2, "right_kidney": 3, "left_kidney": 4, "stomach": 5, "aorta": 6}
 

@@ -8,13 +8,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from nnssl.child_process import duration
-from nnssl.demo.datasets import LABELLED, UNLABELLED, write_labelled, write_unlabelled
-from nnssl.demo.execute import run_step
-from nnssl.demo.record import Record
+from nnssl.benchmarking.workflow import TaskFailed, duration, last_lines, run_task
+from nnssl.core.errors import UserError
+from nnssl.demo.phantom import LABELLED, UNLABELLED, write_labelled, write_unlabelled
 from nnssl.demo.report import Score, read_scores, remove_report, write_report
-from nnssl.demo.steps import RANDOM, Folders, demo_steps
-from nnssl.errors import UserError
+from nnssl.demo.steps import RANDOM, Folders, Record, Step, demo_steps
 from nnssl.methods.registry import method_names
 
 _MOST_SEEDS = 100
@@ -46,11 +44,11 @@ def run_demo(
     _check(method, seeds)
     record = Record.open(Path(folder).absolute(), {"method": method, "device": device})
     remove_report(record.home)  # nobody shall take an earlier one for this demo's
-    steps = demo_steps(record.home, method, tuple(seeds), device)
+    steps = demo_steps(record, method, tuple(seeds), device)
     _make_data(steps[0].folders, record)
     for number, step in enumerate(steps, 1):
         log.info(f"\n[{number}/{len(steps)}] {step.title}")
-        run_step(step, record)
+        _run(step)
     scores = [
         score
         for seed in seeds
@@ -73,6 +71,18 @@ def _check(method: str, seeds: Sequence[int]) -> None:
         raise UserError(f"the demo needs one to {_MOST_SEEDS} different seeds, such as -seeds 3 for 0, 1 and 2")
 
 
+def _run(step: Step) -> None:
+    if step.state() == "finished":
+        log.info(f"$ {step.line()}\n  done before, in {duration(step.record.seconds[step.key])}")
+        return
+    try:
+        run_task(step)
+    except TaskFailed as error:
+        raise UserError(f"{step.command[0]} ended with exit code {error.code}; once that is mended, the same "
+                        f"nnssl_demo command goes on from here. The last lines of {step.log}:\n"
+                        f"{last_lines(step.log)}") from error  # fmt: skip
+
+
 def _make_data(folders: Folders, record: Record) -> None:
     """Both raw datasets, and nnU-Net's file that leaves few labelled scans for the training."""
     log.info(
@@ -88,7 +98,6 @@ def _make_data(folders: Folders, record: Record) -> None:
         cases = sorted(file.name.removesuffix(".nii.gz") for file in (dataset / "labelsTr").iterdir())
         folders.splits.parent.mkdir(parents=True, exist_ok=True)
         folders.splits.write_text(json.dumps([{"train": cases[:_TRAINING], "val": cases[_TRAINING:]}], indent=2))
-        record.spend("data", time.monotonic() - began, anew=True)
-        record.finish("data")
+        record.note("data", time.monotonic() - began, anew=True, finished=True)
     for name, value in folders.environment().items():
         log.info(f"$ export {name}={value}")

@@ -1,14 +1,18 @@
-"""The demo as a list of commands: what a user would type, in which order."""
+"""The demo as a list of commands: what a user would type, in which order, and what of it is finished already."""
 
 from __future__ import annotations
 
+import os
 import re
-import shlex
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
+from nnssl.benchmarking.workflow import State, Task
+from nnssl.core.errors import UserError
+from nnssl.core.files import read_json, write_json
+from nnssl.core.own_files import DemoFile
 from nnssl.data.folders import dataset_id
-from nnssl.demo.datasets import LABELLED, UNLABELLED
+from nnssl.demo.phantom import LABELLED, UNLABELLED
 
 RANDOM = "random"
 PRESET = "nnsslPlans_tiny"
@@ -80,14 +84,6 @@ class Folders:
         """Their Dice, as nnU-Net's evaluation writes it."""
         return self.predictions(backbone) / "summary.json"
 
-    def pretraining(self, method: str) -> Path:
-        """What nnssl_pretrain writes."""
-        return self.results / UNLABELLED / f"nnssl_{method}__{PRESET}__{_CONFIGURATION}" / "fold_all"
-
-    def model(self, backbone: str) -> Path:
-        """What nnUNetv2_train writes."""
-        return self.results / LABELLED / f"{_TRAINER}__{_plans(backbone)}__{_CONFIGURATION}"
-
     def environment(self) -> dict[str, str]:
         """nnU-Net's three folders."""
         return {
@@ -97,107 +93,167 @@ class Folders:
         }
 
 
+_FILE = "demo.json"
+
+
 @dataclass(frozen=True)
-class Step:
-    """One command.
+class Record:
+    """The record of one demo: `demo.json`, rewritten whenever a step is finished.
 
     Args:
-        key: name in the demo's record and of the log file.
-        title: what it does, for the reader.
-        command: program and arguments.
-        folders: of the seed it belongs to.
-        variables: environment that it needs besides nnU-Net's folders.
-        product: folder that only this command writes; removed if the command was cut off.
-        continues: checkpoint in the product from which `--c` goes on instead.
-        shown: which lines of its output the reader sees.
+        home: folder of the demo.
+        settings: that the steps were run with.
+        seconds: how long each step took, with what an interrupted one took before it was continued.
+        finished: the steps that are.
     """
 
-    key: str
-    title: str
-    command: tuple[str, ...]
+    home: Path
+    settings: dict[str, str]
+    seconds: dict[str, float]
+    finished: list[str]
+
+    @classmethod
+    def open(cls, home: Path, settings: dict[str, str]) -> Record:
+        """The record of the demo in `home`, or that of a new one.
+
+        Raises:
+            UserError: the folder holds something else, or a demo with other settings.
+        """
+        file = home / _FILE
+        if not file.is_file():
+            if home.exists() and (not home.is_dir() or any(home.iterdir())):
+                raise UserError(f"{home} holds something else than a demo; choose another folder with -o")
+            record = cls(home, settings, {}, [])
+            record._save()
+            return record
+        content = read_json(file, DemoFile, f"delete {home}, or choose another folder with -o")
+        record = cls(home, content["settings"], content["seconds"], content["finished"])
+        if record.settings != settings:
+            before = ", ".join(f"{key} {value}" for key, value in record.settings.items())
+            raise UserError(f"{home} holds a demo with other settings ({before}); choose another folder with -o, or "
+                            f"delete that one")  # fmt: skip
+        return record
+
+    def note(self, step: str, seconds: float, anew: bool, finished: bool) -> None:
+        """Note the time of an attempt; `anew` if nothing is left of an earlier one."""
+        self.seconds[step] = round(seconds + (0 if anew else self.seconds.get(step, 0)), 1)
+        if finished:
+            self.finished.append(step)
+        self._save()
+
+    def _save(self) -> None:
+        content = {"settings": self.settings, "finished": self.finished, "seconds": self.seconds}
+        write_json(self.home / _FILE, content)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step(Task):
+    """A command whose end is in the demo's record.
+
+    Args:
+        record: of the demo.
+        folders: of the seed it belongs to.
+        continues: checkpoint in the product from which `--c` goes on.
+    """
+
+    record: Record
     folders: Folders
-    variables: dict[str, str] = field(default_factory=dict)
-    product: Path | None = None
     continues: Path | None = None
-    shown: re.Pattern[str] = re.compile("")
 
-    def line(self, command: tuple[str, ...] | None = None) -> str:
-        """The command, or a variant of it, as one would type it."""
-        settings = [f"{name}={shlex.quote(value)}" for name, value in self.variables.items()]
-        return " ".join([*settings, shlex.join(command or self.command)])
+    def state(self) -> State:
+        """Finished as the record says; what was cut off begins anew, unless there is a checkpoint."""
+        if self.key in self.record.finished:
+            return "finished"
+        return "begun" if self.continues is not None and self.continues.is_file() else "missing"
+
+    def environment(self) -> dict[str, str]:
+        """The caller's, without what would lead a command elsewhere, and with no more workers than there are cores."""
+        mine = {k: v for k, v in os.environ.items() if not k.startswith("nnssl_")}
+        workers = str(min(4, os.cpu_count() or 1))
+        return {**mine, "nnUNet_n_proc_DA": workers, "nnUNet_def_n_proc": workers, "nnUNet_compile": "f",
+                **self.folders.environment(), **self.variables}  # fmt: skip
+
+    def note(self, seconds: float, code: int | None, anew: bool) -> float:
+        """Keep it in the record."""
+        self.record.note(self.key, seconds, anew, finished=code == 0)
+        return self.record.seconds[self.key]
 
 
-def demo_steps(home: Path, method: str, seeds: tuple[int, ...], device: str) -> list[Step]:
+def demo_steps(record: Record, method: str, seeds: tuple[int, ...], device: str) -> list[Step]:
     """All commands in their order: one preprocessing, then for each seed a pretraining and two probes."""
-    steps = [
-        Step(
-            "plan",
-            "Plan and preprocess the unlabelled scans, with the preset for small machines",
-            ("nnssl_plan_and_preprocess", "-d", _SOURCE, "-p", PRESET),
-            Folders(home, seeds[0]),
-        )
-    ]
+    first = Folders(record.home, seeds[0])
+    title = "Plan and preprocess the unlabelled scans, with the preset for small machines"
+    command = ("nnssl_plan_and_preprocess", "-d", _SOURCE, "-p", PRESET)
+    steps = [Step(record.home, "plan", title, command, record=record, folders=first)]
     for seed in seeds:
-        folders = Folders(home, seed)
-        steps += _pretraining(folders, method, device, transfer=seed == seeds[0])
+        folders = Folders(record.home, seed)
+        steps.append(_pretraining(record, folders, method, device))
+        if seed == seeds[0]:  # its plans name the checkpoint relative to nnUNet_results: they serve all seeds
+            steps += [_transfer(record, folders, backbone) for backbone in (method, RANDOM)]
         for backbone in (method, RANDOM):
-            steps += _probe(folders, backbone, device)
+            steps += _probe(record, folders, backbone, device)
     return steps
 
 
-def _pretraining(folders: Folders, method: str, device: str, transfer: bool) -> list[Step]:
-    seed, run = folders.seed, folders.pretraining(method)
-    pretrain = Step(
-        f"pretrain_seed{seed}",
-        f"Pretrain with {method}: the network learns from scans alone",
-        ("nnssl_pretrain", "-d", _SOURCE, "-m", method, "-p", PRESET, "-device", device, "-o", *_PRETRAINING,
-         *_OF_METHOD.get(method, _OF_OTHERS), f"seed={seed}"),
-        folders,
-        product=run,
-        continues=run / "checkpoint_latest.pth",
-    )  # fmt: skip
-    if not transfer:  # the plans of the first seed name the checkpoint relative to nnUNet_results: they serve all seeds
-        return [pretrain]
-    titles = {method: "Bring the pretraining to the labelled dataset: plans that fit the network and name its weights",
-              RANDOM: "The baseline: plans for the same network with random weights"}  # fmt: skip
-    return [pretrain] + [
-        Step(f"transfer_{m}", title, ("nnssl_transfer", "-s", _SOURCE, "-t", _TARGET, "-m", m), folders)
-        for m, title in titles.items()
-    ]
+def _pretraining(record: Record, folders: Folders, method: str, device: str) -> Step:
+    run = folders.results / UNLABELLED / f"nnssl_{method}__{PRESET}__{_CONFIGURATION}" / "fold_all"
+    title = f"Pretrain with {method}: the network learns from scans alone"
+    options = (*_PRETRAINING, *_OF_METHOD.get(method, _OF_OTHERS), f"seed={folders.seed}")
+    command = ("nnssl_pretrain", "-d", _SOURCE, "-m", method, "-p", PRESET, "-device", device, "-o", *options)
+    return Step(record.home, f"pretrain_seed{folders.seed}", title, command, product=run, record=record,
+                folders=folders, continues=run / "checkpoint_latest.pth")  # fmt: skip
 
 
-def _probe(folders: Folders, backbone: str, device: str) -> list[Step]:
-    name, out, model = f"{backbone}_seed{folders.seed}", folders.predictions(backbone), folders.model(backbone)
+def _transfer(record: Record, folders: Folders, backbone: str) -> Step:
+    title = "Bring the pretraining to the labelled dataset: plans that fit the network and name its weights"
+    if backbone == RANDOM:
+        title = "The baseline: plans for the same network with random weights"
+    command = ("nnssl_transfer", "-s", _SOURCE, "-t", _TARGET, "-m", backbone)
+    return Step(record.home, f"transfer_{backbone}", title, command, record=record, folders=folders)
+
+
+def _probe(record: Record, folders: Folders, backbone: str, device: str) -> list[Step]:
+    name, out, plans = (
+        f"{backbone}_seed{folders.seed}",
+        folders.predictions(backbone),
+        f"{PRESET}From{_SOURCE}_{backbone}",
+    )
     weights = "random" if backbone == RANDOM else "pretrained"
-    which = ("-tr", _TRAINER, "-p", _plans(backbone), "-device", device)
+    which = ("-tr", _TRAINER, "-p", plans, "-device", device)
+    train = ("nnUNetv2_train", _TARGET, _CONFIGURATION, "0", *which)
     predict = ("nnUNetv2_predict", "-d", _TARGET, "-i", str(folders.images), "-o", str(out), "-c", _CONFIGURATION,
                "-f", "0", *which, "-npp", "1", "-nps", "1")  # fmt: skip
     evaluate = ("nnUNetv2_evaluate_folder", str(folders.truth), str(out), "-djfile", str(out / "dataset.json"),
                 "-pfile", str(out / "plans.json"), "-np", "1")  # fmt: skip
     return [
         Step(
+            record.home,
             f"train_{name}",
             f"nnU-Net's own training of a linear head on the frozen {weights} network, with few labels",
-            ("nnUNetv2_train", _TARGET, _CONFIGURATION, "0", *which),
-            folders,
+            train,
             _PROBE,
-            product=model,
+            product=folders.results / LABELLED / f"{_TRAINER}__{plans}__{_CONFIGURATION}",
             shown=re.compile(r"Backbone from|trainable parameters|: Epoch \d+ *$|Pseudo dice|Mean Validation"),
+            record=record,
+            folders=folders,
         ),
         Step(
+            record.home,
             f"predict_{name}",
             f"nnU-Net's own prediction of the test scans ({weights})",
             predict,
-            folders,
             product=out,
             shown=re.compile(r"^There are|^Predicting "),
+            record=record,
+            folders=folders,
         ),
-        Step(f"evaluate_{name}", f"nnU-Net's own evaluation ({weights})", evaluate, folders, shown=_NOTHING),
+        Step(
+            record.home,
+            f"evaluate_{name}",
+            f"nnU-Net's own evaluation ({weights})",
+            evaluate,
+            shown=re.compile(r"(?!)"),  # nothing
+            record=record,
+            folders=folders,
+        ),
     ]
-
-
-_NOTHING = re.compile(r"(?!)")
-
-
-def _plans(backbone: str) -> str:
-    return f"{PRESET}From{_SOURCE}_{backbone}"

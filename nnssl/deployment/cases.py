@@ -7,11 +7,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-from nnssl.core.listing import printable, why_not_utf8
+from nnssl.core.errors import BadCase, UserError
 from nnssl.core.names import check_name
+from nnssl.core.system import printable, why_not_utf8
 from nnssl.data.check_case import check_images
-from nnssl.data.image_grids import array_grid, refuse_too_large_at
-from nnssl.errors import BadCase, UserError
+from nnssl.data.check_files import array_grid, refuse_too_large_at
 
 
 def list_cases(folder: Path, dataset_json: dict[str, Any]) -> dict[str, list[str]]:

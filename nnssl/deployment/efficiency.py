@@ -11,17 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnssl.core.escape import csv_table
+from nnssl.core.errors import UserError
 from nnssl.core.files import replace_file
-from nnssl.data.quiet import quietly
+from nnssl.core.names import csv_table
+from nnssl.data.pool import quietly
 from nnssl.deployment.cases import list_cases, why_left_out
-from nnssl.deployment.memory import area, resident_mb, used_on_card_mb, watch
 from nnssl.deployment.model_folder import check_model_folder, open_folds
-from nnssl.deployment.one_case import LOG, READY, Job, predict_case
-from nnssl.deployment.packages import need
+from nnssl.deployment.one_case import LOG, READY, Job, area, predict_case, resident_mb, used_on_card_mb, watch
 from nnssl.deployment.predict import check_step_size
-from nnssl.deployment.session import open_model
-from nnssl.errors import UserError
+from nnssl.deployment.session import need, open_model
 
 log = logging.getLogger("nnssl")
 

@@ -6,12 +6,11 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from nnssl.core.errors import UserError
 from nnssl.core.files import replace_file
-from nnssl.data.quiet import quietly
+from nnssl.data.pool import quietly
 from nnssl.deployment.model_folder import TrainedModel, read_model
-from nnssl.deployment.packages import need
-from nnssl.deployment.session import make_session, run
-from nnssl.errors import UserError
+from nnssl.deployment.session import make_session, need, run
 
 logger = logging.getLogger("nnssl")
 

@@ -9,16 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnssl import __version__
-from nnssl.core.json_files import read_json
+from nnssl.core import VERSION
+from nnssl.core.errors import UserError
+from nnssl.core.files import read_json
 from nnssl.core.names import check_name
 from nnssl.core.plans_schema import PlansFile
 from nnssl.core.schemas import DatasetFile
-from nnssl.data.nnunet_checkpoint import read_nnunet_checkpoint
-from nnssl.data.quiet import quietly
-from nnssl.data.trusted_names import refuse_untrusted_names
-from nnssl.deployment.description import Description
-from nnssl.errors import UserError
+from nnssl.data.pool import quietly
+from nnssl.data.trusted import read_nnunet_checkpoint, refuse_untrusted_names
+from nnssl.deployment.session import Description
 from nnssl.networks.build import any_configuration
 from nnssl.networks.trusted import trusted_network
 
@@ -197,7 +196,7 @@ def read_model(folder: Path, fold: str, checkpoint: str) -> TrainedModel:
         fold=fold if fold == "all" else int(fold),
         trainer_name=predictor.trainer_name,
         mirroring_axes=None if axes is None else [int(axis) for axis in axes],
-        nnssl_version=__version__,
+        nnssl_version=VERSION,
     )
     network = getattr(predictor.network, "_orig_mod", predictor.network)  # nnUNet_compile wraps it
     return TrainedModel(network.eval(), description, (channels, *map(int, configuration.patch_size)))

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnssl.data.quiet import quietly
+from nnssl.core.errors import UserError
+from nnssl.data.pool import quietly
 from nnssl.deployment.cases import list_cases, why_left_out
 from nnssl.deployment.session import OnnxModel, open_model, run
-from nnssl.errors import UserError
 
 log = logging.getLogger("nnssl")
 

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nnssl.errors import UserError
-from nnssl.finetuning.intensity import IntensityBridge
+from nnssl.checkpoints.intensity import IntensityBridge
+from nnssl.core.errors import UserError
 from nnssl.networks.build import backbone_of, pretrained_part, segmentation_of
 from nnssl.networks.heads import LinearHead, NonLinearHead, SegmentationHead, upsampled_to
 from nnssl.networks.pyramid import FeaturePyramid, padded_to_multiple

@@ -6,14 +6,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nnssl.core.json_files import read_json, write_json
+from nnssl.checkpoints.intensity import bridge_intensities
+from nnssl.checkpoints.loading import TransferReport
+from nnssl.checkpoints.pretrained import Pretrained, name_of, read_pretrained
+from nnssl.core.errors import UserError
+from nnssl.core.files import read_json, write_json
 from nnssl.core.own_files import TransferFile
 from nnssl.core.plans_schema import PlansFile
-from nnssl.errors import UserError
-from nnssl.finetuning.intensity import bridge_intensities
-from nnssl.finetuning.pretrained import Pretrained, name_of, read_pretrained
 from nnssl.finetuning.segmentation import UNET
-from nnssl.finetuning.transfer import TransferReport
 from nnssl.finetuning.which_run import Head, Wanted, check_fits, find_checkpoint, image_warnings, transfer_advice
 from nnssl.methods.registry import get_method
 from nnssl.networks.build import network_entries, resolve_configuration

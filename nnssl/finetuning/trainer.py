@@ -12,18 +12,15 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from nnssl.checkpoints.pretrained import load_pretrained
+from nnssl.core.errors import UserError
 from nnssl.data.check_case import orientation
-from nnssl.data.guard import Images
-from nnssl.data.modality import names_of_channels
-from nnssl.data.nnunet_checkpoint import read_nnunet_checkpoint
-from nnssl.errors import UserError
-from nnssl.finetuning.checked_trainer import trusted_manager
-from nnssl.finetuning.quick_run import apply_settings
-from nnssl.finetuning.schedules import RateByEpoch, vox2vec_unfreezing_rate
+from nnssl.data.guard import Images, names_of_channels
+from nnssl.data.trusted import read_nnunet_checkpoint
+from nnssl.finetuning.base_trainer import UsableCases, trusted_manager
+from nnssl.finetuning.recipes import RateByEpoch, apply_settings, vox2vec_unfreezing_rate
 from nnssl.finetuning.segmentation import build_segmentation, described_network
 from nnssl.finetuning.start import Start, find_start, refuse_mixture, write_record
-from nnssl.finetuning.transfer import load_pretrained
-from nnssl.finetuning.usable_cases import UsableCases
 from nnssl.finetuning.which_run import Wanted
 
 _PAPER_EPOCHS = 150  # of 300 steps: 45,000 steps

@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from nnssl.checkpoints.pretrained import RANDOM, Pretrained, name_of
+from nnssl.checkpoints.runs import RunFilter, choose_pretraining, source_name
+from nnssl.core.errors import UserError
 from nnssl.core.names import check_name
-from nnssl.data.call import PreparedDataset, RunOptions
 from nnssl.data.dataset_run import DatasetRun
 from nnssl.data.folders import dataset_id, dataset_name, explained_errors_of, require_folders
-from nnssl.data.guard import ALLOWED, Images, other_intensities, warn_of_images
-from nnssl.data.modality import names_of_channels
+from nnssl.data.guard import ALLOWED, Images, names_of_channels, other_intensities, warn_of_images
 from nnssl.data.next_lines import (
     ANY_TRAINER,
     STOCK_CONFIGURATION,
@@ -33,9 +34,7 @@ from nnssl.data.planning import BLOCK, PlanRequest, Plans
 from nnssl.data.pool import default_processes
 from nnssl.data.prepared import majority_orientation
 from nnssl.data.raw import RawDataset
-from nnssl.errors import UserError
-from nnssl.finetuning.pretrained import RANDOM, Pretrained, name_of
-from nnssl.finetuning.source_run import RunFilter, choose_pretraining, source_name
+from nnssl.data.report import PreparedDataset, RunOptions
 from nnssl.networks.build import resolve_configuration
 from nnssl.pretraining.nnunet_weights import NNUNET_WEIGHTS
 

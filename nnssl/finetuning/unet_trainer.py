@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
-from nnssl.finetuning.schedules import RateByEpoch, warmup_cosine_rate
+from nnssl.finetuning.recipes import RateByEpoch, warmup_cosine_rate
 from nnssl.finetuning.trainer import PretrainedTrainer
 
 

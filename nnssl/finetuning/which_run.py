@@ -10,17 +10,24 @@ from typing import Any, Literal
 
 import torch
 
+from nnssl.checkpoints.files import FINAL
+from nnssl.checkpoints.intensity import bridge_intensities
+from nnssl.checkpoints.pretrained import (
+    RANDOM,
+    VARIABLE,
+    Pretrained,
+    finished_pretrainings,
+    load_pretrained,
+    read_pretrained,
+)
+from nnssl.checkpoints.runs import checkpoint_of
+from nnssl.core.errors import UserError
 from nnssl.data.folders import dataset_argument
 from nnssl.data.guard import ALLOWED, Images, check_images
-from nnssl.errors import UserError
-from nnssl.finetuning.intensity import bridge_intensities
-from nnssl.finetuning.pretrained import RANDOM, VARIABLE, Pretrained, finished_pretrainings, read_pretrained
 from nnssl.finetuning.segmentation import UNET, build_segmentation
-from nnssl.finetuning.transfer import load_pretrained
-from nnssl.methods.pixel_method import PixelMethod
 from nnssl.methods.registry import get_method
+from nnssl.methods.shared.pixel_method import PixelMethod
 from nnssl.networks.build import network_entries, resolve_configuration
-from nnssl.pretraining.checkpoint import FINAL
 
 ENCODINGS: Literal["encodings"] = "encodings"  # in place of a head: the training reads what a frozen pixel encoder says
 Head = Literal["linear", "nonlinear", "unet", "encodings"]
@@ -107,16 +114,14 @@ def find_checkpoint(wanted: Wanted, results: Path) -> Choice:
 
 
 def _named(value: str | None, base: Path, where: str) -> str | None:
-    """Full path of a checkpoint that is named by itself or by its run's folder; `random` stays."""
+    """Full path of the checkpoint of a RUN; `random` stays."""
     if not value or value == RANDOM:
         return value or None
-    path = (base / value).resolve()
-    if path.is_dir():
-        path = path / FINAL
-    if not path.is_file():
-        raise UserError(f"{where} names the checkpoint {path}, which does not exist; restore it, or name another with "
-                        f"export {VARIABLE}=/path/to/{FINAL}")  # fmt: skip
-    return str(path)
+    try:
+        return str(checkpoint_of((base / value).resolve()))
+    except UserError as error:
+        raise UserError(f"{where} names a pretraining that cannot be used: {error}; or name another with "
+                        f"export {VARIABLE}=/path/to/it") from error  # fmt: skip
 
 
 def _best(wanted: Wanted, results: Path) -> Choice:

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from nnssl.installation.check import Check
-from nnssl.installation.environment import check_device, check_other_package, check_packages, check_python
-from nnssl.installation.folders import check_folders, check_pretrainings, check_stock_plans
+from nnssl.installation.environment import (
+    Check,
+    check_device,
+    check_folders,
+    check_other_package,
+    check_packages,
+    check_pretrainings,
+    check_python,
+    check_stock_plans,
+)
 from nnssl.installation.trainers import check_trainers
 
 __all__ = ["Check", "check_installation"]

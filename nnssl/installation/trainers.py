@@ -14,7 +14,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 import nnssl
-from nnssl.installation.check import INSTALL, Check, in_a_line
+from nnssl.installation.environment import INSTALL, Check, in_a_line
 
 VARIABLE = "nnUNet_extTrainer"
 PREFIX = "nnUNetTrainer_"

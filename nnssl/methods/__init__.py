@@ -1,1 +1,1 @@
-"""One pretext task a file: hyper-parameters, views, step. `registry.py` lists them."""
+"""One pretext task a folder: hyper-parameters, views, step. `registry.py` lists them."""

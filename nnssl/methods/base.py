@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, Literal, Protocol, TypeVar, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nnssl.errors import UserError
+from nnssl.core.errors import UserError
 from nnssl.networks.pyramid import FeaturePyramid
 
 # Above these, a typing mistake would end in a machine without memory and not in a sentence.
@@ -66,9 +66,22 @@ class Match:
     similarity: float = math.nan  # of the two places, where the aligner knows it
 
 
+FORMERLY_FIXED = "formerly_fixed"  # in the metadata of a field
+Value = TypeVar("Value")
+
+
+def formerly_fixed(value: Value) -> Value:
+    """Default of a hyper-parameter that was a constant before: a run of an older version goes on unchanged with it."""
+    return cast(Value, field(default=value, metadata={FORMERLY_FIXED: True}))
+
+
 @dataclass(frozen=True, kw_only=True)
 class MethodConfig:
-    """Hyper-parameters that every method has; a method's own class adds to them and sets its paper's values."""
+    """Hyper-parameters that every method has; a method's own class adds to them and sets its paper's values.
+
+    Names end with their unit. `_hu` is of CT: other images get as large a part of their range of intensities as it is
+    of the method's CT window.
+    """
 
     num_epochs: int = 1000
     steps_per_epoch: int = 100
@@ -97,9 +110,11 @@ class MethodConfig:
         at_least(self, "seed", 0)
         if self.seed >= 2**63:
             raise UserError(f"seed has to be below 2^63, not {self.seed}")
-        for name, value in (("momentum", self.momentum), ("betas", self.betas[0]), ("betas", self.betas[1])):
-            if not 0 <= value < 1:
-                raise UserError(f"{name} has to be at least 0 and below 1, not {value}")
+        below_one(self, "momentum")
+        below_one(self, "betas")
+        for option in fields(self):
+            if option.name.endswith("_probability"):
+                between(self, option.name, 0, 1)
         for name, most in _MOST.items():
             at_most(self, name, most)
         if self.num_epochs * (self.steps_per_epoch + self.val_steps_per_epoch) > _MOST_STEPS:
@@ -108,19 +123,48 @@ class MethodConfig:
         positive(self, "learning_rate")
         positive(self, "gradient_clip")
 
+    @property
+    def patch(self) -> tuple[int, int, int]:
+        """`patch_size`, which is the plans' once a run is resolved."""
+        assert self.patch_size is not None
+        return self.patch_size
+
+    @property
+    def volumes(self) -> int:
+        """`batch_size`, which is the plans' once a run is resolved."""
+        assert self.batch_size is not None
+        return self.batch_size
+
 
 def at_least(config: MethodConfig, name: str, least: float) -> None:
     """Refuse a hyper-parameter (or an entry of one) that is below its least value; None is fine."""
-    value = getattr(config, name)
-    if value is not None and not all(v >= least for v in (value if isinstance(value, tuple) else (value,))):
-        raise UserError(f"{name} has to be at least {least}, not {value}")
+    if not all(value >= least for value in _entries(config, name)):
+        raise UserError(f"{name} has to be at least {least}, not {getattr(config, name)}")
 
 
 def at_most(config: MethodConfig, name: str, most: float) -> None:
     """Refuse a hyper-parameter (or an entry of one) that is above what any run could use; None is fine."""
-    value = getattr(config, name)
-    if value is not None and not all(v <= most for v in (value if isinstance(value, tuple) else (value,))):
-        raise UserError(f"{name} has to be at most {most:,}, not {value}")
+    if not all(value <= most for value in _entries(config, name)):
+        raise UserError(f"{name} has to be at most {most:,}, not {getattr(config, name)}")
+
+
+def below_one(config: MethodConfig, name: str) -> None:
+    """Refuse a hyper-parameter (or an entry of one) outside of [0, 1)."""
+    if not all(0 <= value < 1 for value in _entries(config, name)):
+        raise UserError(f"{name} has to be at least 0 and below 1, not {getattr(config, name)}")
+
+
+def between(config: MethodConfig, name: str, least: float, most: float) -> None:
+    """Refuse a hyper-parameter that is outside of [least, most]."""
+    if not least <= getattr(config, name) <= most:
+        raise UserError(f"{name} has to be from {least:,} to {most:,}, not {getattr(config, name)}")
+
+
+def ascending(config: MethodConfig, name: str, least: float, most: float) -> None:
+    """Refuse a range (low, high) that descends or leaves [least, most]."""
+    low, high = getattr(config, name)
+    if not least <= low <= high <= most:
+        raise UserError(f"{name} has to be LOW,HIGH from {least:,} to {most:,} with LOW at most HIGH, not {low},{high}")
 
 
 def positive(config: MethodConfig, name: str) -> None:
@@ -128,6 +172,12 @@ def positive(config: MethodConfig, name: str) -> None:
     value = getattr(config, name)
     if value is not None and not 0 < value < math.inf:
         raise UserError(f"{name} has to be a finite number above 0, not {value}")
+
+
+def _entries(config: MethodConfig, name: str) -> tuple[float, ...]:
+    """Numbers of a hyper-parameter: all of a tuple, none of None."""
+    value = getattr(config, name)
+    return value if isinstance(value, tuple) else () if value is None else (value,)
 
 
 @dataclass
@@ -193,7 +243,7 @@ class Method(nn.Module):
     @classmethod
     def volumes_per_step(cls, config: Any) -> int:
         """How many different volumes the samples of one step come from (as far as there are so many)."""
-        return int(config.batch_size)
+        return int(config.volumes)
 
     @classmethod
     def sample(cls, volume: Volume, config: Any, rng: np.random.Generator) -> Sample:

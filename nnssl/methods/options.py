@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import Any, TypeVar
 
+from nnssl.core.errors import UserError
 from nnssl.core.names import shown
-from nnssl.errors import UserError
-from nnssl.methods.base import MethodConfig
+from nnssl.methods.base import FORMERLY_FIXED, MethodConfig
 
 _LARGEST = 2.0**63
 
@@ -33,8 +33,8 @@ def override(config: Config, options: Iterable[str]) -> Config:
         if not equals:
             raise UserError(f"-o takes key=value, not {shown(option)}")
         if key not in hints:
-            valid = ", ".join(f"{f.name}={_show(getattr(config, f.name))}" for f in dataclasses.fields(config))
-            raise UserError(f"there is no option {shown(key)}; the options and their values now are: {valid}")
+            shared, own = _listed(config)
+            raise UserError(f"there is no option {shown(key)}; every method has {shared}, and this one has {own}")
         if key in values:
             raise UserError(f"-o has {key} twice; leave one out")
         try:
@@ -70,6 +70,15 @@ def from_plain(config_class: type[Config], values: dict[str, Any]) -> Config:
         raise UserError(f"the stored options {', '.join(wrong)} are damaged; restore the checkpoint, or start a new "
                         f"run with --overwrite")  # fmt: skip
     return config_class(**typed)
+
+
+def new_options(config: MethodConfig, stored: Container[str]) -> list[str]:
+    """`name=value` of the options that a stored config lacks and whose value its version may not have used.
+
+    Options that were constants of that version are left out: their defaults are those constants.
+    """
+    options = (f for f in dataclasses.fields(config) if f.name not in stored and not f.metadata.get(FORMERLY_FIXED))
+    return [_typed(config, f.name) for f in options]
 
 
 def describe_type(hint: Any) -> str:
@@ -126,5 +135,14 @@ def _fits(value: Any, hint: Any) -> bool:
     return isinstance(value, hint)
 
 
-def _show(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value).lower()
+def _listed(config: MethodConfig) -> tuple[str, str]:
+    """All options with their values, as `-o` takes them: those of every method, and the others."""
+    shared = [f.name for f in dataclasses.fields(MethodConfig)]
+    own = [f.name for f in dataclasses.fields(config) if f.name not in shared]
+    one, two = (" ".join(_typed(config, name) for name in names) for names in (shared, own))
+    return one, two
+
+
+def _typed(config: MethodConfig, name: str) -> str:
+    value = getattr(config, name)
+    return f"{name}={','.join(map(str, value)) if isinstance(value, tuple) else str(value).lower()}"

@@ -5,19 +5,20 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from nnssl.errors import UserError
+from nnssl.core.errors import UserError
 
 if TYPE_CHECKING:  # a method imports torch, and `--help` only needs the names
     from nnssl.methods.base import Method
 
 _METHODS = {
-    "vox2vec": "nnssl.methods.vox2vec:Vox2vec",
-    "voco": "nnssl.methods.voco:VoCo",
-    "pimpic": "nnssl.methods.pimpic:Pimpic",
-    "lapn": "nnssl.methods.lapn:Lapn",
-    "sam": "nnssl.methods.sam:Sam",
-    "mae": "nnssl.methods.mae:MaskedAutoencoder",
-    "alice": "nnssl.methods.alice:Alice",
+    "vox2vec": "nnssl.methods.vox2vec.method:Vox2vec",
+    "voco": "nnssl.methods.voco.method:VoCo",
+    "pimpic": "nnssl.methods.pimpic.method:Pimpic",
+    "lapn": "nnssl.methods.lapn.method:Lapn",
+    "sam": "nnssl.methods.sam.method:Sam",
+    "mae": "nnssl.methods.mae.method:MaskedAutoencoder",
+    "alice": "nnssl.methods.alice.method:Alice",
+    "simclr": "nnssl.methods.simclr.method:Simclr",
 }
 
 

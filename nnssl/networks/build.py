@@ -9,9 +9,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from nnssl.errors import UserError
-from nnssl.networks.fpn import FPN3d
-from nnssl.networks.fpn_unet import FPN3dUNet, check_strides
+from nnssl.core.errors import UserError
+from nnssl.networks.fpn_unet import FPN3d, FPN3dUNet, check_strides
 from nnssl.networks.lapn_unet import LapnUNet, lapn_pyramid
 from nnssl.networks.pimpic_unet import PimpicUNet, pimpic_pyramid
 from nnssl.networks.pyramid import FeaturePyramid

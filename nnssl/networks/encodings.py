@@ -8,7 +8,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nnssl.losses.normalise import l2_normalise
+from nnssl.networks.contrastive import l2_normalise
 from nnssl.networks.pyramid import FeaturePyramid, Stride, gather_voxels, interpolate_cells, padded_to_multiple
 
 

@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nnssl.networks.fpn import ResidualBlock, add_upsampled
+from nnssl.networks.fpn_unet import ResidualBlock, add_upsampled
 from nnssl.networks.pyramid import Stride
 
 

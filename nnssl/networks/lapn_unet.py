@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from nnssl.errors import UserError
+from nnssl.core.errors import UserError
 from nnssl.networks.fpn_unet import SegmentationLayers, check_strides
 from nnssl.networks.monai_parts import import_monai
 from nnssl.networks.pyramid import FeaturePyramid, Stride, check_halved

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from nnssl.errors import UserError
+from nnssl.core.errors import UserError
 
 
 def import_monai(network: str, module: str, *names: str) -> list[Any]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from nnssl.errors import UserError
+from nnssl.core.errors import UserError
 from nnssl.networks.lapn_unet import lapn_pyramid
 
 CHANNELS = (32, 64, 128, 256, 512)  # 7.938 M parameters with 15 outputs (methods.md 5.2)

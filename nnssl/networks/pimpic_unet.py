@@ -3,12 +3,180 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nnssl.networks.fpn_unet import SegmentationLayers, check_strides
-from nnssl.networks.pimpic_encoder import Pimpic3d
+from nnssl.networks.fpn_unet import SegmentationLayers, check_strides, pyramid_channels
+from nnssl.networks.pyramid import FeaturePyramid, Stride, check_halved, to_channels_last
+
+_EPS = 1e-5  # as in nn.InstanceNorm3d
+
+
+def instance_norm(x: Tensor) -> Tensor:
+    """Normalise every channel of every volume (B, C, Z, Y, X), without weights, as nn.InstanceNorm3d does.
+
+    torch's own function copies a channels-last map to the default layout, and the convolution after it copies it back.
+    On a CPU such a map is taken volume by volume through torch's batch normalisation, which knows the layout: a fifth
+    of the time, forward and backward, of torch's function on a map in the default layout.
+
+    Raises:
+        ValueError: there is only one voxel.
+    """
+    tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    if keeps_layout(x) and x.dtype in (torch.float32, torch.float64) and x[0, 0].numel() > 1 and not tracing:
+        return _VolumeByVolume.apply(x)
+    return F.instance_norm(x, eps=_EPS)
+
+
+def keeps_layout(x: Tensor) -> bool:
+    """Whether `instance_norm` would return the map in the layout that it has and the default one is another."""
+    return x.device.type == "cpu" and x.is_contiguous(memory_format=torch.channels_last_3d) and not x.is_contiguous()
+
+
+class _VolumeByVolume(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        normalised = torch.empty_like(x)
+        mean, inverse_deviation = x.new_empty(x.shape[:2]), x.new_empty(x.shape[:2])
+        for i in range(len(x)):
+            out = (normalised[i : i + 1], mean[i], inverse_deviation[i])
+            torch.native_batch_norm(x[i : i + 1], None, None, None, None, True, 0.0, _EPS, out=out)
+        ctx.save_for_backward(x, mean, inverse_deviation)
+        return normalised
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        x, mean, inverse_deviation = ctx.saved_tensors
+        gradient = gradient.contiguous(memory_format=torch.channels_last_3d)
+        through = torch.empty_like(x)
+        for i in range(len(x)):
+            through[i : i + 1] = torch.ops.aten.native_batch_norm_backward(
+                gradient[i : i + 1], x[i : i + 1], None, None, None, mean[i], inverse_deviation[i],
+                True, _EPS, [True, False, False],
+            )[0]  # fmt: skip
+        return through
+
+
+# From here on the weights of a convolution outweigh its map and the default layout is the faster one on a CPU too.
+_MANY_CHANNELS = 256
+
+
+class Pimpic3d(FeaturePyramid):
+    """PiMPiC's network (methods.md 3.2 and 3.5); `encoder` has the names of the authors' state dict.
+
+    Encoder level l has base_channels * 2^l channels at stride 2^l. The decoder begins at stride 2^num_scales with as
+    many channels as the coarsest encoder level, and its finest level has base_channels as the second finest has.
+    Convolutions have a bias and instance normalisation no weights, as published.
+
+    Args:
+        in_channels: Number of channels of the input.
+        base_channels: Number of channels of the finest level.
+        num_scales: Number of levels of the encoder.
+        levels: "encoder" for its maps, strides 1 to 2^(num_scales - 1); "decoder" for the decoder's at the same strides
+            and the bottleneck at 2^num_scales.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        base_channels: int = 32,
+        num_scales: int = 5,
+        levels: Literal["encoder", "decoder"] = "encoder",
+    ) -> None:
+        of_encoder = pyramid_channels(base_channels, num_scales)
+        of_decoder = [base_channels, *of_encoder[:-1]]
+        shown = of_encoder if levels == "encoder" else [*of_decoder, of_encoder[-1]]
+        strides: list[Stride] = [(2**level,) * 3 for level in range(len(shown))]
+        super().__init__(shown, strides, in_channels)
+        self.levels = levels
+        self.divisor = strides[-1]
+        self.encoder = nn.ModuleDict(
+            {
+                f"encoder{level + 1}": EncoderStage(before, channels)
+                for level, (before, channels) in enumerate(zip([in_channels, *of_encoder], of_encoder, strict=False))
+            }
+        )
+        self.bottleneck = nn.Conv3d(of_encoder[-1], of_encoder[-1], 3, padding=1)
+        below = [*of_decoder[1:], of_encoder[-1]]
+        self.decoder = nn.ModuleList(
+            ConvBlock(coarse + skip, channels)
+            for coarse, skip, channels in reversed(list(zip(below, of_encoder, of_decoder, strict=True)))
+        )
+        if levels == "decoder":
+            self.decoding = ("decoder",)
+        else:
+            self.unused = ("bottleneck.", "decoder.")
+            for unused in (self.bottleneck, self.decoder):
+                unused.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Map a volume (B, in_channels, Z, Y, X), sides divisible by `divisor`, to its levels, finest first."""
+        maps: list[Tensor] = []
+        for stage in self.encoder.values():
+            maps.append(stage(F.max_pool3d(maps[-1], 2) if maps else x))
+        return maps if self.levels == "encoder" else self._decode(maps)
+
+    def _decode(self, maps: list[Tensor]) -> list[Tensor]:
+        x = _activated(self.bottleneck(F.max_pool3d(maps[-1], 2)))
+        pyramid = [x]
+        for block, skip in list(zip(self.decoder, reversed(maps), strict=True))[: len(maps) - self.finest]:
+            upsampled = F.interpolate(x, scale_factor=2.0, mode="trilinear", align_corners=True)
+            x = block(torch.cat([upsampled, skip], dim=1))
+            pyramid.append(x)
+        return [x.new_empty(0)] * self.finest + pyramid[::-1]
+
+    def check_patch(self, patch_size: Sequence[int], batch_size: int = 2) -> None:
+        """Make sure that every stage halves its map evenly and that instance normalisation sees two voxels.
+
+        Raises:
+            UserError: The patch is not divisible by the total stride, or leaves one voxel at the coarsest level.
+        """
+        check_halved(patch_size, self.divisor, "PiMPiC's")
+
+
+class ConvBlock(nn.Module):
+    """Three times convolution, instance normalisation, ReLU; the first and the third activation are added.
+
+    Maps (B, in_channels, Z, Y, X) to (B, channels, Z, Y, X).
+    """
+
+    def __init__(self, in_channels: int, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(in_channels, channels, 3, padding=1)
+        self.conv2 = nn.Conv3d(channels, channels, 3, padding=1)
+        self.conv3 = nn.Conv3d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run the block."""
+        first = _activated(self.conv(_in_fast_layout(x, self.conv.out_channels)))
+        return first + _activated(self.conv3(_activated(self.conv2(first))))
+
+
+class EncoderStage(nn.Module):
+    """A `ConvBlock`, under the name that it has in the authors' state dict."""
+
+    def __init__(self, in_channels: int, channels: int) -> None:
+        super().__init__()
+        self.conv_block = ConvBlock(in_channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run the block."""
+        return self.conv_block(x)
+
+
+def _activated(x: Tensor) -> Tensor:
+    # In place: the backward pass of the normalisation needs its input, not its output.
+    return F.relu_(instance_norm(x))
+
+
+def _in_fast_layout(x: Tensor, channels: int) -> Tensor:
+    """The input of convolutions to so many channels, in the layout in which they are fastest."""
+    channels_last = x.device.type == "cpu" and channels < _MANY_CHANNELS
+    return to_channels_last(x) if channels_last else x.contiguous()
 
 
 class PimpicUNet(nn.Module):

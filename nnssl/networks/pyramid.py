@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nnssl.errors import UserError
+from nnssl.core.errors import UserError
 
 Stride = tuple[int, int, int]
 
@@ -109,6 +109,11 @@ def spread(hidden: Tensor, size: Sequence[int]) -> Tensor:
     for axis, extent in enumerate(size):
         hidden = hidden.repeat_interleave(extent // hidden.shape[axis + 1], dim=axis + 1)
     return hidden[:, None]
+
+
+def pooled(levels: Sequence[Tensor]) -> Tensor:
+    """Means of levels (B, C_l, ...) over space, one after another: (B, sum(C_l)), float32 or wider."""
+    return torch.cat([x.flatten(2).mean(2, dtype=torch.promote_types(x.dtype, torch.float32)) for x in levels], dim=1)
 
 
 def check_three_axes(patch_size: Sequence[int]) -> tuple[int, int, int]:

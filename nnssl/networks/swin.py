@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from nnssl.errors import UserError
+from nnssl.core.errors import UserError
 from nnssl.networks.fpn_unet import SegmentationLayers
 from nnssl.networks.monai_parts import import_monai
 from nnssl.networks.pyramid import BlockMask, FeaturePyramid, Stride, check_three_axes, format_size, spread

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from nnssl.distributed import all_reduce_sum, gather_rows, world_size
+from nnssl.core.distributed import all_reduce_sum, gather_rows, world_size
 
 
 def synchronise_batch_norm(module: nn.Module) -> nn.Module:

@@ -22,7 +22,7 @@ from typing import Any
 
 from torch import nn
 
-from nnssl.errors import UserError
+from nnssl.core.errors import UserError
 
 VARIABLE = "nnssl_trusted_modules"  # modules of the user's own classes: a,b
 _FOLDERS = "nnUNet_extTrainer"  # folders with the user's own trainers, and what else is in these files

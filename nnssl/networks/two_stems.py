@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nnssl.errors import UserError
+from nnssl.core.errors import UserError
 from nnssl.networks.lapn_unet import LapnPyramid, import_unet
 
 _Stem = Callable[[int, int], nn.Module]  # from channels in and out

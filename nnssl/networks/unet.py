@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from nnssl.errors import UserError
+from nnssl.core.errors import UserError
 from nnssl.networks.pyramid import FeaturePyramid, Stride, check_three_axes, format_size, to_channels_last
 
 

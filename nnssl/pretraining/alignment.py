@@ -12,24 +12,20 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from nnssl.checkpoints.intensity import IntensityBridge, bridge_intensities
+from nnssl.checkpoints.pretrained import PretrainedEncoder, finished_pretrainings, read_pixel_encoder
+from nnssl.checkpoints.runs import checkpoint_of
+from nnssl.core.errors import UserError
 from nnssl.core.system import why
-from nnssl.data.alignment import Aligner, RelativePosition
-from nnssl.data.guard import Images, warn_of_images
-from nnssl.data.loader import Cases, reading
-from nnssl.data.modality import names_of_channels
+from nnssl.data.guard import Images, names_of_channels, warn_of_images
+from nnssl.data.loader import Aligner, Cases, RelativePosition, reading
 from nnssl.data.pool import map_cases
 from nnssl.data.volumes import BloscVolume, VolumeFolder
-from nnssl.errors import UserError
-from nnssl.finetuning.intensity import IntensityBridge, bridge_intensities
-from nnssl.finetuning.pixel_encoder import PretrainedEncoder, read_pixel_encoder
-from nnssl.finetuning.pretrained import finished_pretrainings
-from nnssl.matching.aligner import EmbeddingAligner
-from nnssl.matching.embeddings import PooledEncoder, embedding_folder, has_embeddings, save_embeddings
-from nnssl.matching.encode import EncodedImage, encode_image
-from nnssl.methods.pixel_method import PixelMethod
+from nnssl.features.match import EncodedImage, encode_image
+from nnssl.features.stored import EmbeddingAligner, PooledEncoder, embedding_folder, has_embeddings, save_embeddings
 from nnssl.methods.registry import get_method, method_names
+from nnssl.methods.shared.pixel_method import PixelMethod
 from nnssl.networks.build import resolve_configuration
-from nnssl.pretraining.checkpoint import FINAL
 from nnssl.pretraining.setup import Setup
 
 POSITION = "position"  # in place of a checkpoint: no encoder, the same relative position in the body
@@ -42,8 +38,8 @@ def choose_aligner(asked: str | Path | None, config: Any, datasets: Sequence[str
     """What pairs the volumes of a method that needs pairs.
 
     Args:
-        asked: checkpoint of a pixel encoder, or its run's folder; `position` for none; None for the only finished
-            pretraining of these datasets with such a method, or none.
+        asked: RUN of a pixel encoder (`nnssl.checkpoints.runs.checkpoint_of`); `position` for none; None for the only
+            finished pretraining of these datasets with such a method, or none.
         config: of the method, with `match_threshold`, `match_draws` and `match_back_mm`.
         datasets: names.
         results: nnUNet_results.
@@ -53,11 +49,9 @@ def choose_aligner(asked: str | Path | None, config: Any, datasets: Sequence[str
     """
     if asked == POSITION:
         return RelativePosition()
-    path = _the_only_one(datasets, results) if asked is None else Path(asked)
+    path = _the_only_one(datasets, results) if asked is None else checkpoint_of(asked)
     if path is None:
         return RelativePosition()
-    if path.is_dir():
-        path = path / FINAL
     encoder = read_pixel_encoder(path)
     return EmbeddingAligner(
         path.resolve(), encoder.method, _key(path), config.match_threshold, config.match_draws, config.match_back_mm

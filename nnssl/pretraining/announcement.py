@@ -8,8 +8,8 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+from nnssl.core.distributed import world_size
 from nnssl.data.loader import number_of_workers
-from nnssl.distributed import world_size
 from nnssl.methods.base import Method
 from nnssl.pretraining.metrics import memory_gib
 from nnssl.pretraining.setup import Setup
@@ -61,10 +61,10 @@ def _count(modules: Iterable[nn.Module]) -> int:
 
 
 def _input(setup: Setup) -> str:
-    config, spacing = setup.config, setup.train.folders[0].spacing
-    patch, mm = (" x ".join(f"{number:g}" for number in numbers) for numbers in (config.patch_size or (), spacing))
-    share = f", {(config.batch_size or 0) // world_size()} in each of {world_size()} processes"
-    return f"patch {patch} voxels of {mm} mm, batch {config.batch_size}{share if world_size() > 1 else ''}"
+    sizes = (setup.config.patch, setup.train.folders[0].spacing)
+    patch, mm = (" x ".join(f"{number:g}" for number in numbers) for numbers in sizes)
+    share = f", {setup.config.volumes // world_size()} in each of {world_size()} processes"
+    return f"patch {patch} voxels of {mm} mm, batch {setup.config.volumes}{share if world_size() > 1 else ''}"
 
 
 def _device(device: torch.device, precision: torch.dtype) -> str:

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 import torch
 import torch.distributed as dist
 
+from nnssl.core.errors import UserError
 from nnssl.core.system import why
 from nnssl.data.loader import number_of_workers
-from nnssl.errors import UserError
 from nnssl.methods.base import MethodConfig
 
 CONTINUE = "continue with --c"

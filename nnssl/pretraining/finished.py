@@ -8,9 +8,10 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nnssl.checkpoints.files import FINAL
+from nnssl.core.errors import UserError
 from nnssl.data.folders import dataset_id, existing_datasets
-from nnssl.data.guard import Images, other_intensities
-from nnssl.data.modality import names_of_channels
+from nnssl.data.guard import Images, names_of_channels, other_intensities
 from nnssl.data.next_lines import (
     STOCK_CONFIGURATION,
     STOCK_PLANS,
@@ -25,8 +26,6 @@ from nnssl.data.next_lines import (
     trainer_for,
 )
 from nnssl.data.raw import number_of_labels, read_dataset_json
-from nnssl.errors import UserError
-from nnssl.pretraining.checkpoint import FINAL
 from nnssl.pretraining.setup import Setup
 
 TARGET = "TARGET"  # where only the user knows which labelled dataset is meant

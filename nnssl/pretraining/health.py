@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nnssl.losses.normalise import l2_normalise
 from nnssl.methods.base import StepOutput
+from nnssl.networks.contrastive import l2_normalise
 from nnssl.pretraining.metrics import Row
 
 STEPS = 32  # the last steps of an epoch, whose rows are looked at

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from nnssl.core.distributed import barrier, gather_objects, started_by_torchrun
+from nnssl.core.errors import UserError
 from nnssl.core.signals import EXIT_INTERRUPTED, Interrupted, StopSignal
-from nnssl.distributed import barrier, gather_objects
-from nnssl.errors import UserError
 from nnssl.methods.options import to_plain
 from nnssl.pretraining.failures import in_sentences, killed
 from nnssl.pretraining.loop import Pretraining
@@ -29,34 +29,6 @@ _SAID = 64  # exit code of a process that has said what is wrong
 _FOLLOWING_S, _SAVING_S = 5.0, 60.0  # for processes whose peer has failed, or was interrupted and saved
 
 log = logging.getLogger("nnssl")
-
-
-def started_by_torchrun() -> bool:
-    """Whether torchrun (or another launcher that speaks its variables) made this process."""
-    return all(name in os.environ for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
-
-
-def number_of_processes(num_gpus: int) -> int:
-    """Processes that will train together."""
-    return int(os.environ["WORLD_SIZE"]) if started_by_torchrun() else num_gpus
-
-
-def check_device(device: str, num_gpus: int) -> None:
-    """Refuse a device that is not there.
-
-    Raises:
-        UserError: no CUDA, fewer cards than asked for, or a device that is neither cuda nor cpu.
-    """
-    if num_gpus < 1:
-        raise UserError("-num_gpus takes a number from 1 on")
-    if device == "cpu":
-        return
-    if device != "cuda":
-        raise UserError(f"there is no device {device!r}; use -device cuda or -device cpu")
-    if not torch.cuda.is_available():
-        raise UserError("PyTorch sees no CUDA card; use -device cpu, or install a PyTorch build for your driver")
-    if not started_by_torchrun() and num_gpus > torch.cuda.device_count():
-        raise UserError(f"-num_gpus {num_gpus} is more than the {torch.cuda.device_count()} cards that PyTorch sees")
 
 
 @contextlib.contextmanager

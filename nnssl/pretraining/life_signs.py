@@ -14,11 +14,10 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from nnssl.distributed import is_main
+from nnssl.core.distributed import is_main
 from nnssl.methods.base import MethodConfig
 from nnssl.pretraining.cost import EpochCost, Use
-from nnssl.pretraining.metrics import Row
-from nnssl.pretraining.watch import Watch
+from nnssl.pretraining.metrics import Row, Watch
 
 SILENCE_S = 60.0  # after which a line says how far the run is, where no bar does
 _WARM_UP = 2  # steps: libraries choose their algorithms, memory is claimed
@@ -135,7 +134,7 @@ class LifeSigns:
             self.pace.steps.append(now - self._mark)
         self._mark = now
         self._bar.set_postfix_str(f"{self.cost.samples_per_second:.2f} samples/s, "
-                                  f"data-wait {100 * self.cost.data_wait:.1f} %")  # fmt: skip
+                                  f"data-wait {100 * self.cost.data_wait:.1f} %", refresh=False)  # fmt: skip
         self._bar.update()
         if self._made == 1:
             self._say(self._first_step())

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from nnssl.checkpoints.files import BEST, FINAL, LATEST, load_checkpoint, package_versions, save_checkpoint
+from nnssl.core.distributed import barrier, is_main, rank, world_size
 from nnssl.core.signals import Interrupted, StopSignal
 from nnssl.data.loader import (
     LoadedBatch,
@@ -19,26 +21,20 @@ from nnssl.data.loader import (
     positions_of_rank,
     stop_workers,
 )
-from nnssl.distributed import barrier, is_main, rank, world_size
 from nnssl.methods.base import Batch, Method, StepOutput, to_device
 from nnssl.methods.options import to_plain
 from nnssl.networks.sync_batch_norm import synchronise_batch_norm
 from nnssl.pretraining.announcement import announce
-from nnssl.pretraining.checkpoint import BEST, FINAL, LATEST, load_checkpoint, package_versions, save_checkpoint
-from nnssl.pretraining.cost import EpochCost, Use
-from nnssl.pretraining.drawings import draw_reconstruction, draw_views
-from nnssl.pretraining.energy import EnergyMeter
-from nnssl.pretraining.health import Health, embedding_std
 from nnssl.pretraining.life_signs import LifeSigns, Pace
-from nnssl.pretraining.metrics import Row, RunningMeans, memory_gib
+from nnssl.pretraining.meters import Meters
 from nnssl.pretraining.optimisation import build_optimiser, choose_precision, learning_rate, set_learning_rate
+from nnssl.pretraining.pictures import draw_reconstruction, draw_views
 from nnssl.pretraining.reporting import Reporter
 from nnssl.pretraining.setup import Setup, case_labels
-from nnssl.pretraining.watch import Watch
 from nnssl.pretraining.weights import load_weights
 
 if TYPE_CHECKING:
-    from nnssl.probing.online import OnlineProbe
+    from nnssl.pretraining.probe import OnlineProbe
 
 
 class Pretraining:
@@ -54,19 +50,16 @@ class Pretraining:
         self.precision = choose_precision(self.config, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == torch.float16)
         self.step, self.epoch = 0, 0  # finished steps and epochs
-        self.watch = Watch(setup.folder, device)
         self.signal = StopSignal()
-        self.embedding_dim = 0
         self.probe = self._build_probe()
-        self.health = Health(self.config.steps_per_epoch, device)
-        self.cost = EpochCost(EnergyMeter(device))
+        self.meters = Meters(setup, device, self.probe)
         if setup.resume:
             self._restore(load_checkpoint(setup.resume))
         elif setup.pretrained:
             load_weights(self.method, setup.pretrained)
         self.reporter = Reporter(setup, self.epoch)
         pace = Pace(self.config, self._val_steps(), self.reporter.rows(device) if setup.resume and is_main() else ())
-        self.life = LifeSigns(self.config, pace, self.cost, self.watch, device)
+        self.life = LifeSigns(self.config, pace, self.meters.cost, self.meters.watch, device)
         self.model: nn.Module = self._distribute()
 
     def run(self) -> None:
@@ -78,7 +71,7 @@ class Pretraining:
         """
         setup = self.setup
         dataset = SampleDataset(type(self.method), self.config, setup.train, setup.val, setup.aligner)
-        positions = positions_of_rank(int(self.config.batch_size or 0), rank(), world_size())
+        positions = positions_of_rank(self.config.volumes, rank(), world_size())
         loader = make_loader(dataset, list(self._steps()), positions, self.device)
         with self.signal, self.reporter:
             if is_main():
@@ -109,35 +102,27 @@ class Pretraining:
         last = (self.epoch + 1) * self.config.steps_per_epoch
         batch = None
         self.method.train()
-        self.cost.lap("other")
+        self.meters.cost.lap("other")
         with self.life.epoch(self.epoch, self.step):
             while self.step < last:
                 batch = next_batch(batches)
-                self.cost.lap("waiting")
+                self.meters.cost.lap("waiting")
                 if self.step == 0 and is_main():
                     draw_views(self.setup, self.method, self._views(batch), batch.cases)
                 self._train_step(batch)
-                self.cost.samples += int(self.config.batch_size or 0)
+                self.meters.cost.samples += self.config.volumes
                 if self.probe is not None:
                     self.probe.after_step(self.step - 1)
                 self.life.step(self.step)
                 if self._told_to_stop():
                     self._interrupt()
-        self.watch.settle()
-        self.cost.lap("training")
-        self._count_probe("training")
+        self.meters.settle()
         shown = self._validate(batches) or batch
         if shown and is_main() and self._saves(self.epoch + 1):
             draw_reconstruction(self.setup, self.method, self._views(shown), shown.cases, self.epoch + 1)
         self._finish_epoch()
         if self._told_to_stop() and self.epoch < self.config.num_epochs:  # a probe may have taken its time
             self._interrupt()
-
-    def _count_probe(self, source: Use) -> None:
-        """What a probe took of a share of the time."""
-        if self.probe is not None:
-            self.cost.move(source, "probe", self.probe.seconds)
-            self.probe.reset_clock()
 
     def _train_step(self, batch: LoadedBatch) -> None:
         # a resumed run must draw the same random numbers as an uninterrupted one
@@ -147,18 +132,14 @@ class Pretraining:
         output = self._forward(self.model, batch)
         self.optimiser.zero_grad(set_to_none=True)
         self.scaler.scale(output.loss).backward()
-        terms = {"loss": output.loss.detach(), **output.terms, "embedding_std": embedding_std(output.embeddings)}
         self.scaler.unscale_(self.optimiser)
         norm = nn.utils.clip_grad_norm_(self.method.parameters(), self.config.gradient_clip or float("inf"))
         # with fp16 a gradient that overflows is expected: the scaler leaves that step out
-        terms["gradient_norm"] = norm.nan_to_num(0.0, 0.0) if self.scaler.is_enabled() else norm
+        norm = norm.nan_to_num(0.0, 0.0) if self.scaler.is_enabled() else norm
         self.scaler.step(self.optimiser)
         self.scaler.update()
         self.method.after_step(self.step)
-        self.embedding_dim = output.embeddings.shape[1]
-        if is_main():
-            self.health.add(self.step, output)
-        self.watch.add("train", self.step, batch, terms, self.signal.received)
+        self.meters.add("train", self.step, batch, output, self.signal.received, norm)
         self.step += 1
 
     def _forward(self, model: nn.Module, batch: LoadedBatch) -> StepOutput:
@@ -176,49 +157,30 @@ class Pretraining:
     def _validate(self, batches: Iterator[LoadedBatch]) -> LoadedBatch | None:
         """Loss of the held-out volumes; returns their last batch, if there are any."""
         batch = None
-        self.watch.means["val"] = RunningMeans()
+        self.meters.begin_validation()
         self.method.eval()
         for step in range(self._val_steps()):
             batch = next_batch(batches)
             output = self._forward(self.method, batch)
-            terms = {"loss": output.loss, **output.terms, "embedding_std": embedding_std(output.embeddings)}
-            self.watch.add("val", step, batch, terms, self.signal.received)
+            self.meters.add("val", step, batch, output, self.signal.received)
             self.life.validated(step + 1)
-        self.watch.settle()
+        self.meters.watch.settle()
         return batch
 
     def _told_to_stop(self) -> bool:
         """Whether to stop after this step; all processes read the same answer, from the step before."""
-        return self.watch.stop if world_size() > 1 else self.signal.received
+        return self.meters.watch.stop if world_size() > 1 else self.signal.received
 
     def _interrupt(self) -> None:
-        self.watch.settle()
-        self._count_probe("training")
+        self.meters.watch.settle()
+        self.meters.count_probe("training")
         self._save(LATEST)
         raise Interrupted(f"stopped after step {self.step}, everything is saved in {self.setup.folder / LATEST}; "
                           f"continue with --c")  # fmt: skip
 
     def _finish_epoch(self) -> None:
         self.epoch += 1
-        self.cost.lap("other")
-        probed = self.probe.finish_epoch(self.epoch) if self.probe is not None else {}
-        self.cost.lap("other")
-        self._count_probe("other")
-        row: Row = {
-            "epoch": self.epoch,
-            "step": self.step,
-            **self.watch.means["train"].means(),
-            **(self.watch.means["val"].means("val_") if self._val_steps() else {}),
-            "embedding_dim": self.embedding_dim,
-            **self.health.finish_epoch(),
-            "device": self.device.type,
-            "learning_rate": learning_rate(self.config, self.step - 1),
-            "memory_gib": memory_gib(self.device),
-            **({"probe_share": self.cost.share("probe")} if self.probe is not None else {}),
-            **self.cost.finish_epoch(),
-            **probed,
-        }
-        self.watch.means["train"] = RunningMeans()
+        row = self.meters.finish_epoch(self.epoch, self.step, learning_rate(self.config, self.step - 1))
         if is_main():
             self.setup.check_claim()
             self.reporter.epoch(row)
@@ -234,7 +196,7 @@ class Pretraining:
         """The main process's probe, if the run has one."""
         if self.setup.probe is None or not is_main():
             return None
-        from nnssl.probing.online import OnlineProbe
+        from nnssl.pretraining.probe import OnlineProbe
 
         return OnlineProbe(self.setup, self.method, self.device, self.precision)
 
@@ -259,11 +221,7 @@ class Pretraining:
             "scaler_state": self.scaler.state_dict(),
             "step": self.step,
             "epoch": self.epoch,
-            "train_means": self.watch.means["train"].state(),
-            "embedding_dim": self.embedding_dim,
-            "health_state": self.health.state(),
-            "cost_state": self.cost.state(),
-            "probe_state": self.probe.state() if self.probe is not None else None,
+            **self.meters.state(),
             "config": to_plain(self.config),
             "plans": setup.plans,
             "configuration": setup.configuration,
@@ -281,9 +239,4 @@ class Pretraining:
         self.optimiser.load_state_dict(checkpoint["optimiser_state"])
         self.scaler.load_state_dict(checkpoint["scaler_state"])
         self.step, self.epoch = checkpoint["step"], checkpoint["epoch"]
-        self.watch.means["train"] = RunningMeans(**checkpoint["train_means"])
-        self.embedding_dim = checkpoint["embedding_dim"]
-        self.health = Health(self.config.steps_per_epoch, self.device, checkpoint.get("health_state"))
-        self.cost = EpochCost(self.cost.meter, checkpoint.get("cost_state"))
-        if self.probe is not None and checkpoint.get("probe_state") is not None:
-            self.probe.load_state(checkpoint["probe_state"])
+        self.meters.load_state(checkpoint)

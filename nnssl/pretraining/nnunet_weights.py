@@ -14,15 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nnssl.errors import UserError
+from nnssl.checkpoints.files import FINAL, load_checkpoint, save_checkpoint
+from nnssl.checkpoints.loading import fill, first_of, fitting
+from nnssl.core.errors import UserError
 from nnssl.methods.registry import get_method
 from nnssl.networks.build import name_in_network, pretrained_part, resolve_configuration, segmentation_of
-from nnssl.pretraining.checkpoint import FINAL, load_checkpoint, save_checkpoint
 
 NNUNET_WEIGHTS = "nnunet_weights.pth"
 _BACKBONE = "backbone."
 _CLASSES = 2  # any number: nnU-Net takes everything but the segmentation layers
-_NAMED = 3  # tensors that a message names
 
 log = logging.getLogger("nnssl")
 
@@ -67,13 +67,11 @@ def pretrained_network(checkpoint: dict[str, Any], path: Path) -> tuple[nn.Modul
     given = {name_in_network(k[len(_BACKBONE) :]): v for k, v in state.items() if k.startswith(_BACKBONE)}
     part = pretrained_part(network, resolved, get_method(checkpoint["method"]).levels)
     pretrained = {name_in_network(name): tensor for name, tensor in part.items()}
-    wrong = [k for k, v in pretrained.items() if k not in given or given[k].shape != v.shape]
+    values, wrong = fitting(pretrained, given)
     if wrong or not pretrained:
         raise UserError(f"{NNUNET_WEIGHTS} cannot be made: {path} does not hold the network of its own plans "
-                        f"({', '.join(wrong[:_NAMED]) or 'no tensor'}); it is whole otherwise")  # fmt: skip
-    with torch.no_grad():
-        for name, tensor in pretrained.items():
-            tensor.copy_(given[name])
+                        f"({first_of(wrong) or 'no tensor'}); it is whole otherwise")  # fmt: skip
+    fill(pretrained, values)
     _check_copies(network, given, pretrained, path)
     return network, pretrained
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nnssl.core.escape import picture
+import torch
+
 from nnssl.core.files import replacing
-from nnssl.methods.base import Panel
+from nnssl.core.names import picture
+from nnssl.core.system import dispensable
+from nnssl.methods.base import Batch, Method, Panel
 from nnssl.pretraining.metrics import Row
+from nnssl.pretraining.setup import Setup
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -109,3 +114,26 @@ def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure,
 def _save(figure: Figure, file: Path) -> None:
     with replacing(file) as temporary:
         figure.savefig(temporary, dpi=110, format="png")
+
+
+def draw_views(setup: Setup, method: Method, views: Batch, cases: Sequence[str]) -> None:
+    """Draw an augmented batch of the cases."""
+    panels = type(method).panels({k: v.cpu() for k, v in views.items()}, setup.config)
+    _draw(setup, panels, "views", "views of the first step", cases)
+
+
+@torch.no_grad()
+def draw_reconstruction(setup: Setup, method: Method, views: Batch, cases: Sequence[str], epoch: int) -> None:
+    """Draw what the network makes of an augmented batch after an epoch, if the method shows it; mode as it was."""
+    training = method.training
+    method.eval()
+    panels = method.reconstruction(views)
+    method.train(training)
+    if panels:
+        _draw(setup, panels, "reconstruction", f"after epoch {epoch}", cases)
+
+
+def _draw(setup: Setup, panels: list[list[Panel]], name: str, heading: str, cases: Sequence[str]) -> None:
+    named = "\n".join(dict.fromkeys(cases[: len(panels)]))
+    with dispensable(f"{name}.png"):
+        draw_panels(panels, setup.folder / f"{name}.png", f"{setup.method}: {heading}\n{named}")

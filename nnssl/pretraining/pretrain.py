@@ -12,39 +12,29 @@ from typing import Any
 
 import torch
 
-from nnssl.core.files import remove_leftovers
-from nnssl.core.json_files import write_json
-from nnssl.core.names import check_name
-from nnssl.data.alignment import Aligner, RelativePosition
-from nnssl.data.loader import number_of_workers
-from nnssl.data.prepared import PreparedDatasets, prepare_datasets
-from nnssl.errors import UserError
-from nnssl.methods.base import Method
-from nnssl.methods.options import from_plain, override, to_plain
+from nnssl.checkpoints.files import FINAL, package_versions
+from nnssl.core.errors import UserError
+from nnssl.core.files import remove_leftovers, write_json
+from nnssl.data.loader import RelativePosition, number_of_workers
+from nnssl.methods.options import new_options, to_plain
 from nnssl.methods.registry import get_method
-from nnssl.pretraining.alignment import choose_aligner, prepare_embeddings
-from nnssl.pretraining.checkpoint import FINAL, package_versions
+from nnssl.pretraining.alignment import prepare_embeddings
 from nnssl.pretraining.finished import FinishedRun, finished_run
-from nnssl.pretraining.launch import check_device, joined, launch, number_of_processes, started_by_torchrun
+from nnssl.pretraining.launch import joined, launch
 from nnssl.pretraining.nnunet_weights import NNUNET_WEIGHTS, write_nnunet_weights
 from nnssl.pretraining.optimisation import build_optimiser
+from nnssl.pretraining.request import Request
 from nnssl.pretraining.run_lock import Claim, claimed
 from nnssl.pretraining.run_log import open_run_log, run_log
 from nnssl.pretraining.setup import (
     CONFIG,
     Setup,
     case_labels,
-    check_output,
     check_same_run,
-    hold_out,
-    load_resumed,
     refuse_other_folder,
-    resolve_sizes,
-    run_folder,
 )
 from nnssl.pretraining.trackers import check_trackers
 from nnssl.pretraining.weights import check_weights
-from nnssl.probing.prepare import check_probe, prepare_probe
 
 log = logging.getLogger("nnssl")
 
@@ -81,10 +71,10 @@ def pretrain(
         continue_run: go on with an interrupted run; start anew where there is none.
         overwrite: replace an earlier run.
         options: `key=value` for the method's hyper-parameters.
-        pretrained: checkpoint of another run to start from (weights only).
+        pretrained: RUN to start from, weights only (`nnssl.checkpoints.runs.checkpoint_of`); `random` is no RUN.
         num_processes: for preprocessing; None: nnU-Net's default.
         alignment: for methods that pair volumes, see `nnssl.pretraining.alignment.choose_aligner`.
-        probe: labelled dataset that the features are probed on during the run, see `nnssl.probing.prepare`.
+        probe: labelled dataset that the features are probed on during the run, see `nnssl.pretraining.probe_prepare`.
         probe_every: epochs between the probe's evaluations; None: at most 20 in the run, and as its cost allows.
         allow_other_intensities: take further datasets, a probe, weights or an encoder of another modality than the
             first dataset's (`nnssl.data.guard`).
@@ -98,45 +88,19 @@ def pretrain(
         UserError: another process writes to the run's folder; `continue_run` waits for it for a while.
         Interrupted: SIGTERM or SIGUSR1; the run is saved.
     """
-    method_class = get_method(method)
-    config = override(method_class.config_class(), options)
-    check_device(device, num_gpus)
-    check_name(fold, "fold", "-f")
-    check_name(configuration, "configuration", "-c")
-    if pretrained and continue_run:
-        raise UserError("--c continues a run with its own weights and -pretrained starts a new one; give one of them")
-    if alignment and not method_class.pairs_volumes:
-        raise UserError(f"-alignment is for methods that pair volumes, and {method} does not; leave it out")
-    _check_probe(probe, probe_every, dataset_ids, allow_other_intensities)
-    prepared = prepare_datasets(
-        dataset_ids, plans, configuration, num_processes, not started_by_torchrun(), allow_other_intensities
-    )
-    folder = run_folder(
-        prepared.results, prepared.folders[0].name, method, prepared.plans["plans_name"], configuration, fold
-    )
+    request = Request(dataset_ids, method, configuration, plans, fold, device, num_gpus, continue_run, overwrite,
+                      options, pretrained, num_processes, alignment, probe, probe_every,
+                      allow_other_intensities)  # fmt: skip
+    request.check()
+    prepared = request.prepare()
+    folder = request.folder(prepared)
     with _held(folder, continue_run, overwrite) as claim, joined(device):
-        resume = check_output(folder, continue_run, overwrite)
-        checkpoint = load_resumed(resume) if resume else None
-        if checkpoint:
-            stored = from_plain(method_class.config_class, checkpoint["config"])
-            config = _same_options(stored, override(stored, options))
-        elif continue_run:
-            log.warning(f"there is no run to continue in {folder}: a new one starts")
-        config = resolve_sizes(config, prepared.plans, configuration, number_of_processes(num_gpus))
-        train, val = hold_out(prepared.folders, fold, config.seed)
-        probed = None if probe is None else prepare_probe(
-            probe, prepared, configuration, probe_every, num_processes, not started_by_torchrun()
-        )  # fmt: skip
-        setup = Setup(method, config, prepared.plans, prepared.dataset_json, prepared.fingerprint, configuration, fold,
-                      train, val, folder, resume, Path(pretrained) if pretrained else None, prepared.orientation,
-                      _aligner(method_class, alignment, config, prepared), probed, claim)  # fmt: skip
-        _train(setup, checkpoint, device, num_gpus, overwrite, allow_other_intensities)
+        setup, checkpoint = request.resolve(prepared, folder, claim)
+        _train(request, setup, checkpoint)
     return finished_run(setup, prepared.results, device)
 
 
-def _train(
-    setup: Setup, checkpoint: dict[str, Any] | None, device: str, num_gpus: int, overwrite: bool, allow: bool
-) -> None:
+def _train(request: Request, setup: Setup, checkpoint: dict[str, Any] | None) -> None:
     """From the checkpoint, if there is one, to the end of the run; nothing where it is there already."""
     folder = setup.folder
     if checkpoint:
@@ -147,12 +111,12 @@ def _train(
                 _for_stock_trainers(folder)
             return
         _tell_new_options(setup.config, checkpoint["config"])
-    _check_before_writing(setup, overwrite, allow)
+    _check_before_writing(setup, request)
     _warn(setup)
-    prepare_embeddings(setup, device, not started_by_torchrun(), allow)
+    prepare_embeddings(setup, request.device, request.may_preprocess, request.allow_other_intensities)
     if _is_main():
-        _open_folder(setup, device, overwrite)
-    launch(setup, device, num_gpus)
+        _open_folder(setup, request)
+    launch(setup, request.device, request.num_gpus)
     _for_stock_trainers(folder)
     log.info(f"finished: {folder / FINAL}")
 
@@ -168,22 +132,6 @@ def _held(folder: Path, continue_run: bool, overwrite: bool) -> Iterator[Claim |
         yield claim
 
 
-def _check_probe(probe: int | str | None, every: int | None, dataset_ids: Sequence[int | str], allow: bool) -> None:
-    """What can be refused before hours of preprocessing."""
-    if probe is None and every is not None:
-        raise UserError("-probe_every says how often to probe; add the labelled dataset, as in -probe 17")
-    if probe is not None and dataset_ids:
-        check_probe(probe, dataset_ids[0], every, allow)
-
-
-def _aligner(method: type[Method], asked: str | Path | None, config: Any, prepared: PreparedDatasets) -> Aligner:
-    if not method.pairs_volumes:
-        return RelativePosition()
-    return choose_aligner(
-        asked, config, list(dict.fromkeys(folder.name for folder in prepared.folders)), prepared.results
-    )
-
-
 def _is_main() -> bool:
     """Whether this is the process that writes; the others were started by torchrun."""
     return os.environ.get("RANK", "0") == "0"
@@ -194,23 +142,14 @@ def _for_stock_trainers(folder: Path) -> None:
         write_nnunet_weights(folder)
 
 
-def _same_options(stored: Any, asked: Any) -> Any:
-    before, now = to_plain(stored), to_plain(asked)
-    changed = [f"{k} ({before[k]} -> {now[k]})" for k in before if before[k] != now[k]]
-    if changed:
-        raise UserError(f"--c continues with the options the run began with, but these differ: {', '.join(changed)}; "
-                        f"leave them out, or start anew with --overwrite")  # fmt: skip
-    return stored
-
-
 def _tell_new_options(config: Any, stored: dict[str, Any]) -> None:
     """Warn of options that the version which began the run did not have: the run may go on with another objective."""
-    if new := [f"{name}={value}" for name, value in to_plain(config).items() if name not in stored]:
-        log.warning(f"the version that began this run did not have all options, and it goes on with {', '.join(new)}; "
+    if new := new_options(config, stored):
+        log.warning(f"the version that began this run did not have all options, and it goes on with {' '.join(new)}; "
                     f"if that is not what it began with, start anew with --overwrite")  # fmt: skip
 
 
-def _check_before_writing(setup: Setup, overwrite: bool, allow: bool) -> None:
+def _check_before_writing(setup: Setup, request: Request) -> None:
     """Whatever can be refused before the folder of an earlier run is touched.
 
     The network is built without memory: it must take the patch and the weights to start from, and its checkpoints must
@@ -222,10 +161,10 @@ def _check_before_writing(setup: Setup, overwrite: bool, allow: bool) -> None:
         method = setup.build_method()
     build_optimiser(setup.config, method.parameters())
     if setup.pretrained:
-        if overwrite and setup.pretrained.resolve().is_relative_to(setup.folder.resolve()):
+        if request.overwrite and setup.pretrained.resolve().is_relative_to(setup.folder.resolve()):
             raise UserError(f"--overwrite would delete {setup.pretrained}, the weights to start from; move the file "
                             f"out of the run's folder first")  # fmt: skip
-        check_weights(method, setup, allow)
+        check_weights(method, setup, request.allow_other_intensities)
     parameters = sum(p.numel() for p in method.parameters())
     parent = setup.folder
     while not parent.is_dir():
@@ -249,9 +188,9 @@ def _warn(setup: Setup) -> None:
                     "(-alignment), and no finished pretraining of these datasets is one (lapn or sam)")  # fmt: skip
 
 
-def _open_folder(setup: Setup, device: str, overwrite: bool) -> None:
+def _open_folder(setup: Setup, request: Request) -> None:
     folder = setup.folder
-    if overwrite and folder.is_dir():
+    if request.overwrite and folder.is_dir():
         refuse_other_folder(folder)  # again: hours may lie between
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -269,7 +208,7 @@ def _open_folder(setup: Setup, device: str, overwrite: bool) -> None:
         "aligner": setup.aligner.identity,
         "probe": setup.probe.identity if setup.probe else None,
         "pretrained": str(setup.pretrained) if setup.pretrained else None,
-        "device": device,
+        "device": request.device,
         "seed": setup.config.seed,
         "versions": package_versions(),
     }

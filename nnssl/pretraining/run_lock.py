@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from nnssl.core.errors import UserError
 from nnssl.core.lock import REQUEUE_S, Lock
-from nnssl.errors import UserError
 
 log = logging.getLogger("nnssl")
 

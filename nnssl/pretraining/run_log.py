@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from logging.handlers import MemoryHandler
 from pathlib import Path
 
+from nnssl.core.errors import UserError
 from nnssl.core.signals import Interrupted, Stopped
 from nnssl.core.system import name_file, why
-from nnssl.errors import UserError
 from nnssl.pretraining.failures import CONTINUE
 
 LOG_FILE = "pretraining_log.txt"

@@ -9,23 +9,22 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from nnssl.core.json_files import read_json
+from nnssl.checkpoints.files import BEST, FINAL, LATEST, check_entries, load_checkpoint, load_content
+from nnssl.core.errors import UserError
+from nnssl.core.files import read_json
 from nnssl.core.own_files import RunFile
 from nnssl.core.schemas import SplitsFile
 from nnssl.core.system import unreadable
-from nnssl.data.alignment import Aligner, RelativePosition
 from nnssl.data.folders import dataset_argument
 from nnssl.data.inventory import named
-from nnssl.data.loader import Cases
+from nnssl.data.loader import Aligner, Cases, RelativePosition
 from nnssl.data.unused import read_withdrawn
 from nnssl.data.volumes import VolumeFolder
-from nnssl.errors import UserError
 from nnssl.methods.base import Method, MethodConfig
 from nnssl.methods.registry import get_method
 from nnssl.networks.build import build_backbone, resolve_configuration
-from nnssl.pretraining.checkpoint import BEST, FINAL, LATEST, check_entries, load_checkpoint, load_content
+from nnssl.pretraining.probe_data import ProbeData
 from nnssl.pretraining.run_lock import Claim
-from nnssl.probing.data import ProbeData
 
 CONFIG = "config.json"  # of a run, written before it begins
 HELD_OUT = 0.05  # fraction of the cases that give the validation loss

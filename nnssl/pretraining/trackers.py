@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
 
-from nnssl.errors import UserError
+from nnssl.core.errors import UserError
 from nnssl.methods.options import to_plain
 from nnssl.pretraining.metrics import Row
 from nnssl.pretraining.setup import Setup

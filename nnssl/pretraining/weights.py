@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from nnssl.checkpoints.files import load_checkpoint
+from nnssl.checkpoints.loading import first_of, fitting
+from nnssl.core.errors import UserError
 from nnssl.data.guard import Images, warn_of_images
-from nnssl.errors import UserError
 from nnssl.methods.base import Method
-from nnssl.pretraining.checkpoint import load_checkpoint
 from nnssl.pretraining.setup import Setup
 
 log = logging.getLogger("nnssl")
@@ -29,7 +30,7 @@ def load_weights(method: Method, path: Path) -> None:
     method.load_state_dict(fitting, strict=False)
     fresh = [k for k in own if k not in fitting]
     log.info(f"{path}: {len(fitting)} of {len(own)} tensors loaded, {len(fresh)} fresh"
-             + (f" ({_first(fresh)})" if fresh else ""))  # fmt: skip
+             + (f" ({first_of(fresh)})" if fresh else ""))  # fmt: skip
 
 
 def check_weights(method: Method, setup: Setup, allow: bool) -> None:
@@ -57,23 +58,9 @@ def check_weights(method: Method, setup: Setup, allow: bool) -> None:
 
 def _fitting(method: Method, content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
     """Tensors of a checkpoint that the method has a place for; raises as `load_weights` does."""
-    state: dict[str, Tensor] = content["method_state"]
-    own = method.state_dict()
-    wrong = [
-        f"{k} {tuple(state[k].shape) if k in state else 'missing'} instead of {tuple(v.shape)}"
-        for k, v in own.items()
-        if k.startswith("backbone.") and (k not in state or state[k].shape != v.shape)
-    ]
+    values, different = fitting(method.state_dict(), content["method_state"])
+    wrong = [f"{name}: {what}" for name, what in different.items() if name.startswith("backbone.")]
     if wrong:
-        raise UserError(f"{path} holds another network than these plans: {_first(wrong)}; give a checkpoint of the "
-                        f"same architecture, or the plans that it was made with (-p)")  # fmt: skip
-    return {
-        k: v
-        for k, v in state.items()
-        if k in own and own[k].shape == v.shape and not k.startswith(type(method).of_the_run)
-    }
-
-
-def _first(names: Sequence[str], count: int = 3) -> str:
-    more = f" and {len(names) - count} more" if len(names) > count else ""
-    return ", ".join(names[:count]) + more
+        raise UserError(f"{path} holds another network than these plans ({first_of(wrong, '; ')}); give a checkpoint "
+                        f"of the same architecture, or the plans that it was made with (-p)")  # fmt: skip
+    return {name: value for name, value in values.items() if not name.startswith(type(method).of_the_run)}

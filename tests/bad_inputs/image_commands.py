@@ -198,7 +198,7 @@ def _run_and_images(folder: Path) -> None:
 
 
 def _label_folders(folder: Path, *odd: Callable[[Path], object]) -> None:
-    from tests.evaluation.labels import describe
+    from tests.benchmarking.labels import describe
 
     describe(folder / "predicted", labels=_LABELLED["labels"])
     for name in ("true", "predicted"):
@@ -268,17 +268,17 @@ def _images_un(folder: Path) -> None:
 def _distil(folder: Path) -> None:
     """What a training with a teacher does with imagesUn before its first epoch."""
     from nnssl.data.plan_and_preprocess import plan_and_preprocess
-    from nnssl.distillation.unlabelled import prepare_unlabelled
+    from nnssl.finetuning.unlabelled import prepare_unlabelled
 
     (made,) = plan_and_preprocess([17], preset="nnsslPlans_tiny", num_processes=1, show_progress=False)
     plans = json.loads((made.folder.parent / "nnsslPlans_tiny.json").read_text())
-    with mock.patch("nnssl.distillation.unlabelled.default_processes", lambda: 1):  # others take seconds to start
+    with mock.patch("nnssl.finetuning.unlabelled.default_processes", lambda: 1):  # others take seconds to start
         found = prepare_unlabelled(plans, "3d_fullres", made.folder.parent, True, print)
     assert found.cases == ["good"]
 
 
 def _read_label(folder: Path) -> None:
-    from nnssl.figures.labels import read_labels
+    from nnssl.analysis.labels import read_labels
 
     read_labels(folder / "x.nii.gz", None)  # type: ignore[arg-type]
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from nnssl.core.errors import BadCase
 from nnssl.data.raw import RawCase
-from nnssl.errors import BadCase
 from tests.bad_inputs.rows import Row, Said, function
 from tests.bad_inputs.volumes import (
     Fault,

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
+from nnssl.checkpoints.files import FINAL
 from nnssl.data.raw import read_dataset_json
 from nnssl.data.volumes import Channel, VolumeFolder
-from nnssl.finetuning.checked_trainer import refuse_bad_files
-from nnssl.pretraining.checkpoint import FINAL
+from nnssl.finetuning.base_trainer import refuse_bad_files
 from nnssl.pretraining.setup import hold_out
 from tests.bad_inputs.rows import Row, command, function
 from tests.pretrainings import CT_JSON, checkpoint_content, tiny_plans

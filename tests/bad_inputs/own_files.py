@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
-from nnssl.deployment.description import Description
+from nnssl.analysis.embed import _open_folder
+from nnssl.benchmarking.evaluation_report import read_evaluation
+from nnssl.checkpoints.files import load_checkpoint
 from nnssl.deployment.model_folder import check_model_folder
-from nnssl.embedding.embed import _open_folder
-from nnssl.evaluation.report import read_evaluation
+from nnssl.deployment.session import Description
+from nnssl.features.stored import has_embeddings
 from nnssl.finetuning.start import Start, refuse_mixture
-from nnssl.matching.embeddings import has_embeddings
-from nnssl.pretraining.checkpoint import load_checkpoint
 from nnssl.pretraining.metrics import read_rows
 from nnssl.pretraining.setup import check_output, load_resumed
 from tests.bad_inputs.json_files import GONE, LABELLED, changed, checkpoint, raw, source_run, volumes, write

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 from unittest import mock
 
-from nnssl.errors import UserError
+from nnssl.core.errors import UserError
 
 Kind = Literal["sentence", "accepted by intent", "traceback"]
 FOLDERS = {"nnUNet_raw": "raw", "nnUNet_preprocessed": "pre", "nnUNet_results": "res"}

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from nnssl.errors import UserError
+from nnssl.core.errors import UserError
 from tests.bad_inputs.rows import Row, Said, all_rows, function, kind_of, run_row
 
 TABLE = all_rows()

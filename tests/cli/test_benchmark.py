@@ -1,4 +1,4 @@
-"""One real training through the command, from raw files; tests/label_efficiency has the rest without training."""
+"""One real training through the command, from raw files; tests/benchmarking has the rest without training."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from nnssl.cli.evaluate import main
-from tests.evaluation.labels import cube, describe, write_labels
+from tests.benchmarking.labels import cube, describe, write_labels
 
 
 def test_main__prints_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

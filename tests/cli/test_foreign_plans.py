@@ -16,10 +16,10 @@ import pytest
 
 import nnssl
 from nnssl.data.plan_and_preprocess import plan_and_preprocess
-from nnssl.deployment.description import Description
+from nnssl.deployment.session import Description
 from nnssl.networks.trusted import VARIABLE
+from tests.benchmarking.labels import describe
 from tests.deployment.models import DATASET_JSON, model_plans, write_model
-from tests.evaluation.labels import describe
 from tests.foreign_plans import HARM, give_command_to_checkpoint, hide_command_in, with_command
 from tests.phantoms import write_ct_dataset
 from tests.pretrainings import write_pretraining
@@ -216,11 +216,11 @@ def _calls(file: Path) -> set[str]:
 @pytest.mark.parametrize(
     ("is_called", "where"),
     [
-        (lambda name: name == "torch.load", {"data/nnunet_checkpoint.py", "pretraining/checkpoint.py"}),
+        (lambda name: name == "torch.load", {"data/trusted.py", "checkpoints/files.py"}),
         (lambda name: name.endswith("get_network_from_plans"), {"networks/build.py"}),
         (lambda name: name.endswith((".initialize_from_trained_model_folder", "pydoc.locate")), set()),
         (lambda name: name.endswith(".build_network_architecture"),
-         {"finetuning/checked_trainer.py", "deployment/model_folder.py"}),
+         {"finetuning/base_trainer.py", "deployment/model_folder.py"}),
     ],
 )  # fmt: skip
 def test_package__has_one_place_for_each_way_to_code(is_called: Callable[[str], bool], where: set[str]) -> None:

@@ -11,8 +11,8 @@ import time
 import pytest
 
 from nnssl.cli.run import run
+from nnssl.core.errors import UserError
 from nnssl.core.signals import Interrupted
-from nnssl.errors import UserError
 
 
 def _raising(error: BaseException) -> object:

@@ -5,7 +5,7 @@ import io
 
 import pytest
 
-from nnssl.core.escape import csv_cell, csv_table, latex, markdown, picture
+from nnssl.core.names import csv_cell, csv_table, latex, markdown, picture
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from nnssl.core.json_files import checked, read_json, write_json
-from nnssl.errors import UserError
+from nnssl.core.errors import UserError
+from nnssl.core.files import checked, read_json, write_json
 
 
 class Inner(BaseModel):

@@ -4,7 +4,7 @@ import os
 import stat
 from pathlib import Path
 
-from nnssl.core.listing import Listing, list_folder, printable, why_no_file
+from nnssl.core.system import Listing, list_folder, printable, why_no_file
 
 
 def test_list_folder__regular_files_and_what_is_none(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from nnssl.core import lock as module
+from nnssl.core.errors import UserError
 from nnssl.core.lock import STALE_S, Holder, Lock, waiting_lock
-from nnssl.errors import UserError
 
 HOLD = """
 import sys, time

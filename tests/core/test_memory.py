@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nnssl.core import memory
+from nnssl.core import system as memory
 
 
 @pytest.fixture(autouse=True)

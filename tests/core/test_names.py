@@ -4,8 +4,8 @@ from typing import get_args
 
 import pytest
 
+from nnssl.core.errors import UserError
 from nnssl.core.names import Kind, check_name, shown, why_not_a_name
-from nnssl.errors import UserError
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 NO_COMPONENT = (

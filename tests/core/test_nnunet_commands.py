@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 
 import nnssl_trainers
+from nnssl.core.errors import UserError
 from nnssl.core.nnunet_commands import sentence_of
 from nnssl.data.plan_and_preprocess import plan_and_preprocess
-from nnssl.errors import UserError
 from tests.phantoms import write_ct_dataset
 
 STUB = """
 import sys
 import nnssl
-from nnssl.errors import UserError
+from nnssl.core.errors import UserError
 
 class ProcessRaisedException(Exception):
     pass
@@ -60,7 +60,7 @@ def test_sentence_of__what_torch_brings_from_a_spawned_process() -> None:
         """As torch's."""
 
     text = ("\n\n-- Process 1 terminated with the following error:\nTraceback (most recent call last):\n  File ...\n"
-            "nnssl.errors.UserError: no checkpoint; type:\n  one\n  another\n")  # fmt: skip
+            "nnssl.core.errors.UserError: no checkpoint; type:\n  one\n  another\n")  # fmt: skip
     after = "\nDuring handling of the above exception, another exception occurred:\n\nRuntimeError: of nnU-Net\n"
     for trace in (text, text + after):
         assert sentence_of(ProcessRaisedException(trace)) == "no checkpoint; type:\n  one\n  another"

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from nnssl.core.json_files import checked, read_json, write_json
+from nnssl.core.errors import UserError
+from nnssl.core.files import checked, read_json, write_json
 from nnssl.core.plans_schema import PlansFile
 from nnssl.data.presets import presets
-from nnssl.errors import UserError
 from tests.pretrainings import tiny_plans
 
 

@@ -16,7 +16,7 @@ import torch
 from nnssl.data import dataset_volumes
 from nnssl.data.plan_and_preprocess import plan_and_preprocess
 from nnssl.data.prepared import prepare_datasets
-from nnssl.distillation import unlabelled
+from nnssl.finetuning import unlabelled
 from nnssl.finetuning.transfer_plans import transfer
 
 _PRELOAD = (__name__, "nnunetv2.experiment_planning.experiment_planners.default_experiment_planner",

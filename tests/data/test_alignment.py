@@ -5,8 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nnssl.data.alignment import RelativePosition
-from nnssl.data.loader import Cases, SampleDataset
+from nnssl.data.loader import Cases, RelativePosition, SampleDataset
 from nnssl.methods.base import Match, Method, MethodConfig, Sample, Volume
 from tests.volumes import add_volume, make_folder
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from nnssl.core.errors import UserError
 from nnssl.data.annotated_labels import (
     annotated_labels_of_training,
     raw_cases,
@@ -13,7 +14,6 @@ from nnssl.data.annotated_labels import (
     refuse_unknown_cases,
     write_annotated_labels,
 )
-from nnssl.errors import UserError
 from tests.data.conftest import Folders, folders
 from tests.phantoms import write_ct_dataset
 

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from nnssl.core.errors import UserError
 from nnssl.data import dataset_run, dataset_volumes
 from nnssl.data.plan_and_preprocess import plan_and_preprocess
 from nnssl.data.records import Records
 from nnssl.data.storage import body_folder
 from nnssl.data.volumes import VolumeFolder
-from nnssl.errors import UserError
 from tests.data.conftest import Folders
 from tests.phantoms import write_ct_dataset
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from nnssl.core.errors import BadCase
 from nnssl.data.check_case import check_image, check_label, load_case, orientation
 from nnssl.data.raw import RawCase
-from nnssl.errors import BadCase
 from tests.phantoms import write_volume
 
 GOOD = np.random.default_rng(0).normal(size=(1, 5, 6, 7)).astype(np.float32)

@@ -9,9 +9,8 @@ import pytest
 from nnunetv2.imageio.nibabel_reader_writer import NibabelIO, NibabelIOWithReorient
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO, SimpleITKIOWithReorient
 
-from nnssl.data.check_files import check_files
-from nnssl.data.image_grids import array_grid, refuse_too_large_at
-from nnssl.errors import BadCase
+from nnssl.core.errors import BadCase
+from nnssl.data.check_files import array_grid, check_files, refuse_too_large_at
 from tests.bad_inputs.volumes import OBLIQUE, SHAPE, SPACING, labels, nifti_field, voxel, voxels, write
 
 MIRRORED = (-1.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0, 1.0)
@@ -108,7 +107,7 @@ def test_check_files__without_a_reader_only_what_is_needed_to_read_is_judged(tmp
 def test_check_files__all_volumes_of_a_case_share_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     image, label = _pair(tmp_path)
     needed = 6200 * (2 + 4)  # as stored, and as float32
-    monkeypatch.setattr("nnssl.data.image_grids.memory_limit", lambda: needed)
+    monkeypatch.setattr("nnssl.data.check_files.memory_limit", lambda: needed)
     check_files((image,), SimpleITKIO)
     with pytest.raises(BadCase, match="too large: 31x20x10 voxels"):
         check_files((image, image), SimpleITKIO)
@@ -119,7 +118,7 @@ def test_check_files__all_volumes_of_a_case_share_the_memory(tmp_path: Path, mon
 def test_refuse_too_large_at__crops_as_nnunet_does(monkeypatch: pytest.MonkeyPatch) -> None:
     image = np.zeros((1, 40, 40, 40), np.float32)
     image[0, 10:20, 5:9, 3:33] = 1
-    monkeypatch.setattr("nnssl.data.image_grids.memory_limit", lambda: 500_000)
+    monkeypatch.setattr("nnssl.data.check_files.memory_limit", lambda: 500_000)
     arguments = ((40, 40, 40), (1.0, 1.0, 1.0), [0.5, 0.5, 0.5], 1)
     refuse_too_large_at(*arguments, image)
     with pytest.raises(BadCase, match="80x80x80 voxels at the plans' spacing"):

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from nnssl.core.errors import UserError
 from nnssl.data.copies import SPLIT, follow_dataset_json, split_is_missing, take_split, warn_of_split
 from nnssl.data.raw import RawDataset
-from nnssl.errors import UserError
 
 FOLDS = [{"train": ["a", "b"], "val": ["c"]}, {"train": ["c"], "val": ["b", "a"]}]
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from nnssl.core.errors import UserError
 from nnssl.data import dataset_volumes
 from nnssl.data.plan_and_preprocess import plan_and_preprocess
-from nnssl.errors import UserError
 from tests.data.conftest import Folders
 from tests.phantoms import write_ct_dataset
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from nnssl.core.errors import UserError
 from nnssl.data.folders import dataset_argument, dataset_id, dataset_name, existing_datasets, require_folders
-from nnssl.errors import UserError
 from tests.data.conftest import Folders
 
 

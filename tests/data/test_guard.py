@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from nnssl.core.errors import UserError
 from nnssl.data.guard import Images, check_datasets, check_images, named
-from nnssl.errors import UserError
 from tests.pretrainings import CT_JSON, tiny_plans
 
 GIVEN, OWN = "the pretraining on Dataset500_Source", "Dataset017_Target"

@@ -10,8 +10,8 @@ import pytest
 import SimpleITK as sitk
 
 from nnssl import check_annotated_labels, propose_annotated_labels
+from nnssl.core.errors import UserError
 from nnssl.data.label_maps import Contradiction
-from nnssl.errors import UserError
 from tests.data.conftest import Folders, folders
 from tests.phantoms import write_ct_dataset, write_volume
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from nnssl.data.loader import Cases, SampleDataset, Stream, cases_of_step, make_loader, positions_of_rank
-from nnssl.methods.vox2vec import Vox2vec, Vox2vecConfig
+from nnssl.methods.vox2vec.method import Vox2vec, Vox2vecConfig
 from tests.volumes import add_volume, index_volume, make_folder
 
 STEPS: list[tuple[Stream, int]] = [("train", 0), ("train", 1), ("val", 0), ("train", 2)]

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from nnssl.data.modality import modality, mr_sequence, names_of_channels
+from nnssl.data.guard import modality, mr_sequence, names_of_channels
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from nnssl.cli import pretrain
-from nnssl.data.call import PreparedDataset
 from nnssl.data.next_lines import (
     TRAINERS,
     Way,
@@ -20,6 +19,7 @@ from nnssl.data.next_lines import (
     trainer_for,
 )
 from nnssl.data.presets import presets
+from nnssl.data.report import PreparedDataset
 from nnssl.methods.registry import method_names
 
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch.serialization import add_safe_globals, clear_safe_globals, get_safe_globals
 
-from nnssl.data.nnunet_checkpoint import only_plain_types, read_nnunet_checkpoint
-from nnssl.errors import UserError
+from nnssl.core.errors import UserError
+from nnssl.data.trusted import only_plain_types, read_nnunet_checkpoint
 from tests.foreign_plans import Command
 
 FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from nnssl.data.output_folder import check_output_folder
-from nnssl.errors import UserError
+from nnssl.core.errors import UserError
+from nnssl.data.folders import check_output_folder
 
 
 def test_check_output_folder__one_that_is_there_or_can_be_made(tmp_path: Path) -> None:

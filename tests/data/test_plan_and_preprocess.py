@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from nnssl.core.errors import UserError
 from nnssl.data.plan_and_preprocess import plan_and_preprocess
 from nnssl.data.volumes import VolumeFolder
-from nnssl.errors import UserError
 from tests.data.conftest import Folders
 from tests.phantoms import ct_volume, write_ct_dataset, write_mr_dataset, write_volume
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from nnssl.core.json_files import write_json
+from nnssl.core.errors import UserError
+from nnssl.core.files import write_json
 from nnssl.data.fingerprint import make_fingerprint, scan_dataset
 from nnssl.data.planning import (
     PlanRequest,
@@ -25,7 +26,6 @@ from nnssl.data.planning import (
 from nnssl.data.presets import presets
 from nnssl.data.raw import RawDataset, read_raw_dataset
 from nnssl.data.reader import find_reader
-from nnssl.errors import UserError
 from tests.data.conftest import Folders
 from tests.phantoms import write_ct_dataset, write_mr_dataset
 

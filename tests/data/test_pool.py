@@ -9,9 +9,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from nnssl.core.errors import UserError
 from nnssl.core.signals import Stopped, listening
 from nnssl.data.pool import default_processes, map_cases
-from nnssl.errors import UserError
 
 
 def _double(x: int) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from nnssl.core.errors import UserError
 from nnssl.data.raw import (
     RawCase,
     first_ct_channel,
@@ -16,7 +17,6 @@ from nnssl.data.raw import (
     read_raw_dataset,
     read_unlabelled,
 )
-from nnssl.errors import UserError
 
 
 def _dataset(folder: Path, files: list[str], channels: int = 1, labels: tuple[str, ...] = (), **more: object) -> Path:

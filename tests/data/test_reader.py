@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from nnssl.core.errors import UserError
 from nnssl.data.plan_and_preprocess import plan_and_preprocess
-from nnssl.errors import UserError
 from tests.data.conftest import Folders
 from tests.phantoms import write_ct_dataset
 

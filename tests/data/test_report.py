@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from nnssl.core.errors import UserError
 from nnssl.data.report import (
     earlier_orientations,
     earlier_warnings,
@@ -14,7 +15,6 @@ from nnssl.data.report import (
     report_file,
     write_report,
 )
-from nnssl.errors import UserError
 
 
 def test_orientation_summary__majority_and_those_that_differ() -> None:

@@ -5,14 +5,14 @@ from typing import Any
 
 import pytest
 
-from nnssl.data.settings import (
+from nnssl.core.errors import UserError
+from nnssl.data.report import (
     read_settings,
     refuse_other_settings,
     settings_in_folder,
     volume_settings,
     write_settings,
 )
-from nnssl.errors import UserError
 from tests.pretrainings import tiny_plans
 
 ONE, OTHER = {"spacing": [1, 1, 1], "preprocessor_name": "P"}, {"spacing": [2, 1, 1], "preprocessor_name": "P"}

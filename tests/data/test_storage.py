@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from nnssl.core.json_files import write_json
+from nnssl.core.errors import UserError
+from nnssl.core.files import write_json
 from nnssl.data import storage
 from nnssl.data.storage import done_cases, masked_cases, refuse_older_format, save_body, save_case
-from nnssl.errors import UserError
 
 IMAGE = np.random.default_rng(0).normal(size=(1, 8, 9, 10)).astype(np.float32)
 SEG = np.zeros((1, 8, 9, 10), np.int8)

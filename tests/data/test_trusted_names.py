@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from nnssl.core.json_files import checked, write_json
+from nnssl.core.errors import UserError
+from nnssl.core.files import checked, write_json
 from nnssl.core.plans_schema import PlansFile
 from nnssl.data.planning import PlanRequest, make_plans, planner_classes
 from nnssl.data.raw import read_raw_dataset
 from nnssl.data.reader import find_reader
-from nnssl.data.trusted_names import refuse_untrusted_names
-from nnssl.errors import UserError
+from nnssl.data.trusted import refuse_untrusted_names
 from nnssl.networks.build import any_configuration
 from nnssl.networks.trusted import trusted_network
 from tests.data.conftest import Folders

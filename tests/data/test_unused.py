@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from nnssl.core.errors import UserError
 from nnssl.data.records import Record, Records
 from nnssl.data.unused import read_withdrawn, unused_cases, write_withdrawn
-from nnssl.errors import UserError
 
 
 def test_write_withdrawn__of_either_kind_and_gone_when_all_are_back(tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ import blosc2
 import numpy as np
 import pytest
 
+from nnssl.core.errors import UserError
 from nnssl.data.volumes import Channel
-from nnssl.errors import UserError
 from tests.volumes import CT, MR, add_volume, index_volume, make_folder
 
 

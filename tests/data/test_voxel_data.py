@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from nnssl.core.errors import BadCase, DamagedFile
 from nnssl.data.voxel_data import LARGEST, check_range, check_size, check_voxels
 from nnssl.data.voxel_files import Voxels, find_voxels
-from nnssl.errors import BadCase, DamagedFile
 from tests.bad_inputs.volumes import voxels, write
 
 

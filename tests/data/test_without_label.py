@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from nnssl.core.errors import UserError
 from nnssl.data.plan_and_preprocess import plan_and_preprocess
 from nnssl.data.prepared import prepare_datasets
 from nnssl.data.storage import done_cases
-from nnssl.errors import UserError
 from nnssl.pretraining.setup import case_labels, hold_out
 from tests.data.conftest import Folders
 from tests.phantoms import ct_volume, write_ct_dataset, write_volume

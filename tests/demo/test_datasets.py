@@ -7,7 +7,7 @@ import SimpleITK as sitk
 
 from nnssl.data.raw import read_raw_dataset
 from nnssl.demo.anatomy import LABELS
-from nnssl.demo.datasets import LABELLED, UNLABELLED, write_labelled, write_unlabelled
+from nnssl.demo.phantom import LABELLED, UNLABELLED, write_labelled, write_unlabelled
 
 
 def test_write_unlabelled__a_raw_dataset_without_labels(tmp_path: Path) -> None:

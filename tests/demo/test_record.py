@@ -4,27 +4,27 @@ from pathlib import Path
 
 import pytest
 
-from nnssl.demo.record import Record
-from nnssl.errors import UserError
+from nnssl.core.errors import UserError
+from nnssl.demo.steps import Record
 
 SETTINGS = {"method": "vox2vec", "device": "cpu"}
 
 
 def test_record__remembers_finished_steps(tmp_path: Path) -> None:
     record = Record.open(tmp_path / "demo", SETTINGS)
-    record.spend("plan", 1.234)
+    record.note("plan", 1.234, anew=True, finished=False)
     assert Record.open(tmp_path / "demo", SETTINGS).finished == []
-    record.finish("plan")
+    record.note("plan", 0, anew=False, finished=True)
     again = Record.open(tmp_path / "demo", SETTINGS)
     assert again.seconds == {"plan": 1.2} and again.finished == ["plan"]
 
 
-def test_spend__attempts_that_were_continued_add_up(tmp_path: Path) -> None:
+def test_note__attempts_that_were_continued_add_up(tmp_path: Path) -> None:
     record = Record.open(tmp_path, SETTINGS)
-    record.spend("train", 2, anew=True)
-    record.spend("train", 3)
+    record.note("train", 2, anew=True, finished=False)
+    record.note("train", 3, anew=False, finished=False)
     assert record.seconds == {"train": 5}
-    record.spend("train", 4, anew=True)
+    record.note("train", 4, anew=True, finished=False)
     assert record.seconds == {"train": 4}
 
 

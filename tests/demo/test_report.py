@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from nnssl.core.errors import UserError
 from nnssl.demo.anatomy import LABELS
 from nnssl.demo.report import Score, case_dice, markdown, read_scores, remove_report, table, write_report
 from nnssl.demo.steps import Folders
-from nnssl.errors import UserError
 
 METHOD = "vox2vec"
 

@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from nnssl.benchmarking.workflow import Task, TaskFailed
 from nnssl.cli.demo import main
-from nnssl.demo import datasets, run
+from nnssl.core.errors import UserError
+from nnssl.demo import phantom as datasets
+from nnssl.demo import run
 from nnssl.demo.anatomy import LABELS
 from nnssl.demo.phantom import Torso, make_torso
-from nnssl.demo.record import Record
 from nnssl.demo.run import run_demo
 from nnssl.demo.steps import Folders, Step
-from nnssl.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -26,9 +27,8 @@ def torso() -> Torso:
 def _no_long_runs(monkeypatch: pytest.MonkeyPatch, torso: Torso) -> None:
     """Two small datasets of one patient, and commands that leave what the evaluation would."""
 
-    def run_step(step: Step, record: Record) -> None:
-        record.spend(step.key, 1.0)
-        record.finish(step.key)
+    def run_task(step: Step) -> None:
+        step.note(1.0, 0, anew=True)
         if step.key.startswith("predict"):
             assert step.product is not None
             step.product.mkdir(parents=True)
@@ -40,7 +40,7 @@ def _no_long_runs(monkeypatch: pytest.MonkeyPatch, torso: Torso) -> None:
             file = Path(step.command[2]) / "summary.json"
             file.write_text(json.dumps({"metric_per_case": cases, "mean": metrics}))
 
-    monkeypatch.setattr(run, "run_step", run_step)
+    monkeypatch.setattr(run, "run_task", run_task)
     monkeypatch.setattr(datasets, "make_torso", lambda _: torso)
     for name, number in {"_SCANS": 1, "_TRAINING": 1, "_VALIDATION": 1, "_TEST": 1}.items():
         monkeypatch.setattr(run, name, number)
@@ -62,13 +62,35 @@ def test_run_demo__an_unfinished_demo_has_no_report(tmp_path: Path, monkeypatch:
     run_demo(tmp_path)
     assert (tmp_path / "report.md").is_file()
 
-    def fail(step: Step, record: Record) -> None:
+    def fail(step: Step) -> None:
         raise UserError("no")
 
-    monkeypatch.setattr(run, "run_step", fail)
+    monkeypatch.setattr(run, "run_task", fail)
     with pytest.raises(UserError, match="no"):
         run_demo(tmp_path, seeds=(0, 1))
     assert not (tmp_path / "report.md").exists() and not (tmp_path / "comparison.png").exists()
+
+
+@pytest.mark.usefixtures("_no_long_runs")
+def test_run_demo__goes_on_after_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pretend = run.run_task
+
+    def fail(step: Task) -> None:
+        if step.key == "transfer_vox2vec":
+            step.log.parent.mkdir()
+            step.log.write_text("too few cases")
+            raise TaskFailed(step, 7)
+        pretend(step)
+
+    monkeypatch.setattr(run, "run_task", fail)
+    with pytest.raises(UserError, match=r"(?s)nnssl_transfer .*exit code 7.*goes on from here.*too few cases"):
+        run_demo(tmp_path / "demo")
+    monkeypatch.setattr(run, "run_task", pretend)
+    with caplog.at_level("INFO"):
+        run_demo(tmp_path / "demo")
+    assert sum("done before" in message for message in caplog.messages) == 2  # plan and pretraining
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nnssl.demo.shapes import Grid, smooth_noise
+from nnssl.demo.patient import Grid, smooth_noise
 
 
 @pytest.fixture

@@ -6,9 +6,14 @@ from pathlib import Path
 import pytest
 
 from nnssl.cli import plan_and_preprocess, pretrain, transfer
-from nnssl.demo.steps import Folders, demo_steps
+from nnssl.demo.steps import Folders, Record, Step, demo_steps
 from nnssl.methods.options import override
 from nnssl.methods.registry import get_method, method_names
+
+
+def _steps(home: Path, method: str = "vox2vec", seeds: tuple[int, ...] = (0,)) -> list[Step]:
+    return demo_steps(Record(home, {}, {}, []), method, seeds, "cpu")
+
 
 PARSERS = {
     "nnssl_plan_and_preprocess": plan_and_preprocess.parser,
@@ -18,7 +23,7 @@ PARSERS = {
 
 
 def test_demo_steps__the_commands_of_one_seed_in_order(tmp_path: Path) -> None:
-    steps = demo_steps(tmp_path, "vox2vec", (0,), "cpu")
+    steps = _steps(tmp_path)
     assert [step.command[0] for step in steps] == [
         "nnssl_plan_and_preprocess", "nnssl_pretrain", "nnssl_transfer", "nnssl_transfer",
         *["nnUNetv2_train", "nnUNetv2_predict", "nnUNetv2_evaluate_folder"] * 2,
@@ -34,7 +39,7 @@ def test_demo_steps__the_commands_of_one_seed_in_order(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("method", method_names())
 def test_demo_steps__our_commands_understand_their_arguments(tmp_path: Path, method: str) -> None:
-    for step in demo_steps(tmp_path, method, (0, 1), "cpu"):
+    for step in _steps(tmp_path, method, (0, 1)):
         if step.command[0] in PARSERS:
             arguments = PARSERS[step.command[0]]().parse_args(list(step.command[1:]))
             if step.command[0] == "nnssl_pretrain":
@@ -43,7 +48,7 @@ def test_demo_steps__our_commands_understand_their_arguments(tmp_path: Path, met
 
 
 def test_demo_steps__a_seed_has_results_of_its_own_and_shares_the_data(tmp_path: Path) -> None:
-    one, two = demo_steps(tmp_path, "vox2vec", (0,), "cpu"), demo_steps(tmp_path, "vox2vec", (0, 1), "cpu")
+    one, two = _steps(tmp_path), _steps(tmp_path, seeds=(0, 1))
     assert [step.key for step in two[: len(one)]] == [step.key for step in one]  # so that a demo can be extended
     added = two[len(one) :]
     assert [step.command[0] for step in added if step.command[0].startswith("nnssl")] == ["nnssl_pretrain"]
@@ -57,14 +62,37 @@ def test_demo_steps__a_seed_has_results_of_its_own_and_shares_the_data(tmp_path:
 def test_folders__predictions_are_those_that_are_evaluated(tmp_path: Path) -> None:
     folders = Folders(tmp_path, 2)
     assert folders.summary("random").parent == folders.predictions("random")
-    steps = {step.key: step for step in demo_steps(tmp_path, "vox2vec", (2,), "cpu")}
+    steps = {step.key: step for step in _steps(tmp_path, seeds=(2,))}
     out = str(folders.predictions("random"))
     assert out in steps["predict_random_seed2"].command and out in steps["evaluate_random_seed2"].command
 
 
 def test_line__can_be_typed_into_a_shell(tmp_path: Path) -> None:
     home = tmp_path / "with space"
-    for step in demo_steps(home, "vox2vec", (0,), "cpu"):
+    for step in _steps(home):
         words = shlex.split(step.line())
         assert tuple(words[len(step.variables) :]) == step.command
         assert dict(word.split("=", 1) for word in words[: len(step.variables)]) == step.variables
+
+
+def test_step__finished_as_the_record_says_and_begun_with_a_checkpoint(tmp_path: Path) -> None:
+    plan, pretrain, *_ = _steps(tmp_path)
+    assert pretrain.continues is not None and pretrain.continues.parent == pretrain.product
+    assert plan.state() == pretrain.state() == "missing" and plan.left() == [*plan.command]
+    pretrain.continues.parent.mkdir(parents=True)
+    pretrain.continues.touch()
+    assert pretrain.state() == "begun" and pretrain.left() == [*pretrain.command, "--c"]
+    for code, finished in ((None, []), (1, []), (0, [pretrain.key])):
+        pretrain.note(2, code, anew=False)
+        assert pretrain.record.finished == finished
+    assert pretrain.state() == "finished" and pretrain.note(1, 0, anew=True) == 1
+    assert Record.open(tmp_path, {}).finished[0] == pretrain.key and plan.state() == "missing"
+
+
+def test_step__environment_leads_no_command_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("nnssl_checkpoint", "elsewhere.pth")
+    monkeypatch.setenv("nnUNet_results", "/elsewhere")
+    train = next(step for step in _steps(tmp_path) if step.key.startswith("train"))
+    environment = train.environment()
+    assert environment["nnUNet_results"] == str(tmp_path / "nnUNet_results") and "nnssl_checkpoint" not in environment
+    assert environment["nnssl_num_epochs"] == train.variables["nnssl_num_epochs"] and "PATH" in environment

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 import nnssl_trainers
-from nnssl.data.quiet import quietly
+from nnssl.data.pool import quietly
 from tests.networks.helpers import fpn_configuration, unet_configuration
 from tests.phantoms import ct_volume, write_volume
 from tests.pretrainings import tiny_plans

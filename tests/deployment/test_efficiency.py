@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from nnssl.cli.efficiency import main
+from nnssl.core.errors import UserError
 from nnssl.deployment import efficiency
 from nnssl.deployment.efficiency import COLUMNS, CaseCost, measure_efficiency
 from nnssl.deployment.export import export_onnx
-from nnssl.errors import UserError
 from tests.deployment.models import write_images, write_model
 
 

@@ -8,11 +8,11 @@ import onnx
 import pytest
 import torch
 
+from nnssl.core.errors import UserError
 from nnssl.deployment import export
 from nnssl.deployment.export import export_onnx, largest_difference, to_onnx
 from nnssl.deployment.model_folder import read_model
 from nnssl.deployment.session import open_model, run
-from nnssl.errors import UserError
 from tests.deployment.models import DATASET_JSON, TRAINERS, model_plans, write_model
 
 PROBE: dict[str, Any] = {"trainer": "nnUNetTrainer_SSLProbe", "levels": "decoder", "axes": None}

@@ -9,8 +9,8 @@ import pytest
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
+from nnssl.core.errors import UserError
 from nnssl.deployment.model_folder import load_folds, read_model
-from nnssl.errors import UserError
 from tests.deployment.models import PATCH, TRAINERS, write_model
 from tests.foreign_plans import SAID, hide_command_in, with_command
 

@@ -13,11 +13,11 @@ import SimpleITK as sitk
 import torch
 
 from nnssl.cli.predict_onnx import main
+from nnssl.core.errors import UserError
 from nnssl.deployment.cases import list_cases, why_left_out
 from nnssl.deployment.export import export_onnx
 from nnssl.deployment.predict import SessionNetwork, limited_threads, make_predictor, predict_onnx
 from nnssl.deployment.session import open_model
-from nnssl.errors import UserError
 from tests.deployment.models import DATASET_JSON, TRAINERS, model_plans, write_images, write_model
 from tests.phantoms import write_volume
 
@@ -211,7 +211,7 @@ def test_why_left_out__sizes_and_channels_by_the_header(tmp_path: Path, monkeypa
     first = tmp_path / "first.nii.gz"
     first.write_bytes(b"")
     assert "unreadable label" in str(why_left_out(files, plans, "3d_fullres", DATASET_JSON, str(first)))
-    monkeypatch.setattr("nnssl.data.image_grids.memory_limit", lambda: 300_000)  # the voxels as read take 81 kB
+    monkeypatch.setattr("nnssl.data.check_files.memory_limit", lambda: 300_000)  # the voxels as read take 81 kB
     plans["configurations"]["3d_fullres"]["spacing"] = [0.5, 0.5, 0.5]
     assert "voxels at the plans' spacing" in str(why_left_out(files, plans, "3d_fullres", DATASET_JSON))
     assert why_left_out(files, plans, "another", DATASET_JSON) is None

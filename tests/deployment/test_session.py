@@ -7,11 +7,10 @@ import onnx
 import onnxruntime
 import pytest
 
-from nnssl.deployment.description import Description
+from nnssl.core.errors import UserError
 from nnssl.deployment.export import to_onnx
 from nnssl.deployment.model_folder import read_model
-from nnssl.deployment.session import open_model
-from nnssl.errors import UserError
+from nnssl.deployment.session import Description, open_model
 from tests.deployment.models import DATASET_JSON, model_plans, write_model
 
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import nnssl_trainers
-from nnssl.distillation import unlabelled
-from tests.partial_labels.half_annotated import NAME, PLANS, SHAPE, SPACING, organs, prepare, write_half_annotated
+from nnssl.finetuning import unlabelled
+from tests.finetuning.half_annotated import NAME, PLANS, SHAPE, SPACING, organs, prepare, write_half_annotated
 from tests.phantoms import write_volume
 from tests.pretrainings import write_pretraining
 

@@ -15,11 +15,11 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 import nnssl_trainers
-from nnssl.errors import UserError
-from nnssl.finetuning.checked_trainer import CheckedTrainer
-from nnssl.finetuning.lapn_trainer import EncodingsTrainer
+from nnssl.core.errors import UserError
+from nnssl.finetuning.base_trainer import CheckedTrainer
+from nnssl.finetuning.encodings import EncodingsTrainer
+from nnssl.finetuning.partial_labels import PartialLabelTrainer
 from nnssl.networks.trusted import VARIABLE
-from nnssl.partial_labels.trainer import PartialLabelTrainer
 from tests.deployment.models import DATASET_JSON, model_plans
 from tests.foreign_plans import SAID, Command, with_command
 

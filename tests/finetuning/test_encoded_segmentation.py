@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from nnssl.errors import UserError
-from nnssl.finetuning.encoded_segmentation import EncodedSegmentation, build_encoded_segmentation
-from nnssl.finetuning.intensity import IntensityBridge
-from nnssl.finetuning.pixel_encoder import read_pixel_encoder
+from nnssl.checkpoints.intensity import IntensityBridge
+from nnssl.checkpoints.pretrained import read_pixel_encoder
+from nnssl.core.errors import UserError
+from nnssl.finetuning.encodings import EncodedSegmentation, build_encoded_segmentation
 from tests.finetuning.plans import small_plans
 from tests.pretrainings import write_pretraining
 

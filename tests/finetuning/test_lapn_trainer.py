@@ -12,11 +12,11 @@ import torch
 from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
 from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 
-from nnssl.errors import UserError
-from nnssl.finetuning.lapn_trainer import EncodingsTrainer
+from nnssl.core.errors import UserError
+from nnssl.finetuning.encodings import EncodingsTrainer
 from nnssl.networks.two_stems import TwoStems
 from tests.finetuning.flare import SOURCE, batch_of, log_of, make_trainer, read_plans, same, source_plans, state_of
-from tests.partial_labels.half_annotated import NAME, SHAPE
+from tests.finetuning.half_annotated import NAME, SHAPE
 from tests.pretrainings import write_pretraining
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from nnssl.errors import UserError
+from nnssl.core.errors import UserError
 from nnssl.networks.vit import POSITIONS, resized_positions
 from tests.finetuning.flare import SOURCE, log_of, make_trainer, read_plans, source_plans, state_of
 from tests.networks.helpers import count_parameters

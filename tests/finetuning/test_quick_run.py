@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from nnssl.errors import UserError
-from nnssl.finetuning.quick_run import apply_settings
+from nnssl.core.errors import UserError
+from nnssl.finetuning.recipes import apply_settings
 
 
 def _trainer() -> SimpleNamespace:

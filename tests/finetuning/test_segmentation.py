@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from nnssl.errors import UserError
+from nnssl.core.errors import UserError
 from nnssl.finetuning.segmentation import PyramidSegmentation, build_segmentation
 from nnssl.networks.build import resolve_configuration
 from tests.finetuning.plans import small_plans

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from nnssl.checkpoints.loading import TransferReport
+from nnssl.core.errors import UserError
 from nnssl.data.guard import Images
-from nnssl.errors import UserError
 from nnssl.finetuning.start import RECORD, Start, find_start, refuse_mixture, write_record
-from nnssl.finetuning.transfer import TransferReport
 from nnssl.finetuning.which_run import Wanted
 from tests.finetuning.plans import CT_WINDOW, small_plans
 from tests.pretrainings import write_pretraining

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 import nnssl_trainers
+from nnssl.core.errors import UserError
 from nnssl.data.plan_and_preprocess import plan_and_preprocess
-from nnssl.errors import UserError
 from tests.phantoms import write_ct_dataset
 from tests.pretrainings import write_pretraining
 

@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 import torch
 
+from nnssl.checkpoints.files import FINAL
+from nnssl.checkpoints.pretrained import read_pretrained
+from nnssl.core.errors import UserError
 from nnssl.data import dataset_run, dataset_volumes
 from nnssl.data.guard import Images
 from nnssl.data.plan_and_preprocess import plan_and_preprocess
 from nnssl.data.prepared import majority_orientation
-from nnssl.errors import UserError
-from nnssl.finetuning.pretrained import read_pretrained
 from nnssl.finetuning.start import find_start
 from nnssl.finetuning.transfer_plans import TransferredPlans, plans_of, transfer
 from nnssl.finetuning.which_run import Wanted
-from nnssl.methods.vox2vec import Vox2vec
-from nnssl.pretraining.checkpoint import FINAL
+from nnssl.methods.vox2vec.method import Vox2vec
 from nnssl.pretraining.nnunet_weights import write_nnunet_weights
 from tests.data.conftest import Folders, folders
 from tests.phantoms import write_ct_dataset, write_mr_dataset

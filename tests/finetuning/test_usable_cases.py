@@ -11,11 +11,11 @@ import pytest
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 import nnssl_trainers
+from nnssl.core.errors import UserError
 from nnssl.data.records import Record, Records, labels_digest
 from nnssl.data.unused import write_withdrawn
-from nnssl.errors import UserError
-from nnssl.finetuning import usable_cases
-from nnssl.finetuning.usable_cases import UsableCases
+from nnssl.finetuning import base_trainer as usable_cases
+from nnssl.finetuning.base_trainer import UsableCases
 
 DATASET_JSON = {"labels": {"background": 0, "a": 1}}
 

@@ -13,11 +13,11 @@ import pytest
 import torch
 
 import nnssl
-from nnssl.installation.check import Check
 from nnssl.installation.environment import (
     MINIMA,
     OTHERS_FILES,
     PYTHON,
+    Check,
     check_device,
     check_other_package,
     check_packages,

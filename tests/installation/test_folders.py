@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nnssl.installation.check import Check
-from nnssl.installation.folders import check_folders, check_pretrainings, check_stock_plans
+from nnssl.installation.environment import Check, check_folders, check_pretrainings, check_stock_plans
 
 NAMES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 

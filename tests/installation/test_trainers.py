@@ -11,7 +11,7 @@ import pytest
 from nnunetv2.utilities import find_objects
 
 import nnssl
-from nnssl.installation.check import INSTALL, Check
+from nnssl.installation.environment import INSTALL, Check
 from nnssl.installation.trainers import check_trainers, trainer_names
 
 TRAINER = """from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from nnssl.data.alignment import RelativePosition
+from nnssl.data.loader import RelativePosition
 from nnssl.data.volumes import BloscVolume
-from nnssl.methods.alice import Alice, AliceConfig
+from nnssl.methods.alice.method import Alice, AliceConfig
 from nnssl.methods.base import Batch, Match
-from nnssl.networks.fpn import FPN3d
+from nnssl.networks.fpn_unet import FPN3d
 from tests.volumes import CT, Channel, add_volume, make_folder
 
 PATCH = (16, 16, 24)

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from nnssl.methods.base import Batch
-from nnssl.methods.lapn import Lapn, LapnConfig
-from nnssl.networks.fpn import FPN3d
+from nnssl.methods.lapn.method import Lapn, LapnConfig
+from nnssl.networks.fpn_unet import FPN3d
 from tests.volumes import add_volume, make_folder
 
 PATCH = (8, 16, 16)

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from nnssl.core.geometry import overlaps_of_patches
 from nnssl.data.volumes import BloscVolume
-from nnssl.geometry import overlaps_of_patches
 from nnssl.methods.base import Batch
-from nnssl.methods.pimpic import Pimpic, PimpicConfig
+from nnssl.methods.pimpic.method import Pimpic, PimpicConfig
 from tests.volumes import CT, add_volume, index_volume, make_folder
 
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from nnssl.errors import UserError
-from nnssl.losses.alice import CentredCrossEntropy
-from nnssl.methods.alice import Alice, momentum_at
+from nnssl.core.errors import UserError
+from nnssl.methods.alice.loss import CentredCrossEntropy
+from nnssl.methods.alice.method import Alice, momentum_at
 from nnssl.methods.base import Batch
-from nnssl.methods.masking import from_blocks
 from nnssl.methods.registry import get_method
-from nnssl.networks.block_tokens import block_size
+from nnssl.methods.shared.block_tokens import block_size
+from nnssl.methods.shared.masked_method import from_blocks
 from nnssl.networks.build import backbone_of
 from nnssl.networks.swin import SwinPyramid
 from nnssl.networks.vit import ViTPyramid

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from nnssl.data.presets import presets
-from nnssl.methods.alice import Alice
-from nnssl.methods.mae import MaskedAutoencoder
+from nnssl.methods.alice.method import Alice
+from nnssl.methods.mae.method import MaskedAutoencoder
 from nnssl.networks.build import build_backbone, build_network
 from nnssl.pretraining.setup import resolve_sizes
 from tests.networks.helpers import count_parameters

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+from nnssl.core.errors import UserError
 from nnssl.data.volumes import BloscVolume
-from nnssl.errors import UserError
 from nnssl.methods.base import Batch
-from nnssl.methods.lapn import Lapn, LapnConfig
-from nnssl.methods.overlapping_crops import overlap_fraction, to_source
+from nnssl.methods.lapn.method import Lapn, LapnConfig
+from nnssl.methods.shared.overlapping_crops import overlap_fraction, to_source
 from nnssl.networks.pyramid import interpolate_cells
 from nnssl.pretraining.optimisation import build_optimiser, learning_rate
 from nnssl.pretraining.pictures import draw_panels

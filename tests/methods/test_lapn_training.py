@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nnssl.checkpoints.files import FINAL, load_checkpoint
 from nnssl.methods.base import Batch, StepOutput
-from nnssl.methods.lapn import Lapn
+from nnssl.methods.lapn.method import Lapn
 from nnssl.networks.lapn_unet import LapnPyramid
-from nnssl.pretraining.checkpoint import FINAL, load_checkpoint
 from nnssl.pretraining.loop import Pretraining
 from nnssl.pretraining.metrics import read_rows
 from nnssl.pretraining.optimisation import build_optimiser

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from nnssl.errors import UserError
+from nnssl.core.errors import UserError
 from nnssl.methods.base import Batch
-from nnssl.methods.mae import MaskedAutoencoder
-from nnssl.methods.masked_method import MaskedConfig
+from nnssl.methods.mae.method import MaskedAutoencoder
 from nnssl.methods.registry import get_method
-from nnssl.networks.fpn import FPN3d
+from nnssl.methods.shared.masked_method import MaskedConfig
+from nnssl.networks.fpn_unet import FPN3d
 from nnssl.networks.pyramid import spread
 from nnssl.pretraining.pictures import draw_panels
 from tests.volumes import add_volume, index_volume, make_folder

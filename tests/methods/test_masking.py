@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from nnssl.methods.masking import blocks_inside, draw_mask, from_blocks, hidden_count, to_blocks, visible_blocks
+from nnssl.methods.shared.masked_method import (
+    blocks_inside,
+    draw_mask,
+    from_blocks,
+    hidden_count,
+    to_blocks,
+    visible_blocks,
+)
 from nnssl.networks.pyramid import spread
 from tests.networks.helpers import load_reference
 

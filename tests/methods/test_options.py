@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
-from nnssl.errors import UserError
-from nnssl.methods.options import from_plain, override, to_plain
+from nnssl.core.errors import UserError
+from nnssl.methods.base import FORMERLY_FIXED
+from nnssl.methods.options import from_plain, new_options, override, to_plain
 from nnssl.methods.registry import get_method, method_names
-from nnssl.methods.vox2vec import Vox2vecConfig
+from nnssl.methods.vox2vec.method import Vox2vecConfig
 
 
 def test_override__values_are_read_as_their_type() -> None:
@@ -55,6 +56,13 @@ def test_override__values_are_read_as_their_type() -> None:
         ("batch_size=1000000000", "batch_size has to be at most"),
         ("num_epochs=1000000", "num_epochs=1000000 .* more than"),
         ("=3", "no option ''"),
+        ("noise_sigma_hu=10,0", "noise_sigma_hu has to be LOW,HIGH"),
+        ("noise_sigma_hu=-1,0", "noise_sigma_hu has to be LOW,HIGH from 0"),
+        ("noise_sigma_hu=10", "noise_sigma_hu takes 2 comma-separated numbers"),
+        ("blur_sigma_voxels=0,1", "blur_sigma_voxels has to be LOW,HIGH from 0.01"),
+        ("sharpen_detail_sigma_voxels=1e9", "sharpen_detail_sigma_voxels has to be from 0.01 to 100"),
+        ("noise_probability=1.5", "noise_probability has to be from 0 to 1"),
+        ("window_low_hu=-100,400", "window_low_hu has to end below 300"),
     ],
 )
 def test_override__mistakes_name_the_fix(option: str, message: str) -> None:
@@ -71,7 +79,7 @@ def test_plain__there_and_back() -> None:
 
 def test_get_method__an_unknown_name_lists_the_methods() -> None:
     with pytest.raises(UserError, match="vox2vec"):
-        get_method("simclr")
+        get_method("vox3vec")
 
 
 @pytest.mark.parametrize("name", method_names())
@@ -102,3 +110,23 @@ def test_from_plain__values_of_other_types(name: str, value: Any) -> None:
 def test_from_plain__takes_what_every_method_stores(method: str) -> None:
     config = get_method(method).config_class()
     assert from_plain(type(config), json.loads(json.dumps(to_plain(config)))) == config
+
+
+@pytest.mark.parametrize("method", method_names())
+def test_config__probabilities_are_from_0_to_1(method: str) -> None:
+    config_class = get_method(method).config_class
+    for name in (f.name for f in dataclasses.fields(config_class) if f.name.endswith("_probability")):
+        for option in (f"{name}=-0.1", f"{name}=1.1"):
+            with pytest.raises(UserError, match=f"{name} has to be from 0 to 1"):
+                override(config_class(), [option])
+
+
+def test_new_options__are_those_that_were_no_constants() -> None:
+    """A config stored before augmentation had options lacks them, and its run used the values that are defaults now."""
+    config = Vox2vecConfig()
+    fixed = {f.name for f in dataclasses.fields(config) if f.metadata.get(FORMERLY_FIXED)}
+    assert {"noise_sigma_hu", "window_low_hu", "filter_probability"} <= fixed
+    stored = {name: value for name, value in to_plain(config).items() if name not in fixed}
+    assert from_plain(Vox2vecConfig, stored) == config and new_options(config, stored) == []
+    del stored["betas"], stored["seed"]
+    assert new_options(config, stored) == ["betas=0.9,0.999", "seed=0"]

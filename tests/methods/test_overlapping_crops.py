@@ -2,10 +2,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 
-from nnssl.methods.overlapping_crops import (
-    cell_positions,
+from nnssl.methods.shared.overlapping_crops import (
     most_overlap,
     overlap_fraction,
     region_size,
@@ -136,16 +134,3 @@ def test_sample_points__takes_all_where_there_are_few_and_none_without_body() ->
     apart = np.array([[0, 0, 0], [50, 0, 0]])
     points, source = sample_points(rng, read, size, (8, 8, 8), apart, scales, 5)
     assert points.shape == (0, 2, 3) and source.shape == (0, 3)
-
-
-def test_cell_positions__are_the_means_of_their_voxels() -> None:
-    starts, scales = torch.tensor([[3, -2, 5], [0, 1, 2]]), torch.tensor([1.1, 0.9])
-    spacing = torch.tensor([[2.0, 1.0, 0.5], [1.0, 1.0, 1.0]])
-    voxels = cell_positions((4, 8, 6), (1, 1, 1), starts, scales, spacing)
-    assert voxels.shape == (2, 4, 8, 6, 3) and voxels.dtype == torch.float32
-    index = np.array([3, 7, 2])
-    expected = to_source(index, starts[0].numpy(), np.float64(1.1)) * spacing[0].numpy()
-    np.testing.assert_allclose(voxels[0, 3, 7, 2].numpy(), expected, rtol=1e-6)
-    cells = cell_positions((2, 4, 2), (2, 2, 3), starts, scales, spacing)
-    mean = torch.nn.functional.avg_pool3d(voxels.movedim(-1, 1), (2, 2, 3)).movedim(1, -1)
-    torch.testing.assert_close(cells, mean)

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from nnssl.core.geometry import overlaps_of_patches
 from nnssl.data.volumes import BloscVolume
-from nnssl.geometry import overlaps_of_patches
-from nnssl.methods.pimpic import Pimpic
-from nnssl.networks.fpn import FPN3d
+from nnssl.methods.pimpic.method import Pimpic
+from nnssl.networks.fpn_unet import FPN3d
 from tests.methods.pimpic_batches import numbered_volume, random_batch, small_config
 from tests.volumes import CT, MR, index_volume
 

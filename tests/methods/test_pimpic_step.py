@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from nnssl.errors import UserError
-from nnssl.geometry import overlaps_of_patches
-from nnssl.losses.pim import EPS
+from nnssl.core.errors import UserError
+from nnssl.core.geometry import overlaps_of_patches
 from nnssl.methods.base import Batch
 from nnssl.methods.options import override
-from nnssl.methods.pimpic import Pimpic, PimpicConfig
-from nnssl.networks.fpn import FPN3d
-from nnssl.networks.pimpic_encoder import Pimpic3d
-from nnssl.networks.projection import projection_head
+from nnssl.methods.pimpic.loss import EPS
+from nnssl.methods.pimpic.method import Pimpic, PimpicConfig
+from nnssl.networks.contrastive import projection_head
+from nnssl.networks.fpn_unet import FPN3d
+from nnssl.networks.pimpic_unet import Pimpic3d
 from tests.methods.pimpic_batches import crops_at, random_batch, small_config
 from tests.networks.helpers import count_parameters, fill_by_rule, input_by_rule, load_reference, state_dict_shapes
 

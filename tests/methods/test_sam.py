@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from nnssl.core.errors import UserError
 from nnssl.data.presets import presets
-from nnssl.errors import UserError
 from nnssl.methods.base import Batch, StepOutput
-from nnssl.methods.sam import Sam, SamConfig, choose_levels
+from nnssl.methods.sam.method import Sam, SamConfig, choose_levels
 from nnssl.networks.build import backbone_of, resolve_configuration
-from nnssl.networks.fpn import FPN3d
+from nnssl.networks.fpn_unet import FPN3d
 from nnssl.pretraining.setup import resolve_sizes
 from tests.networks.helpers import unet_configuration
 from tests.volumes import CT, MR, Channel, add_volume, make_folder
@@ -93,6 +94,8 @@ def test_augment__noise_is_below_a_thousandth_of_the_window(tmp_path: Path) -> N
         float(np.ptp(np.percentile(folder.open("a").read(np.zeros(3, int), np.array([20, 30, 30]))[1], [0.5, 99.5])))
     )
     assert 0.0008 * width < sigma[:, :, 1].max() <= 0.001 * width * 1.01
+    exact = Sam.sample(folder.open("a"), replace(config, noise_sigma_hu=(8.0, 8.0)), np.random.default_rng(0))
+    np.testing.assert_allclose(exact["noise_sigma"][:, 0], 8 / CT.std, rtol=1e-6)
     silent = method.augment({**batches[0], "noise_sigma": torch.zeros(1, 2, 2)})["crops"]
     noisy = method.augment(batches[0])["crops"]
     deviation = (noisy - silent).std(dim=(-3, -2, -1))

@@ -4,11 +4,13 @@ import json
 from math import prod
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from nnssl.losses.sam import Cells
-from nnssl.methods.sam_pairs import Views, cells_of_views, coarse_pairs, fine_pairs
+from nnssl.methods.sam.loss import Cells
+from nnssl.methods.sam.pairs import Views, cell_positions, cells_of_views, coarse_pairs, fine_pairs
+from nnssl.methods.shared.overlapping_crops import to_source
 
 REFERENCE = json.loads((Path(__file__).parent.parent / "reference" / "sam.json").read_text())
 SIZE, STRIDE = (4, 6, 5), (1, 2, 2)
@@ -115,3 +117,16 @@ def test_fine_pairs__a_shift_of_whole_cells_pairs_each_cell_with_itself(within: 
     pairs = fine_pairs(points, cells, SIZE, STRIDE, views, 100, within)
     assert pairs.valid.all()
     assert torch.equal(cells.places[pairs.query], cells.places[pairs.positive])
+
+
+def test_cell_positions__are_the_means_of_their_voxels() -> None:
+    starts, scales = torch.tensor([[3, -2, 5], [0, 1, 2]]), torch.tensor([1.1, 0.9])
+    spacing = torch.tensor([[2.0, 1.0, 0.5], [1.0, 1.0, 1.0]])
+    voxels = cell_positions((4, 8, 6), (1, 1, 1), starts, scales, spacing)
+    assert voxels.shape == (2, 4, 8, 6, 3) and voxels.dtype == torch.float32
+    index = np.array([3, 7, 2])
+    expected = to_source(index, starts[0].numpy(), np.float64(1.1)) * spacing[0].numpy()
+    np.testing.assert_allclose(voxels[0, 3, 7, 2].numpy(), expected, rtol=1e-6)
+    cells = cell_positions((2, 4, 2), (2, 2, 3), starts, scales, spacing)
+    mean = torch.nn.functional.avg_pool3d(voxels.movedim(-1, 1), (2, 2, 3)).movedim(1, -1)
+    torch.testing.assert_close(cells, mean)

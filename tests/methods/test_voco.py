@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from nnssl.core.errors import UserError
 from nnssl.data.presets import presets
 from nnssl.data.volumes import BloscVolume
-from nnssl.errors import UserError
 from nnssl.methods.registry import get_method
-from nnssl.methods.voco import VoCo, VoCoConfig
+from nnssl.methods.voco.method import VoCo, VoCoConfig
 from nnssl.networks.swin import SwinPyramid
 from nnssl.pretraining.optimisation import build_optimiser, learning_rate
 from nnssl.pretraining.pictures import draw_panels
@@ -169,11 +170,14 @@ def test_sample__shifts_are_a_tenth_of_the_window(tmp_path: Path, channel: Chann
     image = np.random.default_rng(0).random((1, 20, 40, 40))
     add_volume(folder, "a", image)
     volume, config = folder.open("a"), voco_config(crops=60)
+    loud = replace(config, shift_probability=1.0, shift_hu=85.0)
     shifts = np.concatenate([VoCo.sample(volume, config, np.random.default_rng(s))["shifts"] for s in range(20)])
     low, high = np.percentile(image, [0.5, 99.5])
     largest = 42.5 / channel.std if channel.is_ct else 0.1 * (high - low)
     assert abs((shifts != 0).mean() - 0.1) < 0.03
     assert 0.9 * largest < np.abs(shifts).max() <= largest * (1 + 1e-6) and shifts.min() < 0 < shifts.max()
+    more = VoCo.sample(volume, loud, np.random.default_rng(0))["shifts"]
+    assert (more != 0).all() and largest < np.abs(more).max() <= 2 * largest * (1 + 1e-6)
 
 
 def test_collate__slabs_of_different_sizes_are_padded(tmp_path: Path) -> None:

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
+from nnssl.checkpoints.files import FINAL, LATEST, load_checkpoint
 from nnssl.core.signals import Interrupted
 from nnssl.methods.base import Batch, StepOutput
-from nnssl.methods.voco import VoCo
+from nnssl.methods.voco.method import VoCo
 from nnssl.networks.swin import SwinPyramid
-from nnssl.pretraining.checkpoint import FINAL, LATEST, load_checkpoint
 from nnssl.pretraining.loop import Pretraining
 from nnssl.pretraining.metrics import read_rows
 from nnssl.pretraining.optimisation import build_optimiser

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from nnssl.methods.vox2vec import Vox2vec, Vox2vecConfig
-from nnssl.networks.fpn import FPN3d
+from nnssl.methods.vox2vec.method import Vox2vec, Vox2vecConfig
+from nnssl.networks.fpn_unet import FPN3d
 from tests.volumes import CT, MR, add_volume, index_volume, make_folder
 
 SAMPLER = json.loads((Path(__file__).parents[1] / "reference" / "sampler_stats.json").read_text())

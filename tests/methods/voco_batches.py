@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from nnssl.methods.base import Batch
-from nnssl.methods.voco import VoCo, VoCoConfig
-from nnssl.networks.fpn import FPN3d
+from nnssl.methods.voco.method import VoCo, VoCoConfig
+from nnssl.networks.fpn_unet import FPN3d
 from tests.volumes import CT, Channel, add_volume, make_folder
 
 PATCH = (6, 8, 8)

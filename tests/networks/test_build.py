@@ -7,10 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from nnssl.errors import UserError
+from nnssl.core.errors import UserError
 from nnssl.networks.build import build_backbone, build_network
-from nnssl.networks.fpn import FPN3d
-from nnssl.networks.fpn_unet import FPN3dUNet
+from nnssl.networks.fpn_unet import FPN3d, FPN3dUNet
 from nnssl.networks.unet import UNetPyramid
 from tests.networks.helpers import fpn_configuration, state_dict_shapes, unet_configuration
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nnssl.networks.encodings import EncodingHead, PixelEncoder, heads_from_description
-from nnssl.networks.fpn import FPN3d
+from nnssl.networks.fpn_unet import FPN3d
 from nnssl.networks.lapn_unet import LapnPyramid
 from nnssl.networks.pyramid import FeaturePyramid, Stride
 

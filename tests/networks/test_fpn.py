@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nnssl.errors import UserError
-from nnssl.networks.fpn import FPN3d
+from nnssl.core.errors import UserError
+from nnssl.networks.fpn_unet import FPN3d
 from tests.networks.helpers import (
     assert_matches,
     count_parameters,

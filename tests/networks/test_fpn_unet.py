@@ -7,7 +7,7 @@ import pytest
 import torch
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
-from nnssl.errors import UserError
+from nnssl.core.errors import UserError
 from nnssl.networks.fpn_unet import FPN3dUNet
 from tests.networks.helpers import fpn_configuration
 

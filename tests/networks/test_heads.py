@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nnssl.networks.fpn import FPN3d, pyramid_channels
+from nnssl.networks.fpn_unet import FPN3d, pyramid_channels
 from nnssl.networks.heads import LinearHead, NonLinearHead, SegmentationHead, upsampled_to
 from nnssl.networks.pyramid import gather_voxels
 from tests.networks.helpers import (

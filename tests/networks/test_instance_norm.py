@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nnssl.networks.instance_norm import instance_norm, keeps_layout
+from nnssl.networks.pimpic_unet import instance_norm, keeps_layout
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last_3d])

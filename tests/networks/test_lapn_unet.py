@@ -11,8 +11,8 @@ import torch
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
+from nnssl.core.errors import UserError
 from nnssl.data.presets import presets
-from nnssl.errors import UserError
 from nnssl.networks.build import build_backbone, build_network
 from nnssl.networks.lapn_unet import LapnPyramid, LapnUNet
 from tests.networks.helpers import count_parameters, load_reference, state_dict_shapes
@@ -117,7 +117,7 @@ def test_preset__has_the_papers_sizes_and_window() -> None:
 
 
 def test_import__monai_is_not_imported_before_a_network_is_built() -> None:
-    code = "import sys, nnssl.networks.build, nnssl.methods.lapn; print('monai' in sys.modules)"
+    code = "import sys, nnssl.networks.build, nnssl.methods.lapn.method; print('monai' in sys.modules)"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "False"
 

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from nnssl.networks.fpn import FPN3d
-from nnssl.networks.momentum import MomentumNetworks, momentum_copy, update_momentum
+from nnssl.networks.contrastive import MomentumNetworks, momentum_copy, update_momentum
+from nnssl.networks.fpn_unet import FPN3d
 from tests.networks.helpers import load_reference
 
 

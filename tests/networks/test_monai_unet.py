@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
+from nnssl.core.errors import UserError
 from nnssl.data.presets import presets
-from nnssl.errors import UserError
 from nnssl.networks.build import build_network
 from nnssl.networks.monai_unet import MonaiUNet, has_deep_supervision
 from tests.networks.helpers import count_parameters, unet_configuration

@@ -5,10 +5,9 @@ from typing import Literal
 import pytest
 import torch
 
-from nnssl.errors import UserError
-from nnssl.losses.normalise import l2_normalise
-from nnssl.networks.pimpic_encoder import Pimpic3d
-from nnssl.networks.projection import projection_head
+from nnssl.core.errors import UserError
+from nnssl.networks.contrastive import l2_normalise, projection_head
+from nnssl.networks.pimpic_unet import Pimpic3d
 from tests.networks.helpers import (
     assert_matches,
     count_parameters,

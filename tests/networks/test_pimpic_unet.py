@@ -9,10 +9,9 @@ import pytest
 import torch
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
-from nnssl.errors import UserError
+from nnssl.core.errors import UserError
 from nnssl.networks.build import build_backbone, build_network
-from nnssl.networks.pimpic_encoder import Pimpic3d
-from nnssl.networks.pimpic_unet import PimpicUNet
+from nnssl.networks.pimpic_unet import Pimpic3d, PimpicUNet
 from tests.networks.helpers import (
     assert_matches,
     count_parameters,

@@ -3,8 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nnssl.losses.normalise import l2_normalise
-from nnssl.networks.projection import DinoHead, batch_statistics_head, projection_head
+from nnssl.networks.contrastive import DinoHead, batch_statistics_head, l2_normalise, projection_head
 from tests.networks.helpers import count_parameters, fill_by_rule, input_by_rule, load_reference
 
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from nnssl.errors import UserError
+from nnssl.core.errors import UserError
 from nnssl.networks.build import backbone_of
-from nnssl.networks.fpn import FPN3d
-from nnssl.networks.pimpic_encoder import Pimpic3d
+from nnssl.networks.fpn_unet import FPN3d
+from nnssl.networks.pimpic_unet import Pimpic3d
 from nnssl.networks.pyramid import (
     check_three_axes,
     gather_voxels,

@@ -10,8 +10,8 @@ import torch
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
-from nnssl.errors import UserError
-from nnssl.methods.voco import VoCo, VoCoConfig
+from nnssl.core.errors import UserError
+from nnssl.methods.voco.method import VoCo, VoCoConfig
 from nnssl.networks.build import build_backbone, build_network
 from nnssl.networks.heads import LinearHead, NonLinearHead
 from nnssl.networks.swin import STRIDES, SwinPyramid, SwinUNETR, monai_name
@@ -182,7 +182,7 @@ def test_swin_unetr__stock_nnunet_trains_it_with_deep_supervision() -> None:
 
 
 def test_import__monai_is_not_imported_before_a_network_is_built() -> None:
-    code = "import sys, nnssl.networks.build, nnssl.methods.voco; print('monai' in sys.modules)"
+    code = "import sys, nnssl.networks.build, nnssl.methods.voco.method; print('monai' in sys.modules)"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "False"
 

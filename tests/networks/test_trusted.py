@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import nn
 
+from nnssl.core.errors import UserError
 from nnssl.data.presets import presets
-from nnssl.errors import UserError
 from nnssl.networks.build import backbone_of, build_backbone, build_network, pretrained_part, segmentation_of
 from nnssl.networks.trusted import VARIABLE, trusted_network
 from tests.foreign_plans import SAID, give_command
@@ -117,7 +117,7 @@ def test_trusted_network__operations_are_module_classes_of_torch(key: str, name:
         "torch.nn.modules.module.torch.os.system",
         "nnssl.networks.build.torch.load",
         "nnssl.networks.build.build_network",
-        "nnssl.errors.UserError",
+        "nnssl.core.errors.UserError",
         "dynamic_network_architectures.architectures.unet.UNetDecoder.__init__",
         "dynamic_network_architectures.architectures.unet.Union",
         "monai.bundle.ConfigParser",

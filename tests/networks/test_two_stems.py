@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
+from nnssl.core.errors import UserError
 from nnssl.data.presets import presets
-from nnssl.errors import UserError
 from nnssl.networks.build import build_network, segmentation_of
 from nnssl.networks.two_stems import TwoStems, with_two_stems
 from tests.networks.helpers import count_parameters, fpn_configuration, unet_configuration

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nnssl.errors import UserError
+from nnssl.core.errors import UserError
 from nnssl.networks.build import build_network
 from nnssl.networks.unet import UNetPyramid
 from tests.networks.helpers import unet_configuration

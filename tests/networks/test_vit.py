@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from nnssl.errors import UserError
-from nnssl.methods.masking import visible_blocks
+from nnssl.core.errors import UserError
+from nnssl.methods.shared.masked_method import visible_blocks
 from nnssl.networks.build import build_backbone, build_network, name_in_network, pretrained_part
 from nnssl.networks.heads import LinearHead
 from nnssl.networks.pyramid import BlockMask
@@ -170,7 +170,10 @@ def test_vit_pyramid__refuses_numbers_that_do_not_fit(arguments: dict[str, Any])
 
 
 def test_import__monai_is_not_imported_before_a_network_is_built() -> None:
-    code = "import sys, nnssl.networks.build, nnssl.methods.alice, nnssl.methods.mae; print('monai' in sys.modules)"
+    code = (
+        "import sys, nnssl.networks.build, nnssl.methods.alice.method, nnssl.methods.mae.method; "
+        "print('monai' in sys.modules)"
+    )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "False"
 

@@ -13,20 +13,18 @@ import numpy as np
 import pytest
 import torch
 
+from nnssl.checkpoints.files import load_checkpoint
+from nnssl.checkpoints.pretrained import read_pixel_encoder
 from nnssl.cli.pretrain import main
-from nnssl.data.alignment import RelativePosition
-from nnssl.data.loader import Cases
+from nnssl.core.errors import UserError
+from nnssl.data.loader import Cases, RelativePosition
 from nnssl.data.plan_and_preprocess import plan_and_preprocess
 from nnssl.data.planning import load_plans
 from nnssl.data.volumes import BloscVolume, VolumeFolder
-from nnssl.errors import UserError
-from nnssl.finetuning.pixel_encoder import read_pixel_encoder
-from nnssl.matching.aligner import EmbeddingAligner
-from nnssl.matching.embeddings import open_embeddings
-from nnssl.matching.encode import EncodedImage
-from nnssl.methods.alice import AliceConfig
+from nnssl.features.match import EncodedImage
+from nnssl.features.stored import EmbeddingAligner, open_embeddings
+from nnssl.methods.alice.method import AliceConfig
 from nnssl.pretraining.alignment import VolumeEncoder, choose_aligner, prepare_embeddings, resampled_size
-from nnssl.pretraining.checkpoint import load_checkpoint
 from nnssl.pretraining.setup import Setup
 from tests.phantoms import write_ct_dataset
 from tests.pretrainings import write_pretraining

@@ -108,7 +108,7 @@ def test_run__the_row_of_an_epoch_holds_its_cost(tmp_path: Path, monkeypatch: py
     setup = make_setup(tmp_path)
     run = Pretraining(setup, CPU)
     counter = iter(range(0, 10**9, 3600))
-    run.cost = EpochCost(SimpleNamespace(device_name="GPU-a", joules=lambda: float(next(counter))))  # type: ignore[arg-type]
+    run.meters.cost = EpochCost(SimpleNamespace(device_name="GPU-a", joules=lambda: float(next(counter))))  # type: ignore[arg-type]
     run.run()
     rows: list[dict[str, Any]] = read_rows(setup.folder / "metrics.jsonl")
     assert [r["samples"] for r in rows] == [6, 6] and all(r["device"] == "cpu" for r in rows)

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from nnssl.pretraining.energy import EnergyMeter
+from nnssl.pretraining.cost import EnergyMeter
 from tests.runs import CPU
 
 CARD = torch.device("cuda", 1)

@@ -16,10 +16,11 @@ from typing import Any
 import pytest
 import torch
 
-from nnssl.errors import UserError
-from nnssl.methods.vox2vec import Vox2vec
-from nnssl.pretraining import checkpoint, reporting
-from nnssl.pretraining.checkpoint import FINAL, LATEST, load_checkpoint
+from nnssl.checkpoints import files as checkpoint
+from nnssl.checkpoints.files import FINAL, LATEST, load_checkpoint
+from nnssl.core.errors import UserError
+from nnssl.methods.vox2vec.method import Vox2vec
+from nnssl.pretraining import reporting
 from nnssl.pretraining.failures import in_sentences
 from nnssl.pretraining.launch import _wait_for, launch
 from nnssl.pretraining.metrics import Row, read_rows

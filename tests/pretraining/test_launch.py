@@ -12,10 +12,11 @@ import torch.distributed as dist
 from torch import nn
 from torch.multiprocessing import start_processes
 
+from nnssl.checkpoints.files import FINAL, load_checkpoint
+from nnssl.core.distributed import check_device
+from nnssl.core.errors import UserError
 from nnssl.data.loader import SampleDataset, Stream, make_loader, positions_of_rank
-from nnssl.errors import UserError
-from nnssl.pretraining.checkpoint import FINAL, load_checkpoint
-from nnssl.pretraining.launch import check_device, launch
+from nnssl.pretraining.launch import launch
 from nnssl.pretraining.loop import Pretraining
 from nnssl.pretraining.metrics import read_rows
 from nnssl.pretraining.setup import Setup

@@ -10,15 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from nnssl.methods.vox2vec import Vox2vecConfig
+from nnssl.checkpoints.files import LATEST
+from nnssl.methods.vox2vec.method import Vox2vecConfig
 from nnssl.pretraining import life_signs
-from nnssl.pretraining.checkpoint import LATEST
-from nnssl.pretraining.cost import EpochCost
-from nnssl.pretraining.energy import EnergyMeter
+from nnssl.pretraining.cost import EnergyMeter, EpochCost
 from nnssl.pretraining.life_signs import LifeSigns, Pace, about
 from nnssl.pretraining.loop import Pretraining
-from nnssl.pretraining.metrics import Row
-from nnssl.pretraining.watch import Watch
+from nnssl.pretraining.metrics import Row, Watch
 from tests.runs import CPU, make_setup
 
 CONFIG = Vox2vecConfig(num_epochs=4, steps_per_epoch=50, batch_size=2)

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from nnssl.checkpoints.files import FINAL, LATEST, load_checkpoint
+from nnssl.core.errors import UserError
 from nnssl.core.signals import Interrupted
-from nnssl.errors import UserError
 from nnssl.methods.base import Batch, Method, StepOutput
 from nnssl.methods.registry import get_method, method_names
-from nnssl.methods.vox2vec import Vox2vec
-from nnssl.pretraining.checkpoint import FINAL, LATEST, load_checkpoint
+from nnssl.methods.vox2vec.method import Vox2vec
 from nnssl.pretraining.loop import Pretraining
 from nnssl.pretraining.metrics import Row, read_rows
 from nnssl.pretraining.reporting import Reporter
@@ -164,7 +164,7 @@ def test_pretrained__weights_only_and_other_networks_are_refused(tmp_path: Path)
     wider = make_setup(tmp_path / "third")
     wider.plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["base_channels"] = 6
     object.__setattr__(wider, "pretrained", first.folder / FINAL)
-    with pytest.raises(UserError, match=r"another network.*\(4, 1, 3, 3, 3\) instead of \(6, 1, 3, 3, 3\)"):
+    with pytest.raises(UserError, match=r"another network.*\(4, 1, 3, 3, 3\) in the checkpoint, \(6, 1, 3, 3, 3\)"):
         Pretraining(wider, CPU)
 
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from nnssl.errors import UserError
-from nnssl.methods.vox2vec import Vox2vec
+from nnssl.checkpoints.files import FINAL, save_checkpoint
+from nnssl.core.errors import UserError
+from nnssl.methods.vox2vec.method import Vox2vec
 from nnssl.networks.build import build_network
-from nnssl.pretraining.checkpoint import FINAL, save_checkpoint
 from nnssl.pretraining.nnunet_weights import NNUNET_WEIGHTS, write_nnunet_weights
 from tests.networks.helpers import fpn_configuration, unet_configuration
 from tests.pretrainings import CT_JSON, checkpoint_content, tiny_plans

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from nnssl.methods.base import MethodConfig
-from nnssl.methods.vox2vec import Vox2vecConfig
+from nnssl.methods.vox2vec.method import Vox2vecConfig
 from nnssl.pretraining.optimisation import build_optimiser, choose_precision, learning_rate
 
 

@@ -1,4 +1,4 @@
-"""What the loop does with an online probe; the probe itself is tested in tests/probing."""
+"""What the loop does with an online probe; the probe itself is tested in test_probe*.py."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ import os
 import signal
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from nnssl.checkpoints.files import BEST, FINAL, LATEST, load_checkpoint
 from nnssl.core.signals import Interrupted
 from nnssl.methods.base import Method
-from nnssl.methods.vox2vec import Vox2vec
-from nnssl.pretraining.checkpoint import BEST, FINAL, LATEST, load_checkpoint
+from nnssl.methods.vox2vec.method import Vox2vec
+from nnssl.pretraining import probe as online
 from nnssl.pretraining.loop import Pretraining
 from nnssl.pretraining.metrics import epoch_line, read_rows
 from nnssl.pretraining.setup import Setup
-from nnssl.probing import online
 from tests.runs import CPU, make_setup
 
 DICE = {1: 0.25, 2: 0.75, 4: 0.5}  # by epoch; none is due after the third
@@ -65,7 +66,8 @@ def _fake(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _probed(root: Path) -> Setup:
     setup = make_setup(root, num_epochs=4)
-    return replace(setup, probe=object())  # type: ignore[arg-type]
+    named = SimpleNamespace(train=[], held_out=[], folder=SimpleNamespace(name="Dataset017_Labelled"))
+    return replace(setup, probe=named)  # type: ignore[arg-type]
 
 
 def test_run__a_probe_gets_every_step_and_changes_no_weight(tmp_path: Path) -> None:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from nnssl.core.errors import UserError
 from nnssl.core.lock import Holder
-from nnssl.errors import UserError
-from nnssl.methods.vox2vec import Vox2vec
+from nnssl.methods.vox2vec.method import Vox2vec
 from nnssl.pretraining import run_lock
 from nnssl.pretraining.loop import Pretraining
 from nnssl.pretraining.metrics import read_rows

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from nnssl.core.errors import UserError
 from nnssl.core.signals import Interrupted
-from nnssl.errors import UserError
 from nnssl.pretraining.run_log import LOG_FILE, open_run_log, run_log
 
 log = logging.getLogger("nnssl")

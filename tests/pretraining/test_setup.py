@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from nnssl.core.json_files import write_json
+from nnssl.checkpoints.files import FINAL, LATEST
+from nnssl.core.errors import UserError
+from nnssl.core.files import write_json
 from nnssl.data.loader import Cases
 from nnssl.data.unused import write_withdrawn
 from nnssl.data.volumes import VolumeFolder
-from nnssl.errors import UserError
-from nnssl.pretraining.checkpoint import FINAL, LATEST
 from nnssl.pretraining.setup import CONFIG, check_output, check_same_run
 
 DESCRIBED = {"method": "mae", "configuration": "3d_fullres", "plans": "nnUNetPlans", "fold": "all", "options": {}}

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from nnssl.pretraining.summary import summarise, summary_lines, totals
+from nnssl.pretraining.reporting import summarise, summary_lines, totals
 
 COMMON = {"embedding_std": 0.1, "device": "cuda", "memory_gib": 2.0}
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from nnssl.errors import UserError
+from nnssl.checkpoints.files import LATEST
+from nnssl.core.errors import UserError
 from nnssl.pretraining import trackers
-from nnssl.pretraining.checkpoint import LATEST
 from nnssl.pretraining.loop import Pretraining
 from nnssl.pretraining.metrics import read_rows
 from nnssl.pretraining.trackers import check_trackers, open_trackers

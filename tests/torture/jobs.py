@@ -13,8 +13,8 @@ from typing import Any
 import blosc2
 import numpy as np
 
+from nnssl.checkpoints.files import load_checkpoint
 from nnssl.data.report import report_file
-from nnssl.pretraining.checkpoint import load_checkpoint
 from nnssl.pretraining.metrics import read_rows
 from tests.phantoms import write_ct_dataset
 from tests.runs import same_content

@@ -1,0 +1,242 @@
+"""One vector a case: the mean of the features over the body."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import shutil
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+
+from nnssl.core.errors import BadCase, UserError
+from nnssl.core.files import replace_file
+from nnssl.core.names import csv_table
+from nnssl.features.images import Floats, ImageGeometry
+from nnssl.features.model import PretrainedModel
+from nnssl.features.tiles import Slices, run_tile, tile_for
+from nnssl.networks.pyramid import Stride
+
+ENDINGS = {"blosc2": ".b2nd", "nifti": ".nii.gz"}
+_FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])  # between LPS and RAS, which NIfTI has
+_CHUNK = 2**25  # bytes
+_BLOCK = 2**18
+_NO_ROOM = 2**26  # bytes: a disk with less is full
+
+Shape = tuple[int, int, int, int]
+Fill = Callable[[Any], Any]
+
+
+def is_dense_map(file: Path) -> bool:
+    """Whether `write_dense` wrote a file, by what it says of itself."""
+    try:
+        if file.name.endswith(ENDINGS["blosc2"]):
+            import blosc2
+
+            array: Any = blosc2.open(urlpath=str(file), mode="r")  # which the notes do not outlive
+            return "nnssl" in array.schunk.vlmeta
+        import nibabel
+
+        header: Any = nibabel.load(file).header
+        return bytes(header["descrip"]).rstrip(b"\0").endswith(b" dense")
+    except Exception:  # every library raises its own: a file that cannot be read is none
+        return False
+
+
+def cell_affine(geometry: ImageGeometry, stride: Stride) -> Floats:
+    """(4, 4) from cells (z, y, x) to the world, (x, y, z) in mm, LPS; the centre of cell c is voxel (c+0.5)s-0.5."""
+    cells = np.diag([*map(float, stride), 1.0])
+    cells[:3, 3] = 0.5 * np.asarray(stride) - 0.5
+    whole: Floats = geometry.affine @ cells
+    return whole
+
+
+def describe_geometry(affine: Floats) -> dict[str, Any]:
+    """Spacing, origin and direction of an array's grid in the order of SimpleITK (x, y, z), and the affine; plain."""
+    columns = affine[:3, :3][:, ::-1]
+    spacing = np.linalg.norm(columns, axis=0)
+    return {
+        "affine_zyx_to_lps": affine.tolist(),
+        "spacing": spacing.tolist(),
+        "origin": affine[:3, 3].tolist(),
+        "direction": (columns / spacing).ravel().tolist(),
+    }
+
+
+def write_dense(
+    file: Path, file_format: str, shape: Shape, affine: Floats, fill: Fill, notes: dict[str, Any], tile: Stride
+) -> None:
+    """Write the dense map of a case; the file is whole or not there.
+
+    Args:
+        file: to write.
+        file_format: `blosc2` or `nifti`.
+        shape: (K, Z, Y, X) of the map.
+        affine: from its cells to the world, LPS.
+        fill: writes the map into an array-like of this shape, part by part.
+        notes: what else the file says, JSON types.
+        tile: (Z, Y, X) cells that are written at a time, about.
+
+    Raises:
+        OSError: with errno ENOSPC where the disk is full.
+    """
+    temporary = file.with_name(f".{file.name}.{os.getpid()}{ENDINGS[file_format]}")
+    try:
+        if file_format == "blosc2":
+            _write_blosc2(temporary, shape, fill, {**notes, **describe_geometry(affine)}, tile)
+        else:
+            _write_nifti(temporary, shape, affine, fill, notes)
+        os.replace(temporary, file)
+    except RuntimeError as error:  # blosc2 does not say why it could not write
+        if shutil.disk_usage(file.parent).free < _NO_ROOM:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file)) from error
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write_blosc2(file: Path, shape: Shape, fill: Fill, notes: dict[str, Any], tile: Stride) -> None:
+    import blosc2
+
+    chunks = _halved([shape[0], *map(min, tile, shape[1:])], _CHUNK)
+    array: Any = blosc2.zeros(
+        shape,
+        dtype=np.float16,
+        urlpath=str(file),
+        mode="w",
+        chunks=chunks,
+        blocks=_halved(chunks, _BLOCK),
+        cparams={"codec": blosc2.Codec.ZSTD, "clevel": 5, "nthreads": 1},
+    )
+    fill(array)
+    array.schunk.vlmeta["nnssl"] = notes
+
+
+def _halved(shape: list[int], most: int) -> list[int]:
+    """A shape of at most so many bytes: the longest axis is halved until it fits; the channels stay together."""
+    sides = list(shape)
+    while 2 * int(np.prod(sides)) > most and max(sides[1:]) > 1:
+        longest = 1 + int(np.argmax(sides[1:]))
+        sides[longest] = -(-sides[longest] // 2)
+    return sides
+
+
+def _write_nifti(file: Path, shape: Shape, affine: Floats, fill: Fill, notes: dict[str, Any]) -> None:
+    """NIfTI knows no float16: the values are written as float32, a component at a time."""
+    import nibabel
+
+    scratch = file.with_name(f"{file.name}.npy")
+    needed = 2 * int(np.prod(shape))
+    free = shutil.disk_usage(file.parent).free
+    if free < needed + _NO_ROOM:
+        raise UserError(f"{file.parent} has {free / 2**30:.1f} GiB left, and this map of {shape[0]} components takes "
+                        f"{needed / 2**30:.1f}; set -components 3 or so, or a coarser -level")  # fmt: skip
+    try:
+        values = np.lib.format.open_memmap(scratch, mode="w+", dtype=np.float16, shape=shape)
+        fill(values)
+        header = nibabel.Nifti1Header()
+        header.set_data_dtype(np.float32)
+        header.set_xyzt_units("mm")
+        header["descrip"] = f"{notes['method']} {notes['what']}".encode()[:79]
+        of_file = _FLIP @ affine @ np.eye(4)[[2, 1, 0, 3]]  # from (x, y, z)
+        image = nibabel.Nifti1Image(values.transpose(3, 2, 1, 0), of_file, header)
+        image.set_sform(of_file, code=1)
+        image.set_qform(of_file, code=1)
+        nibabel.save(image, str(file))
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+Vectors = dict[str, NDArray[np.float32]]
+
+
+def body_vector(
+    model: PretrainedModel,
+    values: np.ndarray,
+    body: NDArray[np.bool_],
+    level: int | None = None,
+    device: str = "cpu",
+) -> NDArray[np.float32]:
+    """Mean of the features of all body voxels (D,): of each level, or of one; finest first.
+
+    Computed tile by tile as `nnssl.features.tiles.dense_features`; a cell counts as often as it has body voxels.
+
+    Args:
+        model: on the device.
+        values: (C, Z, Y, X) float32, preprocessed.
+        body: (Z, Y, X).
+        level: number of one level; None for all of them, concatenated.
+        device: where the model is.
+
+    Raises:
+        BadCase: the body is empty.
+    """
+    if not body.any():
+        raise BadCase("all air: no body voxel on the grid of the plans")
+    chosen = range(len(model.strides)) if level is None else [level]
+    sums = [torch.zeros(model.channels[i], dtype=torch.float64, device=device) for i in chosen]
+    tiling = tile_for(model, values)
+    for box in tiling.boxes:
+        cells = [tiling.cells(box, model.strides[i]) for i in chosen]
+        weights = [_body_voxels(body, target, model.strides[i]) for (_, target), i in zip(cells, chosen, strict=True)]
+        if not any(weight.any() for weight in weights):
+            continue
+        levels = run_tile(model, values, box, device)
+        for total, (source, _), weight, i in zip(sums, cells, weights, chosen, strict=True):
+            used = (slice(None), *source)
+            total += torch.einsum("czyx,zyx->c", levels[i][used], torch.from_numpy(weight).to(levels[i])).double()
+    return (torch.cat(sums) / int(body.sum())).float().cpu().numpy()
+
+
+def _body_voxels(body: NDArray[np.bool_], cells: Slices, stride: Stride) -> NDArray[np.float32]:
+    """Number of body voxels in each cell."""
+    region = body[tuple(slice(part.start * step, part.stop * step) for part, step in zip(cells, stride, strict=True))]
+    if region.size == 0:
+        return np.zeros([part.stop - part.start for part in cells], dtype=np.float32)
+    inside = torch.from_numpy(region.astype(np.float32))[None, None]
+    z, y, x = (-n % step for n, step in zip(region.shape, stride, strict=True))
+    counted = F.avg_pool3d(F.pad(inside, (0, x, 0, y, 0, z)), stride) * float(np.prod(stride))
+    counts: NDArray[np.float32] = counted.round()[0, 0].numpy()
+    return counts
+
+
+def read_vectors(file: Path) -> Vectors:
+    """Vectors by case; nothing where there is no file."""
+    if not file.is_file():
+        return {}
+    with np.load(file) as content:
+        return dict(zip(map(str, content["cases"]), content["vectors"], strict=True))
+
+
+def write_vectors(folder: Path, vectors: Vectors, boundaries: list[int], as_csv: bool, finest: int = 0) -> None:
+    """Write `vectors.npz`, and `vectors.csv` if asked for; each in one piece, cases sorted by name.
+
+    Args:
+        folder: where.
+        vectors: (D,) by case, one at least.
+        boundaries: first number of each level's part, and D.
+        as_csv: whether to write the table: a line a case, its name first.
+        finest: number of the first level.
+    """
+    names = sorted(vectors)
+    rows = np.stack([vectors[name] for name in names]).astype(np.float32)
+    content = io.BytesIO()
+    np.savez(content, vectors=rows, cases=np.array(names), levels=np.array(boundaries))
+    replace_file(folder / "vectors.npz", content.getvalue())
+    if as_csv:
+        lines = ([name, *(f"{value:.9g}" for value in row)] for name, row in zip(names, rows, strict=True))
+        table = csv_table(["case", *_columns(boundaries, finest)], lines)
+        replace_file(folder / "vectors.csv", table.encode())
+
+
+def _columns(boundaries: list[int], finest: int) -> list[str]:
+    """Such as level0_0, level0_1, level1_0: level and channel."""
+    parts = enumerate(pairwise(boundaries), start=finest)
+    return [f"level{level}_{channel}" for level, (first, last) in parts for channel in range(last - first)]

@@ -1,0 +1,219 @@
+"""Features of labelled voxels in two dimensions, by t-SNE."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nnssl.analysis.canvas import check_output, page, save_numbers, save_png
+from nnssl.analysis.components import Balance, principal_components
+from nnssl.analysis.features import FeatureSource, Floats, Vectors, generator, open_features, read_vectors
+from nnssl.analysis.labels import LabelVolume, label_file, label_names, names_of, read_labels
+from nnssl.core.errors import UserError
+from nnssl.core.names import csv_table, picture
+from nnssl.pretraining.pictures import COLOURS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+log = logging.getLogger("nnssl")
+_COMPONENTS = 50  # that t-SNE starts from, as its authors do
+_NEIGHBOURS = 10  # of which the share with the same label is counted
+_MARKERS = "o^sDv"
+_PALETTE = (*COLOURS[:-1], "#000000")  # Okabe and Ito's, with black for white
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """Numbers of a t-SNE figure.
+
+    Args:
+        places: (N, 2) of the voxels in the picture.
+        labels: (N,) values of their labels.
+        names: of the labels by value.
+        images: (N,) which image each is of.
+        voxels: (N, 3) voxels (z, y, x) of the image's grid.
+        neighbours: share of the ten nearest voxels in the features' space that have the same label, by label.
+    """
+
+    places: Floats
+    labels: NDArray[np.int64]
+    names: dict[int, str]
+    images: NDArray[np.int64]
+    voxels: Floats
+    neighbours: dict[int, float]
+
+
+def draw_voxels(
+    labels: LabelVolume, values: Sequence[int], per_label: int, rng: np.random.Generator
+) -> tuple[Floats, NDArray[np.int64]]:
+    """Draw voxels of the image's grid from each label: (N, 3), and (N,) their labels.
+
+    A label gives `per_label` different voxels of its file, or all it has; what nnU-Net cropped away is left out.
+    """
+    points, drawn = [np.zeros((0, 3))], [np.zeros(0, dtype=np.int64)]
+    geometry = labels.geometry
+    for value in values:
+        inside = np.flatnonzero(labels.values == value)
+        chosen = rng.choice(inside, min(per_label, len(inside)), replace=False)
+        files = np.stack(np.unravel_index(chosen, labels.values.shape), axis=1)
+        at = geometry.world_to_grid(geometry.file_to_world(files))
+        at = at[geometry.inside(at)]
+        points.append(at)
+        drawn.append(np.full(len(at), value))
+    return np.concatenate(points), np.concatenate(drawn)
+
+
+def same_neighbours(vectors: Floats, labels: NDArray[np.int64], count: int = _NEIGHBOURS) -> dict[int, float]:
+    """Share of the nearest other vectors that have the same label, by label: 1 where labels are apart."""
+    from sklearn.neighbors import NearestNeighbors
+
+    count = min(count, len(vectors) - 1)
+    nearest = NearestNeighbors(n_neighbors=count).fit(vectors).kneighbors(return_distance=False)
+    same = (labels[nearest] == labels[:, None]).mean(1)
+    return {int(value): float(same[labels == value].mean()) for value in np.unique(labels)}
+
+
+def embed_in_plane(vectors: Floats, perplexity: float, seed: int) -> Floats:
+    """(N, 2) places of vectors (N, D) by t-SNE; the same seed gives the same places.
+
+    Args:
+        vectors: balanced.
+        perplexity: about how many neighbours count; made smaller where there are few vectors.
+        seed: of the optimisation.
+    """
+    from sklearn.manifold import TSNE
+
+    tsne = TSNE(2, perplexity=min(perplexity, (len(vectors) - 1) / 3), init="pca", random_state=seed)
+    return np.asarray(tsne.fit_transform(vectors.astype(np.float32)), dtype=np.float64)
+
+
+def reduce(vectors: Vectors) -> Floats:
+    """(N, at most 50) principal components of balanced vectors (N, d) by name."""
+    balanced = Balance.of(vectors)(vectors)
+    return principal_components(balanced, min(_COMPONENTS, balanced.shape[1]))(balanced)
+
+
+def visualize_tsne(
+    model: str | Path,
+    images: Sequence[str | Path],
+    output: str | Path,
+    labels: str | Path | None = None,
+    chosen: Sequence[str] = (),
+    per_label: int = 200,
+    perplexity: float = 30.0,
+    level: int | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    allow_other_intensities: bool = False,
+) -> Scatter:
+    """Draw features of labelled voxels of one or more images in two dimensions, coloured by label.
+
+    Written: the picture; beside it its numbers (.json) and the voxels with their places (.csv).
+
+    Args:
+        model: run folder or checkpoint of any method.
+        images: raw images, see `nnssl.features.images.channel_files`.
+        output: the PNG.
+        labels: folder of the label files, or the one of the only image; None for `labelsTr` beside `imagesTr`.
+        chosen: names or values of the labels; none for all.
+        per_label: voxels of each label, over all images.
+        perplexity: of t-SNE.
+        level: see `nnssl.analysis.features.open_features`.
+        seed: of the voxels and of t-SNE.
+        device: `cpu` or `cuda`.
+        allow_other_intensities: take images of another modality than the pretraining's (`nnssl.data.guard`).
+
+    Raises:
+        UserError: a file is missing or cannot be used, an image is of another modality, or fewer than 8 labelled voxels
+            are found.
+    """
+    file = check_output(output, ".csv")
+    if per_label < 2 or not 0 < perplexity < math.inf:
+        raise UserError("--per_label has to be at least 2 and --perplexity a finite number above 0")
+    source = open_features(model, level, device, images, allow_other_intensities)
+    ending = source.model.dataset_json["file_ending"]
+    files = [label_file(image, labels, ending) for image in images]
+    named = label_names(files[0], chosen)
+    rng = generator(seed)
+    share = -(-per_label // len(images))
+    rows, cases, names = [], [], dict(named)
+    for number, (image, labelled) in enumerate(zip(images, files, strict=True)):
+        prepared = source.prepare(image)
+        volume = read_labels(labelled, prepared.geometry)
+        names |= names_of([volume], named)
+        points, values = draw_voxels(volume, sorted(names), share, rng)
+        rows.append((read_vectors(source.encode(prepared), points), points, values, np.full(len(points), number)))
+        cases.append(prepared.name)
+    source.guard.report()
+    vectors = {name: np.concatenate([row[0][name] for row in rows]) for name in rows[0][0]}
+    points, values, which = (np.concatenate([row[i] for row in rows]) for i in (1, 2, 3))
+    if len(points) < 8:
+        raise UserError(f"only {len(points)} labelled voxels were found in {', '.join(cases)}; give images with labels")
+    reduced = reduce(vectors)
+    names = {value: name for value, name in names.items() if (values == value).any()}
+    scatter = Scatter(embed_in_plane(reduced, perplexity, seed), values, names, which, points,
+                      same_neighbours(reduced, values))  # fmt: skip
+    _save(scatter, source, cases, file)
+    _draw(scatter, f"t-SNE of voxel features ({source.title})\n{_images(cases)}", file)
+    return scatter
+
+
+def _images(cases: Sequence[str]) -> str:
+    return ", ".join(cases) if len(cases) < 6 else f"{len(cases)} images"
+
+
+def _save(scatter: Scatter, source: FeatureSource, cases: Sequence[str], file: Path) -> None:
+    numbers: dict[str, Any] = {
+        "features": source.title,
+        "images": list(cases),
+        "voxels": {name: int((scatter.labels == value).sum()) for value, name in scatter.names.items()},
+        "share_of_nearest_neighbours_with_the_same_label": {
+            name: scatter.neighbours[value] for value, name in scatter.names.items()
+        },
+        "mean_share": float(np.mean(list(scatter.neighbours.values()))),
+        "share_by_chance": float(np.mean([(scatter.labels == value).mean() for value in scatter.names])),
+    }
+    save_numbers(numbers, file)
+    voxels = zip(scatter.images, scatter.labels, scatter.voxels, scatter.places, strict=True)
+    rows = [
+        [cases[which], scatter.names[int(value)], *(f"{v:.1f}" for v in voxel), *(f"{p:.4f}" for p in place)]
+        for which, value, voxel, place in voxels
+    ]
+    temporary = file.with_suffix(".csv.writing")
+    table = csv_table(["image", "label", "z", "y", "x", "place_1", "place_2"], rows)
+    temporary.write_text(table, encoding="utf-8", newline="")
+    temporary.replace(file.with_suffix(".csv"))
+
+
+def _draw(scatter: Scatter, heading: str, file: Path) -> None:
+    figure = page(7.4, heading)
+    axis = figure.subplots()
+    draw_scatter(axis, scatter.places, scatter.labels, scatter.names, scatter.neighbours)
+    axis.set_xlabel("t-SNE 1 (no unit)")
+    axis.set_ylabel("t-SNE 2 (no unit)")
+    axis.set_aspect("equal", adjustable="datalim")
+    title = f"label (share of the {_NEIGHBOURS} nearest\nfeatures with the same label)"
+    legend = figure.legend(loc="outside right upper", fontsize=9, markerscale=2, frameon=False, title=title)
+    legend.get_title().set_fontsize(9)
+    save_png(figure, file)
+
+
+def draw_scatter(
+    axis: Axes, places: Floats, labels: NDArray[np.int64], names: Mapping[int, str], shares: Mapping[int, float]
+) -> None:
+    """Draw points (N, 2) by label; colours repeat after eight labels, with another marker."""
+    for number, (value, name) in enumerate(sorted(names.items())):
+        of_label = labels == value
+        colour, turn = _PALETTE[number % len(_PALETTE)], number // len(_PALETTE)
+        x, y = places[of_label].T
+        said = f"{picture(name).replace('_', ' ')} ({shares[value]:.0%})"
+        axis.scatter(x, y, s=24 if turn else 14, color=colour, marker=_MARKERS[turn % len(_MARKERS)],
+                     alpha=0.8, linewidths=0, label=said)  # fmt: skip

@@ -1,0 +1,1 @@
+"""Trainings with few labels on one test set, and the scores of predictions."""

@@ -1,0 +1,170 @@
+"""`nnssl_benchmark`: the same test set after trainings with few and with many labels."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from nnssl.benchmarking.case_scores import Absent, load_monai, read_structures
+from nnssl.benchmarking.methods import Method, read_methods, resolve
+from nnssl.benchmarking.plots import draw_labels, draw_parameters
+from nnssl.benchmarking.results import Results, differences
+from nnssl.benchmarking.subsets import amounts_of, extend_folds
+from nnssl.benchmarking.tables import write_tables
+from nnssl.benchmarking.trainings import Scoring, Training, all_trainings, collect, missing_lines, score_training
+from nnssl.benchmarking.workflow import TaskFailed, run_task
+from nnssl.benchmarking.workspace import Workspace, open_workspace, read_source, write_workspace
+from nnssl.core.errors import UserError
+from nnssl.core.names import check_name
+from nnssl.data.folders import check_output_folder, dataset_name, require_folders
+
+_MOST = 1000  # seeds, processes
+FRACTIONS = (5.0, 10.0, 20.0, 50.0, 100.0)
+log = logging.getLogger("nnssl")
+
+
+def benchmark(
+    dataset: int | str,
+    trainers: Sequence[str],
+    output: str | Path,
+    configuration: str = "3d_fullres",
+    plans: str = "nnUNetPlans",
+    fractions: Sequence[float] | None = None,
+    cases: Sequence[int] | None = None,
+    seeds: int = 3,
+    test: str | None = None,
+    baseline: str | None = None,
+    device: str = "cuda",
+    tolerance: Sequence[str | float] = (),
+    absent: Absent = "flare",
+    num_parts: int = 1,
+    part_id: int = 0,
+    num_processes: int = 1,
+    dry_run: bool = False,
+    collect_only: bool = False,
+) -> Results | None:
+    """Train every method on nested subsets of the training cases, and compare them on one fixed test set.
+
+    Args:
+        dataset: number or name; it is preprocessed already.
+        trainers: `TRAINER`, or `NAME=TRAINER,PLANS,CHECKPOINT` and any `nnssl_VARIABLE=VALUE` after it.
+        output: folder for everything; the user's own folders are only read.
+        configuration: of the plans.
+        plans: for the trainers that name none.
+        fractions: percentages of the training cases; None for 5, 10, 20, 50 and 100, where `cases` is None too.
+        cases: numbers of training cases, in place of fractions.
+        seeds: how many orders of the training cases, each with a training of its own for every amount.
+        test: `labelsTs`, `fold_0` (or another number) or a percentage of the labelled cases; None for labelsTs where
+            nnUNet_raw has it, else 20.
+        baseline: name of the method that the others are compared with; None for the first.
+        device: cpu, cuda or mps.
+        tolerance: see `nnssl.evaluate`.
+        absent: see `nnssl.evaluate`.
+        num_parts: jobs that the trainings are split over.
+        part_id: of this job, from 0.
+        num_processes: cases that are scored at once.
+        dry_run: log the commands that are left, with their environment, train nothing, and return None.
+        collect_only: train nothing, make tables of what is finished.
+
+    Returns:
+        What is finished, of all parts; None of a dry run.
+
+    Raises:
+        UserError: of the arguments or folders; or trainings failed, and the others are done.
+    """
+    if not 0 <= part_id < num_parts:
+        raise UserError(f"-part_id counts from 0 to {num_parts - 1} (-num_parts - 1), not {part_id}")
+    for flag, number in (("-seeds", seeds), ("-np", num_processes)):
+        if not 1 <= number <= _MOST:
+            raise UserError(f"{flag} takes a number from 1 to {_MOST}, not {number}")
+    check_name(configuration, "configuration", "-c")
+    methods = read_methods(trainers, plans)
+    if baseline is not None and baseline not in [m.name for m in methods]:
+        raise UserError(f"-baseline {baseline} is none of the methods; they are {', '.join(m.name for m in methods)}")
+    home, scoring = Path(output).resolve(), Scoring(tolerance, absent, num_processes)
+    if not dry_run:
+        check_output_folder(home)
+    if not (dry_run or collect_only):
+        load_monai()  # says so where it is missing: not only after the first training
+    workspace = _open(home, dataset, configuration, methods, test, tolerance)
+    training = workspace.test.training
+    amounts = amounts_of(len(training), FRACTIONS if not fractions and not cases else fractions, cases)
+    workspace = replace(workspace, folds=extend_folds(workspace.folds, training, amounts, seeds))
+    if not collect_only:  # what is finished needs neither its pretraining nor the variables any more
+        methods = [resolve(m, workspace.source.plans[m.plans], configuration, os.environ) for m in methods]
+    tasks = all_trainings(workspace, methods, amounts, seeds, device)
+    mine, failed = tasks[part_id::num_parts], []
+    if dry_run:
+        _say_commands(mine)
+        return None
+    if not collect_only:
+        write_workspace(workspace, methods)
+        failed = _train(mine, scoring)
+    results, missing = collect(tasks, amounts, seeds, scoring)
+    _report(results, missing, baseline or methods[0].name, home / "results", workspace.dataset)
+    if failed:
+        raise UserError("some trainings failed; once that is mended, the same command goes on with them:\n"
+                        + "\n".join(failed))  # fmt: skip
+    return results
+
+
+def _open(
+    home: Path, dataset: int | str, configuration: str, methods: Sequence[Method], test: str | None,
+    tolerance: Sequence[str | float],
+) -> Workspace:  # fmt: skip
+    """What is wrong with the dataset, the plans, the tolerance or the folder is said here; nothing is written."""
+    (preprocessed,) = require_folders("nnUNet_preprocessed")
+    name = dataset_name(dataset)
+    source = read_source(preprocessed, name, configuration, dict.fromkeys(m.plans for m in methods))
+    read_structures(source.dataset_json, next(iter(source.plans.values())), tolerance)
+    raw = Path(os.environ["nnUNet_raw"]) / name if os.environ.get("nnUNet_raw") else None
+    workspace = open_workspace(home, source, raw, test)
+    log.info(f"test set: {len(workspace.test.cases)} cases ({workspace.test.source}); "
+             f"{len(workspace.test.training)} cases for training")  # fmt: skip
+    return workspace
+
+
+def _train(tasks: Sequence[Training], scoring: Scoring) -> list[str]:
+    """Run what is not finished and score it; a method whose training failed is left. Returns what failed."""
+    failed: dict[str, str] = {}
+    for number, task in enumerate(tasks, start=1):
+        if task.method.name in failed:
+            continue
+        head = f"[{number} of {len(tasks)}] {task.title}"
+        if task.state() == "finished":
+            log.info(f"{head}: finished before")
+        else:
+            log.info(head)
+            try:
+                run_task(task)
+            except TaskFailed as error:
+                failed[task.method.name] = str(error)
+                log.warning(f"{error}\n{task.method.name} is left out from here on")
+                continue
+        score_training(task, scoring)
+    return list(failed.values())
+
+
+def _say_commands(tasks: Sequence[Training]) -> None:
+    left = [task for task in tasks if task.state() != "finished"]
+    for task in left:
+        log.info(f"# {task.title}\n{task.line()}")
+    log.info(f"# {len(left)} of {len(tasks)} trainings are left; the folders are made when it runs without --dry_run")
+
+
+def _report(results: Results, missing: Sequence[Training], baseline: str, folder: Path, title: str) -> None:
+    if lines := missing_lines(missing):
+        log.warning(f"{len(missing)} trainings are not finished:\n  " + "\n  ".join(lines))
+    if not results.scores:
+        log.warning("nothing is finished yet: no tables")
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    shown = replace(results, methods=[m for m in results.methods if any(m == key[0] for key in results.scores)])
+    write_tables(shown, differences(shown, baseline), baseline, folder)
+    draw_labels(shown, baseline, folder / "labels.png", f"{title}: Dice and labels (bands: SD over seeds)")
+    most = f"filled: {results.amounts[-1].cases} labelled cases"
+    draw_parameters(shown, baseline, folder / "parameters.png", f"{title}: Dice and trainable parameters ({most})")
+    log.info(f"tables and plots of {len(results.scores)} trainings: {folder}")

@@ -1,0 +1,174 @@
+"""What is compared: a trainer, its plans, and the pretraining that it starts from."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from nnssl.checkpoints.pretrained import RANDOM, VARIABLE
+from nnssl.checkpoints.runs import checkpoint_of
+from nnssl.core.errors import UserError
+from nnssl.core.names import check_name, shown
+from nnssl.data.pool import quietly
+from nnssl.data.trusted import read_nnunet_checkpoint
+from nnssl.finetuning.which_run import find_checkpoint
+from nnssl.networks.trusted import VARIABLE as TRUSTED
+
+_OF_PARAMETER_SIZE = ("exp_avg", "momentum_buffer")  # Adam and its kin, SGD
+
+log = logging.getLogger("nnssl")
+
+
+def trainable_parameters(fold_folder: Path) -> int | None:
+    """Values that the optimiser of a finished training has moved; None where it keeps no state of them.
+
+    Read off the optimiser's state in `checkpoint_final.pth`, so that a frozen backbone is not counted and one that was
+    unfrozen on the way is. Outputs of deep supervision whose weight in the loss is 0 are never moved and not counted.
+    Where a trainer of the user's own wrote a checkpoint that is not opened, they are unknown too, and that is said.
+    """
+    file = fold_folder / "checkpoint_final.pth"
+    try:
+        return count_trained(read_nnunet_checkpoint(file)["optimizer_state"])
+    except UserError as error:
+        log.warning(f"the number of trained parameters is left out: {error}")
+        return None
+
+
+def count_trained(optimiser: dict[str, Any]) -> int | None:
+    """The same from the state of an optimiser."""
+    moved = [_size(state) for state in optimiser["state"].values()]
+    return sum(moved) or None
+
+
+def _size(state: dict[str, Any]) -> int:
+    found = (state.get(name) for name in _OF_PARAMETER_SIZE)
+    return next((tensor.numel() for tensor in found if isinstance(tensor, Tensor)), 0)
+
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,99}")
+_FORM = "an item is TRAINER or NAME=TRAINER[,PLANS[,CHECKPOINT]][,nnssl_VARIABLE=VALUE ...]"
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of the tables.
+
+    Args:
+        name: in tables and folders.
+        trainer: class for nnUNetv2_train.
+        plans: name of the plans.
+        checkpoint: what the training starts from: a path, `random`, or None where nothing was said or is needed.
+        variables: environment for the training besides nnU-Net's folders.
+    """
+
+    name: str
+    trainer: str
+    plans: str
+    checkpoint: str | None = None
+    variables: dict[str, str] = field(default_factory=dict)
+
+    def record(self) -> dict[str, Any]:
+        """Everything but the name, as JSON types."""
+        return {key: value for key, value in asdict(self).items() if key != "name"}
+
+
+def read_methods(items: Sequence[str], plans: str) -> list[Method]:
+    """Methods that `-tr` names.
+
+    Args:
+        items: `TRAINER`, or `NAME=TRAINER,PLANS,CHECKPOINT` followed by any `nnssl_VARIABLE=VALUE`; what is left out at
+            the end, or empty between commas, is the default.
+        plans: for those that name none.
+
+    Raises:
+        UserError: an item is not of that form, or two have the same name.
+    """
+    methods = [_read(item, plans) for item in items]
+    names = [m.name for m in methods]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(f"-tr holds {twice[0]} twice; give the items names: NAME=TRAINER,PLANS,CHECKPOINT")
+    return methods
+
+
+def _read(item: str, plans: str) -> Method:
+    head, *fields = item.split(",")
+    name, sign, trainer = head.partition("=")
+    if not sign:
+        trainer = name
+    variables = dict(f.split("=", 1) for f in fields if "=" in f and f.startswith(("nnssl_", "nnUNet_")))
+    places = [f for f in fields if f.split("=", 1)[0] not in variables]
+    if not trainer or not _NAME.fullmatch(name) or len(places) > 2:
+        raise UserError(f"-tr cannot read {shown(item)}: {_FORM}, and a name consists of letters, digits, '_', '-', "
+                        f"'.', '+', at most 100")  # fmt: skip
+    given, checkpoint = (*places, "", "")[:2]
+    check_name(trainer, "trainer", "-tr")
+    check_name(given or plans, "plans", "-tr" if given else "-p")
+    return Method(name, trainer, given or plans, checkpoint or None, variables)
+
+
+def resolve(method: Method, plans: dict[str, Any], configuration: str, environment: Mapping[str, str]) -> Method:
+    """The method with the full path of its checkpoint and with all variables that its training will see.
+
+    The trainings have an nnUNet_results of their own, below which no pretraining would be found.
+
+    Args:
+        method: as typed.
+        plans: its plans.
+        configuration: of the plans.
+        environment: the caller's; its `nnssl_...` variables count for all methods.
+
+    Raises:
+        UserError: there is no such trainer; it needs a pretraining and there is none or several.
+    """
+    own = {VARIABLE, TRUSTED}  # the one is resolved below; the other changes no training
+    variables = {k: v for k, v in environment.items() if k.startswith("nnssl_") and k not in own} | method.variables
+    if VARIABLE in method.variables:
+        raise UserError(f"-tr names {VARIABLE} for {method.name}; write the checkpoint as its third part: {_FORM}")
+    checkpoint = None
+    if _starts_from_pretraining(method.trainer):
+        checkpoint = _checkpoint(method, plans, configuration, environment)
+        variables[VARIABLE] = checkpoint
+    elif method.checkpoint is not None:
+        raise UserError(f"{method.trainer} starts from no pretraining; leave out the checkpoint of {method.name}")
+    return Method(method.name, method.trainer, method.plans, checkpoint, dict(sorted(variables.items())))
+
+
+def _starts_from_pretraining(trainer: str) -> bool:
+    from nnssl.finetuning.trainer import PretrainedTrainer
+
+    found = _find_trainer(trainer)
+    return issubclass(found, PretrainedTrainer) and not found.from_scratch
+
+
+@cache
+def _find_trainer(name: str) -> Any:
+    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+    try:
+        with quietly():
+            return recursive_find_trainer_class_by_name(name)
+    except RuntimeError as error:
+        raise UserError(f"nnU-Net finds no trainer {name}; mend the name, or see what nnssl_doctor says") from error
+
+
+def _checkpoint(method: Method, plans: dict[str, Any], configuration: str, environment: Mapping[str, str]) -> str:
+    if method.checkpoint == RANDOM:
+        return RANDOM
+    if method.checkpoint is not None:
+        try:
+            return str(checkpoint_of(method.checkpoint).resolve())
+        except UserError as error:
+            raise UserError(f"{method.name}: {error}") from error
+    results = Path(environment.get("nnUNet_results") or os.devnull)
+    choice = find_checkpoint(_find_trainer(method.trainer).wanted(plans, configuration), results)
+    if choice.note:
+        log.info(f"{method.name}: {choice.note}")
+    return str(choice.path or RANDOM)

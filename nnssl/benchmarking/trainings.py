@@ -1,0 +1,164 @@
+"""The benchmark's trainings with nnU-Net's own command, and the scores of those that are finished."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from nnssl.benchmarking.case_scores import Absent, read_structures
+from nnssl.benchmarking.evaluate import evaluate_cases
+from nnssl.benchmarking.evaluation_report import JSON, Evaluation, read_evaluation, write_evaluation
+from nnssl.benchmarking.methods import Method, trainable_parameters
+from nnssl.benchmarking.results import Results
+from nnssl.benchmarking.subsets import Amount, Fold
+from nnssl.benchmarking.workflow import State, Task
+from nnssl.benchmarking.workspace import Workspace
+from nnssl.core.errors import UserError
+from nnssl.core.files import read_json
+from nnssl.core.own_files import SummaryFile
+from nnssl.data.folders import dataset_argument
+
+_SHOWN = re.compile(r"Backbone from|trainable parameters|Mean Validation Dice")
+_CHECKPOINTS = ("checkpoint_latest.pth", "checkpoint_best.pth")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training(Task):
+    """A method on one subset: `nnUNetv2_train`, whose validation predicts the test cases.
+
+    Args:
+        workspace: of the benchmark.
+        method: what is trained.
+        fold: the subset.
+        folder: what the training writes.
+    """
+
+    workspace: Workspace
+    method: Method
+    fold: Fold
+    folder: Path
+
+    @property
+    def predictions(self) -> Path:
+        """Where nnU-Net's validation puts the labels of the test cases."""
+        return self.folder / "validation"
+
+    def state(self) -> State:
+        """How far it has come; nnU-Net's summary of all test cases is the last thing that the command writes."""
+        if self._scored() >= set(self.workspace.test.cases):
+            return "finished"
+        if (self.folder / "checkpoint_final.pth").is_file():
+            return "trained"
+        return "begun" if any((self.folder / name).is_file() for name in _CHECKPOINTS) else "missing"
+
+    def _scored(self) -> set[str]:
+        try:
+            entries = read_json(self.predictions / "summary.json", SummaryFile)["metric_per_case"]
+        except UserError:  # not there, or cut short
+            return set()
+        return {Path(entry["prediction_file"]).name[: -len(self.workspace.source.ending)] for entry in entries}
+
+
+def all_trainings(
+    workspace: Workspace, methods: Sequence[Method], amounts: Sequence[Amount], seeds: int, device: str
+) -> list[Training]:
+    """Seed by seed, from few labels to many, method by method: what is cut off has compared all methods alike."""
+    folds = {(fold.cases, fold.seed): fold for fold in workspace.folds}
+    return [
+        _training(workspace, method, folds[amount.cases, seed], device)
+        for seed in range(seeds)
+        for amount in amounts
+        for method in methods
+    ]
+
+
+def _training(workspace: Workspace, method: Method, fold: Fold, device: str) -> Training:
+    source, results = workspace.source, workspace.home / "nnUNet_results" / method.name
+    model = f"{method.trainer}__{source.plans[method.plans]['plans_name']}__{source.configuration}"
+    which = (dataset_argument(workspace.dataset), source.configuration, str(fold.number))
+    folders = {
+        "nnUNet_preprocessed": str(workspace.preprocessed),
+        "nnUNet_results": str(results),  # a method's own: models of several pretrainings have the same name in it
+    }
+    return Training(
+        home=workspace.home,
+        key=f"{method.name}_fold_{fold.number}",
+        title=f"{method.name}, {fold.cases} cases, seed {fold.seed} (fold {fold.number})",
+        command=("nnUNetv2_train", *which, "-tr", method.trainer, "-p", method.plans, "-device", device),
+        variables={**folders, **method.variables},
+        shown=_SHOWN,
+        workspace=workspace,
+        method=method,
+        fold=fold,
+        folder=results / workspace.dataset / model / f"fold_{fold.number}",
+    )
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How predictions are scored: see `nnssl.evaluate`."""
+
+    tolerance: Sequence[str | float]
+    absent: Absent
+    num_processes: int
+
+
+def score_training(task: Training, scoring: Scoring) -> Evaluation:
+    """Scores of a finished training, computed once and kept beside its predictions."""
+    workspace, source = task.workspace, task.workspace.source
+    plans, cases = source.plans[task.method.plans], workspace.test.cases
+    structures = read_structures(source.dataset_json, plans, scoring.tolerance)
+    known = _read_known(task.predictions / JSON)
+    if known is not None and (known.structures, known.absent, known.cases) == (structures, scoring.absent, cases):
+        return known
+    files = {case: f"{case}{source.ending}" for case in cases}
+    pairs = {case: (workspace.truth / name, task.predictions / name) for case, name in files.items()}
+    evaluation = evaluate_cases(
+        pairs, source.dataset_json, plans, scoring.tolerance, scoring.absent, scoring.num_processes
+    )
+    write_evaluation(evaluation, task.predictions)
+    return evaluation
+
+
+def _read_known(file: Path) -> Evaluation | None:
+    try:
+        return read_evaluation(file)
+    except UserError:  # not there, or damaged: it is computed again
+        return None
+
+
+def collect(
+    tasks: Sequence[Training], amounts: Sequence[Amount], seeds: int, scoring: Scoring
+) -> tuple[Results, list[Training]]:
+    """Scores of all finished trainings, and the trainings that are not finished."""
+    missing: list[Training] = []
+    scores: dict[tuple[str, int, int], np.ndarray] = {}
+    parameters: dict[str, int | None] = {}
+    for task in tasks:
+        if task.state() != "finished":
+            missing.append(task)
+            continue
+        evaluation, name = score_training(task, scoring), task.method.name
+        scores[name, task.fold.cases, task.fold.seed] = np.stack([evaluation.table(m) for m in ("dice", "nsd")])
+        if name not in parameters:
+            parameters[name] = trainable_parameters(task.folder)
+    methods, workspace = list(dict.fromkeys(task.method.name for task in tasks)), tasks[0].workspace
+    plans = workspace.source.plans[tasks[0].method.plans]
+    tolerances = {s.name: s.tolerance for s in read_structures(workspace.source.dataset_json, plans, scoring.tolerance)}
+    return Results(
+        methods, list(amounts), seeds, workspace.test.cases, list(tolerances), tolerances, scores,
+        {name: parameters.get(name) for name in methods},
+    ), missing  # fmt: skip
+
+
+def missing_lines(tasks: Iterable[Training]) -> list[str]:
+    """What is still to be trained, a line a method."""
+    by_method: dict[str, list[str]] = {}
+    for task in tasks:
+        begun = " (begun)" if task.state() != "missing" else ""
+        by_method.setdefault(task.method.name, []).append(f"{task.fold.cases} cases seed {task.fold.seed}{begun}")
+    return [f"{name}: {', '.join(folds)}" for name, folds in by_method.items()]

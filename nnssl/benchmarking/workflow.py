@@ -1,0 +1,197 @@
+"""Long jobs as tasks that resume: each one a command in a process of its own, as a user would type it, with a log.
+
+`nnssl_benchmark` and `nnssl_demo` are lists of such tasks. A task knows from what it finds on the disk how far it has
+come, so that the same command goes on after an interruption, and several machines can share a list.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from nnssl.core.errors import UserError
+
+State = Literal["missing", "begun", "trained", "finished"]
+_GOES_ON: dict[State, str] = {"begun": "--c", "trained": "--val"}  # of nnUNetv2_train; nnssl_pretrain has the first
+
+_TAIL = 15  # lines of a failed command that are shown
+_STAMP = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+: ")
+_PATIENCE = 60  # seconds in which an interrupted command may save what it has
+
+log = logging.getLogger("nnssl")
+
+
+@dataclass(frozen=True)
+class Task(ABC):
+    """One command.
+
+    Args:
+        home: folder of the whole job.
+        key: name of the task in records, and of its log.
+        title: what it does, for the reader.
+        command: program and arguments that begin it.
+        variables: environment that one types before the command.
+        product: folder that only this command writes; it is removed before the command begins anew.
+        shown: which lines of its output the reader sees.
+    """
+
+    home: Path
+    key: str
+    title: str
+    command: tuple[str, ...]
+    variables: dict[str, str] = field(default_factory=dict)
+    product: Path | None = None
+    shown: re.Pattern[str] = re.compile("")
+
+    @abstractmethod
+    def state(self) -> State:
+        """How far it has come: `begun` has a checkpoint to go on with, `trained` lacks its predictions."""
+
+    @property
+    def log(self) -> Path:
+        """File that keeps all that the command says."""
+        return self.home / "logs" / f"{self.key}.log"
+
+    def left(self) -> list[str]:
+        """Program and arguments for what is left to do."""
+        goes_on = _GOES_ON.get(self.state())
+        return [*self.command, goes_on] if goes_on else [*self.command]
+
+    def line(self) -> str:
+        """What is left to do, to be pasted into a shell."""
+        settings = [f"{name}={shlex.quote(value)}" for name, value in self.variables.items()]
+        return " ".join([*settings, shlex.join(self.left())])
+
+    def environment(self) -> dict[str, str]:
+        """All variables of the process."""
+        return {**os.environ, **self.variables}
+
+    def note(self, seconds: float, code: int | None, anew: bool) -> float:
+        """Take note of an attempt, and return the seconds of all attempts that count.
+
+        Args:
+            seconds: that it took.
+            code: with which it ended; None if it was interrupted.
+            anew: whether nothing of an earlier attempt was left.
+        """
+        return seconds
+
+
+class TaskFailed(Exception):
+    """A command ended with an error, or is not finished; the message has the last lines of its log."""
+
+    def __init__(self, task: Task, code: int) -> None:
+        super().__init__(f"{task.title} ended with exit code {code}; the last lines of {task.log}:\n"
+                         f"{last_lines(task.log)}")  # fmt: skip
+        self.code = code
+
+
+def run_task(task: Task) -> None:
+    """Log the command and run what is left of it.
+
+    Raises:
+        TaskFailed: the command failed, or the task is not finished after it.
+        UserError: the command is not installed.
+    """
+    anew, code, began = task.state() == "missing", None, time.monotonic()
+    command = task.left()
+    if anew and task.product is not None:
+        shutil.rmtree(task.product, ignore_errors=True)
+    log.info(f"$ {task.line()}")
+    try:
+        code = run_command(command, task.environment(), task.log, task.shown)
+    finally:
+        seconds = task.note(time.monotonic() - began, code, anew)
+    if code or task.state() != "finished":
+        raise TaskFailed(task, code)
+    log.info(f"  took {duration(seconds)}")
+
+
+def run_command(
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    output: Path,
+    shown: re.Pattern[str],
+) -> int:
+    """Run a command to its end; one that is interrupted ends with its workers.
+
+    Args:
+        command: a program of this Python's environment, or one that the shell would find, and its arguments.
+        environment: all of its variables.
+        output: file that keeps all that it says, after what earlier attempts said.
+        shown: what of that is logged too, without nnU-Net's time stamps and numpy's type names.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        UserError: the program is not installed.
+    """
+    arguments = [_program(command[0]), *command[1:]]
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with open(output, "a") as file:
+        process = subprocess.Popen(
+            arguments, env={**environment, "PYTHONUNBUFFERED": "1"}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True,
+        )  # fmt: skip
+        assert process.stdout is not None
+        try:
+            for line in process.stdout:
+                file.write(line)
+                file.flush()
+                if shown.search(line):
+                    log.info("  " + _readable(line))
+            return process.wait()
+        except BaseException:
+            _stop(process)
+            raise
+
+
+def last_lines(output: Path) -> str:
+    """The end of what a command said."""
+    return "\n".join(output.read_text(errors="replace").splitlines()[-_TAIL:])
+
+
+def duration(seconds: float) -> str:
+    """Such as `4 min 3 s`."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _readable(line: str) -> str:
+    return re.sub(r"np\.float\d+\(([^)]*)\)", r"\1", _STAMP.sub("", line)).rstrip()
+
+
+def _stop(process: subprocess.Popen[str]) -> None:
+    """Let the command save what it has; its workers must not outlive it."""
+    process.terminate()
+    try:
+        process.wait(_PATIENCE)  # not for the pipe's end: workers may hold it open
+    except subprocess.TimeoutExpired:
+        process.kill()
+    finally:
+        if hasattr(os, "killpg"):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def _program(name: str) -> str:
+    """A command of this Python's environment, activated or not; else whatever the shell would find."""
+    found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
+    if found is None:
+        package = "nnunetv2" if name.startswith("nnUNetv2") else "."
+        raise UserError(f"the command {name} is not installed; type: pip install {package}")
+    return found

@@ -1,0 +1,225 @@
+"""The benchmark's own nnUNet_preprocessed: links to the user's, and splits_final.json with a fold a subset."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from nnssl.benchmarking.methods import Method
+from nnssl.benchmarking.subsets import Fold, HeldOut, choose_test_set, preprocess_test_cases
+from nnssl.core.errors import UserError
+from nnssl.core.files import read_json, write_json
+from nnssl.core.own_files import BenchmarkFile
+from nnssl.core.schemas import SplitsFile
+from nnssl.data.planning import load_plans
+from nnssl.data.raw import read_dataset_json
+from nnssl.data.trusted import refuse_untrusted_names
+from nnssl.data.unused import unused_cases
+from nnssl.networks.build import any_configuration
+
+RECORD = "splits.json"
+_SPLITS = "splits_final.json"
+_TRUTH = "gt_segmentations"
+
+
+@dataclass(frozen=True)
+class Source:
+    """The user's preprocessed dataset."""
+
+    folder: Path
+    dataset_json: dict[str, Any]
+    plans: dict[str, dict[str, Any]]
+    configuration: str
+
+    @property
+    def ending(self) -> str:
+        """Of all label files."""
+        return str(self.dataset_json["file_ending"])
+
+    @property
+    def data_folders(self) -> list[Path]:
+        """Folders of preprocessed cases that the plans name."""
+        names = {_identifier(plans, self.configuration) for plans in self.plans.values()}
+        return [self.folder / name for name in sorted(names)]
+
+    def labelled(self) -> list[str]:
+        """Cases that are preprocessed for all plans and have a label.
+
+        Raises:
+            UserError: the dataset is not preprocessed for one of the plans, or no case has a label.
+        """
+        from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+
+        truth = self.folder / _TRUTH
+        names = {f.name[: -len(self.ending)] for f in truth.glob(f"*{self.ending}")} if truth.is_dir() else set()
+        for folder in self.data_folders:
+            if not folder.is_dir():
+                raise UserError(f"{folder} does not exist; preprocess these plans and {self.configuration} first "
+                                f"(nnssl_plan_and_preprocess, or nnUNetv2_preprocess)")  # fmt: skip
+            names &= set(infer_dataset_class(str(folder)).get_identifiers(str(folder)))
+            names -= unused_cases(folder).keys()
+        if len(names) < 2:
+            raise UserError(f"{self.folder} holds {len(names)} preprocessed cases with labels; the benchmark needs at "
+                            f"least 2")  # fmt: skip
+        return sorted(names)
+
+
+def read_source(preprocessed: Path, dataset: str, configuration: str, plans: Iterable[str]) -> Source:
+    """Read dataset.json and the plans.
+
+    Raises:
+        UserError: a file or the configuration is missing; the plans name what nnU-Net must not call.
+    """
+    folder = preprocessed / dataset
+    found: dict[str, dict[str, Any]] = {}
+    for name in plans:
+        plans_file = load_plans(folder, name)
+        if plans_file is None:
+            raise UserError(f"there are no plans {name} in {folder}; plan and preprocess the dataset first, or name "
+                            f"other plans with -p")  # fmt: skip
+        found[name], known = plans_file, plans_file["configurations"]
+        if configuration not in known:
+            raise UserError(f"{folder / name}.json has no configuration {configuration}; take one of "
+                            f"{', '.join(known)} with -c")  # fmt: skip
+        refuse_untrusted_names(plans_file, any_configuration(plans_file, configuration), folder / f"{name}.json")
+    return Source(folder, read_dataset_json(folder), found, configuration)
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """What all parts of the benchmark work on.
+
+    Args:
+        home: the benchmark's folder.
+        source: the user's dataset.
+        test: what is tested.
+        folds: all subsets so far, in the order of their numbers.
+        record: what earlier calls decided, and the choice of the test set.
+    """
+
+    home: Path
+    source: Source
+    test: HeldOut
+    folds: list[Fold]
+    record: dict[str, Any]
+
+    @property
+    def dataset(self) -> str:
+        """Full name."""
+        return self.source.folder.name
+
+    @property
+    def preprocessed(self) -> Path:
+        """nnUNet_preprocessed of the trainings."""
+        return self.home / "nnUNet_preprocessed"
+
+    @property
+    def truth(self) -> Path:
+        """Label files of training and test cases."""
+        return self.preprocessed / self.dataset / _TRUTH
+
+
+def open_workspace(home: Path, source: Source, raw: Path | None, choice: str | None) -> Workspace:
+    """The workspace with the folds that it has already; nothing is written.
+
+    Args:
+        home: the benchmark's folder.
+        source: the user's dataset.
+        raw: the dataset's folder in nnUNet_raw, if that is set.
+        choice: see `choose_test_set`; an existing benchmark keeps its test set where there is none.
+
+    Raises:
+        UserError: the folder holds a benchmark of other data; see `choose_test_set`.
+    """
+    file = home / RECORD
+    if not file.is_file() and (home / "nnUNet_preprocessed").exists():  # it may be the user's own
+        raise UserError(f"{home} holds a folder nnUNet_preprocessed that no benchmark made; choose another folder with "
+                        f"-o")  # fmt: skip
+    record = read_json(file, BenchmarkFile, "choose another folder with -o") if file.is_file() else {}
+    splits_file = source.folder / _SPLITS
+    splits = read_json(splits_file, SplitsFile) if splits_file.is_file() else None
+    test = choose_test_set(choice or record.get("choice"), source.labelled(), splits, raw, source.ending)
+    now = {"dataset": source.folder.name, "configuration": source.configuration, "test": test.cases,
+           "training": test.training}  # fmt: skip
+    if odd := [key for key in now if record and record[key] != now[key]]:
+        raise UserError(f"{home} holds a benchmark with another {odd[0]} ({file}); choose another folder with -o")
+    folds = [Fold(f["fold"], f["cases"], f["seed"], tuple(f["train"])) for f in record.get("folds", [])]
+    return Workspace(home, source, test, folds, {"choice": choice, **record, **now})
+
+
+def write_workspace(workspace: Workspace, methods: Sequence[Method]) -> None:
+    """Make the folder that the trainings read; what exists stays.
+
+    Raises:
+        UserError: a method of the same name was begun as another one.
+    """
+    source, record = workspace.source, workspace.record
+    known = record.get("methods", {})
+    for method in methods:
+        _refuse_other_settings(method, known.get(method.name), workspace.home)
+    folds = [{"fold": f.number, **{k: v for k, v in asdict(f).items() if k != "number"}} for f in workspace.folds]
+    content = {**record, "folds": folds, "methods": known | {m.name: m.record() for m in methods}}
+    if content != record:
+        write_json(workspace.home / RECORD, content)
+    folder = workspace.preprocessed / workspace.dataset
+    folder.mkdir(parents=True, exist_ok=True)
+    _link_dataset(folder, source, workspace.test)
+    write_json(folder / _SPLITS, [{"train": list(f.train), "val": workspace.test.cases} for f in workspace.folds])
+    for name, plans in source.plans.items():
+        data = folder / _identifier(plans, source.configuration)
+        preprocess_test_cases(workspace.test, data, plans, source.configuration, source.dataset_json)
+        # without their checkpoint, which the environment names in full: nnUNet_results is another folder
+        block = {key: value for key, value in plans.get("nnssl", {}).items() if key != "checkpoint"}
+        write_json(folder / f"{name}.json", {**plans, "nnssl": block} if "nnssl" in plans else plans)
+
+
+def _refuse_other_settings(method: Method, before: dict[str, Any] | None, home: Path) -> None:
+    """Trainings of one row of the tables must not differ in anything but their subset and chance."""
+    if before is None or before == method.record():
+        return
+    pairs = [(f.pop("variables"), f) for f in (dict(before), method.record())]
+    then, now = ({**fields, **variables} for variables, fields in pairs)
+    changed = ", ".join(
+        f"{key} (was {then.get(key, 'not set')}, is {now.get(key, 'not set')})"
+        for key in sorted({*then, *now})
+        if then.get(key) != now.get(key)
+    )
+    raise UserError(f"{home} holds trainings of {method.name} with other settings: {changed}; set them as they were, "
+                    f"give the method another name (NAME=TRAINER), or choose another folder with -o")  # fmt: skip
+
+
+def _link_dataset(folder: Path, source: Source, test: HeldOut) -> None:
+    """Links to all of the dataset; folders to which the test set adds cases become folders of links."""
+    plans = {f"{name}.json" for name in source.plans}  # written without their checkpoint
+    own = {_TRUTH, *(d.name for d in source.data_folders)} if test.raw else set()
+    for entry in source.folder.iterdir():
+        target = folder / entry.name
+        if entry.name == _SPLITS or entry.name in plans or entry.name.startswith("."):
+            continue
+        if entry.name not in own:
+            _link(target, entry)
+            continue
+        if target.is_symlink():  # the user's folder, to which nothing must be added
+            target.unlink()
+        target.mkdir(exist_ok=True)
+        for file in entry.iterdir():
+            _link(target / file.name, file)
+    for _, label in test.raw.values():
+        _link(folder / _TRUTH / Path(label).name, Path(label))
+
+
+def _link(target: Path, source: Path) -> None:
+    if target.is_symlink() and not target.exists():  # the dataset has been moved
+        target.unlink()
+    with contextlib.suppress(FileExistsError):
+        os.symlink(source.resolve(), target)
+
+
+def _identifier(plans: dict[str, Any], configuration: str) -> str:
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    return str(PlansManager(plans).get_configuration(configuration).data_identifier)

@@ -1,1 +1,0 @@
-"""A student that learns from a trained model: the teacher, volumes without labels, and the trainer."""

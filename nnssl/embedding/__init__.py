@@ -1,1 +1,0 @@
-"""What a pretrained backbone says of images: feature maps, dense maps of whole volumes, one vector a case."""

@@ -1,1 +1,0 @@
-"""Scores of predicted labels: Dice and normalised surface Dice, case by case and class by class."""

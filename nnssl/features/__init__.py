@@ -1,0 +1,1 @@
+"""Feature maps of images by a pretrained backbone: prepared, tiled, encoded, matched."""

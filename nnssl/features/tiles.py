@@ -1,0 +1,178 @@
+"""Feature maps of whole images, tile by tile: which tiles there are, and what is used of each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nnssl.core.geometry import Box, sliding_window_boxes
+from nnssl.networks.pyramid import Stride
+
+if TYPE_CHECKING:
+    from nnssl.features.components import Projection
+    from nnssl.features.model import PretrainedModel
+
+OVERLAP = 0.5  # of neighbouring tiles, nnU-Net's: a quarter of a tile on each inner side is not used
+_LARGEST = float(np.finfo(np.float16).max)
+
+Slices = tuple[slice, ...]
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """Overlapping tiles of an image, which begin at multiples of the network's strides.
+
+    Their cells are those of the whole image, therefore. Where a tile has neighbours, half of the overlap is cut off.
+
+    Args:
+        size: (Z, Y, X) voxels of the image.
+        padded: of the image with zeros at its end: a tile at least, and what the network divides by.
+        extent: of a tile.
+        shared: of the overlap of neighbours, at least.
+        boxes: the tiles, last axis fastest.
+    """
+
+    size: Stride
+    padded: list[int]
+    extent: list[int]
+    shared: list[int]
+    boxes: list[Box]
+
+    def cells(self, box: Box, stride: Stride) -> tuple[Slices, Slices]:
+        """What is used of a tile's map, as slices (Z, Y, X) in the map of the tile and in that of the image.
+
+        Every cell of the image is used of one tile, and of one only.
+        """
+        source, target = [], []
+        for axis, step in enumerate(stride):
+            border = self.shared[axis] // 2 // step  # cells
+            start, last = int(box.start[axis]) // step, -(-self.size[axis] // step)
+            first = min(start + border if start > 0 else 0, last)
+            furthest = self.padded[axis] - self.extent[axis]  # where the last tile of the axis begins
+            later = min(int(box.start[axis]) + self.extent[axis] - self.shared[axis], furthest)
+            stop = last if box.start[axis] == furthest else min(later // step + border, last)
+            source.append(slice(first - start, stop - start))
+            target.append(slice(first, stop))
+        return tuple(source), tuple(target)
+
+
+def tile_image(size: Sequence[int], tile: Sequence[int], strides: Sequence[Stride], overlap: float = OVERLAP) -> Tiling:
+    """Lay tiles over an image.
+
+    Args:
+        size: (Z, Y, X) voxels of the image.
+        tile: (Z, Y, X) voxels, such as the patch of a pretraining; rounded up to multiples of the strides.
+        strides: of all maps, and what the network divides by.
+        overlap: of neighbouring tiles, at least, as a part of a tile; below 1.
+    """
+    steps = [math.lcm(*(int(stride[axis]) for stride in strides)) for axis in range(3)]
+    extent = [-(-t // s) * s for t, s in zip(tile, steps, strict=True)]
+    padded = [max(-(-n // s) * s, e) for n, s, e in zip(size, steps, extent, strict=True)]
+    shared = [min(math.ceil(overlap * e / s) * s, e - s) for e, s in zip(extent, steps, strict=True)]
+    boxes = sliding_window_boxes(padded, extent, shared)
+    return Tiling(cast(Stride, tuple(size)), padded, extent, shared, boxes)
+
+
+def read_tile(values: np.ndarray, box: Box) -> Tensor:
+    """A box of an image (C, Z, Y, X) as (1, C, Z, Y, X), zero behind the end of the image."""
+    stop = np.minimum(box.stop, values.shape[1:])
+    place = (slice(None), *map(slice, box.start, stop))
+    inside = torch.from_numpy(values[place])
+    z, y, x = (int(n) for n in box.stop - stop)
+    return F.pad(inside[None], (0, x, 0, y, 0, z))
+
+
+def tile_for(model: PretrainedModel, values: np.ndarray) -> Tiling:
+    """Tiles of the pretraining's patch size over a preprocessed image (C, Z, Y, X)."""
+    return tile_image(values.shape[1:], model.patch_size, [*model.strides, model.divisor])
+
+
+@torch.no_grad()
+def run_tile(model: PretrainedModel, values: np.ndarray, box: Box, device: str) -> list[Tensor]:
+    """Levels (C_l, Z_l, Y_l, X_l) of one tile, finest first, float32 on the device."""
+    return [level[0].float() for level in model(read_tile(values, box).to(device))]
+
+
+def dense_shape(
+    model: PretrainedModel, size: Sequence[int], level: int | None, projection: Projection | None = None
+) -> tuple[int, int, int, int]:
+    """Shape (d, Z', Y', X') of what `dense_features` makes of an image of (Z, Y, X) voxels."""
+    channels = sum(model.channels) if level is None else model.channels[level]
+    depth = channels if projection is None else len(projection.components)
+    z, y, x = (-(-n // s) for n, s in zip(size, model.strides[level or 0], strict=True))
+    return depth, z, y, x
+
+
+def dense_features(
+    model: PretrainedModel,
+    values: np.ndarray,
+    level: int | None = None,
+    device: str = "cpu",
+    projection: Projection | None = None,
+    out: Any = None,
+) -> Any:
+    """Features of an image of any size; the device holds one tile and its maps at a time.
+
+    Tiles have the patch size of the pretraining and overlap by half; a cell takes all its levels from the tile in which
+    it is far from the inner borders. What a cell sees farther away than a quarter of a tile is that of the tile.
+
+    Args:
+        model: from `nnssl.load_pretrained`, on the device.
+        values: (C, Z, Y, X) float32, normalised by the plans, as `model.prepare` gives them.
+        level: number of one level, 0 the finest; None for all of them, at the cells of the finest one.
+        device: where the model is.
+        projection: to fewer components.
+        out: what takes the result, of the shape of `dense_shape`, such as a memory-mapped or a blosc2 array; None for
+            a new array.
+
+    Returns:
+        `out`: (d, ceil(Z / s_z), ceil(Y / s_y), ceil(X / s_x)) float16 for the stride s of the level.
+    """
+    if out is None:
+        out = np.zeros(dense_shape(model, values.shape[1:], level, projection), dtype=np.float16)
+    stride = model.strides[level or 0]
+    tiling = tile_for(model, values)
+    for box in tiling.boxes:
+        source, target = tiling.cells(box, stride)
+        if any(part.start == part.stop for part in target):
+            continue
+        levels = run_tile(model, values, box, device)
+        chosen = list(range(len(levels))) if level is None else [level]
+        first = 0
+        for block in _blocks([levels[i] for i in chosen], [model.strides[i] for i in chosen], source, projection):
+            last = first + len(block)
+            place = (slice(first, last), *target)
+            out[place] = block.clamp(-_LARGEST, _LARGEST).to(torch.float16).cpu().numpy()
+            first = last
+    return out
+
+
+def _blocks(
+    levels: Sequence[Tensor], strides: Sequence[Stride], source: Slices, projection: Projection | None
+) -> Iterator[Tensor]:
+    """The used cells of a tile: channels of a level at a time, or all components at once."""
+    if projection is None:
+        for level, stride in zip(levels, strides, strict=True):
+            yield at_cells(level, stride, strides[0], source)
+        return
+    # level by level: a projection of cells is that of the voxels in them, and there are fewer
+    parts = projection.apart([len(level) for level in levels], levels[0].device)
+    total = projection.offset.to(levels[0].device).view(-1, 1, 1, 1)
+    for level, stride, weight in zip(levels, strides, parts, strict=True):
+        total = total + at_cells(torch.einsum("kc,czyx->kzyx", weight, level), stride, strides[0], source)
+    yield total
+
+
+def at_cells(level: Tensor, stride: Stride, finest: Stride, cells: Slices) -> Tensor:
+    """The map (C, Z_l, Y_l, X_l) at cells of a finer one of the same tile: each takes the cell that it lies in."""
+    for axis, (part, step, fine) in enumerate(zip(cells, stride, finest, strict=True), start=1):
+        places = torch.arange(part.start, part.stop, device=level.device) * fine // step
+        level = level.index_select(axis, places)
+    return level

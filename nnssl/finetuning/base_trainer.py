@@ -1,0 +1,151 @@
+"""nnU-Net's split without the cases that must not be trained on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from torch import nn
+
+from nnssl.core.errors import UserError
+from nnssl.core.files import checked
+from nnssl.core.names import shown
+from nnssl.core.plans_schema import PlansFile
+from nnssl.core.schemas import DatasetFile
+from nnssl.data.inventory import named
+from nnssl.data.next_lines import Way, predict_line, rendered
+from nnssl.data.records import labels_digest
+from nnssl.data.report import settings_digest
+from nnssl.data.trusted import only_plain_types, refuse_untrusted_names
+from nnssl.data.unused import unused_cases
+from nnssl.networks.trusted import trusted_network
+
+
+class CheckedTrainer(nnUNetTrainer):
+    """nnU-Net's trainer, but code runs neither from names in the plans nor from a checkpoint.
+
+    After the validation, which is what nnUNetv2_train ends with, it says how to predict.
+    """
+
+    _checkpoint: str = "checkpoint_final.pth"  # whose weights are validated
+
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int | str,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),  # noqa: B008  (as in nnU-Net, which reads the signature)
+    ) -> None:
+        refuse_bad_files(plans, configuration, dataset_json)
+        super().__init__(plans, configuration, fold, dataset_json, device)
+
+    @staticmethod
+    def build_network_architecture(
+        plans_manager: PlansManager,
+        configuration_manager: ConfigurationManager,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = True,
+    ) -> nn.Module:
+        """nnU-Net's network, of classes that plans may name."""
+        network: nn.Module = nnUNetTrainer.build_network_architecture(
+            plans_manager,
+            trusted_manager(plans_manager, configuration_manager),
+            num_input_channels,
+            num_output_channels,
+            enable_deep_supervision,
+        )
+        return network
+
+    def load_checkpoint(self, filename_or_checkpoint: Any) -> None:
+        """Go on with a checkpoint of this trainer.
+
+        Raises:
+            UserError: it holds more than tensors, plain types and numbers of numpy.
+        """
+        with only_plain_types(filename_or_checkpoint):
+            super().load_checkpoint(filename_or_checkpoint)
+        if isinstance(filename_or_checkpoint, (str, Path)):
+            self._checkpoint = Path(filename_or_checkpoint).name
+
+    def on_train_end(self) -> None:
+        """As nnU-Net's, which writes the final checkpoint."""
+        super().on_train_end()
+        self._checkpoint = CheckedTrainer._checkpoint
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        """nnU-Net's; then what belongs to it, and what to type next as the very last lines."""
+        super().perform_actual_validation(save_probabilities)
+        self.after_validation()
+        if self.local_rank == 0 and (Path(self.output_folder) / self._checkpoint).is_file():
+            line = predict_line(self.plans_manager.dataset_name, self.configuration_name, self.fold,
+                                type(self).__name__, self.plans_manager.plans_name, self._checkpoint,
+                                self.device.type)  # fmt: skip
+            self.print_to_log_file(rendered([Way((line,))]), add_timestamp=False)
+
+    def after_validation(self) -> None:
+        """What a trainer adds to nnU-Net's validation."""
+
+
+def refuse_bad_files(plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any]) -> None:
+    """Check what nnU-Net hands to a trainer before its own code makes folders of the names in it.
+
+    Raises:
+        UserError: plans or dataset.json do not fit their schemas, or the plans have no such configuration.
+    """
+    checked(plans, PlansFile, f"the plans {shown(plans.get('plans_name'))}", "restore them, or take others with -p")
+    checked(dataset_json, DatasetFile, "dataset.json in nnUNet_preprocessed")
+    if configuration not in plans["configurations"]:
+        raise UserError(f"the plans {plans['plans_name']} have no configuration {shown(configuration)}; they have "
+                        f"{', '.join(plans['configurations'])}")  # fmt: skip
+
+
+def trusted_manager(plans: PlansManager, configuration: ConfigurationManager) -> ConfigurationManager:
+    """The configuration, after a look at all names that prediction uses too.
+
+    Raises:
+        UserError: one of them must not be used.
+    """
+    refuse_untrusted_names(plans.plans, configuration.configuration)
+    return ConfigurationManager(trusted_network(configuration.configuration))
+
+
+class UsableCases(CheckedTrainer):
+    """Leaves out cases that were taken out of the raw dataset, and volumes made with other plans, and says so."""
+
+    _told: tuple[str, ...] = ()
+
+    def do_split(self) -> tuple[list[str], list[str]]:
+        """nnU-Net's training and validation cases, without those.
+
+        Raises:
+            UserError: nothing is left of either.
+        """
+        training, validation = super().do_split()
+        folder, plans = Path(self.preprocessed_dataset_folder), self.plans_manager.plans
+        unused = unused_cases(folder, settings_digest(plans, self.configuration_name))
+        dropped = sorted({*training, *validation} & unused.keys())
+        advice = (f"nnssl_plan_and_preprocess -d {folder.parent.name} -p {plans['plans_name']} "
+                  f"-c {self.configuration_name}")  # fmt: skip
+        reasons = named([f"{case} ({unused[case]})" for case in dropped])
+        training, validation = ([case for case in cases if case not in unused] for cases in (training, validation))
+        if dropped and not (training and validation):
+            raise UserError(f"no {'validation' if training else 'training'} case of fold {self.fold} may be used: "
+                            f"{reasons}; take another fold, or prepare the volumes: {advice}")  # fmt: skip
+        if dropped:
+            self._say(f"WARNING: {len(dropped)} cases of this fold are not used: {reasons}")
+        labels = labels_digest(self.dataset_json)
+        if stale := unused_cases(folder, None, labels).keys() - unused_cases(folder).keys():
+            self._say(f"WARNING: {len(stale)} volumes were made when dataset.json had other labels, so that patches "
+                      f"are not drawn by the new ones; prepare them anew: {advice}")  # fmt: skip
+        return training, validation
+
+    def _say(self, warning: str) -> None:
+        """Once: nnU-Net splits several times."""
+        if warning not in self._told:
+            self._told = (*self._told, warning)
+            self.print_to_log_file(warning)

@@ -1,1 +1,0 @@
-"""One loss a file, in the symbols of its paper."""

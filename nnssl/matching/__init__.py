@@ -1,1 +1,0 @@
-"""Finding a point of one image in another one by the encodings of a pretrained pixel encoder (SAM, LAPN)."""

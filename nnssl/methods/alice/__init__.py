@@ -1,0 +1,1 @@
+"""Alice (Jiang et al., ICCV 2023)."""

@@ -1,0 +1,228 @@
+"""Alice: masked image modelling with anatomically aligned pairs (Jiang et al., ICCV 2023; methods.md 4).
+
+A query crop and a key crop of another volume show the same place of the body. The student sees a quarter of the blocks
+of both and reconstructs the others; what it says of each crop is to agree with what a momentum target says of the
+other one, augmented and whole, and token by token with what the target says of the same one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import cos, pi
+from typing import Any, ClassVar, Literal, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from nnssl.core.errors import UserError
+from nnssl.methods.alice.augment import TARGET_KEYS, TargetViewConfig, sample_target_views, target_views
+from nnssl.methods.alice.casa import CodeCasa, PaperCasa
+from nnssl.methods.alice.loss import CentredCrossEntropy, cosine_distance, teacher_temperature
+from nnssl.methods.base import Batch, Panel, Sample, StepOutput, Volume, at_least, below_one
+from nnssl.methods.shared.masked_method import MaskedMethod, slice_panel, value_range, visible_voxels
+from nnssl.networks.contrastive import DinoHead, MomentumNetworks, begin_equal
+from nnssl.networks.pyramid import FeaturePyramid
+
+_SHOWN = 4  # pairs of `views.png`
+_CODE_RECONSTRUCTION = 5.0  # weight of the mean error of both crops in the authors' code
+_VIEWS = ("query", "key")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AliceConfig(TargetViewConfig):
+    """Hyper-parameters of Alice; [P] stands in the paper, [C] in the authors' code, [D] was decided here."""
+
+    objective: Literal["paper", "code"] = "paper"  # code: DINO's loss, all raw voxels, masks of whole columns
+    standardise: bool = (
+        True  # the paper's vectors over the batch before they are compared, else they become one point [D]
+    )
+    casa: Literal["paper", "code"] = "paper"  # code: with the query added, which makes both sides alike [C]
+    across_weight: float = 1.0  # of the agreement of the two volumes [P] [C]
+    within_weight: float = 1.0  # of the agreement of the two views of a volume [P] [C]
+    head_dim: int = 512  # [C]
+    head_hidden: int = 2048  # [C]
+    head_bottleneck: int = 256  # [C]
+    casa_hidden: int = 2048  # of casa=code [C]
+    match_threshold: float = 0.7  # least mean cosine of query and key point [C]
+    match_draws: int = 101  # of a point, then the last one is taken [C]
+    match_back_mm: float | None = None  # the match has to lead back to so near its point; none: not checked [D]
+    target_momentum: float = 0.996  # rises to 1 with the steps, a half cosine [C]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("head_dim", "head_hidden", "head_bottleneck", "casa_hidden"):
+            at_least(self, name, 1)
+        at_least(self, "match_draws", 1)
+        for name in ("across_weight", "within_weight", "match_back_mm"):
+            at_least(self, name, 0.0)
+        below_one(self, "target_momentum")
+
+
+class Alice(MaskedMethod):
+    """Query and key of a batch, student and target, and their agreement.
+
+    Axis 1 of a batch holds the query (0) and the key (1). The head reads tokens of the encoder's width, so that the
+    target's head can follow the student's: the decoder's tokens are brought there by a linear layer.
+    """
+
+    config_class = AliceConfig
+    pairs_volumes = True
+    crops_per_sample: ClassVar[int] = 2
+    of_the_run: ClassVar[tuple[str, ...]] = ("centres.", "temperature")  # they fit this run's vectors
+    config: AliceConfig
+    temperature: Tensor
+
+    def __init__(self, backbone: FeaturePyramid, config: AliceConfig) -> None:
+        super().__init__(backbone, config)
+        width = self.tokens.width
+        self.bridge = nn.Linear(config.decoder_width, width)
+        self.head = DinoHead(width, config.head_dim, config.head_hidden, config.head_bottleneck)
+        self.casa: nn.Module = (
+            PaperCasa(config.head_dim, width)
+            if config.casa == "paper"
+            else CodeCasa(config.head_dim, config.casa_hidden)
+        )
+        # by the tokens of all crops of the step; the target's by its own
+        self.standardised = nn.BatchNorm1d(config.head_dim, affine=False, track_running_stats=False)
+        self.target = MomentumNetworks(**self.student())
+        kinds = ("across", "within") if config.objective == "code" else ()
+        self.centres = nn.ModuleDict({kind: CentredCrossEntropy(config.head_dim) for kind in kinds})
+        self.register_buffer("temperature", torch.tensor(teacher_temperature(0)))
+        begin_equal(self, "target")
+
+    @classmethod
+    def check(cls, config: AliceConfig, backbone: FeaturePyramid) -> None:
+        """As for every masked method; vectors are standardised over two pairs at least."""
+        super().check(config, backbone)
+        if config.objective == "paper" and config.standardise and config.batch_size == 1:
+            raise UserError("alice standardises its vectors over the pairs of a step, and a single pair would be taken "
+                            "apart by that; set -o batch_size=2 or more")  # fmt: skip
+
+    @classmethod
+    def maskable(cls, grid: list[int], config: AliceConfig) -> list[int]:
+        """Whole columns along the first axis with the code's objective."""
+        return [1, *grid[1:]] if config.objective == "code" else grid
+
+    @property
+    def normalises(self) -> bool:
+        """The code predicts raw values."""
+        return self.config.objective == "paper"
+
+    @classmethod
+    def sample(cls, volume: Volume, config: AliceConfig, rng: np.random.Generator) -> Sample:
+        """A query crop around a point of the volume, and a key crop around the same place of another one.
+
+        Returns arrays, for C channels and a patch P; the first axis is (query, key):
+            crops: (2, C, *P) float32, the plans' normalised values, with zeros outside of the volume.
+            starts, sizes: (2, 3) first voxels of the crops, and sizes of the volumes.
+            spacing: (2, 3) mm.
+            mask_seeds: (2,).
+            similarity: () of the two places, NaN where it is unknown.
+            and the parameters of the target views.
+        """
+        match = volume.match(rng)
+        volumes, patch = (volume, match.other), np.asarray(config.patch_size)
+        starts = np.stack([match.point, match.other_point]) - patch // 2
+        affine, is_ct = (np.stack([getattr(v, name) for v in volumes]) for name in ("hu_affine", "is_ct"))
+        return {
+            "crops": np.stack([v.read(start, start + patch) for v, start in zip(volumes, starts, strict=True)]),
+            "starts": starts,
+            "sizes": np.stack([v.size for v in volumes]),
+            "spacing": np.array([v.spacing for v in volumes], dtype=np.float32),
+            "mask_seeds": rng.integers(0, 2**63, 2, dtype=np.int64),
+            "similarity": np.float32(match.similarity),
+            **sample_target_views(rng, affine, is_ct, config),
+        }
+
+    def augment(self, batch: Batch) -> Batch:
+        """Add the masks, and `targets` (B, 2, C, *P): the augmented crops that the target sees whole."""
+        crops = batch["crops"]
+        parameters = {name: batch[name].flatten(0, 1) for name in TARGET_KEYS}
+        targets = target_views(crops.flatten(0, 1), batch["spacing"].flatten(0, 1), parameters).view_as(crops)
+        kept = {name: value for name, value in batch.items() if name not in (*TARGET_KEYS, "spacing")}
+        return {**super().augment(kept), "targets": targets}
+
+    def step(self, batch: Batch) -> StepOutput:
+        """Reconstruction and both agreements of an augmented batch (methods.md 4.3)."""
+        config = self.config
+        crops, hidden, inside = (batch[name].flatten(0, 1) for name in ("crops", "hidden", "inside"))
+        with torch.no_grad():  # before the student's pass, whose activations stay
+            goals = self._comparable(self._goals(batch["targets"].flatten(0, 1)))
+        visible, decoded = self.encode(crops, hidden)
+        vectors = self._comparable(self.head(self.bridge(decoded)))
+        query = visible if config.casa == "paper" else self.head(visible)
+        seen = self._comparable(self.casa(query, vectors))
+        with torch.no_grad():
+            wanted = self._comparable(self.casa(query, goals))
+        whole, other = vectors.mean(1), goals.mean(1).unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
+        across, within = self._agreement("across", whole, other), self._agreement("within", seen, wanted)
+        counted = hidden & inside if config.objective == "paper" else torch.ones_like(hidden)
+        error = self.reconstruction_error(crops, decoded, counted).mean()
+        # the paper adds the errors of query and key
+        reconstruction = error * (2 if config.objective == "paper" else _CODE_RECONSTRUCTION)
+        loss = reconstruction + config.across_weight * across + config.within_weight * within
+        terms = {"reconstruction": reconstruction, "across": across, "within": within}
+        pairs = (whole.detach(), other)
+        return StepOutput(loss, {name: term.detach() for name, term in terms.items()}, whole.detach(), pairs)
+
+    def _goals(self, targets: Tensor) -> Tensor:
+        """The target's vectors (M, N, d) of whole crops (M, C, *P)."""
+        networks: Any = self.target
+        goals: Tensor = networks["head"](networks["tokens"](networks["backbone"], targets, self.grid))
+        return goals
+
+    def _comparable(self, vectors: Tensor) -> Tensor:
+        """Vectors (M, n, d) without what all share: that alone would let student and target agree on one point."""
+        if self.config.objective == "code" or not self.config.standardise:
+            return vectors
+        wide = torch.promote_types(vectors.dtype, torch.float32)
+        return self.standardised(vectors.to(wide).flatten(0, 1)).view_as(vectors)
+
+    def _agreement(self, kind: str, student: Tensor, target: Tensor) -> Tensor:
+        """Of the two pairs of each sample: added in the paper, averaged in the code."""
+        if self.config.objective == "paper":
+            return 2 * cosine_distance(student, target)
+        centred = cast(CentredCrossEntropy, self.centres[kind])
+        loss: Tensor = centred(student, target, self.temperature)
+        if self.training:
+            centred.follow(target)
+        return loss
+
+    def after_step(self, step: int) -> None:
+        """The target follows the student, and the temperature becomes that of the next step."""
+        config = self.config
+        self.target.follow(
+            self.student(), momentum_at(step, config.num_epochs * config.steps_per_epoch, config.target_momentum)
+        )
+        self.temperature.fill_(teacher_temperature((step + 1) // config.steps_per_epoch))
+
+    def student(self) -> dict[str, Any]:
+        """What the target follows."""
+        return {"backbone": self.backbone, "tokens": self.tokens, "head": self.head}
+
+    @classmethod
+    def panels(cls, batch: Batch, config: Any) -> list[list[Panel]]:
+        """For up to four pairs, of query and key: the crop with the matched point, what is visible, the target view."""
+        rows = []
+        for i in range(min(_SHOWN, len(batch["crops"]))):
+            crops, targets = batch["crops"][i], batch["targets"][i, :, 0].numpy()
+            seen = visible_voxels(crops, batch["hidden"][i])[:, 0].numpy()
+            similarity = float(batch["similarity"][i])
+            known = "" if np.isnan(similarity) else f", similarity {similarity:.2f}"
+            point = ((1, crops.shape[-2] // 2, crops.shape[-1] // 2),)
+            row = []
+            for k, name in enumerate(_VIEWS):
+                title, shown = f"pair {i + 1}, {name}", value_range(crops[k, 0].numpy())
+                row += [
+                    slice_panel(crops[k, 0].numpy(), title + (known if k else ""), point, shown),
+                    slice_panel(seen[k], f"{title}: visible", values=shown),
+                    slice_panel(targets[k], f"{title}: target view", values=shown),
+                ]
+            rows.append(row)
+        return rows
+
+
+def momentum_at(step: int, steps: int, first: float) -> float:
+    """The target's momentum after a step 0, 1, ... of so many: from the first value to 1, a half cosine (DINO)."""
+    return 1 - (1 - first) * 0.5 * (1 + cos(pi * step / steps))

@@ -1,0 +1,121 @@
+"""LAPN: anatomical encodings of single voxels by momentum contrast (methods.md 5; FLARE 2023).
+
+Two crops of a volume overlap. The encoding of a point in the first crop is to equal the one that a momentum network
+gives to the same point in the second, and to differ from those of other points, which the momentum network encoded in
+earlier steps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from nnssl.core.distributed import gather_rows, row_counts
+from nnssl.methods.base import Batch, StepOutput, at_least, below_one
+from nnssl.methods.lapn.loss import KeyQueue, queue_info_nce
+from nnssl.methods.shared.info_nce import LEAST_TEMPERATURE
+from nnssl.methods.shared.pixel_method import PixelConfig, PixelMethod
+from nnssl.networks.contrastive import MomentumNetworks, begin_equal
+from nnssl.networks.encodings import EncodingHead
+from nnssl.networks.pyramid import FeaturePyramid
+
+
+@dataclass(frozen=True, kw_only=True)
+class LapnConfig(PixelConfig):
+    """Hyper-parameters of LAPN; [P] stands in the paper, [D] was decided here (methods.md 5)."""
+
+    num_epochs: int = 500  # [P]
+    steps_per_epoch: int = 250  # [D]
+    optimiser: Literal["adam", "adamw", "sgd"] = "adam"  # [P]
+    learning_rate: float = 1e-4  # [P]
+    schedule: Literal["constant", "cosine"] = "cosine"  # [P]
+    points_per_pair: int = 1024  # [D]
+    least_overlap: float = 0.125  # [P]; of the larger crop [D]
+    scale_range: float = 0.1  # up to 10 % [P], each crop on its own, the same on all axes, uniform [D]
+    encoding_dim: int = 64  # [P]
+    temperature: float = 0.07  # [D]; 0.5 in SAM
+    key_momentum: float = 0.999  # [D]
+    queue_size: int = 16384  # [D]
+    exclude_radius_mm: float = 10.0  # keys of the query's volume this near to it are no negatives [D]
+    negatives: Literal["queue", "batch"] = "queue"  # earlier keys [P]; the other keys of the step, as in SAM
+    symmetric: bool = False  # a second term with the crops' roles swapped
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, "encoding_dim", 1)
+        at_least(self, "queue_size", 1)
+        at_least(self, "exclude_radius_mm", 0.0)
+        at_least(self, "temperature", LEAST_TEMPERATURE)
+        below_one(self, "key_momentum")
+
+
+class Lapn(PixelMethod):
+    """Queries of the first crops, keys of the second ones, and the queue of earlier keys.
+
+    Every process's queue holds the keys of all of them. It changes in training only, after the loss of a step.
+    """
+
+    config_class = LapnConfig
+    of_the_run: ClassVar[tuple[str, ...]] = ("queue.",)  # its volumes are known by their numbers in this run
+    config: LapnConfig
+
+    def __init__(self, backbone: FeaturePyramid, config: LapnConfig) -> None:
+        super().__init__(backbone, config)
+        self.key_network = MomentumNetworks(**self.student())
+        self.queue = KeyQueue(config.queue_size, config.encoding_dim) if config.negatives == "queue" else None
+        begin_equal(self, "key_network")
+
+    @classmethod
+    def encoding_heads(cls, config: LapnConfig, backbone: FeaturePyramid) -> dict[str, EncodingHead]:
+        """One head, "fine", on the finest level."""
+        return {"fine": EncodingHead(backbone, 0, config.encoding_dim)}
+
+    def step(self, batch: Batch) -> StepOutput:
+        """InfoNCE of the matched points of an augmented batch (methods.md 5.3)."""
+        config, crops, points, places = self.config, batch["crops"], batch["points"], batch["places"]
+        roles = ((0, 1), (1, 0)) if config.symmetric else ((0, 1),)  # of the query's crop and of the key's
+        with torch.no_grad():  # before the student's passes, whose activations stay
+            keys = torch.cat([_encode(self.key_network, crops[:, k], points[:, k]) for _, k in roles])
+        queries = torch.cat([_encode(self.student(), crops[:, q], points[:, q]) for q, _ in roles])
+        places = places.repeat(len(roles), 1)
+        negatives, their_places = self._negatives(keys, places)
+        loss = queue_info_nce(
+            queries, keys, negatives, config.temperature, places, their_places, config.exclude_radius_mm
+        )
+        terms = {
+            "similarity": (queries.detach() * keys).sum() / max(len(keys), 1),
+            "points": loss.new_tensor(len(points)),
+        }
+        if self.queue is not None:
+            terms["queue_filled"] = self.queue.filled().float().mean()
+            if self.training:
+                self.queue.enqueue(*_of_all_ranks(keys, places))
+        return StepOutput(loss, terms, queries.detach(), (queries.detach(), keys))
+
+    def after_step(self, step: int) -> None:
+        """The momentum network follows the student."""
+        self.key_network.follow(self.student(), self.config.key_momentum)
+
+    def student(self) -> dict[str, Any]:
+        """What the momentum network follows."""
+        return {"backbone": self.backbone, "heads": self.heads}
+
+    def _negatives(self, keys: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+        """Candidates (M, d) and their places (M, 4); which of them a query's place leaves out is for the loss."""
+        if self.queue is None:
+            return _of_all_ranks(keys, places)
+        return self.queue.vectors, self.queue.places
+
+
+def _encode(networks: Any, crops: Tensor, points: Tensor) -> Tensor:
+    """Unit vectors (N, d) at points (N, 4) [crop, z, y, x] of crops (B, C, *P)."""
+    head: EncodingHead = networks["heads"]["fine"]
+    return head.at(networks["backbone"](crops), points)
+
+
+def _of_all_ranks(keys: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+    counts = row_counts(keys)
+    return gather_rows(keys, counts), gather_rows(places, counts)

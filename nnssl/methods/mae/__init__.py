@@ -1,0 +1,1 @@
+"""Masked autoencoding (He et al., CVPR 2022)."""

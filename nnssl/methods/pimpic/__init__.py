@@ -1,0 +1,1 @@
+"""PiMPiC: patch matching and patch contrast."""

@@ -1,0 +1,280 @@
+"""PiMPiC: patch matching and patch contrast by overlap (PiM and PiC), for the encoder of a U-Net.
+
+Patches of one volume lie around an anchor. PiM: the cosine of two patches' embeddings is to equal the share of their
+volumes that they have in common. PiC: of two overlapping patches, the representations of what they have in common
+attract each other, and repel those of the rest of either patch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nnssl.core.distributed import gather_rows, world_size
+from nnssl.core.errors import UserError
+from nnssl.core.geometry import overlaps_of_patches, random_starts_around
+from nnssl.methods.base import Batch, Method, Panel, Sample, StepOutput, Volume, at_least, between, positive
+from nnssl.methods.pimpic.loss import pair_distances, pic_loss, pim_loss, region_averages
+from nnssl.methods.shared.augment import (
+    WINDOW_KEYS,
+    WindowIntensityConfig,
+    apply_window_intensity,
+    sample_window_intensity,
+    unit_noise,
+)
+from nnssl.methods.shared.overlapping_crops import read_crops
+from nnssl.networks.contrastive import l2_normalise, projection_head
+from nnssl.networks.pyramid import FeaturePyramid
+
+_LEVELS = 3  # PiM takes the last three encoder levels, PiC the first three [P] [C]
+_SHOWN_VOLUMES, _SHOWN_PAIRS = 2, 3  # of `views.png`
+
+
+@dataclass(frozen=True, kw_only=True)
+class PimpicConfig(WindowIntensityConfig):
+    """Hyper-parameters of PiMPiC; [P] stands in the paper, [C] in the authors' code, [D] is ours (methods.md 3)."""
+
+    num_epochs: int = 200  # x 100 steps = 20,000 steps [P]; the code takes 500 passes over the training set
+    steps_per_epoch: int = 100
+    batch_size: int | None = 1  # volumes [C], not patches: all patches of a step lie around one anchor
+    optimiser: Literal["adam", "adamw", "sgd"] = "adam"  # [P] [C]
+    learning_rate: float = 1e-5  # [P] [C]; no decay, no schedule, no warm-up. 1e-4 is a reasonable second setting [D]
+    gradient_clip: float | None = 1.0  # [D]: the gradient of PiM grows to 1e6 just below D = 1; the code has no clip
+    crops: int = 32  # patches of a volume [P] [C]
+    spread: float = 0.8  # a patch starts at most this share of its side away from the anchor: 51 voxels for 64 [C]
+    terms: Literal["pimpic", "pim", "pic"] = "pimpic"  # their sum, weights 1:1 [P] [C], or one of them
+    include_diagonal: bool = False  # PiM over the whole matrix [C]; pairs i < j [P]
+    d_extension: bool = False  # PiM goes on as a straight line for D > 0.95 [D]; clamped at D = 1 [C]
+    objective: Literal["code", "paper"] = "code"  # form of PiC: five terms, positive doubled [C]; six terms [P]
+    temperature: float = 1.0  # tau of PiC [P] [C]
+    least_overlap: float = 0.01  # pairs with a smaller common share have no PiC term [C]
+    across_volumes: bool = False  # PiM with S = 0 for patches of different volumes, although anatomy is alike
+    shared_noise: bool = False  # one noise field a volume and nothing else [C]; independent augmentation [D]
+    pim_hidden_dim: int = 256  # [C]
+    pic_hidden_dim: int = 128  # [C]
+    projection_dim: int = 128  # of both heads [C]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, "crops", 2)
+        for name in ("pim_hidden_dim", "pic_hidden_dim", "projection_dim"):
+            at_least(self, name, 1)
+        positive(self, "temperature")
+        for name in ("spread", "least_overlap"):
+            between(self, name, 0, 1)
+
+
+class Pimpic(Method):
+    """The patches of a batch, their two kinds of representations and both losses."""
+
+    config_class = PimpicConfig
+    levels = "encoder"
+    host_keys = frozenset({"starts", "hu_affine", "is_ct", *WINDOW_KEYS})
+    config: PimpicConfig
+
+    def __init__(self, backbone: FeaturePyramid, config: PimpicConfig) -> None:
+        super().__init__(backbone, config)
+        patch = config.patch
+        if config.terms != "pic":
+            cells = [prod(-(-p // s) for p, s in zip(patch, stride, strict=True)) for stride in backbone.strides]
+            self.pim_head = projection_head(sum(cells[-_LEVELS:]), config.pim_hidden_dim, config.projection_dim)
+        if config.terms != "pim":
+            features = sum(backbone.channels[:_LEVELS])
+            self.pic_head = projection_head(features, config.pic_hidden_dim, config.projection_dim)
+
+    @classmethod
+    def check(cls, config: PimpicConfig, backbone: FeaturePyramid) -> None:
+        """As for every method, with the crops as the patches of a step; also refuse a network of few levels."""
+        patch = config.patch
+        backbone.check_patch(patch, config.volumes * config.crops)
+        if len(backbone.channels) < _LEVELS:
+            raise UserError(f"PiMPiC takes the first and the last {_LEVELS} levels of the encoder, and this network "
+                            f"has {len(backbone.channels)}; choose plans whose network has {_LEVELS} or more stages "
+                            f"with -p")  # fmt: skip
+
+    @classmethod
+    def sample(cls, volume: Volume, config: PimpicConfig, rng: np.random.Generator) -> Sample:
+        """Patches around an anchor, and what each two have in common (methods.md 3.1).
+
+        The box that holds all of them is read at once. A volume smaller than the patch is padded with zeros.
+
+        Returns arrays, for C channels, a patch P, N crops and M pairs that overlap enough:
+            crops: (N, C, *P) float32, the plans' normalised values.
+            starts: (N, 3) first voxels in the volume.
+            anchor: (3,) first voxel of the anchor patch.
+            overlap: (N, N) float64, the common share S.
+            boxes: (N, N, 2, 3), [i, j] what i and j have in common, in voxels of crop i.
+            pairs: (M, 2), i < j, for PiC.
+            hu_affine, is_ct: (C, 2) and (C,), what the values mean.
+            and the parameters of the intensity augmentation.
+        """
+        patch = np.asarray(config.patch)
+        reach = (config.spread * patch + 1e-6).astype(np.int64)
+        anchor, starts = random_starts_around(rng, volume.size, patch, config.crops, reach)
+        overlap, boxes = overlaps_of_patches(starts, patch)
+        enough = (overlap >= config.least_overlap) & (overlap > 0)
+        return {
+            "crops": read_crops(volume, starts, patch),
+            "starts": starts,
+            "anchor": anchor,
+            "overlap": overlap,
+            "boxes": boxes,
+            "pairs": np.argwhere(np.triu(enough, k=1)),
+            "hu_affine": volume.hu_affine,
+            "is_ct": volume.is_ct,
+            **sample_window_intensity(rng, config.crops, config, noise_only=config.shared_noise),
+        }
+
+    @staticmethod
+    def collate(samples: list[Sample]) -> Batch:
+        """Stacked samples; pairs are joined, with the sample's number in front: (M, 3).
+
+        `pair_weights` (M,) float64 are such that the weighted sum of PiC's terms is the mean over the volumes of each
+        one's mean, where a volume without a pair counts 0: the mean over processes then is the loss of all volumes.
+        """
+        batch = Method.collate([{k: v for k, v in s.items() if k != "pairs"} for s in samples])
+        counts = [len(s["pairs"]) for s in samples]
+        batch["pairs"] = torch.from_numpy(
+            np.concatenate([np.insert(s["pairs"], 0, i, 1) for i, s in enumerate(samples)])
+        )
+        weights = [np.full(count, 1 / (count * len(samples))) for count in counts if count]
+        batch["pair_weights"] = torch.from_numpy(np.concatenate([np.empty(0), *weights]))
+        return batch
+
+    def augment(self, batch: Batch) -> Batch:
+        """Noise, gamma and brightness, of each crop for itself; `crops` keeps its shape (V, N, C, *P).
+
+        The authors add one noise field to the volume before they cut it: what two patches have in common is then
+        identical voxel by voxel, and PiC's positives differ by nothing but what the convolutions see around them. The
+        paper speaks of "intensity-based augmentations", which is what the default is: the positives have to agree on
+        anatomy where the intensities do not. `shared_noise` is the authors' way.
+        """
+        crops = torch.stack([self._augmented(batch, i) for i in range(len(batch["crops"]))])
+        kept = ("starts", "anchor", "overlap", "boxes", "pairs", "pair_weights")
+        return {"crops": crops, **{key: batch[key] for key in kept}}
+
+    def _augmented(self, batch: Batch, i: int) -> Tensor:
+        """The crops (N, C, *P) of volume i."""
+        crops, seed = batch["crops"][i], int(batch["noise_seed"][i])
+        if self.config.shared_noise:
+            starts = (batch["starts"][i] - batch["starts"][i].amin(0)).tolist()
+            patch = crops.shape[2:]
+            size = [max(s[axis] for s in starts) + patch[axis] for axis in range(3)]
+            field = unit_noise(seed, (crops.shape[1], *size), crops.device)
+            noise = torch.stack([_cut(field, s, patch) for s in starts])
+        else:
+            noise = unit_noise(seed, crops.shape, crops.device)
+        parameters = {key: batch[key][i] for key in WINDOW_KEYS}
+        return apply_window_intensity(crops, parameters, noise, batch["hu_affine"][i], batch["is_ct"][i])
+
+    def step(self, batch: Batch) -> StepOutput:
+        """PiM plus PiC of an augmented batch (paper, eq. 1 and 2); either alone where `terms` says so."""
+        pyramid = self.backbone(batch["crops"].flatten(0, 1))
+        terms: dict[str, Tensor] = {}
+        losses: list[Tensor] = []
+        pairs: tuple[Tensor, Tensor] | None = None  # PiM has none: how alike two patches are to be is a number
+        with torch.autocast(batch["crops"].device.type, enabled=False):
+            if self.config.terms != "pim":
+                rows = self.pic_rows(pyramid, batch["boxes"], batch["pairs"])
+                weights = batch["pair_weights"].to(rows.dtype)
+                losses.append(pic_loss(rows, self.config.temperature, self.config.objective, weights))
+                terms["pic"], embeddings = losses[-1].detach(), rows[:, :2].flatten(0, 1)
+                pairs = (rows[:, 0].detach(), rows[:, 1].detach())  # what two patches share, in either
+            if self.config.terms != "pic":
+                embeddings = self.pim_embeddings(pyramid)
+                distance = self._pim_distances(embeddings, batch["overlap"])
+                losses.append(pim_loss(distance, self.config.d_extension))
+                terms["pim"], terms["clamped"] = losses[-1].detach(), (distance.detach() > 1).double().mean()
+            else:
+                # All parameters have to take part: DistributedDataParallel waits for the gradient of each.
+                losses.append(sum((level.mean() * 0 for level in pyramid[_LEVELS:]), losses[0] * 0))
+        terms["pairs"] = embeddings.new_tensor(len(batch["pairs"]))
+        return StepOutput(torch.stack(losses).sum(), terms, embeddings.detach(), pairs)
+
+    def pim_embeddings(self, pyramid: Sequence[Tensor]) -> Tensor:
+        """Unit vectors (K, d) of K patches: the channel means of the last levels, flattened, projected."""
+        means = [level.mean(1, dtype=_wide(level)).flatten(1) for level in pyramid[-_LEVELS:]]
+        return l2_normalise(self.pim_head(torch.cat(means, dim=1)))
+
+    def _pim_distances(self, embeddings: Tensor, overlap: Tensor) -> Tensor:
+        """|S - C| of the pairs of each volume, or of all pairs of all processes, from (V N, d) and (V, N, N)."""
+        if self.config.across_volumes:
+            embeddings = gather_rows(embeddings, [len(embeddings)] * world_size())[None]
+            overlap = torch.block_diag(*gather_rows(overlap, [len(overlap)] * world_size()))[None]
+        else:
+            embeddings = embeddings.unflatten(0, overlap.shape[:2])
+        return pair_distances(embeddings, overlap.to(embeddings.dtype), self.config.include_diagonal)
+
+    def pic_rows(self, pyramid: Sequence[Tensor], boxes: Tensor, pairs: Tensor) -> Tensor:
+        """Unit vectors (M, 4, d) of M pairs: overlap in either patch, rest of either patch (methods.md 3.2).
+
+        Args:
+            pyramid: levels (V N, C_l, Z_l, Y_l, X_l), finest first.
+            boxes: (V, N, N, 2, 3), see `sample`.
+            pairs: (M, 3) [volume, i, j].
+        """
+        levels = zip(pyramid[:_LEVELS], self.backbone.strides, strict=False)
+        averages = torch.cat([region_averages(level, stride, boxes.flatten(0, 1)) for level, stride in levels], dim=-1)
+        averages = averages.unflatten(0, boxes.shape[:2])  # (V, N, N, 2, features)
+        volume, i, j = pairs.unbind(1)
+        features = torch.stack([averages[volume, i, j], averages[volume, j, i]], dim=2).flatten(1, 2)
+        # All rows of all pairs go through the batch normalisation together.
+        return l2_normalise(self.pic_head(features.flatten(0, 1))).unflatten(0, (len(pairs), 4))
+
+    @classmethod
+    def panels(cls, batch: Batch, config: Any) -> list[list[Panel]]:
+        """For up to two volumes: a slice with all its crops' boxes, then three pairs of crops with their overlap."""
+        rows = []
+        for v in range(min(_SHOWN_VOLUMES, len(batch["crops"]))):
+            rows.append([_region_panel(batch, v)])
+            pairs = batch["pairs"][batch["pairs"][:, 0] == v, 1:]
+            overlap = batch["overlap"][v][pairs[:, 0], pairs[:, 1]]
+            order = overlap.argsort(descending=True)  # from the largest overlap to the smallest
+            shown = order[torch.linspace(0, len(order) - 1, min(_SHOWN_PAIRS, len(order))).long()]
+            for i, j in pairs[shown].tolist():
+                rows.append([_overlap_panel(batch, v, i, j), _overlap_panel(batch, v, j, i)])
+        return rows
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def _cut(x: Tensor, start: Sequence[int], size: Sequence[int]) -> Tensor:
+    """The box of the last three axes."""
+    (z, y, x_start), (depth, height, width) = start, size
+    return x[..., z : z + depth, y : y + height, x_start : x_start + width]
+
+
+def _region_panel(batch: Batch, v: int) -> Panel:
+    """The slice through the middle of the anchor patch, put together from the crops that it cuts, with their boxes."""
+    crops, starts, anchor = (batch[key][v].numpy() for key in ("crops", "starts", "anchor"))
+    patch = crops.shape[2:]
+    z = int(np.clip(anchor[0] + patch[0] // 2, starts[:, 0].min(), starts[:, 0].max() + patch[0] - 1))
+    corner = np.minimum(starts.min(0), anchor)[1:]
+    height, width = np.maximum(starts.max(0), anchor)[1:] + patch[1:] - corner
+    image, boxes = np.full((height, width), crops.min(), dtype=np.float32), []
+    for crop, start in zip(crops, starts, strict=True):
+        row, column = start[1:] - corner
+        if 0 <= z - start[0] < patch[0]:
+            image[row : row + patch[1], column : column + patch[2]] = crop[0, z - start[0]]
+            boxes.append((float(row), float(column), float(patch[1]), float(patch[2])))
+    own = (*(float(c) for c in anchor[1:] - corner), float(patch[1]), float(patch[2]))
+    title = f"volume {v + 1}, slice {z + 1}: anchor (thick) and {len(boxes)} of {len(crops)} crops"
+    return Panel(image, title, boxes=[cast(tuple[float, float, float, float], own)], frames=boxes)
+
+
+def _overlap_panel(batch: Batch, v: int, i: int, j: int) -> Panel:
+    """Crop i in the middle slice of what it shares with crop j, with the box of it."""
+    crop, (start, stop) = batch["crops"][v, i, 0].numpy(), batch["boxes"][v, i, j].tolist()
+    z = (start[0] + stop[0]) // 2
+    box = (float(start[1]), float(start[2]), float(stop[1] - start[1]), float(stop[2] - start[2]))
+    share = batch["overlap"][v, i, j].item()
+    title = f"volume {v + 1}, crop {i + 1}, slice {z + 1}: {share:.2f} shared with crop {j + 1}"
+    return Panel(crop[z], title, boxes=[box])

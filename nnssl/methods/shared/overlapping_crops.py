@@ -1,0 +1,199 @@
+"""Two crops of a volume that overlap, each scaled on its own, and points that both hold (methods.md 5.1).
+
+Voxel i of a patch that starts at voxel `start` of the volume and is scaled by `scale` lies at
+
+    x = start + (i + 0.5) * scale - 0.5
+
+of the volume, in voxels and along each axis: integers are centres of voxels, and a patch of P voxels covers P * scale
+voxels of the volume. Pure functions of arrays and tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nnssl.core.geometry import Integers, random_crop_start
+from nnssl.methods.base import Batch, Method, Panel, Sample, Volume
+
+_PAIRS, _POINTS = 4, 8  # most of them that are shown
+
+
+def read_crops(volume: Volume, starts: Integers, patch: Sequence[int] | Integers) -> NDArray[np.float32]:
+    """Crops (K, C, *P) from first voxels (K, 3) on, by one read of the box that holds all of them."""
+    origin = starts.min(0)
+    region = volume.read(origin, starts.max(0) + patch)
+    boxes = [(slice(None), *map(slice, start, start + patch)) for start in starts - origin]
+    return np.stack([region[box] for box in boxes])
+
+
+def collate_matched(samples: list[Sample], points: str, places: str) -> Batch:
+    """Stacked samples; `points` (M, 2, 3) and `places` (M, 4) are joined.
+
+    The points get the sample's number in front: (N, 2, 4).
+    """
+    batch = Method.collate([{k: v for k, v in s.items() if k not in (points, places)} for s in samples])
+    numbered = [np.insert(s[points], 0, i, axis=2) for i, s in enumerate(samples)]
+    batch[points] = torch.from_numpy(np.concatenate(numbered))
+    batch[places] = torch.from_numpy(np.concatenate([s[places] for s in samples]))
+    return batch
+
+
+def matched_view_panels(crops: np.ndarray, points: np.ndarray) -> list[list[Panel]]:
+    """Both crops of up to four pairs, in the slices that share most points, with eight of the points marked.
+
+    Args:
+        crops: (B, 2, C, Z, Y, X).
+        points: (N, 2, 4) [pair, z, y, x] in the first and in the second crop; those of one slice of the first lie in
+            one slice of the second.
+    """
+    rows = []
+    for i in range(min(_PAIRS, len(crops))):
+        mine = points[points[:, 0, 0] == i, :, 1:]  # (M, 2, 3)
+        shown = mine
+        if len(mine):
+            slices, counts = np.unique(mine[:, 0, 0], return_counts=True)
+            shown = mine[mine[:, 0, 0] == slices[counts.argmax()]]
+            shown = shown[np.linspace(0, len(shown) - 1, min(_POINTS, len(shown))).round().astype(int)]
+        rows.append([_view_panel(crops[i, k, 0], shown[:, k], f"pair {i + 1}, view {k + 1}") for k in range(2)])
+    return rows
+
+
+def _view_panel(crop: np.ndarray, points: np.ndarray, title: str) -> Panel:
+    """The slice of a crop (Z, Y, X) in which the points (K, 3) lie; the middle one where there is none."""
+    z = round(float(points[0, 0])) if len(points) else len(crop) // 2
+    marks: Sequence[tuple[int, float, float]] = [(n + 1, float(y), float(x)) for n, (_, y, x) in enumerate(points)]
+    return Panel(crop[z], f"{title}, slice {z + 1} of {len(crop)}", marks)
+
+
+Floats = NDArray[np.float64]
+Array = TypeVar("Array", NDArray[Any], Tensor)
+
+
+def to_source(index: Array, start: Array, scale: Array) -> Array:
+    """Positions in the volume of positions in a patch; shapes broadcast, and integers are centres of voxels."""
+    return start + (index + 0.5) * scale - 0.5
+
+
+def to_patch(source: Array, start: Array, scale: Array) -> Array:
+    """Positions in a patch of positions in the volume: the inverse of `to_source`."""
+    return (source - start + 0.5) / scale - 0.5
+
+
+def overlap_fraction(starts: NDArray[Any], scales: NDArray[Any], patch: Sequence[int] | Integers) -> Floats:
+    """Return what two crops have in common, as a part of the larger one.
+
+    Args:
+        starts: (..., 2, 3) first voxels of both crops.
+        scales: (..., 2); a crop covers patch * scale voxels.
+        patch: (3,) size of the patches in voxels.
+
+    Returns:
+        (...) in 0..1; for equal scales 1 - |shift| / size, multiplied over the axes.
+    """
+    sides = np.asarray(scales, dtype=np.float64)[..., None] * np.asarray(patch)
+    begin = np.asarray(starts, dtype=np.float64)
+    shared = (begin + sides).min(-2) - begin.max(-2)
+    fraction: Floats = np.maximum(shared, 0).prod(-1) / sides.prod(-1).max(-1)
+    return fraction
+
+
+def sample_pair(
+    rng: np.random.Generator,
+    anchor: Sequence[int] | Integers,
+    size: Sequence[int] | Integers,
+    patch: Sequence[int] | Integers,
+    scale_range: float,
+    least_overlap: float,
+    draws: int = 64,
+) -> tuple[Integers, Floats]:
+    """Draw two crops of a volume that overlap enough.
+
+    The first holds the anchor. The second is uniform over all places at which `overlap_fraction` is at least
+    `least_overlap`. Both lie inside the volume; an axis on which it is smaller lies whole inside the crop.
+
+    Args:
+        rng: Source of the draws.
+        anchor: (3,) voxel of the volume.
+        size: (3,) size of the volume in voxels.
+        patch: (3,) size of the patches in voxels.
+        scale_range: r: each crop's scale is uniform between 1 - r and 1 + r, the same on all axes.
+        least_overlap: At most `most_overlap(scale_range)`, which always can be had.
+        draws: Of the second crop, until one overlaps enough; else it is the nearest one. About every third does with an
+            overlap of 1/8, so that 64 fail once in 10^11 times, and every thirtieth with 1/2.
+
+    Returns:
+        (2, 3) first voxels, and (2,) scales, which float32 holds exactly.
+    """
+    scales = rng.uniform(1 - scale_range, 1 + scale_range, 2).astype(np.float32).astype(np.float64)
+    extents = np.ceil(scales[:, None] * np.asarray(patch)).astype(np.int64)
+    first = random_crop_start(rng, anchor, extents[0], size)
+    room = np.asarray(size, dtype=np.int64) - extents[1]
+    lowest, highest = np.minimum(room, 0), np.maximum(room, 0)
+    nearest = np.clip(first, lowest, highest)  # as much in common as can be
+    begin, end = np.maximum(lowest, first - extents[1]), np.minimum(highest, first + extents[0])
+    drawn = rng.integers(begin, end, (draws, 3), endpoint=True)
+    pairs = np.stack(np.broadcast_arrays(first, np.concatenate([drawn, nearest[None]])), axis=1)
+    enough = overlap_fraction(pairs, np.broadcast_to(scales, pairs.shape[:2]), patch) >= least_overlap
+    return pairs[np.argmax(enough) if enough.any() else -1], scales
+
+
+def most_overlap(scale_range: float) -> float:
+    """The overlap that two crops of any scales can have: the smallest crop inside of the largest."""
+    return float(((1 - scale_range) / (1 + scale_range)) ** 3)
+
+
+def region_size(patch: Sequence[int] | Integers, scale: float) -> Integers:
+    """Voxels (3,) of the volume, from one before the start of a crop, that trilinear sampling of it may look at."""
+    return np.floor((np.asarray(patch) - 0.5) * scale - 0.5).astype(np.int64) + 3
+
+
+def sample_points(
+    rng: np.random.Generator,
+    body: Callable[[Integers, Integers], NDArray[np.bool_]],
+    size: Integers,
+    patch: Sequence[int],
+    starts: Integers,
+    scales: Floats,
+    most: int,
+) -> tuple[Floats, Floats]:
+    """Draw points that both crops hold: voxels of the first patch whose nearest voxel of the volume is body.
+
+    Args:
+        rng: Source of the draws.
+        body: `read_body(start, stop)` of the volume: bool mask of a box.
+        size: (3,) size of the volume in voxels; no point is in the padding.
+        patch: (3,) size of the patches.
+        starts: (2, 3) first voxels of the crops.
+        scales: (2,) of the crops.
+        most: How many points are drawn, without repetition, as far as there are so many.
+
+    Returns:
+        (M, 2, 3) positions in both patches, integers in the first and in 0..patch-1 in the second, and (M, 3) positions
+        in the volume, in voxels. M may be 0.
+    """
+    indices, sources = [], []
+    for axis in range(3):
+        index = np.arange(patch[axis])
+        source = to_source(index, starts[0, axis], scales[0])
+        other = to_patch(source, starts[1, axis], scales[1])
+        usable = (other >= 0) & (other <= patch[axis] - 1) & (np.rint(source) >= 0) & (np.rint(source) < size[axis])
+        indices.append(index[usable])
+        sources.append(source[usable])
+    if min(map(len, indices)) == 0:
+        return np.zeros((0, 2, 3)), np.zeros((0, 3))
+    nearest = [np.rint(source).astype(np.int64) for source in sources]
+    begin = np.array([line[0] for line in nearest])
+    mask = body(begin, np.array([line[-1] + 1 for line in nearest]))
+    candidates = np.flatnonzero(mask[np.ix_(*(line - line[0] for line in nearest))])
+    if len(candidates) > most:
+        candidates = rng.choice(candidates, most, replace=False, shuffle=False)
+    chosen = np.unravel_index(candidates, [len(line) for line in indices])
+    first = np.stack([line[c] for line, c in zip(indices, chosen, strict=True)], axis=1)
+    source = np.stack([line[c] for line, c in zip(sources, chosen, strict=True)], axis=1)
+    return np.stack([first, to_patch(source, starts[1], scales[1])], axis=1), source

@@ -1,0 +1,1 @@
+"""SimCLR: whole crops, against each other."""

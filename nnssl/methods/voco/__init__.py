@@ -1,0 +1,1 @@
+"""VoCo (Wu et al., CVPR 2024)."""

@@ -1,0 +1,1 @@
+"""vox2vec (Goncharov et al., MICCAI 2023)."""

@@ -1,0 +1,144 @@
+"""vox2vec: voxel-level contrastive learning on a feature pyramid (Goncharov et al., MICCAI 2023).
+
+Two crops of a volume share 1,024 body voxels. The representation of a voxel is the concatenation of all pyramid levels
+at its position; after a projection head the two representations of one voxel attract, those of all other voxels of the
+batch repel each other (InfoNCE).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nnssl.core.errors import UserError
+from nnssl.core.geometry import random_crop_start
+from nnssl.methods.base import Batch, Method, Panel, Sample, StepOutput, Volume, at_least
+from nnssl.methods.shared.info_nce import LEAST_TEMPERATURE, info_nce
+from nnssl.methods.shared.overlapping_crops import collate_matched, matched_view_panels, read_crops
+from nnssl.methods.vox2vec.augment import INTENSITY_KEYS, IntensityConfig, apply_intensity, sample_intensity
+from nnssl.networks.contrastive import l2_normalise, projection_head
+from nnssl.networks.pyramid import FeaturePyramid, gather_voxels
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vox2vecConfig(IntensityConfig):
+    """Hyper-parameters of vox2vec; [P] stands in the paper, [C] in the authors' code."""
+
+    num_epochs: int = 1000  # x 100 steps = 100,000 steps [P]
+    steps_per_epoch: int = 100  # [C]
+    optimiser: Literal["adam", "adamw", "sgd"] = "adam"  # [P]
+    learning_rate: float = 3e-4  # [P]; no decay, no schedule, no warm-up
+    gradient_clip: float | None = 1.0  # [C]
+    voxels_per_pair: int = 1024  # at most this many matched voxels [C]; the paper says 1,000
+    temperature: float = 0.1  # [C]
+    projection_dim: int = 128  # [P]
+    reduction: Literal["mean", "sum"] = "mean"  # over the 2N terms: mean [C], sum [P]
+    views_from_one_volume: bool = False  # all pairs of a step from one volume [C]; n different volumes [P]
+    joint_batch_norm: bool = False  # True: one forward and one set of batch statistics for both views
+    exclude_radius_mm: float = 0.0  # voxels of one volume this near to each other are no negatives (0: the same voxel)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, "voxels_per_pair", 1)
+        at_least(self, "projection_dim", 1)
+        at_least(self, "exclude_radius_mm", 0.0)
+        at_least(self, "temperature", LEAST_TEMPERATURE)
+
+
+class Vox2vec(Method):
+    """The two views of a batch, their voxel representations and the contrastive loss."""
+
+    config_class = Vox2vecConfig
+    levels = "decoder"
+    host_keys = frozenset({"hu_affine", "is_ct", *INTENSITY_KEYS})
+    config: Vox2vecConfig
+
+    def __init__(self, backbone: FeaturePyramid, config: Vox2vecConfig) -> None:
+        super().__init__(backbone, config)
+        features = sum(backbone.channels)
+        self.head = projection_head(features, features, config.projection_dim)
+
+    @classmethod
+    def check(cls, config: Vox2vecConfig, backbone: FeaturePyramid) -> None:
+        """Also refuse a step of a single voxel, which batch normalisation cannot take."""
+        super().check(config, backbone)
+        if config.volumes * config.voxels_per_pair < 2:
+            raise UserError("one voxel a step is too few for batch normalisation; set -o batch_size=2 or more voxels")
+
+    @classmethod
+    def volumes_per_step(cls, config: Vox2vecConfig) -> int:
+        """One with `views_from_one_volume`, else as many as there are pairs."""
+        return 1 if config.views_from_one_volume else super().volumes_per_step(config)
+
+    @classmethod
+    def sample(cls, volume: Volume, config: Vox2vecConfig, rng: np.random.Generator) -> Sample:
+        """Two crops around one body voxel and the body voxels that both hold (methods section: view pair).
+
+        Returns arrays, for C channels, a patch P and M matched voxels:
+            crops: (2, C, *P) float32, the plans' normalised values.
+            voxels: (M, 2, 3) positions in the first and in the second crop.
+            source: (M, 4) volume index and position in mm in the volume.
+            hu_affine, is_ct: (2, C, 2) and (2, C), what the values mean.
+            and the parameters of the intensity augmentation, each with leading dimension 2.
+        """
+        patch = np.asarray(config.patch)
+        anchor = volume.random_body_voxel(rng)
+        starts = np.stack([random_crop_start(rng, anchor, patch, volume.size) for _ in range(2)])
+        start, stop = np.maximum(starts.max(0), 0), np.minimum(starts.min(0) + patch, volume.size)
+        candidates = np.flatnonzero(volume.read_body(start, stop))
+        if len(candidates) > config.voxels_per_pair:
+            candidates = rng.choice(candidates, config.voxels_per_pair, replace=False, shuffle=False)
+        position = np.stack(np.unravel_index(candidates, tuple(stop - start)), axis=1) + start
+        return {
+            "crops": read_crops(volume, starts, patch),
+            "voxels": position[:, None] - starts,
+            "source": np.column_stack([np.full(len(position), volume.index), position * volume.spacing]),
+            "hu_affine": np.stack([volume.hu_affine] * 2),
+            "is_ct": np.stack([volume.is_ct] * 2),
+            **sample_intensity(rng, 2, config),
+        }
+
+    @staticmethod
+    def collate(samples: list[Sample]) -> Batch:
+        """Stacked samples; matched voxels are joined, with the sample's number in front: (N, 2, 4)."""
+        return collate_matched(samples, "voxels", "source")
+
+    def augment(self, batch: Batch) -> Batch:
+        """Independent intensity augmentation of every view; `crops` keeps its shape (B, 2, C, *P)."""
+        crops = batch["crops"]
+        affine, is_ct = batch["hu_affine"].flatten(0, 1), batch["is_ct"].flatten(0, 1)
+        parameters = {key: batch[key].flatten(0, 1) for key in INTENSITY_KEYS}
+        detail = self.config.sharpen_detail_sigma_voxels
+        augmented = apply_intensity(crops.flatten(0, 1), parameters, affine, is_ct, detail)
+        return {"crops": augmented.view_as(crops), "voxels": batch["voxels"], "source": batch["source"]}
+
+    def step(self, batch: Batch) -> StepOutput:
+        """InfoNCE of the matched voxels of an augmented batch (paper, section 3.3)."""
+        config = self.config
+        crops, voxels = batch["crops"], batch["voxels"]
+        if config.joint_batch_norm:
+            second = voxels[:, 1] + voxels.new_tensor([len(crops), 0, 0, 0])
+            both = torch.cat([crops[:, 0], crops[:, 1]])
+            h1, h2 = self.embed(both, torch.cat([voxels[:, 0], second])).chunk(2)
+        else:
+            h1, h2 = (self.embed(crops[:, k], voxels[:, k]) for k in range(2))
+        loss = info_nce(h1, h2, config.temperature, config.reduction, batch["source"], config.exclude_radius_mm)
+        with torch.no_grad():
+            similarity = (l2_normalise(h1.float()) * l2_normalise(h2.float())).sum(1).mean()
+        terms = {"similarity": similarity, "pairs": loss.new_tensor(len(voxels))}
+        return StepOutput(loss, terms, h1.detach(), (h1.detach(), h2.detach()))
+
+    def embed(self, crops: Tensor, voxels: Tensor) -> Tensor:
+        """Projected representations (N, d) of voxels (N, 4) [crop, z, y, x] of crops (B, C, *P)."""
+        pyramid = self.backbone(crops)
+        embedding: Tensor = self.head(gather_voxels(pyramid, self.backbone.strides, voxels))
+        return embedding
+
+    @classmethod
+    def panels(cls, batch: Batch, config: Any) -> list[list[Panel]]:
+        """Both crops of up to four pairs, with eight of the matched voxels."""
+        return matched_view_panels(batch["crops"].numpy(), batch["voxels"].numpy())

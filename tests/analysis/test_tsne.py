@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nnssl.analysis.labels import LabelVolume
+from nnssl.analysis.tsne import Scatter, _draw, _save, draw_voxels, embed_in_plane, reduce, same_neighbours
+from tests.analysis.images import geometry
+
+SIZE = (8, 6, 5)  # (x, y, z)
+
+
+def test_draw_voxels__so_many_of_each_label_at_voxels_of_the_grid() -> None:
+    values = np.random.default_rng(0).integers(0, 4, SIZE)
+    values[0, 0, 0] = 5
+    volume = LabelVolume(values, geometry(SIZE))
+    points, labels = draw_voxels(volume, [1, 3, 5, 6], 12, np.random.default_rng(1))
+    assert [int((labels == v).sum()) for v in (1, 3, 5, 6)] == [12, 12, 1, 0]
+    assert len({tuple(p) for p in points.round(6)}) == len(points)
+    np.testing.assert_array_equal(volume.at(points), labels)
+    again, _ = draw_voxels(volume, [1, 3, 5, 6], 12, np.random.default_rng(1))
+    np.testing.assert_array_equal(points, again)
+
+
+def test_draw_voxels__leaves_out_what_was_cropped_away() -> None:
+    values = np.ones(SIZE, dtype=np.int64)
+    points, _ = draw_voxels(LabelVolume(values, geometry(SIZE, crop=1)), [1], 10**6, np.random.default_rng(1))
+    assert len(points) == 7 * 5 * 4
+
+
+def test_tsne__labels_and_cases_with_odd_names(tmp_path: Path) -> None:
+    names = {1: "=cmd()", 2: "a|b, $x_{$"}
+    number = np.array([1, 2, 2])
+    scatter = Scatter(np.zeros((3, 2)), number, names, np.array([0, 0, 1]), np.ones((3, 3)), {1: 0.5, 2: 0.5})
+    cases = ["-x_1&2%", "$y_{$"]
+    source: Any = SimpleNamespace(title="vox2vec")
+    _save(scatter, source, cases, tmp_path / "a.png")
+    rows = list(csv.DictReader((tmp_path / "a.csv").open()))
+    assert [(row["image"], row["label"]) for row in rows] == [
+        ("'-x_1&2%", "'=cmd()"),
+        ("'-x_1&2%", "a|b, $x_{$"),
+        ("$y_{$", "a|b, $x_{$"),
+    ]
+    _draw(scatter, ", ".join(cases), tmp_path / "a.png")  # none of it is a formula for matplotlib
+    assert (tmp_path / "a.png").stat().st_size > 5000
+
+
+def test_same_neighbours__apart_and_mixed() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.repeat([1, 2], 40)
+    vectors = rng.normal(size=(80, 3))
+    mixed = same_neighbours(vectors, labels)
+    assert all(0.3 < share < 0.7 for share in mixed.values())
+    assert same_neighbours(vectors + 50 * (labels[:, None] == 2), labels) == {1: 1.0, 2: 1.0}
+
+
+def test_embed_in_plane__is_seeded_and_keeps_groups_together() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.repeat([1, 2], 20)
+    vectors = rng.normal(size=(40, 5)) + 30 * (labels[:, None] == 2)
+    places = embed_in_plane(vectors, 30.0, 3)
+    assert places.shape == (40, 2) and same_neighbours(places, labels) == {1: 1.0, 2: 1.0}
+    np.testing.assert_array_equal(places, embed_in_plane(vectors, 30.0, 3))
+
+
+def test_reduce__keeps_all_distances_of_few_channels() -> None:
+    rng = np.random.default_rng(0)
+    vectors = {"fine": rng.normal(size=(30, 4)).astype(np.float32)}
+    reduced = reduce(vectors)
+    scale = np.sqrt(((vectors["fine"] - vectors["fine"].mean(0)) ** 2).sum(1).mean())
+    assert np.linalg.norm(reduced[3] - reduced[7]) == pytest.approx(
+        np.linalg.norm(vectors["fine"][3] - vectors["fine"][7]) / scale, rel=1e-4
+    )

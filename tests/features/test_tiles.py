@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import nnssl
+from nnssl.features.components import Projection
+from nnssl.features.tiles import dense_features, dense_shape, tile_image
+from tests.features.encoders import Averages
+from tests.features.models import STRIDES, averaging_model
+from tests.pretrainings import tiny_plans, write_pretraining
+
+SIZES = [(40, 70, 53), (16, 32, 32), (5, 9, 40)]
+
+
+def _values(*size: int) -> np.ndarray:
+    return np.random.default_rng(0).random((1, *size), dtype=np.float32)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("level", [None, 0, 1, 2])
+def test_dense_features__tiles_give_the_features_of_the_whole_image(
+    size: tuple[int, int, int], level: int | None
+) -> None:
+    """The network sees one voxel around a cell, less than what is cut off the tiles; zeros lie around both."""
+    model, values = averaging_model(), _values(*size)
+    tiled = dense_features(model, values, level)
+    whole = model(torch.from_numpy(values)[None])
+    if level is None:
+        (sz, sy, sx), dense = model.strides[0], model.dense(torch.from_numpy(values)[None])
+        expected = dense[0, :, ::sz, ::sy, ::sx]
+    else:
+        expected = whole[level][0]
+    assert tiled.dtype == np.float16 and tiled.shape == expected.shape == dense_shape(model, size, level)
+    np.testing.assert_allclose(tiled, expected.numpy(), rtol=0, atol=1e-3)
+
+
+def test_dense_features__whole_and_tiled_agree_up_to_the_border_of_what_the_network_sees() -> None:
+    """Tiles so small that the border is narrower than what a cell sees: the difference shows at the seams only."""
+    model, values = averaging_model(patch_size=(4, 8, 8), strides=((1, 1, 1), (4, 8, 8))), _values(4, 8, 24)
+    tiled, whole = dense_features(model, values, 0), model(torch.from_numpy(values)[None])[0][0].numpy()
+    wrong = (np.abs(tiled - whole) > 1e-2).any((0, 1, 2))
+    assert set(np.flatnonzero(wrong)) <= {7, 8, 15, 16} and wrong.any()
+
+
+def test_dense_features__the_network_sees_tiles_only() -> None:
+    model = averaging_model()
+    dense_features(model, _values(50, 80, 100))
+    assert isinstance(model.backbone, Averages)
+    assert set(model.backbone.seen) == {torch.Size([1, 1, 16, 32, 32])} and len(model.backbone.seen) > 20
+
+
+def test_dense_features__projected_are_the_projections_of_all_features() -> None:
+    model, values, rng = averaging_model(), _values(20, 50, 53), np.random.default_rng(1)
+    projection = Projection(rng.random(9), rng.normal(size=(2, 9)), np.ones(2), None, "")
+    expected = np.einsum("kc,czyx->kzyx", projection.components, dense_features(model, values))
+    expected -= (projection.components @ projection.mean)[:, None, None, None]
+    np.testing.assert_allclose(dense_features(model, values, projection=projection), expected, atol=5e-3)
+    of_level = Projection(rng.random(3), rng.normal(size=(2, 3)), np.ones(2), 1, "")
+    assert dense_features(model, values, 1, projection=of_level).shape == (2, 10, 13, 14)
+
+
+def test_dense_features__writes_into_what_it_is_given(tmp_path: Path) -> None:
+    model, values = averaging_model(), _values(20, 50, 53)
+    file = np.lib.format.open_memmap(tmp_path / "map.npy", "w+", np.float16, dense_shape(model, values.shape[1:], None))
+    assert dense_features(model, values, out=file) is file
+    np.testing.assert_array_equal(file, dense_features(model, values))
+
+
+def test_dense_features__large_values_stay_finite() -> None:
+    model = averaging_model()
+    projection = Projection(np.zeros(9), np.full((1, 9), 1e6), np.ones(1), None, "")
+    assert np.isfinite(dense_features(model, _values(8, 32, 40), projection=projection)).all()
+
+
+def test_dense_features__one_tile_is_the_network_itself(tmp_path: Path) -> None:
+    """A U-Net with instance normalisation, on an image of the patch size."""
+    model = nnssl.load_pretrained(write_pretraining(tmp_path, tiny_plans(patch_size=[16, 32, 32])))
+    values = _values(16, 32, 32)
+    expected = model.dense(torch.from_numpy(values)[None])[0].half()
+    assert torch.equal(torch.from_numpy(dense_features(model, values)), expected)
+
+
+@pytest.mark.parametrize("overlap", [0.0, 0.3, 0.5, 0.8])
+@pytest.mark.parametrize("size", SIZES)
+def test_cells__every_cell_is_used_once(size: tuple[int, int, int], overlap: float) -> None:
+    tiling = tile_image(size, (16, 32, 32), STRIDES, overlap)
+    for stride in STRIDES:
+        used = np.zeros([-(-n // s) for n, s in zip(size, stride, strict=True)], dtype=int)
+        for box in tiling.boxes:
+            source, target = tiling.cells(box, stride)
+            used[target] += 1
+            for axis in range(3):
+                shift = target[axis].start - source[axis].start
+                assert shift == box.start[axis] // stride[axis] and source[axis].start >= 0
+                assert source[axis].stop * stride[axis] <= tiling.extent[axis]
+        assert (used == 1).all()

@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from nnssl.core.errors import UserError
+from nnssl.pretraining import request as module
+from nnssl.pretraining.request import Request
+
+
+def _request(**changes: Any) -> Request:
+    asked: dict[str, Any] = {
+        "dataset_ids": [1], "method": "vox2vec", "configuration": "3d_fullres", "plans": "nnUNetPlans", "fold": "all",
+        "device": "cpu", "num_gpus": 1, "continue_run": False, "overwrite": False, "options": (), "pretrained": None,
+        "num_processes": None, "alignment": None, "probe": None, "probe_every": None, "allow_other_intensities": False,
+    }  # fmt: skip
+    return Request(**(asked | changes))
+
+
+def test_probe__may_be_of_another_modality_where_the_request_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr(module, "prepare_probe", lambda *arguments: asked.append(arguments[-1]))
+    for allowed in (False, True):
+        _request(probe=17, allow_other_intensities=allowed)._probe(SimpleNamespace())  # type: ignore[arg-type]
+    assert asked == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"method": "vox3vec"}, "vox3vec.*choose one of"),
+        ({"options": ["epochs=3"]}, "epochs"),
+        ({"fold": "../1"}, "-f"),
+        ({"pretrained": "x.pth", "continue_run": True}, "-pretrained starts a new one"),
+        ({"alignment": "x.pth"}, "-alignment is for methods that pair volumes"),
+        ({"probe_every": 3}, "-probe 17"),
+        ({"num_gpus": 0}, "-num_gpus"),
+    ],
+)
+def test_check__refuses_before_anything_is_read(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=said):
+        _request(**changes).check()
