@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install test lint types format golden demo torture clean
+.PHONY: install test quick slow durations lint types format golden demo torture clean
 
 # The stamp says that the package is installed as these files describe it.
 $(VENV)/installed: pyproject.toml hatch_build.py nnssl_trainers.pth
@@ -17,6 +17,18 @@ install: $(VENV)/installed
 # Two processes of one thread each; idle threads of nnU-Net's commands, which take all cores, shall sleep.
 test: install lint types
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# While you work: what takes no longer than a second.
+quick: install
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q -n 2 --quick
+
+# More of the same: further methods, longer trainings.
+slow: install
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 -m slow
+
+# Which tests `make quick` leaves out; run it on a quiet machine.
+durations: install
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations-to-file
 
 lint: install
 	$(BIN)/ruff check .
@@ -34,7 +46,7 @@ format: install
 golden: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.golden.record
 
-# The whole job on drawn CTs, some ten minutes on two cores; the report lies in demo/.
+# The whole job on drawn CTs, some ten minutes on two cores; the report is in demo/.
 demo: install
 	$(BIN)/nnssl_demo -o demo
 

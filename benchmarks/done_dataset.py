@@ -1,9 +1,9 @@
-"""Start of nnssl_plan_and_preprocess on a dataset that is done: CPU seconds with many cases, their files being tiny.
+"""Start of nnssl_plan_and_preprocess on a finished dataset: CPU seconds for many cases with tiny files.
 
     python benchmarks/done_dataset.py                (10,000 cases with labels)
 
-Two cases are prepared; their files, raw and preprocessed, are copied under other names. The first run after that finds
-volumes without a record, as in a folder that another version has made; in the others everything is known.
+It prepares two cases and copies their raw and preprocessed files under other names. The first run then finds volumes
+without a record, as in a folder from another version; for the other runs everything is known.
 """
 
 from __future__ import annotations

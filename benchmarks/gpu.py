@@ -1,30 +1,30 @@
-"""What one GPU makes of the package, in one call of at most ten minutes: steps of all methods, and a short run.
+"""Measure the package on one GPU in at most ten minutes: steps of all methods, and a short run.
 
     PYTHONPATH=. python benchmarks/gpu.py -o benchmarks/results
     PYTHONPATH=. python benchmarks/gpu.py -device cpu -small         (a test of the script itself)
 
-1. Every method takes steps at its paper's size: network, patch, batch and crops of its preset in `plans/`, the options
-   that are its defaults, the loop's autocast (bf16 where the card has it), on crops of phantom torsos that its own
-   sampling cut. Where the memory does not suffice the batch is halved until it does, and the report says so.
+1. Every method takes steps at its paper's size: network, patch, batch and crops of its preset in `plans/`, default
+   options, the loop's autocast (bf16 if the card has it), on crops of phantom torsos that it samples. If memory is
+   short, the batch is halved until it fits, and the report says so.
 2. One method (-m) is pretrained for some minutes through the loop, with workers, probe and checkpoints.
-3. Other memory layouts of the convolutions are tried, where the package chooses one.
+3. Other memory layouts of the convolutions are tried where the package chooses one.
 
 `samples/s` counts volumes, as the loop does. `aug` to `opt` are shares of a step: augmentation with the copy to the
-card, forward and backward pass, optimiser with clipping and momentum network. `TFLOP` is what torch's counter finds in
-one forward and backward pass (what gradient checkpoints compute again included), `TFLOP/s` that over the whole step,
-and `peak` its share of a large matrix product measured on the same card. `sample ms` is what a loader worker takes for
-one volume. The files are written after every part, so that a call that is cut short leaves what was done.
+card, forward and backward pass, optimiser with clipping and momentum network. `TFLOP` is torch's count for one forward
+and backward pass (with the work that gradient checkpoints repeat), `TFLOP/s` that over the whole step, and `peak` its
+share of a large matrix product measured on the same card. `sample ms` is the time of a loader worker for one volume.
+The files are written after every part, so that an interrupted call leaves its results.
 
-nnU-Net is not needed, nor are batchgenerators(v2), acvl-utils, SimpleITK, scikit-learn, nibabel and pandas. Besides
-torch and numpy it takes scipy, tqdm and matplotlib (any versions of the last years) and these, which are small (the
-versions are those it was tried with):
+It does not need nnU-Net, batchgenerators(v2), acvl-utils, SimpleITK, scikit-learn, nibabel or pandas. Besides torch and
+numpy it needs scipy, tqdm and matplotlib (any recent versions) and these small packages (in the versions it was tried
+with):
 
     blosc2==4.14.1 with ndindex==1.10.1, numexpr==2.14.2, msgpack==1.2.4 and httpx==0.28.1, which it imports
     monai==1.6.1 and einops==0.8.2             voco, lapn, mae, alice
     dynamic-network-architectures==0.4.4       sam (with pip's --no-deps: it asks for timm, which is not used here)
     nvidia-ml-py==13.615.71                    the energy of the run; optional
 
-A method whose network lacks its package is named as such, and the others go on.
+The report names methods whose network lacks its package, and the others go on.
 """
 
 from __future__ import annotations
@@ -56,12 +56,12 @@ log = logging.getLogger("nnssl")
 
 
 class Benchmark:
-    """The parts, and what they share.
+    """The parts and their shared state.
 
     Args:
         device: to measure on.
         small: toy sizes.
-        seconds: after which no part is begun.
+        seconds: time after which no part starts.
         folder: of the result files, if any.
         root: an empty folder for volumes and the run.
     """
@@ -80,7 +80,7 @@ class Benchmark:
         return self.end - time.monotonic()
 
     def part(self, name: str, work: Callable[[], object]) -> None:
-        """Do a part if there is time, note what prevents it, and write what there is."""
+        """Do a part if there is time, note failures, and write the report."""
         log.info(f"{name} ({self.left:.0f} s left)")
         if self.left <= 0:
             self.report.notes.append(f"{name}: not begun, the time was used up")
@@ -158,7 +158,7 @@ def main() -> int:
     parser.add_argument("-only", nargs="+", choices=[*PRESETS], default=[*PRESETS], metavar="METHOD",
                         help="methods whose steps are measured; all by default")  # fmt: skip
     parser.add_argument("-m", choices=[*PRESETS, "none"], default="vox2vec", help="method of the short run, or none")
-    parser.add_argument("-seconds", type=float, default=480.0, help="begin no part after so many (default 480)")
+    parser.add_argument("-seconds", type=float, default=480.0, help="start no part after this time (default 480)")
     parser.add_argument("-run_seconds", type=float, default=120.0, help="of the short run's training (default 120)")
     parser.add_argument("-small", action="store_true", help="toy sizes, to try the script")
     parser.add_argument("-o", type=Path, metavar="FOLDER", help="write gpu_<card>.txt and .json there")

@@ -27,14 +27,14 @@ _LEFT = 5  # columns of words
 
 @dataclass
 class Report:
-    """What was measured so far; written after every part, so that a call that is killed leaves it.
+    """The measurements so far; written after every part, so that an interrupted call leaves them.
 
     Args:
         machine: by name.
-        matrix_product: FLOP/s of the measured one.
+        matrix_product: its measured FLOP/s.
         folder: of the files; None: they are not written.
-        small: whether sizes are those of a test.
-        steps, run, notes: results of the parts; sentences on what was not measured.
+        small: toy sizes.
+        steps, run, notes: results of the parts; sentences on missing ones.
     """
 
     machine: dict[str, str]

@@ -25,14 +25,14 @@ _EPOCHS = 8
 def short_run(
     alone: StepResult, torsos: list[Torso], labelled: int, device: torch.device, seconds: float, small: bool, root: Path
 ) -> dict[str, Any]:
-    """Pretrain for about so many seconds, and return the epochs' rows with what they were made of.
+    """Pretrain for about `seconds`, and return the epochs' rows with the settings of the run.
 
     Args:
         alone: a step of the method, measured; its batch is taken.
         torsos: the last `labelled` of them are the probe's: two thirds for its heads, the others for the Dice.
         labelled: at least 2.
         device: to train on.
-        seconds: of training, about: what the volumes and the files take comes on top.
+        seconds: of training, about; volumes and files take more.
         small: toy size.
         root: an empty folder.
     """

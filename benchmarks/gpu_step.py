@@ -44,13 +44,13 @@ class StepResult:
 
     Args:
         method: its name.
-        layout: "package", or what was forced.
+        layout: "package", or the forced one.
         network: class of the backbone.
         parameters: that are trained.
         batch, crops, patch: volumes a step, crops of each that enter the network (None: not an option), and their size.
         precision: of the autocast.
         step: seconds, median.
-        parts: seconds of the parts of a step by name, medians; `augmentation` holds the copy to the card too.
+        parts: seconds of the parts of a step by name, medians; `augmentation` includes the copy to the card.
         steps: how many were measured.
         memory: peak in GiB (allocated on the card; on a CPU of the process so far).
         flop: of forward and backward pass, what gradient checkpoints compute again included.
@@ -88,7 +88,7 @@ class Timeline:
         self._marks: list[Any] = []
 
     def mark(self) -> None:
-        """A moment: when the card has done what was launched before."""
+        """Mark the moment when the card has finished everything launched before."""
         if self.cuda:
             event = torch.cuda.Event(enable_timing=True)
             event.record()
@@ -166,7 +166,7 @@ def measure(
     layout: str = "package",
     count: bool = True,
 ) -> StepResult:
-    """Measure steps for about so many seconds, three at least, after the warm-up; few if `small`.
+    """Measure steps for about `seconds`, at least three, after the warm-up; fewer if `small`.
 
     Operations are counted if `count`, which takes a further pass.
 
@@ -215,7 +215,7 @@ def measure_what_fits(
 
 
 def release(device: torch.device) -> None:
-    """Give back what the last part left."""
+    """Free the memory of the last part."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from nnssl.data.body_mask import body_mask_ct, save_body_mask
+from nnssl.data.check_case import body_mask_ct
 from nnssl.data.loader import number_of_workers
+from nnssl.data.storage import save_body_mask
 from nnssl.data.volumes import Channel, VolumeFolder
 from nnssl.demo.anatomy import LABELS
 from nnssl.demo.phantom import Torso, make_torso
@@ -41,7 +42,7 @@ class Writing:
 
 
 def draw_torsos(count: int) -> list[Torso]:
-    """Torsos, each of a patient of its own, drawn by as many processes as the loader has."""
+    """Draw torsos of different patients, with as many processes as the loader has."""
     with _pool() as pool:
         return list(pool.map(_draw, range(count)))
 

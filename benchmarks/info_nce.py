@@ -1,4 +1,4 @@
-"""Time and peak memory of the streamed InfoNCE against the plain formula, each in a process of its own.
+"""Time and peak memory of the streamed InfoNCE against the plain formula, each in its own process.
 
     python benchmarks/info_nce.py [-n 10240] [-d 128] [-device cpu|cuda] [-repeats 3]
 
@@ -60,7 +60,7 @@ def peak_bytes(device: str) -> int:
 
 
 def wait(device: str) -> float:
-    """Return the time when the device has done what was asked."""
+    """Wait for the device and return the time."""
     if device != "cpu":
         torch.cuda.synchronize()
     return time.perf_counter()
@@ -69,7 +69,7 @@ def wait(device: str) -> float:
 def measure(name: str, n: int, d: int, device: str, repeats: int, gradients_to: Path) -> None:
     """Measure one of the losses in this process, print it and leave its gradients in a file."""
     loss = LOSSES[name]
-    loss(*vectors(64, d, device)).backward()  # what the libraries take once
+    loss(*vectors(64, d, device)).backward()  # the libraries' memory does not count
     h1, h2 = vectors(n, d, device)
     before, forward, backward, processor = peak_bytes(device), math.inf, math.inf, math.inf
     for repeat in range(repeats):

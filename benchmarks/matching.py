@@ -3,9 +3,9 @@
     python benchmarks/matching.py -m RUN -images imagesTs -labels labelsTs
     python benchmarks/matching.py -m RUN -images imagesTs -labels labelsTs -cached    (as Alice pairs volumes)
 
-RUN is the folder of a pretraining with `sam` or `lapn`. The yardstick is the same relative position in the box of what
-is not air: of the volume as nnU-Net crops and preprocesses it, without its lowest values. Labels that lie on both
-sides are taken apart, as in `nnssl_visualize matches`.
+RUN is the folder of a pretraining with `sam` or `lapn`. The yardstick is the same relative position in the box around
+the body, which leaves out the lowest values of the preprocessed volume. Labels on both sides of the body are split, as
+in `nnssl_visualize matches`.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from nnssl.analysis.labels import label_names, names_of, read_labels
-from nnssl.analysis.match import checkpoint_of, encode
-from nnssl.analysis.matches import centres_of_labels, places_of
+from nnssl.analysis.points import centres_of_labels, label_names, names_of, places_of, read_labels
 from nnssl.checkpoints.pretrained import read_pixel_encoder
+from nnssl.checkpoints.runs import checkpoint_of
 from nnssl.features.images import PreparedImage, prepare_image
 from nnssl.features.match import match_points
 from nnssl.features.stored import PooledEncoder
+from nnssl.features.tiles import encode_image
 from nnssl.networks.build import resolve_configuration
 
 Floats = NDArray[np.float64]
@@ -50,7 +50,7 @@ def main() -> None:
     volumes = [read_labels(file, image.geometry) for file, image in zip(files, images, strict=True)]
     named = names_of(volumes, label_names(files[0]))
     landmarks = [centres_of_labels(volume, named) for volume in volumes]
-    encoded = [encode(encoder, image) for image in images]
+    encoded = [encode_image(encoder.encoder, image.values, encoder.patch_size) for image in images]
     errors: dict[str, list[tuple[float, float]]] = {}
     for a, b in permutations(range(len(cases)), 2):
         points, truth = landmarks[a].points, places_of(volumes[b], landmarks[a].sources)

@@ -3,8 +3,8 @@
     python benchmarks/voco_step.py -device cpu -threads 2 [-network swin|unet] [-feature_size 48]
 
 The default is the authors' network and one of their two volumes: 2 crops and 16 bases of 64 x 64 x 64, base size 96.
-`-network unet` takes the encoder of nnsslPlans_tiny's U-Net. The last line is what a loader worker takes for one
-drawn volume.
+`-network unet` takes the encoder of nnsslPlans_tiny's U-Net. The last line is the time of a loader worker for one drawn
+volume.
 """
 
 from __future__ import annotations

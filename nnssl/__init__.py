@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from nnssl.core import VERSION
-from nnssl.core.nnunet_commands import speak_in_nnunet_commands
+from nnssl.core.errors import UserError, speak_in_nnunet_commands
 
 if TYPE_CHECKING:
     from nnssl.analysis.embed import embed
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 __version__ = VERSION
 __all__ = [
+    "UserError",
     "__version__",
     "benchmark",
     "check_annotated_labels",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nnssl.finetuning.unet_trainer import MaskedTrainer
+from nnssl.finetuning.recipes import MaskedTrainer
 
 
 class nnUNetTrainer_AliceFinetune(MaskedTrainer):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from nnssl.finetuning.partial_labels import PartialLabelTrainer
+from nnssl.finetuning.partial_labels import PartialLabels
 
 
-class nnUNetTrainer_PartialLabels(PartialLabelTrainer):
+class nnUNetTrainer_PartialLabels(PartialLabels):
     """nnU-Net's network, optimiser, schedule and augmentation with the loss for partial labels."""

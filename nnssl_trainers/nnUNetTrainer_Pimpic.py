@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nnssl.finetuning.unet_trainer import PimpicTrainer
+from nnssl.finetuning.recipes import PimpicTrainer
 
 
 class nnUNetTrainer_PimpicFinetune(PimpicTrainer):

@@ -5,8 +5,7 @@
 
 from __future__ import annotations
 
-from nnssl.finetuning.trainer import FinetuneTrainer, ProbeTrainer, ScratchTrainer
-from nnssl.finetuning.unet_trainer import VoCoTrainer
+from nnssl.finetuning.recipes import FinetuneTrainer, ProbeTrainer, ScratchTrainer, VoCoTrainer
 
 
 class nnUNetTrainer_SSLLinearProbe(ProbeTrainer):

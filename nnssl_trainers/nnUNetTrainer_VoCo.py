@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nnssl.finetuning.unet_trainer import VoCoTrainer
+from nnssl.finetuning.recipes import VoCoTrainer
 
 
 class nnUNetTrainer_VoCoFinetune(VoCoTrainer):

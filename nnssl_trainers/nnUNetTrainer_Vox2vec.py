@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nnssl.finetuning.trainer import FinetuneTrainer, ProbeTrainer, ScratchTrainer
+from nnssl.finetuning.recipes import FinetuneTrainer, ProbeTrainer, ScratchTrainer
 
 
 class nnUNetTrainer_Vox2vecLinearProbe(ProbeTrainer):

@@ -14,7 +14,8 @@ from nnssl.data.presets import presets
 from nnssl.methods.options import to_plain
 from nnssl.methods.registry import get_method
 from nnssl.networks.build import resolve_configuration
-from nnssl.pretraining.setup import Setup, resolve_sizes, run_folder
+from nnssl.pretraining.folder import run_folder
+from nnssl.pretraining.setup import Setup, resolve_sizes
 
 CT_JSON = {"channel_names": {"0": "CT"}, "labels": {"background": 0}, "file_ending": ".nii.gz"}
 

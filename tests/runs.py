@@ -11,6 +11,7 @@ import torch
 
 from nnssl.data.loader import Cases
 from nnssl.methods.registry import get_method
+from nnssl.pretraining.folder import Stored
 from nnssl.pretraining.loop import Pretraining
 from nnssl.pretraining.setup import Setup
 from tests.volumes import add_volume, make_folder
@@ -97,7 +98,7 @@ def make_setup(root: Path, method: str = "vox2vec", volumes: int = 6, held_out: 
 
 def resumed(setup: Setup, checkpoint: str) -> Pretraining:
     """The run as `--c` continues it."""
-    return Pretraining(replace(setup, resume=setup.folder / checkpoint), CPU)
+    return Pretraining(replace(setup, resume=Stored(setup.folder / checkpoint)), CPU)
 
 
 def same_content(a: Any, b: Any) -> bool:

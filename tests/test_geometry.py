@@ -9,14 +9,10 @@ import pytest
 from nnssl.core.geometry import (
     Box,
     bounding_box,
-    box_volume,
-    inner_boxes,
-    intersection,
     overlaps_of_patches,
     random_crop_start,
     random_starts_around,
     sliding_window_boxes,
-    union_box,
 )
 
 REFERENCE = json.loads((Path(__file__).parent / "reference" / "vox2vec.json").read_text())["sliding_window"]
@@ -29,21 +25,6 @@ def box(start: list[int], stop: list[int]) -> Box:
 
 def corners(boxes: list[Box]) -> list[list[list[int]]]:
     return [[b.start.tolist(), b.stop.tolist()] for b in boxes]
-
-
-def test_intersection__overlapping() -> None:
-    both = intersection(box([0, 0, 0], [4, 5, 6]), box([2, -1, 3], [9, 2, 4]))
-    assert corners([both]) == [[[2, 0, 3], [4, 2, 4]]]
-    assert box_volume(both) == 2 * 2 * 1
-
-
-@pytest.mark.parametrize("start", [[4, 0, 0], [9, 9, 9]])
-def test_intersection__disjoint_is_empty(start: list[int]) -> None:
-    assert box_volume(intersection(box([0, 0, 0], [4, 4, 4]), box(start, [12, 12, 12]))) == 0
-
-
-def test_union_box__holds_both() -> None:
-    assert corners([union_box(box([0, 3, 1], [2, 4, 9]), box([1, -2, 2], [5, 1, 3]))]) == [[[0, -2, 1], [5, 4, 9]]]
 
 
 def test_random_crop_start__bounds_are_reached_and_kept() -> None:
@@ -88,16 +69,15 @@ def test_random_crop_start__bad_arguments(anchor: tuple[int, ...], patch: tuple[
 def test_sliding_window_boxes__reference() -> None:
     boxes = sliding_window_boxes(REFERENCE["image"], REFERENCE["patch"], REFERENCE["overlap"])
     assert corners(boxes) == REFERENCE["boxes"]
-    assert corners(inner_boxes(boxes, REFERENCE["image"], REFERENCE["overlap"])) == REFERENCE["pasted"]
 
 
 @pytest.mark.parametrize("overlap", [(0, 0, 0), (1, 2, 3), (3, 3, 4), (2, 1, 0)])
 @pytest.mark.parametrize("image", [(4, 4, 5), (3, 9, 11), (12, 8, 6)])
-def test_inner_boxes__cover_every_voxel(image: tuple[int, ...], overlap: tuple[int, ...]) -> None:
+def test_sliding_window_boxes__cover_every_voxel(image: tuple[int, ...], overlap: tuple[int, ...]) -> None:
     boxes = sliding_window_boxes(image, (4, 4, 5), overlap)
     assert all(np.all(b.start >= 0) and np.all(b.stop <= image) for b in boxes)
     covered = np.zeros(image, dtype=bool)
-    for b in inner_boxes(boxes, image, overlap):
+    for b in boxes:
         covered[tuple(slice(*limits) for limits in zip(b.start, b.stop, strict=True))] = True
     assert covered.all()
 

@@ -124,7 +124,7 @@ def _check_wheel(fresh: Fresh, names: list[str], mine: Path) -> None:
     assert left == "set()"
     stock = fresh.folder / "nnUNetv2_train"  # its process imports nothing of ours where it starts one a card
     stock.write_text("import sys; print(sys.excepthook.func.__module__)")
-    assert fresh.run("python", str(stock)) == "nnssl.core.nnunet_commands"
+    assert fresh.run("python", str(stock)) == "nnssl.core.errors"
     script, out = fresh.folder / "search.py", fresh.folder / "found.json"
     script.write_text(SEARCH)
     fresh.run("python", str(script), json.dumps(names), str(mine), str(out))

@@ -56,7 +56,7 @@ def test_readme__the_training_log_holds_the_transfer_report(walk: Walk) -> None:
 
 
 def test_readme__names_the_files_that_are_written(walk: Walk) -> None:
-    listing = README.read_text().split("## Where outputs lie")[1].split("Runs of `mae`")[0]
+    listing = README.read_text().split("## Where the outputs are")[1].split("Runs of `mae`")[0]
     run = walk.folder / "nnUNet_results" / SOURCE / "nnssl_vox2vec__nnsslPlans_tiny__3d_fullres" / "fold_all"
     named = set(re.findall(r"\b[\w]+\.(?:pth|json|jsonl|png|txt)\b", listing.split("nnUNet_results/")[1]))
     assert named == {file.name for file in run.iterdir()}

@@ -13,17 +13,17 @@ from typing import Any, Literal, cast
 
 import numpy as np
 
-from nnssl.analysis.embedding_files import (
+from nnssl.analysis.files import (
     ENDINGS,
-    Vectors,
-    body_vector,
+    CaseVectors,
     cell_affine,
     is_dense_map,
     read_vectors,
     write_dense,
     write_vectors,
 )
-from nnssl.analysis.inputs import find_cases
+from nnssl.checkpoints.pretrained import RANDOM
+from nnssl.core.distributed import resolve_device
 from nnssl.core.errors import BadCase, UserError
 from nnssl.core.files import read_json, remove_leftovers, write_json
 from nnssl.core.names import shown
@@ -32,10 +32,10 @@ from nnssl.data.folders import check_output_folder
 from nnssl.data.next_lines import command, device_flag
 from nnssl.data.raw import RawCase
 from nnssl.features.components import TILES, VOXELS, Moments, Projection, load_projection, sample_features
-from nnssl.features.guard import ImageGuard
 from nnssl.features.images import PreparedImage, prepare_raw_case
+from nnssl.features.inputs import ImageGuard, find_cases
 from nnssl.features.model import PretrainedModel, load_pretrained
-from nnssl.features.tiles import dense_features, dense_shape, tile_for
+from nnssl.features.tiles import body_vector, dense_features, dense_shape, tile_for
 from nnssl.networks.pyramid import Stride
 
 log = logging.getLogger("nnssl")
@@ -54,9 +54,9 @@ class Embedded:
 
     Args:
         folder: the output.
-        cases: names, sorted; also of earlier calls that this one went on with.
-        left_out: why others are not there, by name.
-        next: lines to type next, as `nnssl_embed` prints them.
+        cases: names, sorted, with those of earlier calls that this one continued.
+        left_out: reasons by name of the missing ones.
+        next: lines to type next, as printed by `nnssl_embed`.
     """
 
     folder: Path
@@ -74,7 +74,7 @@ def embed(
     components: int | None = None,
     level: int | None = None,
     pca: str | Path | None = None,
-    device: str = "cuda",
+    device: str | None = None,
     overwrite: bool = False,
     allow_other_intensities: bool = False,
 ) -> Embedded:
@@ -83,16 +83,17 @@ def embed(
     Cases that the output folder has already, made with the same settings, are kept.
 
     Args:
-        model: run folder of a pretraining, or a checkpoint.
-        images: dataset of nnUNet_raw, folder or image, see `nnssl.analysis.inputs.find_cases`.
-        output: folder; made where it is missing.
-        what: `case` for one vector a case, the mean over its body (`vectors.npz`); `dense` for a file a case with the
-            features of every cell.
-        file_format: `npz` or `csv` (both then) for vectors; `blosc2` or `nifti` for dense maps; None for the first.
-        components: of dense maps, by principal components of a sample of body voxels; None for all channels.
-        level: number of the only level that is used, 0 the finest; None for all of them.
-        pca: `pca.npz` of another call, whose components are used instead of new ones.
-        device: `cuda` or `cpu`.
+        model: run folder of a pretraining, or a checkpoint; or `random:RUN`.
+        images: dataset of nnUNet_raw, folder or image, see `nnssl.features.inputs.find_cases`.
+        output: folder; made if missing.
+        what: `case` for the mean over each case's body (`vectors.npz`); `dense` for a file per case with the features
+            of every cell.
+        file_format: `npz` or `csv` (which writes both) for vectors; `blosc2` or `nifti` for dense maps; None for the
+            first.
+        components: principal components of dense maps, fitted on a sample of body voxels; None for all channels.
+        level: the only level to use, 0 the finest; None for all.
+        pca: `pca.npz` of another call, for its components instead of new ones.
+        device: `cuda` or `cpu`; None: cuda where PyTorch sees a card.
         overwrite: make everything again.
         allow_other_intensities: take images of another modality than the pretraining's (`nnssl.data.guard`).
 
@@ -101,6 +102,7 @@ def embed(
             computed.
     """
     file_format = _checked_format(what, file_format, components, pca)
+    device = resolve_device(device)
     backbone = load_pretrained(model, device)
     _check_level(backbone, level, components)
     cases = find_cases(images, backbone.dataset_json)
@@ -111,27 +113,28 @@ def embed(
         components = len(given.components)
     guard = ImageGuard(backbone, [case.images for case in cases], allow_other_intensities)
     folder = Path(output)
-    settings = {"what": what, "format": file_format, "method": backbone.method, "checkpoint": str(backbone.path),
+    checkpoint = f"{RANDOM}:{backbone.path}" if backbone.is_random else str(backbone.path)
+    settings = {"what": what, "format": file_format, "method": backbone.method, "checkpoint": checkpoint,
                 "weights": backbone.fingerprint, "level": level, "components": components,
                 "channels": backbone.channels, "strides": backbone.strides}  # fmt: skip
     _open_folder(folder, settings, overwrite)
     job = _Job(backbone, folder, settings, device, guard)
     made = job.vectors(cases) if what == "case" else job.dense(cases, given)
     flags = ["--allow_other_intensities"] if allow_other_intensities else []
-    return replace(made, next=_pictures(made, cases, what, str(model), level, *flags, *device_flag(device, "cpu")))
+    return replace(made, next=_pictures(made, cases, what, str(model), level, *flags, *device_flag(device, ours=True)))
 
 
 def _pictures(
     made: Embedded, cases: list[RawCase], what: str, model: str, level: int | None, *flags: str
 ) -> tuple[str, ...]:
-    """The figure that shows the same features of the first image: what is alike, or for maps their components."""
+    """The figure of the first image's features: similarities for vectors, principal components for maps."""
     kind = "similarity" if what == "case" else "pca"
     levels = [] if level is None else ["-level", level]
     for case in cases:
         if case.name in made.cases:
             words = ["-m", model, "-i", case.images[0], *levels, "-o", f"{kind}.png", *flags]
             return (command("nnssl_visualize", kind, *words),)
-    return ()  # all of them were left out, and what is there is of an earlier call
+    return ()  # all were left out; what is there comes from an earlier call
 
 
 @dataclass(frozen=True)
@@ -149,7 +152,7 @@ class _Job:
     def vectors(self, cases: list[RawCase]) -> Embedded:
         done = read_vectors(self.folder / "vectors.npz")
         left_out: dict[str, str] = {}
-        unsaved = len(done)  # the table is written again: an earlier call may have been without it
+        unsaved = len(done)  # the earlier call may have written no csv: write all again
         try:
             for case in (case for case in cases if case.name not in done):
                 image = self._prepare(case, left_out)
@@ -164,7 +167,7 @@ class _Job:
                 self._save(done)
         return self._finish(sorted(done), left_out)
 
-    def _save(self, done: Vectors) -> int:
+    def _save(self, done: CaseVectors) -> int:
         channels = self.model.channels if self.level is None else [self.model.channels[self.level]]
         boundaries = [0, *np.cumsum(channels).tolist()]
         write_vectors(self.folder, done, boundaries, self.settings["format"] == "csv", self.level or 0)
@@ -184,7 +187,7 @@ class _Job:
         return self._finish(sorted(_finished(self.folder, ending)), left_out)
 
     def _projection(self, cases: list[RawCase], given: Projection | None, left_out: dict[str, str]) -> Projection:
-        """The one that is given, or of the earlier call that this one goes on with, or a new one."""
+        """The given one, the one of the earlier call that this one continues, or a new one."""
         file = self.folder / _PCA
         if file.is_file():
             found = load_projection(file, self.model, self.level)
@@ -194,8 +197,8 @@ class _Job:
             return found
         found = given or self._fit(cases, left_out)
         found.save(file)
-        shown = ", ".join(f"{share:.1%}" for share in found.explained)
-        log.info(f"{len(found.components)} components with {shown} of the variance: {file}")
+        shares = ", ".join(f"{share:.1%}" for share in found.explained)
+        log.info(f"{len(found.components)} components with {shares} of the variance: {file}")
         return found
 
     def _fit(self, cases: list[RawCase], left_out: dict[str, str]) -> Projection:
@@ -264,7 +267,7 @@ def _check_level(model: PretrainedModel, level: int | None, components: int | No
 
 
 def _open_folder(folder: Path, settings: dict[str, Any], overwrite: bool) -> None:
-    """Make the output folder, or make sure that it holds embeddings of the same kind; says what it is for."""
+    """Make the output folder or check that it holds embeddings of the same kind, and write the settings there."""
     file = folder / _SETTINGS
     check_output_folder(folder)
     if folder.is_dir() and any(folder.iterdir()) and not file.is_file():
@@ -275,28 +278,25 @@ def _open_folder(folder: Path, settings: dict[str, Any], overwrite: bool) -> Non
         if others:
             raise UserError(f"{folder} holds embeddings with another {others[0]}; give another -o, or --overwrite")
     elif found is not None:
-        maps = [
-            map_ for ending in ENDINGS.values() for map_ in folder.glob(f"*{ending}") if not _LEFT.fullmatch(map_.name)
-        ]
+        maps = [m for ending in ENDINGS.values() for m in folder.glob(f"*{ending}") if not _LEFT.fullmatch(m.name)]
         if strange := sorted(map_.name for map_ in maps if not is_dense_map(map_)):
             raise UserError(f"{folder} also holds {shown(strange[0])}, which nnssl_embed did not write, and "
                             f"--overwrite would remove it; move it away, or give a new folder as -o")  # fmt: skip
         for made in (*maps, *(folder / name for name in _OUTPUTS)):
             made.unlink(missing_ok=True)
-    for left in folder.glob(".*"):  # what a killed process was writing
-        if _LEFT.fullmatch(left.name):
-            left.unlink()
+    for left in (file for file in folder.glob(".*") if _LEFT.fullmatch(file.name)):  # of a killed process
+        left.unlink()
     remove_leftovers(folder)
     write_json(file, _plain(settings))
 
 
 def _finished(folder: Path, ending: str) -> set[str]:
-    """Cases whose dense map is there."""
-    files = (file.name for file in folder.glob(f"*{ending}"))
-    return {name[: -len(ending)] for name in files if not name.startswith(".")}  # those are being written
+    """Cases with a dense map."""
+    names = (file.name for file in folder.glob(f"*{ending}"))
+    return {name[: -len(ending)] for name in names if not name.startswith(".")}  # still being written
 
 
 def _plain(settings: dict[str, Any]) -> dict[str, Any]:
-    """As it comes back from JSON."""
+    """As read back from JSON."""
     plain: dict[str, Any] = json.loads(json.dumps(settings))
     return plain

@@ -9,22 +9,20 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from nnssl.analysis.match_picture import draw_match
-from nnssl.checkpoints.pretrained import PretrainedEncoder, read_pixel_encoder
-from nnssl.checkpoints.runs import checkpoint_of
-from nnssl.core.distributed import check_device
-from nnssl.core.errors import UserError
-from nnssl.features.guard import ImageGuard
-from nnssl.features.images import PreparedImage, channel_files, prepare_image
-from nnssl.features.match import EncodedImage, distance_back, encode_image, match_points, similarity_map
+from nnssl.analysis.planes import Overlay, draw_planes, format_mm, plane_widths
+from nnssl.analysis.points import RAS, locate
+from nnssl.core.figures import check_folder, new_figure, save_figure
+from nnssl.core.names import picture
+from nnssl.features.images import Floats, PreparedImage
+from nnssl.features.match import distance_back, match_points, similarity_map
+from nnssl.features.source import open_features
 
-Floats = NDArray[np.float64]
-_LPS_TO_RAS = np.array([-1.0, -1.0, 1.0])  # and back
+_OPACITY = 0.55  # of the similarity over the image
 
 
 @dataclass(frozen=True)
 class Place:
-    """A point of an image: (3,) mm (x, y, z) in the world, and (3,) voxels (x, y, z) of the file, also between them."""
+    """A point of an image: (3,) mm (x, y, z) in the world, and (3,) voxels (x, y, z) of the file, not always whole."""
 
     name: str
     world: Floats
@@ -39,8 +37,8 @@ class Match:
         query: the point.
         key: its best match, the centre of a cell.
         similarity: mean cosine of the embeddings, -1 to 1.
-        back_mm: how far from the point the match lands, if it is searched in the query image.
-        cell_mm: (3,) size (z, y, x) of a cell, in mm: how exact a match can be.
+        back_mm: distance from the point to where the match lands when searched in the query image.
+        cell_mm: (3,) size (z, y, x) of a cell, in mm: the precision of a match.
     """
 
     query: Place
@@ -58,92 +56,83 @@ def match(
     output: str | Path | None = None,
     voxel: bool = False,
     ras: bool = False,
-    device: str = "cpu",
+    device: str | None = None,
     allow_other_intensities: bool = False,
 ) -> Match:
     """Find the point of the key image that is most similar to a point of the query image.
 
     Args:
-        model: run folder of a pretraining with `sam` or `lapn`, or a checkpoint.
+        model: run folder of a pretraining with `sam` or `lapn`, or a checkpoint; or `random:RUN`.
         query: raw image, see `nnssl.features.images.channel_files`.
         key: raw image.
-        point: (x, y, z) in mm of the world, or voxels of the query's file.
+        point: (x, y, z), see `nnssl.analysis.points.locate` for it, `voxel` and `ras`.
         output: PNG to write; None for none.
-        voxel: whether the point is in voxels (integers are centres, the first is 0).
-        ras: whether world coordinates are RAS, here and in the result; else LPS.
-        device: `cpu` or `cuda`.
+        voxel: the point is in voxels of the query's file.
+        ras: world coordinates are RAS, here and in the result; otherwise LPS.
+        device: `cuda` or `cpu`; None: cuda where PyTorch sees a card.
         allow_other_intensities: take images of another modality than the pretraining's.
 
     Raises:
         UserError: a file is missing or cannot be used, the images are of another modality (`nnssl.data.guard`), or the
             point is not in the image.
     """
-    check_device(device, 1)
-    if output is not None and not Path(output).resolve().parent.is_dir():
-        raise UserError(f"the folder {Path(output).resolve().parent} of -o does not exist; make it first")
-    encoder = read_pixel_encoder(checkpoint_of(model))
-    ending = encoder.dataset_json["file_ending"]
-    files = [channel_files(image, encoder.encoder.input_channels, ending) for image in (query, key)]
-    guard = ImageGuard(encoder, files, allow_other_intensities)
-    asked, searched = (
-        guard.saw(prepare_image(image, encoder.plans, encoder.configuration, encoder.dataset_json))
-        for image in (query, key)
-    )
-    guard.report()
-    turn = _LPS_TO_RAS if ras else np.ones(3)
-    at = locate(asked, point, voxel, ras)
-    encoded, other = encode(encoder, asked, device), encode(encoder, searched, device)
-    found = match_points(encoded, other, at)
-    back = distance_back(encoded, other, at, found, asked.geometry.spacing)
-    stride = other.strides["fine"]
     if output is not None:
-        draw_match(asked, searched, at, found.points[0], similarity_map(encoded, other, at), stride, Path(output))
+        check_folder(Path(output))
+    source = open_features(model, None, device, [query, key], allow_other_intensities, encodings=True)
+    asked, searched = (source.prepare(image, with_body=False) for image in (query, key))
+    source.guard.report()
+    at = locate(asked, point, voxel, ras)
+    encoded, other = source.encode(asked), source.encode(searched)
+    found = match_points(encoded, other, at)
+    best, stride = found.points[0], other.strides["fine"]
+    if output is not None:
+        draw_match(asked, searched, at, best, similarity_map(encoded, other, at), stride, Path(output))
     return Match(
-        _place(asked, at, turn),
-        _place(searched, found.points[0], turn),
+        _place(asked, at, ras),
+        _place(searched, best, ras),
         float(found.similarity[0]),
-        float(back[0]),
+        float(distance_back(encoded, other, at, found, asked.geometry.spacing)[0]),
         np.asarray(stride) * searched.geometry.spacing,
     )
 
 
-def encode(encoder: PretrainedEncoder, image: PreparedImage, device: str = "cpu") -> EncodedImage:
-    """Encode an image in tiles of the pretraining's patch size."""
-    return encode_image(encoder.encoder, image.values, encoder.patch_size, device)
+def _place(image: PreparedImage, at: Floats, ras: bool) -> Place:
+    world = image.geometry.grid_to_world(at)
+    return Place(image.name, world * RAS if ras else world, image.geometry.world_to_file(world))
 
 
-def locate(image: PreparedImage, point: Sequence[float], voxel: bool, ras: bool) -> Floats:
-    """The point as (3,) voxels (z, y, x) of the preprocessed image.
+def draw_match(
+    query: PreparedImage,
+    key: PreparedImage,
+    point: Floats,
+    best: Floats,
+    similarity: NDArray[np.float32],
+    stride: Sequence[int],
+    file: Path,
+) -> None:
+    """Write a PNG: three planes of the query image through the point, and of the key image through the best one.
+
+    The similarity is drawn over the key image. Axes are in mm of the world (LPS), see `draw_planes`.
 
     Args:
-        image: that it is in.
-        point: (x, y, z) in mm of the world, or voxels of the file.
-        voxel: whether it is in voxels.
-        ras: whether its millimetres are RAS instead of LPS.
-
-    Raises:
-        UserError: it is not in the image, or in what nnU-Net crops from it.
+        query: image with the point.
+        key: image that was searched.
+        point: (3,) voxels (z, y, x) of the query image's grid.
+        best: (3,) voxels of the key image's grid.
+        similarity: (Z, Y, X) of the cells of the key image.
+        stride: voxels a cell.
+        file: to write.
     """
-    geometry, turn = image.geometry, _LPS_TO_RAS if ras else np.ones(3)
-    given = np.asarray(point, dtype=np.float64)
-    if not np.isfinite(given).all():
-        raise UserError(f"the point {' '.join(f'{v:g}' for v in given)} has to be three finite numbers, as in "
-                        f"-p 12.5 -30 104")  # fmt: skip
-    world = geometry.file_to_world(given) if voxel else given * turn
-    at = geometry.world_to_grid(world)
-    if not geometry.inside(at):
-        corners = np.array([[-0.5] * 3, geometry.size - 0.5])
-        ends = geometry.grid_to_world(corners)
-        ends = geometry.world_to_file(ends) if voxel else ends * turn
-        low, high = ends.min(0), ends.max(0)
-        ranges = ", ".join(f"{n} {a:.1f} to {b:.1f}" for n, a, b in zip("xyz", low, high, strict=True))
-        unit = "voxels" if voxel else "mm"
-        hint = "" if voxel else " (--voxel takes voxels, --ras other signs of x and y)"
-        raise UserError(f"the point {' '.join(f'{v:g}' for v in given)} is not in what nnU-Net keeps of {image.name}, "
-                        f"which in {unit} is {ranges}; give a point in there{hint}")  # fmt: skip
-    return at
-
-
-def _place(image: PreparedImage, at: Floats, turn: Floats) -> Place:
-    world = image.geometry.grid_to_world(at)
-    return Place(image.name, world * turn, image.geometry.world_to_file(world))
+    figure = new_figure(13.5, 9.0)
+    rows = figure.subplots(2, 3, squeeze=False, width_ratios=plane_widths(query, point))
+    ends = float(similarity.min()), float(similarity.max())
+    draw_planes(rows[0], query, point)
+    heat = draw_planes(rows[1], key, best, Overlay(similarity, stride, ends, opacity=_OPACITY))
+    assert heat is not None
+    for row, said, image in zip(rows, ("query", "key"), (query, key), strict=True):
+        row[0].set_ylabel(f"{said}: {picture(image.name)}\n{row[0].get_ylabel()}")
+    figure.colorbar(heat, ax=list(rows[1]), label="similarity (mean cosine)", shrink=0.9)
+    here, there = (format_mm(image.geometry.grid_to_world(at)) for image, at in ((query, point), (key, best)))
+    title = f"{query.name}: point at {here} mm\n{key.name}: best match at {there} mm, similarity {ends[1]:.3f}"
+    figure.suptitle(picture(title))
+    save_figure(figure, file)

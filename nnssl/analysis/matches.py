@@ -1,57 +1,60 @@
-"""Landmarks of one image, found in other ones by their features."""
+"""Landmarks of one image, found in others by their features: a column for each landmark, a row for each image."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nnssl.analysis.canvas import check_output, save_numbers
-from nnssl.analysis.features import FeatureSource, Floats, body_of, body_voxels, comparable, generator, open_features
-from nnssl.analysis.labels import LEFT, RIGHT, LabelVolume, label_file, label_names, names_of, read_labels
-from nnssl.analysis.match import locate
+from nnssl.analysis.planes import WIDTH, Scale, page, save_page, show_grey, turn_axes
+from nnssl.analysis.points import (
+    Landmarks,
+    body_of,
+    body_voxels,
+    centres_of_labels,
+    generator,
+    label_file,
+    label_names,
+    locate,
+    names_of,
+    places_of,
+    read_labels,
+)
 from nnssl.core.errors import UserError
-from nnssl.features.images import PreparedImage
-from nnssl.features.match import EncodedImage, distance_back, match_points
+from nnssl.core.figures import COLOURS, check_output, save_numbers
+from nnssl.core.names import picture
+from nnssl.features.images import Floats, PreparedImage, grey_window
+from nnssl.features.match import distance_back, match_points
+from nnssl.features.source import FeatureSource, open_features
+from nnssl.features.tiles import EncodedImage
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 log = logging.getLogger("nnssl")
-_VOXELS = 3_000  # of the body, whose mean feature is subtracted
+_VOXELS = 3_000  # of the body, for the mean feature to subtract
 _SHOWN = 6  # landmarks in a picture, at most
-
-
-Source = tuple[int, str]  # of a landmark: a label's value, and which of `LabelVolume.centres`
-
-
-@dataclass(frozen=True)
-class Landmarks:
-    """Named points of an image.
-
-    Args:
-        names: for the reader.
-        points: (N, 3) voxels (z, y, x) of the image's grid.
-        sources: what they are by the labels; none of given points.
-    """
-
-    names: tuple[str, ...]
-    points: Floats
-    sources: tuple[Source, ...] = ()
+_CHARACTERS = 12  # of a title to an inch
+_PALETTE = tuple(COLOURS[i] for i in (4, 5, 2, 3, 6, 1))  # those that stand out of grey
 
 
 @dataclass(frozen=True)
 class Found:
-    """Landmarks that were found in an image.
+    """Landmarks found in an image.
 
     Args:
-        image: the one that was searched.
+        image: the searched one.
         points: (N, 3) voxels of its grid.
-        truth: (N, 3) where they are by its labels; NaN where that is not known.
+        truth: (N, 3) places by its labels; NaN where unknown.
         errors: (N,) mm between both.
         similarity: (N,) mean cosine of the features, -1 to 1.
-        back: (N,) mm between the landmark and where the match lands if it is searched in the first image.
+        back: (N,) mm between the landmark and where the match lands when searched in the first image.
     """
 
     image: PreparedImage
@@ -62,39 +65,16 @@ class Found:
     back: Floats
 
 
-def centres_of_labels(labels: LabelVolume, names: Mapping[int, str]) -> Landmarks:
-    """Centres of mass of labels as landmarks, of both halves where a label lies on both sides.
-
-    Labels that do not occur, and centres that were cropped away, are left out.
-    """
-    found: list[tuple[str, Floats, Source]] = []
-    for value, name in names.items():
-        centres = labels.centres(value)
-        for side in (LEFT, RIGHT) if LEFT in centres else centres:
-            at = labels.geometry.world_to_grid(centres[side])
-            if labels.geometry.inside(at):
-                found.append((f"{name} ({side})" if side else name, at, (value, side)))
-    points = np.array([at for _, at, _ in found]).reshape(-1, 3)
-    return Landmarks(tuple(name for name, _, _ in found), points, tuple(source for _, _, source in found))
-
-
-def places_of(labels: LabelVolume, sources: Sequence[Source]) -> Floats:
-    """(N, 3) voxels of an image's grid where landmarks of another one are; NaN where it does not have them."""
-    centres = {value: labels.centres(value) for value, _ in sources}
-    places = [centres[value].get(side, np.full(3, np.nan)) for value, side in sources]
-    return labels.geometry.world_to_grid(np.array(places).reshape(-1, 3))
-
-
 def find_landmarks(
     query: EncodedImage, key: EncodedImage, asked: PreparedImage, searched: PreparedImage, points: Floats, truth: Floats
 ) -> Found:
     """Find landmarks of one image in another one.
 
     Args:
-        query: encoded image that has the landmarks.
-        key: encoded image that is searched.
-        asked: this image.
-        searched: this image.
+        query: encoded image with the landmarks.
+        key: encoded image to search.
+        asked: the first image.
+        searched: the second one.
         points: (N, 3) voxels of the first image.
         truth: (N, 3) voxels of the second one, or NaN.
     """
@@ -116,37 +96,35 @@ def visualize_matches(
     chosen: Sequence[str] = (),
     level: int | None = None,
     seed: int = 0,
-    device: str = "cpu",
+    device: str | None = None,
     allow_other_intensities: bool = False,
 ) -> list[Found]:
-    """Find landmarks of an image in other ones, and draw both side by side.
+    """Find landmarks of an image in others, and draw both side by side.
 
     Landmarks are the centres of mass of the image's labels, or of their halves (see `LabelVolume.centres`), or given
     points. Where the other images have labels too, the error is the distance to the same centre of mass. The picture
-    shows six of them at most: those whose labels are the smallest, or the first ones that are given or chosen; the
-    numbers (.json) hold all.
+    shows at most six: those of the smallest labels, or the first given or chosen ones; the numbers (.json) hold all.
 
     Args:
-        model: run folder or checkpoint of any method; encodings of `lapn` and `sam` are trained for this.
+        model: RUN of any method, see `nnssl.features.source.open_features`; encodings of `lapn` and `sam` are
+            trained for this.
         image: raw image with the landmarks, see `nnssl.features.images.channel_files`.
-        keys: raw images that are searched.
+        keys: raw images to search.
         output: the PNG.
-        points: (x, y, z) in mm of the world, or voxels of the file; none: the labels.
-        voxel: whether points are in voxels.
-        ras: whether their millimetres are RAS instead of LPS.
+        points: (x, y, z) of landmarks, see `nnssl.analysis.points.locate`; none for the labels.
+        voxel: points are in voxels.
+        ras: their millimetres are RAS instead of LPS.
         labels: folder of the label files; None for `labelsTr` beside `imagesTr`.
         chosen: names or values of the labels; none for all.
-        level: see `nnssl.analysis.features.open_features`.
+        level: of the feature pyramid; None as for `open_features`.
         seed: of the voxels whose mean feature is subtracted.
-        device: `cpu` or `cuda`.
+        device: `cuda` or `cpu`; None: cuda where PyTorch sees a card.
         allow_other_intensities: take images of another modality than the pretraining's (`nnssl.data.guard`).
 
     Raises:
         UserError: a file is missing or cannot be used, an image is of another modality, a point is not in the image,
             or there are no landmarks.
     """
-    from nnssl.analysis.matches_picture import draw_matches
-
     file = check_output(output)
     source = open_features(model, level, device, [image, *keys], allow_other_intensities)
     asked = source.prepare(image)
@@ -160,12 +138,12 @@ def visualize_matches(
     found = []
     for other in keys:
         searched = source.prepare(other)
-        encoded, key = comparable(source, voxels, query, source.encode(searched))
+        encoded, key = source.comparable(voxels, query, source.encode(searched))
         truth = _truth(source, searched, other, labels, landmarks)
         found.append(find_landmarks(encoded, key, asked, searched, landmarks.points, truth))
     source.guard.report()
     save_numbers(_numbers(source, asked, landmarks, found), file)
-    draw_matches(asked, landmarks, found, list(range(min(_SHOWN, len(landmarks.names)))), source.title, file)
+    draw_matches(asked, landmarks, found, source.title, file)
     return found
 
 
@@ -173,7 +151,7 @@ def _landmarks(
     source: FeatureSource, image: PreparedImage, path: str | Path, labels: str | Path | None, chosen: Sequence[str]
 ) -> Landmarks:
     """Landmarks of the image's labels that occur there; the smallest labels first where none are chosen."""
-    file = label_file(path, labels, source.model.dataset_json["file_ending"])
+    file = label_file(path, labels, source.origin.dataset_json["file_ending"])
     volume = read_labels(file, image.geometry)
     names = names_of([volume], label_names(file, chosen))
     if not chosen:
@@ -192,7 +170,7 @@ def _truth(
     if not landmarks.sources:
         return unknown
     try:
-        file = label_file(path, labels, source.model.dataset_json["file_ending"])
+        file = label_file(path, labels, source.origin.dataset_json["file_ending"])
     except UserError as missing:
         log.info(f"no errors in mm for {image.name}: {missing}")
         return unknown
@@ -227,3 +205,92 @@ def _numbers(
             for match in found
         ],
     }
+
+
+def draw_matches(asked: PreparedImage, landmarks: Landmarks, found: Sequence[Found], features: str, file: Path) -> None:
+    """Write the PNG: axial slices through the first landmarks, and in each searched image through their matches.
+
+    A ring marks the landmark or its match, a cross the place by the labels, projected where it is in another slice.
+
+    Args:
+        asked: image with the landmarks.
+        landmarks: of it.
+        found: in the other images.
+        features: for the title.
+        file: to write.
+    """
+    images = [asked, *(match.image for match in found)]
+    columns, rows_of = min(_SHOWN, len(landmarks.names)), len(images)
+    tallest = max(_height_over_width(image) for image in images)
+    width = min(WIDTH / columns, 3.5)
+    figure = page(
+        rows_of * (width * tallest * 0.8 + 0.45) + 1.2, f"Landmarks of {asked.name} found in other images ({features})"
+    )
+    axes = figure.subplots(rows_of, columns, squeeze=False)
+    for number, colour in zip(range(columns), _PALETTE, strict=False):
+        _slice(axes[0][number], asked, landmarks.points[number], colour)
+        axes[0][number].set_title(picture(fit_title(landmarks.names[number], width)), fontsize=9.5)
+        for row, match in enumerate(found, start=1):
+            _draw_found(axes[row][number], match, number, colour)
+    for row, image in enumerate(images):
+        for axis in axes[row][1:]:
+            axis.set_ylabel("")
+        axes[row][0].set_ylabel(f"{picture(image.name)}\n{axes[row][0].get_ylabel()}", fontsize=9)
+        for axis in axes[row]:
+            axis.tick_params(labelsize=7)
+            axis.set_xlabel(axis.get_xlabel() if row == rows_of - 1 else "", fontsize=8.5)
+    _legend(figure, bool(np.isfinite([match.errors for match in found]).any()))
+    save_page(figure, file)
+
+
+def fit_title(name: str, width: float) -> str:
+    """The name of a landmark, in lines that fit a column `width` inches wide."""
+    return textwrap.fill(name.replace("_", " "), int(width * _CHARACTERS))
+
+
+def _height_over_width(image: PreparedImage) -> float:
+    size, spacing = image.values.shape[1:], image.geometry.spacing
+    plane = Scale.of(image, np.zeros(3)).planes(np.zeros(3), size)[0]
+    return float(size[plane.rows] * spacing[plane.rows] / (size[plane.columns] * spacing[plane.columns]))
+
+
+def _slice(axis: Axes, image: PreparedImage, at: Floats, colour: str) -> None:
+    """The axial slice through a point, with a ring around it."""
+    scale, grey = Scale.of(image, at), image.values[0]
+    plane = scale.planes(at, grey.shape)[0]
+    show_grey(axis, scale, plane, grey, grey_window(grey))
+    turn_axes(axis, scale, plane, grey.shape)
+    _mark(axis, scale.place(plane, at), "o", 12, colour)
+
+
+def _mark(axis: Axes, place: tuple[float, float], marker: str, size: float, colour: str) -> None:
+    from matplotlib.patheffects import withStroke
+
+    outlined = [withStroke(linewidth=3.2, foreground="black")]
+    axis.plot(*place, marker, markersize=size, markerfacecolor="none", markeredgecolor=colour, markeredgewidth=1.6,
+              path_effects=outlined)  # fmt: skip
+
+
+def _draw_found(axis: Axes, match: Found, number: int, colour: str) -> None:
+    at = match.points[number]
+    _slice(axis, match.image, at, colour)
+    if np.isfinite(match.truth[number]).all():
+        scale = Scale.of(match.image, at)
+        plane = scale.planes(at, match.image.values.shape[1:])[0]
+        _mark(axis, scale.place(plane, match.truth[number]), "x", 5.5, "white")
+        said = f"error {match.errors[number]:.1f} mm"
+    else:
+        said = f"similarity {match.similarity[number]:.2f}"
+    axis.set_title(said, fontsize=9.5)
+
+
+def _legend(figure: Figure, with_truth: bool) -> None:
+    from matplotlib.lines import Line2D
+
+    ring = Line2D([], [], linestyle="", marker="o", markersize=9, markerfacecolor="none", markeredgecolor="black")
+    cross = Line2D([], [], linestyle="", marker="x", markersize=8, markeredgecolor="black")
+    marks, texts = [ring], ["landmark (first row), and its match; axial slices through them"]
+    if with_truth:
+        marks.append(cross)
+        texts.append("place by the labels (projected onto the slice)")
+    figure.legend(marks, texts, loc="outside lower center", ncols=2, fontsize=9, frameon=False)

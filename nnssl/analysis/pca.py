@@ -7,29 +7,33 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from nnssl.analysis.canvas import (
+from nnssl.analysis.files import write_on_image
+from nnssl.analysis.planes import (
     Overlay,
-    check_output,
+    cells_in,
     draw_bar,
     draw_planes,
     height_of_planes,
     page,
     parts_of,
     row_of_planes,
-    save_numbers,
-    save_png,
+    save_page,
 )
-from nnssl.analysis.components import Balance, cells_in, ends_of_colours, principal_components, project_image
-from nnssl.analysis.features import Floats, body_of, body_voxels, generator, open_features, read_vectors
-from nnssl.analysis.match import locate
-from nnssl.analysis.rasters import onto_file, save_nifti, size_of_file
-from nnssl.features.images import PreparedImage
-from nnssl.features.match import EncodedImage
+from nnssl.analysis.points import body_of, body_voxels, generator, locate
+from nnssl.core.figures import check_output, save_numbers
+from nnssl.features.components import Balance, Components, principal_components
+from nnssl.features.images import Floats, PreparedImage
+from nnssl.features.match import at_fine_cells, read_vectors
+from nnssl.features.source import open_features
+from nnssl.features.tiles import EncodedImage
 
-_VOXELS = 20_000  # of the body, that the components are fitted to
+_VOXELS = 20_000  # of the body, to fit the components to
 _FIRST = "cividis"  # made for red-green colour blindness
+_CELLS = 2**18  # of the finest map at a time
+_SHOWN = (1.0, 99.0)  # percentiles of the body's voxels at the ends of a colour
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,50 @@ def colour_components(image: EncodedImage, body: NDArray[np.bool_], voxels: Floa
     return Colours(cells, image.strides["fine"], ends, components.explained)
 
 
+def ends_of_colours(projected: Floats) -> Floats:
+    """(k, 2) darkest and brightest values of projected vectors (N, k)."""
+    return np.percentile(projected, _SHOWN, axis=0).T
+
+
+def project_image(
+    image: EncodedImage, balance: Balance, components: Components, ends: Floats, body: NDArray[np.bool_]
+) -> NDArray[np.uint8]:
+    """The components of every cell of an image's finest map, as colours.
+
+    Coarser maps are interpolated trilinearly. Projecting them first gives the same with little memory.
+
+    Args:
+        image: maps of an image.
+        balance: of its vectors.
+        components: k of the balanced vectors.
+        ends: (k, 2) values that become 1 and 255.
+        body: (Z, Y, X) voxels to show; cells with their centre elsewhere are 0.
+
+    Returns:
+        (k, Z, Y, X) of the cells of the finest map.
+    """
+    projected, first_column = {}, 0
+    for name, mean in balance.means.items():
+        axes = components.axes[:, first_column : first_column + len(mean)] / balance.scales[name]
+        first_column += len(mean)
+        weight = torch.from_numpy(axes).float()
+        offset = torch.from_numpy(axes @ mean.astype(np.float64)).float()[:, None, None, None]
+        projected[name] = torch.einsum("kd,dzyx->kzyx", weight, image.maps[name].float()) - offset
+    offset = torch.from_numpy(components.axes @ components.mean).float()[:, None, None, None]
+    low = torch.from_numpy(ends[:, 0]).float()[:, None, None, None]
+    width = torch.from_numpy(np.maximum(ends[:, 1] - ends[:, 0], 1e-12)).float()[:, None, None, None]
+    fine = projected.pop("fine")
+    colours = np.zeros(fine.shape, dtype=np.uint8)
+    planes = max(1, _CELLS // int(np.prod(fine.shape[2:])))
+    for first in range(0, fine.shape[1], planes):
+        total = fine[:, first : first + planes] - offset
+        for name, values in projected.items():
+            total += at_fine_cells(values, image, name, first, planes)
+        shown = 1 + 254 * ((total - low) / width).clamp(0, 1)
+        colours[:, first : first + planes] = shown.round().byte().numpy()
+    return colours * cells_in(body, image.strides["fine"], colours.shape[1:])
+
+
 def visualize_pca(
     model: str | Path,
     image: str | Path,
@@ -75,7 +123,7 @@ def visualize_pca(
     ras: bool = False,
     level: int | None = None,
     seed: int = 0,
-    device: str = "cpu",
+    device: str | None = None,
     allow_other_intensities: bool = False,
 ) -> Colours:
     """Draw the first three principal components of an image's features as red, green and blue.
@@ -84,16 +132,15 @@ def visualize_pca(
     NIfTI's own colour type).
 
     Args:
-        model: run folder or checkpoint of any method.
+        model: RUN of any method, see `nnssl.features.source.open_features`.
         image: raw image, see `nnssl.features.images.channel_files`.
         output: the PNG.
-        point: (x, y, z) that the planes go through, in mm of the world or voxels of the file; None for the middle of
-            the body.
-        voxel: whether the point is in voxels.
-        ras: whether its millimetres are RAS instead of LPS.
-        level: see `nnssl.analysis.features.open_features`.
+        point: (x, y, z) where the planes cross, see `nnssl.analysis.points.locate`; None for the middle of the body.
+        voxel: the point is in voxels.
+        ras: its millimetres are RAS instead of LPS.
+        level: of the feature pyramid; None as for `open_features`.
         seed: of the voxels that the components are fitted to.
-        device: `cpu` or `cuda`.
+        device: `cuda` or `cpu`; None: cuda where PyTorch sees a card.
         allow_other_intensities: take images of another modality than the pretraining's (`nnssl.data.guard`).
 
     Raises:
@@ -107,8 +154,8 @@ def visualize_pca(
     voxels = body_voxels(body, _VOXELS, generator(seed))
     at = np.round(np.median(voxels, axis=0)) if point is None else locate(prepared, point, voxel, ras)
     colours = colour_components(source.encode(prepared), body, voxels)
-    save_nifti(onto_file(colours.cells, colours.stride, prepared.geometry, size_of_file(source, image)),
-               prepared.geometry, file.with_suffix(".nii.gz"))  # fmt: skip
+    write_on_image(colours.cells, colours.stride, prepared.geometry, source.files_of(image)[0],
+                   file.with_suffix(".nii.gz"))  # fmt: skip
     numbers = {
         "features": source.title,
         "image": prepared.name,
@@ -133,17 +180,14 @@ def _draw(
         f"{name} {part:.0%}" for name, part in zip(("red", "green", "blue"), colours.explained, strict=True)
     )
     titles = (f"Components 1 to 3 as {said} of the variance", "Component 1")
-    overlays = (Overlay(colours.cells, shown, colours.stride, opacity=0.85),
-                Overlay(_values(colours, 0), shown, colours.stride, tuple(colours.ends[0]), _FIRST, 0.85))  # fmt: skip
+    low, high = colours.ends[0]
+    first = low + (colours.cells[0].astype(np.float64) - 1) / 254 * (high - low)
+    overlays = (Overlay(colours.cells, colours.stride, shown=shown, opacity=0.85),
+                Overlay(first, colours.stride, (low, high), shown, _FIRST, 0.85))  # fmt: skip
     for row, title, overlay in zip(rows, titles, overlays, strict=True):
         axes, beside = row_of_planes(row, image, at, title)
         drawn = draw_planes(axes, image, at, overlay, mark=False)
         if overlay.cells.ndim == 3:
             assert drawn is not None
             draw_bar(row, beside, drawn, "component 1")
-    save_png(figure, file)
-
-
-def _values(colours: Colours, component: int) -> NDArray[np.float64]:
-    low, high = colours.ends[component]
-    return np.asarray(low + (colours.cells[component].astype(np.float64) - 1) / 254 * (high - low))
+    save_page(figure, file)

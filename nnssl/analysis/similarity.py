@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,44 +10,195 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from nnssl.analysis.canvas import (
+from nnssl.analysis.files import write_on_image
+from nnssl.analysis.planes import (
     CELL,
     HEAT,
     Overlay,
-    check_output,
+    cells_in,
     draw_bar,
     draw_planes,
+    format_mm,
     height_of_planes,
     outline_cell,
     page,
     parts_of,
     row_of_planes,
-    save_numbers,
-    save_png,
+    save_page,
 )
-from nnssl.analysis.components import Balance, cells_in, principal_components
-from nnssl.analysis.features import (
-    FeatureSource,
-    Floats,
-    body_of,
-    body_voxels,
-    comparable,
-    generator,
-    open_features,
-    read_vectors,
-)
-from nnssl.analysis.match import locate
-from nnssl.analysis.match_picture import format_mm
-from nnssl.analysis.rasters import onto_file, save_nifti, size_of_file
-from nnssl.features.images import ImageGeometry, PreparedImage
-from nnssl.features.match import EncodedImage, match_points, similarity_map
+from nnssl.analysis.points import body_of, body_voxels, generator, locate
+from nnssl.core.figures import check_output, save_numbers
+from nnssl.features.components import Balance, principal_components
+from nnssl.features.images import Floats, ImageGeometry, PreparedImage
+from nnssl.features.match import match_points, read_vectors, similarity_map
+from nnssl.features.source import FeatureSource, open_features
+from nnssl.features.tiles import EncodedImage
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+_VOXELS = 3_000  # of the body, for the numbers besides the map
+_STEP = 10.0  # mm, of the profile
 _PLOTS = 3.6  # inches high
 _ORANGE = "#D55E00"
-_DOTS = 1_500  # more hide each other, and make the file large
+_DOTS = 1_500  # more hide each other and make the file large
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """Numbers of a similarity figure.
+
+    Args:
+        reference: (3,) voxels (z, y, x) of the reference in the first image's grid.
+        best: (3,) voxels of the most similar cell's centre in the searched image's grid; the reference itself where
+            its own image is searched.
+        map: (Z, Y, X) cosine similarity of every cell of the searched image, -1 to 1.
+        stride: (z, y, x) voxels a cell.
+        distances: (N,) mm from `best` to voxels of the body.
+        similarities: (N,) of these voxels.
+        components: (N, 2) principal components of their features.
+        explained: (2,) parts of the variance, 0 to 1.
+        reference_components: (2,) of the reference's feature.
+    """
+
+    reference: Floats
+    best: Floats
+    map: NDArray[np.float32]
+    stride: tuple[int, int, int]
+    distances: Floats
+    similarities: Floats
+    components: Floats
+    explained: Floats
+    reference_components: Floats
+
+
+def distances_mm(geometry: ImageGeometry, points: ArrayLike, point: ArrayLike) -> Floats:
+    """(N,) mm in the world between voxels (N, 3) of an image's grid and one of them (3,)."""
+    away: Floats = geometry.grid_to_world(points) - geometry.grid_to_world(point)
+    return np.asarray(np.linalg.norm(away, axis=-1))
+
+
+def mean_by_distance(distances: Floats, similarities: Floats, step: float = _STEP) -> list[tuple[float, float, int]]:
+    """Mean similarity in shells of `step` mm: (outer radius, mean, number of voxels), without empty shells."""
+    shell = np.floor(distances / step).astype(int)
+    return [((s + 1) * step, float(similarities[shell == s].mean()), int((shell == s).sum())) for s in np.unique(shell)]
+
+
+def rank_correlation(a: Floats, b: Floats) -> float:
+    """Spearman's correlation; NaN where one of them is constant."""
+    from scipy.stats import rankdata
+
+    ranks = [rankdata(values) for values in (a, b)]
+    if any(np.ptp(r) == 0 for r in ranks):
+        return float("nan")
+    return float(np.corrcoef(*ranks)[0, 1])
+
+
+def compare(
+    query: EncodedImage, key: EncodedImage, geometry: ImageGeometry, point: Floats, voxels: Floats
+) -> Similarity:
+    """Compare a point with all places of an image.
+
+    Args:
+        query: encoded image with the point, ready for cosines.
+        key: encoded image to search; it may be the same object.
+        geometry: of the searched image.
+        point: (3,) voxels of the query image.
+        voxels: (N, 3) of the searched image's body.
+    """
+    similarity = similarity_map(query, key, point)
+    best = point if key is query else match_points(query, key, point).points[0]
+    stride = key.strides["fine"]
+    cells = tuple(np.floor((voxels + 0.5) / np.asarray(stride)).astype(int).T)
+    vectors = read_vectors(key, voxels)
+    balance = Balance.of(vectors)
+    balanced = balance(vectors)
+    components = principal_components(balanced, 2)
+    reference = components(balance(read_vectors(query, point)))[0]
+    return Similarity(point, best, similarity, stride, distances_mm(geometry, voxels, best),
+                      similarity[cells].astype(np.float64), components(balanced), components.explained,
+                      reference)  # fmt: skip
+
+
+def visualize_similarity(
+    model: str | Path,
+    image: str | Path,
+    output: str | Path,
+    key: str | Path | None = None,
+    point: Sequence[float] | None = None,
+    voxel: bool = False,
+    ras: bool = False,
+    level: int | None = None,
+    seed: int = 0,
+    device: str | None = None,
+    allow_other_intensities: bool = False,
+) -> Similarity:
+    """Draw how similar every place of an image is to a point, and the principal components against the distance.
+
+    Written: the picture; beside it its numbers (.json) and the similarities on the voxels of the searched image's file
+    (.nii.gz).
+
+    Args:
+        model: RUN of any method, see `nnssl.features.source.open_features`.
+        image: raw image with the point, see `nnssl.features.images.channel_files`.
+        output: the PNG.
+        key: raw image to search; None for the same.
+        point: (x, y, z), see `nnssl.analysis.points.locate`; None for one drawn from the body.
+        voxel: the point is in voxels.
+        ras: its millimetres are RAS instead of LPS.
+        level: of the feature pyramid; None as for `open_features`.
+        seed: of all random draws.
+        device: `cuda` or `cpu`; None: cuda where PyTorch sees a card.
+        allow_other_intensities: take images of another modality than the pretraining's (`nnssl.data.guard`).
+
+    Raises:
+        UserError: a file is missing or cannot be used, an image is of another modality, or the point is not in the
+            image.
+    """
+    file = check_output(output, ".nii.gz")
+    images = [image] if key is None else [image, key]
+    source = open_features(model, level, device, images, allow_other_intensities)
+    asked = source.prepare(image)
+    body, rng = body_of(asked), generator(seed)
+    voxels = body_voxels(body, _VOXELS, rng)
+    # none of these voxels: it would be 0 mm from itself and as similar as can be
+    at = body_voxels(body, 1, rng)[0] if point is None else locate(asked, point, voxel, ras)
+    searched = asked if key is None else source.prepare(key)
+    source.guard.report()
+    of_key = body_of(searched)
+    encoded = source.comparable(voxels, *map(source.encode, [asked] if key is None else [asked, searched]))
+    found = compare(encoded[0], encoded[-1], searched.geometry, at,
+                    voxels if key is None else body_voxels(of_key, _VOXELS, rng))  # fmt: skip
+    shown = cells_in(of_key, found.stride, found.map.shape)
+    write_on_image(np.where(shown, found.map, 0)[None], found.stride, searched.geometry, source.files_of(images[-1])[0],
+                   file.with_suffix(".nii.gz"))  # fmt: skip
+    save_numbers(_numbers(found, source, asked, searched, shown), file)
+    coarsest = np.max(list(encoded[0].strides.values()), axis=0)
+    draw_similarity(found, asked, searched, shown, coarsest, source.title, file)
+    return found
+
+
+def _numbers(
+    found: Similarity, source: FeatureSource, query: PreparedImage, key: PreparedImage, shown: NDArray[np.bool_]
+) -> dict[str, Any]:
+    inside = found.map[shown]
+    return {
+        "features": source.title,
+        "reference": {"image": query.name, "mm_lps": query.geometry.grid_to_world(found.reference)},
+        "most_similar": {
+            "image": key.name,
+            "mm_lps": key.geometry.grid_to_world(found.best),
+            "similarity": float(inside.max()),
+        },
+        "similarity_in_body": {"mean": float(inside.mean()), "std": float(inside.std())},
+        "rank_correlation_of_similarity_and_distance": rank_correlation(found.similarities, found.distances),
+        "mean_similarity_by_distance": [
+            {"up_to_mm": edge, "similarity": mean, "voxels": count}
+            for edge, mean, count in mean_by_distance(found.distances, found.similarities)
+        ],
+        "explained_variance": found.explained,
+        "cell_mm": np.asarray(found.stride) * key.geometry.spacing,
+    }
 
 
 def draw_similarity(
@@ -61,10 +211,10 @@ def draw_similarity(
         found: the numbers.
         query: image with the reference.
         key: image that was searched.
-        shown: (Z, Y, X) cells of the searched image that are body.
-        patch: (z, y, x) voxels of the coarsest cell, which is outlined around the reference.
-        features: what they are, for the title.
-        file: where to write it.
+        shown: (Z, Y, X) cells of the body in the searched image.
+        patch: (z, y, x) voxels of the coarsest cell, outlined around the reference.
+        features: for the title.
+        file: to write.
     """
     heights = [height_of_planes(query, found.reference), height_of_planes(key, found.best), _PLOTS]
     where = format_mm(query.geometry.grid_to_world(found.reference))
@@ -78,19 +228,16 @@ def draw_similarity(
     title = f"Cosine similarity in {key.name}" + ("" if same else
              f", largest at {format_mm(key.geometry.grid_to_world(found.best))} mm")  # fmt: skip
     axes, beside = row_of_planes(rows[1], key, found.best, title)
-    ends = _ends(found.map[shown])
-    heat = draw_planes(axes, key, found.best, Overlay(found.map, shown, found.stride, ends))
+    inside = found.map[shown]
+    ends = float(np.percentile(inside, 0.5)), float(inside.max())
+    heat = draw_planes(axes, key, found.best, Overlay(found.map, found.stride, ends, shown))
     assert heat is not None
     draw_bar(rows[1], beside, heat, "cosine similarity")
     left, right = rows[2].subplots(1, 2)
     origin = "the reference" if same else "the most similar place"
     _draw_components(left, found, f"distance to {origin} (mm)")
     _draw_profile(right, found, f"distance to {origin} (mm)")
-    save_png(figure, file)
-
-
-def _ends(similarities: NDArray[np.float32]) -> tuple[float, float]:
-    return float(np.percentile(similarities, 0.5)), float(similarities.max())
+    save_page(figure, file)
 
 
 def _draw_legend(axis: Axes, cell_mm: NDArray[np.float64]) -> None:
@@ -129,166 +276,3 @@ def _draw_profile(axis: Axes, found: Similarity, label: str) -> None:
     axis.set_title("Similarity against distance", fontsize=10.5)
     axis.grid(alpha=0.3)
     axis.legend(loc="best", fontsize=9)
-
-
-log = logging.getLogger("nnssl")
-_VOXELS = 3_000  # of the body, for the numbers that are no map
-_STEP = 10.0  # mm, of the profile
-
-
-@dataclass(frozen=True)
-class Similarity:
-    """Numbers of a similarity figure.
-
-    Args:
-        reference: (3,) voxels (z, y, x) of the reference in the first image's grid.
-        best: (3,) voxels of the most similar cell's centre in the searched image's grid; the reference itself where
-            the image is searched that it is in.
-        map: (Z, Y, X) cosine similarity of every cell of the searched image, -1 to 1.
-        stride: (z, y, x) voxels a cell.
-        distances: (N,) mm from `best` to voxels of the body.
-        similarities: (N,) of these voxels.
-        components: (N, 2) principal components of their features.
-        explained: (2,) parts of the variance, 0 to 1.
-        reference_components: (2,) of the reference's feature.
-    """
-
-    reference: Floats
-    best: Floats
-    map: NDArray[np.float32]
-    stride: tuple[int, int, int]
-    distances: Floats
-    similarities: Floats
-    components: Floats
-    explained: Floats
-    reference_components: Floats
-
-
-def distances_mm(geometry: ImageGeometry, points: ArrayLike, point: ArrayLike) -> Floats:
-    """(N,) mm in the world between voxels (N, 3) of an image's grid and one of them (3,)."""
-    away: Floats = geometry.grid_to_world(points) - geometry.grid_to_world(point)
-    return np.asarray(np.linalg.norm(away, axis=-1))
-
-
-def mean_by_distance(distances: Floats, similarities: Floats, step: float = _STEP) -> list[tuple[float, float, int]]:
-    """Mean similarity in shells of so many mm: (outer radius, mean, number of voxels), shells without any left out."""
-    shell = np.floor(distances / step).astype(int)
-    return [((s + 1) * step, float(similarities[shell == s].mean()), int((shell == s).sum())) for s in np.unique(shell)]
-
-
-def rank_correlation(a: Floats, b: Floats) -> float:
-    """Spearman's correlation; NaN where one of them is the same everywhere."""
-    from scipy.stats import rankdata
-
-    ranks = [rankdata(values) for values in (a, b)]
-    if any(np.ptp(r) == 0 for r in ranks):
-        return float("nan")
-    return float(np.corrcoef(*ranks)[0, 1])
-
-
-def compare(
-    query: EncodedImage, key: EncodedImage, geometry: ImageGeometry, point: Floats, voxels: Floats
-) -> Similarity:
-    """Compare a point with all places of an image.
-
-    Args:
-        query: encoded image that the point is in, ready for cosines.
-        key: the image that is searched; it may be the same object.
-        geometry: of the searched image.
-        point: (3,) voxels of the query image.
-        voxels: (N, 3) of the searched image's body.
-    """
-    similarity = similarity_map(query, key, point)
-    best = point if key is query else match_points(query, key, point).points[0]
-    stride = key.strides["fine"]
-    cells = tuple(np.floor((voxels + 0.5) / np.asarray(stride)).astype(int).T)
-    vectors = read_vectors(key, voxels)
-    balance = Balance.of(vectors)
-    balanced = balance(vectors)
-    components = principal_components(balanced, 2)
-    reference = components(balance(read_vectors(query, point)))[0]
-    return Similarity(point, best, similarity, stride, distances_mm(geometry, voxels, best),
-                      similarity[cells].astype(np.float64), components(balanced), components.explained,
-                      reference)  # fmt: skip
-
-
-def visualize_similarity(
-    model: str | Path,
-    image: str | Path,
-    output: str | Path,
-    key: str | Path | None = None,
-    point: Sequence[float] | None = None,
-    voxel: bool = False,
-    ras: bool = False,
-    level: int | None = None,
-    seed: int = 0,
-    device: str = "cpu",
-    allow_other_intensities: bool = False,
-) -> Similarity:
-    """Draw how similar every place of an image is to a point, and the principal components against the distance.
-
-    Written: the picture; beside it its numbers (.json) and the similarities on the voxels of the searched image's file
-    (.nii.gz).
-
-    Args:
-        model: run folder or checkpoint of any method.
-        image: raw image that the point is in, see `nnssl.features.images.channel_files`.
-        output: the PNG.
-        key: raw image that is searched; None for the same.
-        point: (x, y, z) in mm of the world, or voxels of the file; None for one that is drawn from the body.
-        voxel: whether the point is in voxels.
-        ras: whether its millimetres are RAS instead of LPS.
-        level: see `nnssl.analysis.features.open_features`.
-        seed: of what is drawn.
-        device: `cpu` or `cuda`.
-        allow_other_intensities: take images of another modality than the pretraining's (`nnssl.data.guard`).
-
-    Raises:
-        UserError: a file is missing or cannot be used, an image is of another modality, or the point is not in the
-            image.
-    """
-
-    file = check_output(output, ".nii.gz")
-    source = open_features(model, level, device, [image] if key is None else [image, key], allow_other_intensities)
-    asked = source.prepare(image)
-    body, rng = body_of(asked), generator(seed)
-    voxels = body_voxels(body, _VOXELS, rng)
-    # not one of the voxels: it is 0 mm from itself and as similar as can be
-    at = body_voxels(body, 1, rng)[0] if point is None else locate(asked, point, voxel, ras)
-    searched = asked if key is None else source.prepare(key)
-    source.guard.report()
-    of_key = body_of(searched)
-    encoded = comparable(source, voxels, *(source.encode(i) for i in ([asked] if key is None else [asked, searched])))
-    found = compare(encoded[0], encoded[-1], searched.geometry, at,
-                    voxels if key is None else body_voxels(of_key, _VOXELS, rng))  # fmt: skip
-    shown = cells_in(of_key, found.stride, found.map.shape)
-    size = size_of_file(source, image if key is None else key)
-    whole = onto_file(np.where(shown, found.map, 0)[None], found.stride, searched.geometry, size)
-    save_nifti(whole, searched.geometry, file.with_suffix(".nii.gz"))
-    save_numbers(_numbers(found, source, asked, searched, shown), file)
-    draw_similarity(found, asked, searched, shown, np.max(list(encoded[0].strides.values()), axis=0), source.title,
-                    file)  # fmt: skip
-    return found
-
-
-def _numbers(
-    found: Similarity, source: FeatureSource, query: PreparedImage, key: PreparedImage, shown: NDArray[np.bool_]
-) -> dict[str, Any]:
-    inside = found.map[shown]
-    return {
-        "features": source.title,
-        "reference": {"image": query.name, "mm_lps": query.geometry.grid_to_world(found.reference)},
-        "most_similar": {
-            "image": key.name,
-            "mm_lps": key.geometry.grid_to_world(found.best),
-            "similarity": float(inside.max()),
-        },
-        "similarity_in_body": {"mean": float(inside.mean()), "std": float(inside.std())},
-        "rank_correlation_of_similarity_and_distance": rank_correlation(found.similarities, found.distances),
-        "mean_similarity_by_distance": [
-            {"up_to_mm": edge, "similarity": mean, "voxels": count}
-            for edge, mean, count in mean_by_distance(found.distances, found.similarities)
-        ],
-        "explained_variance": found.explained,
-        "cell_mm": np.asarray(found.stride) * key.geometry.spacing,
-    }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,20 +11,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nnssl.analysis.canvas import check_output, page, save_numbers, save_png
-from nnssl.analysis.components import Balance, principal_components
-from nnssl.analysis.features import FeatureSource, Floats, Vectors, generator, open_features, read_vectors
-from nnssl.analysis.labels import LabelVolume, label_file, label_names, names_of, read_labels
+from nnssl.analysis.planes import page, save_page
+from nnssl.analysis.points import LabelVolume, generator, label_file, label_names, names_of, read_labels
 from nnssl.core.errors import UserError
+from nnssl.core.figures import COLOURS, check_output, save_numbers
+from nnssl.core.files import replace_file
 from nnssl.core.names import csv_table, picture
-from nnssl.pretraining.pictures import COLOURS
+from nnssl.features.components import Balance, principal_components
+from nnssl.features.images import Floats
+from nnssl.features.match import Vectors, read_vectors
+from nnssl.features.source import FeatureSource, open_features
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-log = logging.getLogger("nnssl")
 _COMPONENTS = 50  # that t-SNE starts from, as its authors do
-_NEIGHBOURS = 10  # of which the share with the same label is counted
+_NEIGHBOURS = 10  # for the share of those with the same label
 _MARKERS = "o^sDv"
 _PALETTE = (*COLOURS[:-1], "#000000")  # Okabe and Ito's, with black for white
 
@@ -38,9 +39,9 @@ class Scatter:
         places: (N, 2) of the voxels in the picture.
         labels: (N,) values of their labels.
         names: of the labels by value.
-        images: (N,) which image each is of.
+        images: (N,) number of each voxel's image.
         voxels: (N, 3) voxels (z, y, x) of the image's grid.
-        neighbours: share of the ten nearest voxels in the features' space that have the same label, by label.
+        neighbours: by label, share of the ten nearest voxels in feature space with the same label.
     """
 
     places: Floats
@@ -72,7 +73,7 @@ def draw_voxels(
 
 
 def same_neighbours(vectors: Floats, labels: NDArray[np.int64], count: int = _NEIGHBOURS) -> dict[int, float]:
-    """Share of the nearest other vectors that have the same label, by label: 1 where labels are apart."""
+    """By label, share of the nearest other vectors with the same label: 1 where labels are apart."""
     from sklearn.neighbors import NearestNeighbors
 
     count = min(count, len(vectors) - 1)
@@ -86,7 +87,7 @@ def embed_in_plane(vectors: Floats, perplexity: float, seed: int) -> Floats:
 
     Args:
         vectors: balanced.
-        perplexity: about how many neighbours count; made smaller where there are few vectors.
+        perplexity: about the number of neighbours that count; smaller for few vectors.
         seed: of the optimisation.
     """
     from sklearn.manifold import TSNE
@@ -111,7 +112,7 @@ def visualize_tsne(
     perplexity: float = 30.0,
     level: int | None = None,
     seed: int = 0,
-    device: str = "cpu",
+    device: str | None = None,
     allow_other_intensities: bool = False,
 ) -> Scatter:
     """Draw features of labelled voxels of one or more images in two dimensions, coloured by label.
@@ -119,16 +120,16 @@ def visualize_tsne(
     Written: the picture; beside it its numbers (.json) and the voxels with their places (.csv).
 
     Args:
-        model: run folder or checkpoint of any method.
+        model: RUN of any method, see `nnssl.features.source.open_features`.
         images: raw images, see `nnssl.features.images.channel_files`.
         output: the PNG.
         labels: folder of the label files, or the one of the only image; None for `labelsTr` beside `imagesTr`.
         chosen: names or values of the labels; none for all.
         per_label: voxels of each label, over all images.
         perplexity: of t-SNE.
-        level: see `nnssl.analysis.features.open_features`.
+        level: of the feature pyramid; None as for `open_features`.
         seed: of the voxels and of t-SNE.
-        device: `cpu` or `cuda`.
+        device: `cuda` or `cpu`; None: cuda where PyTorch sees a card.
         allow_other_intensities: take images of another modality than the pretraining's (`nnssl.data.guard`).
 
     Raises:
@@ -139,19 +140,7 @@ def visualize_tsne(
     if per_label < 2 or not 0 < perplexity < math.inf:
         raise UserError("--per_label has to be at least 2 and --perplexity a finite number above 0")
     source = open_features(model, level, device, images, allow_other_intensities)
-    ending = source.model.dataset_json["file_ending"]
-    files = [label_file(image, labels, ending) for image in images]
-    named = label_names(files[0], chosen)
-    rng = generator(seed)
-    share = -(-per_label // len(images))
-    rows, cases, names = [], [], dict(named)
-    for number, (image, labelled) in enumerate(zip(images, files, strict=True)):
-        prepared = source.prepare(image)
-        volume = read_labels(labelled, prepared.geometry)
-        names |= names_of([volume], named)
-        points, values = draw_voxels(volume, sorted(names), share, rng)
-        rows.append((read_vectors(source.encode(prepared), points), points, values, np.full(len(points), number)))
-        cases.append(prepared.name)
+    rows, names, cases = _read_labelled(source, images, labels, chosen, -(-per_label // len(images)), generator(seed))
     source.guard.report()
     vectors = {name: np.concatenate([row[0][name] for row in rows]) for name in rows[0][0]}
     points, values, which = (np.concatenate([row[i] for row in rows]) for i in (1, 2, 3))
@@ -161,18 +150,42 @@ def visualize_tsne(
     names = {value: name for value, name in names.items() if (values == value).any()}
     scatter = Scatter(embed_in_plane(reduced, perplexity, seed), values, names, which, points,
                       same_neighbours(reduced, values))  # fmt: skip
-    _save(scatter, source, cases, file)
-    _draw(scatter, f"t-SNE of voxel features ({source.title})\n{_images(cases)}", file)
+    _save(scatter, source.title, cases, file)
+    named_cases = ", ".join(cases) if len(cases) < 6 else f"{len(cases)} images"
+    _draw(scatter, f"t-SNE of voxel features ({source.title})\n{named_cases}", file)
     return scatter
 
 
-def _images(cases: Sequence[str]) -> str:
-    return ", ".join(cases) if len(cases) < 6 else f"{len(cases)} images"
+Rows = list[tuple[Vectors, Floats, NDArray[np.int64], NDArray[np.int64]]]
 
 
-def _save(scatter: Scatter, source: FeatureSource, cases: Sequence[str], file: Path) -> None:
+def _read_labelled(
+    source: FeatureSource,
+    images: Sequence[str | Path],
+    labels: str | Path | None,
+    chosen: Sequence[str],
+    share: int,
+    rng: np.random.Generator,
+) -> tuple[Rows, dict[int, str], list[str]]:
+    """Of every image vectors, points, labels and its number; the names of the labels; those of the images."""
+    ending = source.origin.dataset_json["file_ending"]
+    files = [label_file(image, labels, ending) for image in images]
+    named = label_names(files[0], chosen)
+    names, cases = dict(named), []
+    rows: Rows = []
+    for number, (image, labelled) in enumerate(zip(images, files, strict=True)):
+        prepared = source.prepare(image)
+        volume = read_labels(labelled, prepared.geometry)
+        names |= names_of([volume], named)
+        points, values = draw_voxels(volume, sorted(names), share, rng)
+        rows.append((read_vectors(source.encode(prepared), points), points, values, np.full(len(points), number)))
+        cases.append(prepared.name)
+    return rows, names, cases
+
+
+def _save(scatter: Scatter, features: str, cases: Sequence[str], file: Path) -> None:
     numbers: dict[str, Any] = {
-        "features": source.title,
+        "features": features,
         "images": list(cases),
         "voxels": {name: int((scatter.labels == value).sum()) for value, name in scatter.names.items()},
         "share_of_nearest_neighbours_with_the_same_label": {
@@ -187,10 +200,8 @@ def _save(scatter: Scatter, source: FeatureSource, cases: Sequence[str], file: P
         [cases[which], scatter.names[int(value)], *(f"{v:.1f}" for v in voxel), *(f"{p:.4f}" for p in place)]
         for which, value, voxel, place in voxels
     ]
-    temporary = file.with_suffix(".csv.writing")
     table = csv_table(["image", "label", "z", "y", "x", "place_1", "place_2"], rows)
-    temporary.write_text(table, encoding="utf-8", newline="")
-    temporary.replace(file.with_suffix(".csv"))
+    replace_file(file.with_suffix(".csv"), table.encode())
 
 
 def _draw(scatter: Scatter, heading: str, file: Path) -> None:
@@ -203,7 +214,7 @@ def _draw(scatter: Scatter, heading: str, file: Path) -> None:
     title = f"label (share of the {_NEIGHBOURS} nearest\nfeatures with the same label)"
     legend = figure.legend(loc="outside right upper", fontsize=9, markerscale=2, frameon=False, title=title)
     legend.get_title().set_fontsize(9)
-    save_png(figure, file)
+    save_page(figure, file)
 
 
 def draw_scatter(

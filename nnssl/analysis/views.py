@@ -1,4 +1,4 @@
-"""What a finished run's method sees and makes of chosen cases, without training."""
+"""What a run's method sees of chosen cases and makes of them, without training."""
 
 from __future__ import annotations
 
@@ -9,21 +9,20 @@ from typing import Any
 
 import torch
 
-from nnssl.analysis.canvas import check_output, save_numbers
-from nnssl.checkpoints.files import load_checkpoint
-from nnssl.checkpoints.runs import checkpoint_of
-from nnssl.core.distributed import check_device
+from nnssl.checkpoints.runs import Run, open_run
+from nnssl.core.distributed import resolve_device
 from nnssl.core.errors import UserError
+from nnssl.core.figures import check_output, save_numbers
 from nnssl.core.files import read_json
 from nnssl.core.names import check_name
 from nnssl.core.plans_schema import PlansFile
 from nnssl.data.folders import require_folders
 from nnssl.data.guard import Images, names_of_channels, warn_of_images
 from nnssl.data.loader import Cases, SampleDataset
-from nnssl.data.prepared import volume_folders
+from nnssl.data.plan_and_preprocess import volume_folders
 from nnssl.data.raw import read_dataset_json
 from nnssl.data.volumes import VolumeFolder
-from nnssl.methods.base import Batch, Method, Panel, to_device
+from nnssl.methods.base import Batch, Method, Panel, Sample, to_device
 from nnssl.methods.options import from_plain
 from nnssl.methods.registry import get_method, method_names
 from nnssl.pretraining.pictures import draw_panels
@@ -47,43 +46,33 @@ class Drawn:
     numbers: dict[str, float]
 
 
-@dataclass(frozen=True)
-class _Run:
-    """A finished run's method with an augmented batch."""
-
-    name: str
-    method: Method
-    batch: Batch
-    cases: list[str]
-    epoch: int
-
-
 def visualize_views(
     model: str | Path,
     output: str | Path,
     cases: Sequence[str] = (),
     step: int = 0,
-    device: str = "cpu",
+    device: str | None = None,
     allow_other_intensities: bool = False,
 ) -> Drawn:
     """Draw the views that a run's method makes of cases, as `views.png` does at the first step of a training.
 
     Args:
-        model: run folder or checkpoint of any method.
+        model: run folder or checkpoint of any method; or `random:RUN`.
         output: the PNG; its numbers (.json) are written beside it.
-        cases: names of preprocessed volumes, such as case_001 or Dataset500_Thorax/case_001; none for the first ones
-            of the run, those that were held out before the others.
+        cases: names of preprocessed volumes, such as case_001 or Dataset500_Thorax/case_001; none for the run's first
+            ones, held-out ones before the others.
         step: number of the step whose random crops are drawn.
-        device: `cpu` or `cuda`.
+        device: `cuda` or `cpu`; None: cuda where PyTorch sees a card.
         allow_other_intensities: take cases of a dataset of another modality (`nnssl.data.guard`).
 
     Raises:
         UserError: there is no such checkpoint or volume, or a dataset is of another modality.
     """
     file = check_output(output)
-    run = _prepare(model, cases, step, device, allow_other_intensities)
-    panels = type(run.method).panels({key: value.cpu() for key, value in run.batch.items()}, run.method.config)
-    return _draw(Drawn(run.cases, panels, {}), run, f"views of step {step}", file)
+    run = open_run(model)
+    method, batch, names = _prepare(run, cases, step, device, allow_other_intensities)
+    panels = type(method).panels({key: value.cpu() for key, value in batch.items()}, method.config)
+    return _draw(Drawn(names, panels, {}), f"{run.title}: views of step {step}", run.title, file)
 
 
 def visualize_reconstruction(
@@ -91,58 +80,62 @@ def visualize_reconstruction(
     output: str | Path,
     cases: Sequence[str] = (),
     step: int = 0,
-    device: str = "cpu",
+    device: str | None = None,
     allow_other_intensities: bool = False,
 ) -> Drawn:
     """Draw what a run's network makes of masked crops, as `reconstruction.png` does; its loss is among the numbers.
 
     Args:
-        model: run folder or checkpoint of a method that reconstructs.
-        output: the PNG; its numbers (.json) are written beside it.
-        cases: see `visualize_views`.
+        model: as of `visualize_views`, of a method that reconstructs.
+        output: as of `visualize_views`.
+        cases: as of `visualize_views`.
         step: number of the step whose random crops and masks are drawn.
-        device: `cpu` or `cuda`.
-        allow_other_intensities: see `visualize_views`.
+        device: `cuda` or `cpu`; None: cuda where PyTorch sees a card.
+        allow_other_intensities: as of `visualize_views`.
 
     Raises:
         UserError: as of `visualize_views`; or the method reconstructs nothing.
     """
     file = check_output(output)
-    content = load_checkpoint(checkpoint_of(model))
-    if get_method(content["method"]).reconstruction is Method.reconstruction:
+    run = open_run(model)
+    name = run.content["method"]
+    if get_method(name).reconstruction is Method.reconstruction:
         able = " or ".join(n for n in method_names() if get_method(n).reconstruction is not Method.reconstruction)
-        raise UserError(f"{content['method']} reconstructs nothing; give a run of {able}, or draw its views")
-    run = _prepare(model, cases, step, device, allow_other_intensities)
+        raise UserError(f"{name} reconstructs nothing; give a run of {able}, or draw its views")
+    method, batch, names = _prepare(run, cases, step, device, allow_other_intensities)
     with torch.no_grad():
-        panels = run.method.reconstruction(run.batch)
-        result = run.method.step(run.batch)
+        panels = method.reconstruction(batch)
+        result = method.step(batch)
     numbers = {name: float(value) for name, value in {"loss": result.loss, **result.terms}.items()}
-    return _draw(Drawn(run.cases, panels, numbers), run, f"after epoch {run.epoch}", file)
+    heading = f"{run.title}: after epoch {run.content.get('epoch', 0)}"
+    return _draw(Drawn(names, panels, numbers), heading, run.title, file)
 
 
-def _draw(drawn: Drawn, run: _Run, heading: str, file: Path) -> Drawn:
+def _draw(drawn: Drawn, heading: str, method: str, file: Path) -> Drawn:
     named = "\n".join(dict.fromkeys(drawn.cases[: len(drawn.panels)]))
-    draw_panels(drawn.panels, file, f"{run.name}: {heading}\n{named}")
+    draw_panels(drawn.panels, file, f"{heading}\n{named}")
     pictures = [
         [{"title": p.title, "points": list(p.points), "boxes": list(p.boxes), "shape": p.image.shape} for p in row]
         for row in drawn.panels
     ]
-    save_numbers({"method": run.name, "cases": drawn.cases, **drawn.numbers, "pictures": pictures}, file)
+    save_numbers({"method": method, "cases": drawn.cases, **drawn.numbers, "pictures": pictures}, file)
     return drawn
 
 
-def _prepare(model: str | Path, cases: Sequence[str], step: int, device: str, allow: bool) -> _Run:
-    check_device(device, 1)
+def _prepare(
+    run: Run, cases: Sequence[str], step: int, device: str | None, allow: bool
+) -> tuple[Method, Batch, list[str]]:
+    """The run's method, an augmented batch of cases, and their names."""
+    device = resolve_device(device)
     if step < 0:
         raise UserError(f"--step has to be at least 0, not {step}")
-    path = checkpoint_of(model)
-    content = load_checkpoint(path)
+    content = run.content
     method_class = get_method(content["method"])
-    volumes = _volumes(content, cases, path)
+    volumes = _volumes(content, cases, run.checkpoint)
     _guard(content, volumes.folders, allow)
     config = replace(from_plain(method_class.config_class, content["config"]), batch_size=len(volumes))
     setup = Setup(content["method"], config, content["plans"], content["dataset_json"], {}, content["configuration"],
-                  "all", volumes, Cases.of([], []), path.parent)  # fmt: skip
+                  "all", volumes, Cases.of([], []), run.checkpoint.parent)  # fmt: skip
     method = setup.build_method()
     method.load_state_dict(content["method_state"])
     method.to(device).eval()
@@ -151,11 +144,12 @@ def _prepare(model: str | Path, cases: Sequence[str], step: int, device: str, al
     samples = [_checked(sample) for _, sample in items]
     with torch.no_grad():
         batch = method.augment(to_device(method_class.collate(samples), torch.device(device), method.host_keys))
-    return _Run(content["method"], method, batch, [case for case, _ in items], content.get("epoch", 0))
+    return method, batch, [case for case, _ in items]
 
 
-def _checked(sample: Any) -> Any:
-    if isinstance(sample, str):  # what failed
+def _checked(sample: Sample | str) -> Sample:
+    """Raise UserError where reading failed, with its sentence."""
+    if isinstance(sample, str):
         raise UserError(sample)
     return sample
 
@@ -195,7 +189,7 @@ def _full_name(case: str, known: Sequence[str], dataset: str) -> str:
 
 
 def _folders(preprocessed: Path, name: str, content: dict[str, Any]) -> list[VolumeFolder]:
-    """The volumes of a dataset, by its own plans of the run's name where it has some."""
+    """The volumes of a dataset, by its own plans of the same name if there are any."""
     plans = content["plans"]
     own = preprocessed / check_name(name, "dataset", "-i") / f"{plans['plans_name']}.json"
     if name != plans["dataset_name"] and own.is_file():

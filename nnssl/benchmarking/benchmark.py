@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from nnssl.benchmarking.case_scores import Absent, load_monai, read_structures
+from nnssl.benchmarking.evaluation_report import Evaluation
 from nnssl.benchmarking.methods import Method, read_methods, resolve
 from nnssl.benchmarking.plots import draw_labels, draw_parameters
-from nnssl.benchmarking.results import Results, differences
+from nnssl.benchmarking.results import Results, differences, write_tables
 from nnssl.benchmarking.subsets import amounts_of, extend_folds
-from nnssl.benchmarking.tables import write_tables
-from nnssl.benchmarking.trainings import Scoring, Training, all_trainings, collect, missing_lines, score_training
+from nnssl.benchmarking.trainings import Training, all_trainings, collect, missing_lines, score_training
 from nnssl.benchmarking.workflow import TaskFailed, run_task
 from nnssl.benchmarking.workspace import Workspace, open_workspace, read_source, write_workspace
+from nnssl.core.distributed import check_device, resolve_device, usual_device
 from nnssl.core.errors import UserError
 from nnssl.core.names import check_name
 from nnssl.data.folders import check_output_folder, dataset_name, require_folders
@@ -37,7 +39,7 @@ def benchmark(
     seeds: int = 3,
     test: str | None = None,
     baseline: str | None = None,
-    device: str = "cuda",
+    device: str | None = None,
     tolerance: Sequence[str | float] = (),
     absent: Absent = "flare",
     num_parts: int = 1,
@@ -49,31 +51,31 @@ def benchmark(
     """Train every method on nested subsets of the training cases, and compare them on one fixed test set.
 
     Args:
-        dataset: number or name; it is preprocessed already.
-        trainers: `TRAINER`, or `NAME=TRAINER,PLANS,CHECKPOINT` and any `nnssl_VARIABLE=VALUE` after it.
+        dataset: number or name of a preprocessed dataset.
+        trainers: `TRAINER`, or `NAME=TRAINER,PLANS,CHECKPOINT`, followed by any `nnssl_VARIABLE=VALUE`.
         output: folder for everything; the user's own folders are only read.
         configuration: of the plans.
-        plans: for the trainers that name none.
-        fractions: percentages of the training cases; None for 5, 10, 20, 50 and 100, where `cases` is None too.
-        cases: numbers of training cases, in place of fractions.
-        seeds: how many orders of the training cases, each with a training of its own for every amount.
-        test: `labelsTs`, `fold_0` (or another number) or a percentage of the labelled cases; None for labelsTs where
+        plans: for trainers without plans of their own.
+        fractions: percentages of the training cases; None for 5, 10, 20, 50 and 100 if `cases` is None too.
+        cases: numbers of training cases, instead of fractions.
+        seeds: number of random orders of the training cases; each amount is trained once per order.
+        test: `labelsTs`, `fold_0` (or another number) or a percentage of the labelled cases; None for labelsTs if
             nnUNet_raw has it, else 20.
         baseline: name of the method that the others are compared with; None for the first.
-        device: cpu, cuda or mps.
+        device: cuda, cpu or mps; None: cuda where PyTorch sees a card.
         tolerance: see `nnssl.evaluate`.
         absent: see `nnssl.evaluate`.
-        num_parts: jobs that the trainings are split over.
-        part_id: of this job, from 0.
-        num_processes: cases that are scored at once.
+        num_parts: number of jobs that share the trainings.
+        part_id: number of this job, from 0.
+        num_processes: number of cases to score at once.
         dry_run: log the commands that are left, with their environment, train nothing, and return None.
-        collect_only: train nothing, make tables of what is finished.
+        collect_only: train nothing, make tables of the finished trainings.
 
     Returns:
-        What is finished, of all parts; None of a dry run.
+        Results of the finished trainings of all parts; None for a dry run.
 
     Raises:
-        UserError: of the arguments or folders; or trainings failed, and the others are done.
+        UserError: arguments or folders are wrong; or trainings failed, after all others are done.
     """
     if not 0 <= part_id < num_parts:
         raise UserError(f"-part_id counts from 0 to {num_parts - 1} (-num_parts - 1), not {part_id}")
@@ -83,17 +85,22 @@ def benchmark(
     check_name(configuration, "configuration", "-c")
     methods = read_methods(trainers, plans)
     if baseline is not None and baseline not in [m.name for m in methods]:
-        raise UserError(f"-baseline {baseline} is none of the methods; they are {', '.join(m.name for m in methods)}")
-    home, scoring = Path(output).resolve(), Scoring(tolerance, absent, num_processes)
+        raise UserError(f"-baseline {baseline} is none of the methods; take one of "
+                        f"{', '.join(m.name for m in methods)}")  # fmt: skip
+    home = Path(output).resolve()
+    score = partial(score_training, tolerance=tolerance, absent=absent, num_processes=num_processes)
     if not dry_run:
         check_output_folder(home)
+    device = device or (usual_device() if collect_only else resolve_device(None))
     if not (dry_run or collect_only):
+        if device != "mps":  # which nnU-Net's command knows
+            check_device(device)
         load_monai()  # says so where it is missing: not only after the first training
     workspace = _open(home, dataset, configuration, methods, test, tolerance)
     training = workspace.test.training
     amounts = amounts_of(len(training), FRACTIONS if not fractions and not cases else fractions, cases)
     workspace = replace(workspace, folds=extend_folds(workspace.folds, training, amounts, seeds))
-    if not collect_only:  # what is finished needs neither its pretraining nor the variables any more
+    if not collect_only:  # finished trainings no longer need their pretraining or variables
         methods = [resolve(m, workspace.source.plans[m.plans], configuration, os.environ) for m in methods]
     tasks = all_trainings(workspace, methods, amounts, seeds, device)
     mine, failed = tasks[part_id::num_parts], []
@@ -102,11 +109,11 @@ def benchmark(
         return None
     if not collect_only:
         write_workspace(workspace, methods)
-        failed = _train(mine, scoring)
-    results, missing = collect(tasks, amounts, seeds, scoring)
+        failed = _train(mine, score)
+    results, missing = collect(tasks, amounts, seeds, score)
     _report(results, missing, baseline or methods[0].name, home / "results", workspace.dataset)
     if failed:
-        raise UserError("some trainings failed; once that is mended, the same command goes on with them:\n"
+        raise UserError("some trainings failed; fix the cause and run the same command again to continue:\n"
                         + "\n".join(failed))  # fmt: skip
     return results
 
@@ -115,7 +122,7 @@ def _open(
     home: Path, dataset: int | str, configuration: str, methods: Sequence[Method], test: str | None,
     tolerance: Sequence[str | float],
 ) -> Workspace:  # fmt: skip
-    """What is wrong with the dataset, the plans, the tolerance or the folder is said here; nothing is written."""
+    """Check dataset, plans, tolerance and folder, and open the workspace; write nothing."""
     (preprocessed,) = require_folders("nnUNet_preprocessed")
     name = dataset_name(dataset)
     source = read_source(preprocessed, name, configuration, dict.fromkeys(m.plans for m in methods))
@@ -127,8 +134,8 @@ def _open(
     return workspace
 
 
-def _train(tasks: Sequence[Training], scoring: Scoring) -> list[str]:
-    """Run what is not finished and score it; a method whose training failed is left. Returns what failed."""
+def _train(tasks: Sequence[Training], score: Callable[[Training], Evaluation]) -> list[str]:
+    """Run and score the trainings; after a failure, skip the other trainings of that method. Returns the failures."""
     failed: dict[str, str] = {}
     for number, task in enumerate(tasks, start=1):
         if task.method.name in failed:
@@ -142,9 +149,9 @@ def _train(tasks: Sequence[Training], scoring: Scoring) -> list[str]:
                 run_task(task)
             except TaskFailed as error:
                 failed[task.method.name] = str(error)
-                log.warning(f"{error}\n{task.method.name} is left out from here on")
+                log.warning(f"{error}\nskipping the other trainings of {task.method.name}")
                 continue
-        score_training(task, scoring)
+        score(task)
     return list(failed.values())
 
 
@@ -152,7 +159,7 @@ def _say_commands(tasks: Sequence[Training]) -> None:
     left = [task for task in tasks if task.state() != "finished"]
     for task in left:
         log.info(f"# {task.title}\n{task.line()}")
-    log.info(f"# {len(left)} of {len(tasks)} trainings are left; the folders are made when it runs without --dry_run")
+    log.info(f"# {len(left)} of {len(tasks)} trainings are left; run without --dry_run to make the folders and train")
 
 
 def _report(results: Results, missing: Sequence[Training], baseline: str, folder: Path, title: str) -> None:

@@ -1,4 +1,4 @@
-"""Scores of one case: two label files in, one row a structure out."""
+"""Scores of one case: from two label files to one row per structure."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nnssl.core.errors import BadCase, UserError
 from nnssl.data.check_case import other_values, read_label
 from nnssl.data.trusted import refuse_untrusted_names
 
-TOLERANCE_MM = 2.0  # where none is given
+TOLERANCE_MM = 2.0  # default
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Structure:
 
     Args:
         name: in dataset.json.
-        key: as nnU-Net has it: the label's number, or a tuple of them for a region.
+        key: nnU-Net's key: the label's number, or a tuple of them for a region.
         tolerance: of its surface, in mm.
     """
 
@@ -35,22 +35,22 @@ class Structure:
 
     @property
     def values(self) -> tuple[int, ...]:
-        """The numbers in a label file that belong to it."""
+        """Its numbers in a label file."""
         return self.key if isinstance(self.key, tuple) else (self.key,)
 
 
 def read_structures(
     dataset_json: dict[str, Any], plans: dict[str, Any], tolerances: Sequence[str | float] = ()
 ) -> list[Structure]:
-    """Foreground labels, or regions where the dataset has them, as nnU-Net's label manager lists them.
+    """Foreground labels, or regions if the dataset has them, as nnU-Net's label manager lists them.
 
     Args:
-        dataset_json: its `labels` name them.
+        dataset_json: its `labels` give their names.
         plans: they name the label manager.
         tolerances: see `read_tolerances`.
 
     Raises:
-        UserError: see `read_tolerances`; the plans name what nnU-Net must not call.
+        UserError: see `read_tolerances`; or the plans name a class that is not trusted.
     """
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
@@ -66,11 +66,11 @@ def read_tolerances(given: Sequence[str | float], names: Sequence[str]) -> dict[
     """Tolerance in mm of every structure.
 
     Args:
-        given: a number for all structures (2 mm where there is none) and any `NAME=NUMBER` for single ones.
+        given: a number for all structures (default 2 mm) and any `NAME=NUMBER` for single ones.
         names: of the structures.
 
     Raises:
-        UserError: no number of at least 0, two numbers for all, an unknown or repeated name.
+        UserError: a value is not a number of at least 0, two numbers are for all, a name is unknown or repeated.
     """
     common = [item for item in given if "=" not in str(item)]
     if len(common) > 1:
@@ -82,10 +82,10 @@ def read_tolerances(given: Sequence[str | float], names: Sequence[str]) -> dict[
         if not sign:
             continue
         if name not in names:
-            raise UserError(f"-tolerance names {name or 'nothing'}, which is no structure of dataset.json; those are "
+            raise UserError(f"-tolerance names {name or 'nothing'}, which is no structure of dataset.json; name one of "
                             f"{', '.join(names)}")  # fmt: skip
         if name in single:
-            raise UserError(f"-tolerance names {name} twice; leave one out")
+            raise UserError(f"-tolerance names {name} twice; remove one")
         single[name] = _millimetres(value)
     default = _millimetres(common[0]) if common else TOLERANCE_MM
     return {name: single.get(name, default) for name in names}
@@ -106,56 +106,48 @@ def _millimetres(value: str | float) -> float:
 
 
 Mask = NDArray[np.bool_]
-Absent = Literal["flare", "exclude"]  # what two empty masks score: 1, or nothing at all
+Absent = Literal["flare", "exclude"]  # score of two empty masks: 1, or none
 
 
 def dice(reference: Mask, prediction: Mask, absent: Absent = "flare") -> float:
-    """2 |A ∩ B| / (|A| + |B|), in [0, 1]; of two empty masks 1, or NaN where these are excluded."""
+    """2 |A ∩ B| / (|A| + |B|), in [0, 1]; for two empty masks 1, or NaN if they are excluded."""
     total = int(reference.sum()) + int(prediction.sum())
     if total == 0:
-        return _of_nothing(absent)
+        return 1.0 if absent == "flare" else math.nan
     return 2 * int((reference & prediction).sum()) / total
 
 
 def surface_dice(
     reference: Mask, prediction: Mask, spacing: Sequence[float], tolerance: float, absent: Absent = "flare"
 ) -> float:
-    """Share of both surfaces that lies within the tolerance of the other one (Nikolov et al., 2018), in [0, 1].
+    """Share of both surfaces within the tolerance of the other one (Nikolov et al., 2018), in [0, 1].
 
-    MONAI computes it, with the surface elements and their areas in mm² of DeepMind's `surface-distance`. A structure
-    that is cut by the border of the volume has a surface there.
+    MONAI computes it from surface elements with areas in mm², as DeepMind's `surface-distance`. A structure that is cut
+    by the border of the volume has a surface there.
 
     Args:
-        reference: (Z, Y, X); a single slice is compared as a picture, by the length of its outlines.
+        reference: (Z, Y, X); single slices are compared as 2D images, by the length of their outlines.
         prediction: the same.
         spacing: of these axes in mm.
-        tolerance: in mm; a distance of just as much is within.
-        absent: what two empty masks score. If only one of them is empty, it is 0.
+        tolerance: in mm, inclusive.
+        absent: score of two empty masks. If only one of them is empty, the score is 0.
 
     Raises:
         UserError: MONAI is not installed.
     """
-    either = reference | prediction
-    if not either.any():
-        return _of_nothing(absent)
-    if not (reference.any() and prediction.any()):
-        return 0.0
-    box = tuple(slice(where.min(), where.max() + 1) for where in np.nonzero(either))
-    flat = 0 if reference.shape[0] == 1 else slice(None)
-    masks = [np.ascontiguousarray(mask[box][flat]) for mask in (prediction, reference)]
-    return _surface_dice(masks, tuple(float(s) for s in spacing)[-masks[0].ndim :], tolerance)
-
-
-def _surface_dice(masks: list[Mask], spacing: tuple[float, ...], tolerance: float) -> float:
     import torch
 
-    tensors = [torch.from_numpy(mask)[None, None] for mask in masks]
-    # float32 distances of 0.7 mm voxels miss 2.1 mm by a rounding error
-    limit = tolerance * (1 + 1e-6)
+    if not (reference.any() and prediction.any()):
+        return dice(reference, prediction, absent)  # 0, or the score of two empty masks
+    box = tuple(slice(where.min(), where.max() + 1) for where in np.nonzero(reference | prediction))
+    flat = 0 if reference.shape[0] == 1 else slice(None)
+    masks = [torch.from_numpy(np.ascontiguousarray(mask[box][flat]))[None, None] for mask in (prediction, reference)]
+    options: dict[str, Any] = {"spacing": tuple(float(s) for s in spacing)[2 - masks[0].ndim :], "use_subvoxels": True}
+    # distances of 0.7 mm voxels in float32 miss 2.1 mm by a rounding error
+    limits = [tolerance * (1 + 1e-6)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        value = load_monai()(*tensors, [limit], include_background=True, spacing=spacing, use_subvoxels=True)
-    return float(value)
+        return float(load_monai()(*masks, limits, include_background=True, **options))
 
 
 def load_monai() -> Any:
@@ -172,21 +164,17 @@ def load_monai() -> Any:
     return compute_surface_dice
 
 
-def _of_nothing(absent: Absent) -> float:
-    return 1.0 if absent == "flare" else math.nan
-
-
-_NEAR_MM = 1e-2  # between the positions of the same voxel in both files
+_NEAR_MM = 1e-2  # largest distance between the same voxel in both files
 
 
 @dataclass(frozen=True)
 class Score:
-    """Of one structure in one case.
+    """Scores of one structure in one case.
 
     Args:
         case: name.
         structure: name.
-        dice, nsd: in [0, 1]; NaN where the structure is in neither file and such cases are excluded.
+        dice, nsd: in [0, 1]; NaN if the structure is in neither file and such cases are excluded.
         reference_voxels, predicted_voxels: its size.
     """
 
@@ -212,16 +200,16 @@ def score_case(
 
     Args:
         case: name.
-        reference: file of the true labels.
-        prediction: file of the predicted ones.
+        reference: file with the true labels.
+        prediction: file with the predicted labels.
         reader: nnU-Net's class that reads such files.
-        structures: to be scored.
-        allowed: numbers that a label file may hold.
-        ignored: number of voxels in the reference that do not count; None if there is no such number.
+        structures: structures to score.
+        allowed: numbers that label files may contain.
+        ignored: label of voxels in the reference that do not count, or None.
         absent: see `dice`.
 
     Raises:
-        UserError: a file cannot be read or holds other numbers, or the files do not lie on the same grid.
+        UserError: a file cannot be read or contains other numbers, or the files have different grids.
     """
     (truth, geometry), (predicted, other) = (_read(file, reader, allowed) for file in (reference, prediction))
     advice = f"resample the prediction of {case} to the grid of its reference"
@@ -229,8 +217,8 @@ def score_case(
         raise UserError(f"{prediction} has {_size(predicted.shape)} voxels and {reference} has {_size(truth.shape)}; "
                         f"{advice}")  # fmt: skip
     if not np.allclose(_corners(geometry, truth.shape), _corners(other, truth.shape), atol=_NEAR_MM, rtol=1e-4):
-        raise UserError(f"{prediction} and {reference} have the same size and lie elsewhere (spacing, origin or "
-                        f"direction differ); {advice}")  # fmt: skip
+        raise UserError(f"{prediction} and {reference} have the same size but another spacing, origin or direction; "
+                        f"{advice}")  # fmt: skip
     counts = None if ignored is None else truth != ignored
     scores = []
     for structure in structures:
@@ -247,7 +235,7 @@ def _mask(labels: np.ndarray, structure: Structure, counts: Mask | None) -> Mask
 
 
 def _read(file: Path, reader: type[Any], allowed: frozenset[int]) -> tuple[np.ndarray, dict[str, Any]]:
-    """Labels (Z, Y, X) and nnU-Net's properties, whose `spacing` is in the same order of the axes."""
+    """Labels (Z, Y, X) and nnU-Net's properties, with `spacing` in the same order."""
     try:
         labels, properties = read_label(str(file), reader)
     except BadCase as bad:
@@ -255,13 +243,13 @@ def _read(file: Path, reader: type[Any], allowed: frozenset[int]) -> tuple[np.nd
     outside = other_values(labels, allowed)
     if outside:
         listed = ", ".join(f"{value:g}" for value in outside[:10])
-        raise UserError(f"{file} holds the labels {listed}, which dataset.json does not name; evaluate with the "
+        raise UserError(f"{file} has the labels {listed}, which dataset.json does not list; evaluate with the "
                         f"dataset.json that it was made with (-djfile)")  # fmt: skip
     return labels[0], properties
 
 
 def _corners(properties: dict[str, Any], shape: tuple[int, ...]) -> np.ndarray:
-    """Positions in mm of the first voxel and of the last one along each axis, as far as the reader tells."""
+    """Positions in mm of the first voxel and of the last one along each axis; the spacing if the reader has no more."""
     if "nibabel_stuff" in properties:
         stuff = properties["nibabel_stuff"]
         affine = np.asarray(stuff.get("reoriented_affine", stuff["original_affine"]), float)
@@ -276,7 +264,7 @@ def _corners(properties: dict[str, Any], shape: tuple[int, ...]) -> np.ndarray:
     else:
         return np.asarray(properties["spacing"], float)
     ends = [origin + step * (length - 1) for step, length in zip(steps, size, strict=True)]
-    # the spacing too: an axis of one voxel has no end
+    # with the spacing, because an axis of one voxel has no second end
     return np.concatenate([origin, *ends, np.asarray(properties["spacing"], float)])
 
 

@@ -48,16 +48,15 @@ def evaluate(
 
     Args:
         references: folder of the true labels.
-        predictions: folder of the predicted ones, under the same names.
-        dataset_json: nnU-Net's file; None for that of the predictions' folder or of the model folder it lies in.
+        predictions: folder of the predicted labels, with the same names.
+        dataset_json: nnU-Net's file; None for the one in the predictions' folder or in the model folder around it.
         plans: the same for `plans.json`.
-        tolerance: of the surface Dice in mm: a number for all structures (2 where there is none), `NAME=NUMBER` for
-            single ones.
-        absent: what a structure scores that is in neither label file: `flare` 1, `exclude` nothing, as in nnU-Net's
-            summary. If it is in only one of them, Dice and surface Dice are 0.
-        chill: leave out references without a prediction, as nnU-Net's flag of that name.
-        num_processes: cases that are scored at once.
-        output: folder for the files; None for that of the predictions.
+        tolerance: of the surface Dice in mm: a number for all structures (default 2), `NAME=NUMBER` for single ones.
+        absent: score of a structure that is in neither label file: `flare` 1, `exclude` none, as in nnU-Net's summary.
+            If it is in only one of them, Dice and surface Dice are 0.
+        chill: skip references without a prediction, as nnU-Net's flag of that name.
+        num_processes: number of cases to score at once.
+        output: folder for the files; None for the predictions' folder.
 
     Raises:
         UserError: a folder, file, prediction or reference is missing; the grids or the labels do not fit; the output
@@ -89,8 +88,8 @@ def evaluate_cases(
 
     Args:
         pairs: reference and prediction by the case's name.
-        dataset_json: nnU-Net's, as a dictionary.
-        plans: nnU-Net's, as a dictionary.
+        dataset_json: content of nnU-Net's file.
+        plans: content of nnU-Net's file.
         tolerance: see `evaluate`.
         absent: see `evaluate`.
         num_processes: see `evaluate`.
@@ -125,36 +124,29 @@ def evaluate_cases(
 
 
 def _described(given: str | Path | None, predictions: Path, name: str) -> dict[str, Any]:
-    """Content of dataset.json or plans.json: of the one given, or that of the predictions or of their model folder."""
+    """Content of dataset.json or plans.json: the given file, or the one beside the predictions or in their model."""
     flag, schema = _DESCRIPTIONS[name]
-    file = _find_description(given, predictions, name, flag)
+    # training writes predictions into MODEL/fold_0/validation, and these files into MODEL
+    beside = [folder / name for folder in (predictions, *predictions.resolve().parents[:2])]
+    file = next((f for f in ([Path(given)] if given is not None else beside) if f.is_file()), None)
+    if file is None:
+        missing = f"there is no {name} beside the predictions in {predictions}" if given is None \
+            else f"{given} does not exist"  # fmt: skip
+        raise UserError(f"{missing}; name nnU-Net's {name} with {flag}")
     content: dict[str, Any] = read_json(file, schema, f"name nnU-Net's {name} with {flag}")
     if name == "plans.json":
         refuse_untrusted_names(content, source=file)
     return content
 
 
-def _find_description(given: str | Path | None, predictions: Path, name: str, flag: str) -> Path:
-    if given is not None:
-        if not Path(given).is_file():
-            raise UserError(f"{given} does not exist; name nnU-Net's {name} with {flag}")
-        return Path(given)
-    # MODEL/fold_0/validation: training writes them into MODEL
-    beside = [folder / name for folder in (predictions, *predictions.resolve().parents[:2])]
-    found = next((file for file in beside if file.is_file()), None)
-    if found is None:
-        raise UserError(f"there is no {name} beside the predictions in {predictions}; name it with {flag}")
-    return found
-
-
 def _pairs(references: Path, predictions: Path, ending: str, chill: bool) -> dict[str, tuple[Path, Path]]:
     for folder in (references, predictions):
         if not folder.is_dir():
-            raise UserError(f"{folder} is no folder; the command takes the folder of the true labels and that of the "
+            raise UserError(f"{folder} is no folder; name the folder of the true labels, then the folder of the "
                             f"predicted ones")  # fmt: skip
     true, predicted = ({f.name[: -len(ending)]: f for f in d.iterdir() if f.name.endswith(ending)}
                        for d in (references, predictions))  # fmt: skip
-    for file in (*true.values(), *predicted.values()):  # nnU-Net's summary passes over them without a word
+    for file in (*true.values(), *predicted.values()):  # nnU-Net's summary skips them silently
         if (reason := why_not_utf8(file.name) or why_no_file(file)) is not None:
             raise UserError(f"{printable(str(file))} {reason}; remove it, or put a label file there")
     if unknown := sorted(predicted.keys() - true.keys()):
@@ -163,8 +155,8 @@ def _pairs(references: Path, predictions: Path, ending: str, chill: bool) -> dic
     if missing := sorted(true.keys() - predicted.keys()):
         text = f"{len(missing)} references have no prediction in {predictions}: {_listed(missing)}"
         if not chill or not predicted:
-            raise UserError(f"{text}; predict them too, or leave them out with --chill")
-        log.warning(f"{text}; they are left out")
+            raise UserError(f"{text}; predict them too, or skip them with --chill")
+        log.warning(f"{text}; skipped")
     if not predicted:
         raise UserError(f"there are no {ending} files in {references}; name the folder of the true labels")
     return {case: (true[case], predicted[case]) for case in predicted}

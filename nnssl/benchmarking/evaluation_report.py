@@ -26,7 +26,7 @@ class Evaluation:
 
     Args:
         structures: in the order of dataset.json.
-        absent: what a structure scores that a case does not have, see `nnssl.benchmarking.case_scores.dice`.
+        absent: score of a structure that a case does not have, see `nnssl.benchmarking.case_scores.dice`.
         scores: of all cases, structure by structure.
     """
 
@@ -40,7 +40,7 @@ class Evaluation:
         return sorted({score.case for score in self.scores})
 
     def table(self, metric: str) -> np.ndarray:
-        """(cases, structures) of `dice` or `nsd`; NaN where the structure is excluded."""
+        """(cases, structures) of `dice` or `nsd`; NaN for excluded structures."""
         rows = {case: i for i, case in enumerate(self.cases)}
         columns = {structure.name: i for i, structure in enumerate(self.structures)}
         values = np.full((len(rows), len(columns)), math.nan)
@@ -62,7 +62,7 @@ class Evaluation:
 
 
 def known_mean(table: np.ndarray, axis: int) -> np.ndarray:
-    """Mean over an axis of what is not NaN; NaN where nothing is left."""
+    """Mean of the values over an axis, without NaN; NaN if there are none."""
     known = ~np.isnan(table)
     counts = known.sum(axis)
     sums = np.where(known, table, 0).sum(axis)
@@ -70,7 +70,7 @@ def known_mean(table: np.ndarray, axis: int) -> np.ndarray:
 
 
 def mean_and_deviation(values: np.ndarray) -> tuple[float, float]:
-    """Of what is not NaN, the deviation with n - 1; NaN where there are too few values."""
+    """Mean and standard deviation (n - 1) of the values, without NaN; NaN if there are too few."""
     known = values[~np.isnan(values)]
     return (
         float(known.mean()) if len(known) else math.nan,
@@ -127,7 +127,7 @@ def _number(value: float | None) -> float:
 
 
 def write_csv(file: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write a CSV so that the file is either the old or the new one; six digits, nothing where a value is NaN."""
+    """Write a CSV in one step, never half of it; values have six digits, and NaN is an empty cell."""
     replace_file(file, csv_table(header, ([_cell(value) for value in row] for row in rows)).encode())
 
 
@@ -138,7 +138,7 @@ def _cell(value: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Values that JSON knows: null instead of NaN."""
+    """Replace NaN by None, for JSON."""
     if isinstance(value, dict):
         return {k: _plain(v) for k, v in value.items()}
     if isinstance(value, float):

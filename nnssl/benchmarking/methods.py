@@ -1,4 +1,4 @@
-"""What is compared: a trainer, its plans, and the pretraining that it starts from."""
+"""The methods that a benchmark compares: trainer, plans, and the pretraining that a training starts from."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from nnssl.core.errors import UserError
 from nnssl.core.names import check_name, shown
 from nnssl.data.pool import quietly
 from nnssl.data.trusted import read_nnunet_checkpoint
-from nnssl.finetuning.which_run import find_checkpoint
+from nnssl.finetuning.start import find_checkpoint
 from nnssl.networks.trusted import VARIABLE as TRUSTED
 
 _OF_PARAMETER_SIZE = ("exp_avg", "momentum_buffer")  # Adam and its kin, SGD
@@ -28,22 +28,22 @@ log = logging.getLogger("nnssl")
 
 
 def trainable_parameters(fold_folder: Path) -> int | None:
-    """Values that the optimiser of a finished training has moved; None where it keeps no state of them.
+    """Number of values that the optimiser of a finished training has changed; None if it keeps no state of them.
 
-    Read off the optimiser's state in `checkpoint_final.pth`, so that a frozen backbone is not counted and one that was
-    unfrozen on the way is. Outputs of deep supervision whose weight in the loss is 0 are never moved and not counted.
-    Where a trainer of the user's own wrote a checkpoint that is not opened, they are unknown too, and that is said.
+    It comes from the optimiser's state in `checkpoint_final.pth`: a frozen backbone does not count, one unfrozen during
+    the training does. Deep supervision outputs with weight 0 in the loss never change and do not count. A checkpoint
+    that is not opened, because a trainer of the user's own wrote it, gives None and a warning.
     """
     file = fold_folder / "checkpoint_final.pth"
     try:
         return count_trained(read_nnunet_checkpoint(file)["optimizer_state"])
     except UserError as error:
-        log.warning(f"the number of trained parameters is left out: {error}")
+        log.warning(f"the number of trained parameters is unknown: {error}")
         return None
 
 
 def count_trained(optimiser: dict[str, Any]) -> int | None:
-    """The same from the state of an optimiser."""
+    """Number of values that an optimiser has changed, from its state; None if it keeps none."""
     moved = [_size(state) for state in optimiser["state"].values()]
     return sum(moved) or None
 
@@ -65,8 +65,8 @@ class Method:
         name: in tables and folders.
         trainer: class for nnUNetv2_train.
         plans: name of the plans.
-        checkpoint: what the training starts from: a path, `random`, or None where nothing was said or is needed.
-        variables: environment for the training besides nnU-Net's folders.
+        checkpoint: start of the training: a path, `random`, or None if it is not given or not needed.
+        variables: environment of the training, without nnU-Net's folders.
     """
 
     name: str
@@ -76,20 +76,20 @@ class Method:
     variables: dict[str, str] = field(default_factory=dict)
 
     def record(self) -> dict[str, Any]:
-        """Everything but the name, as JSON types."""
+        """All fields except the name, as JSON types."""
         return {key: value for key, value in asdict(self).items() if key != "name"}
 
 
 def read_methods(items: Sequence[str], plans: str) -> list[Method]:
-    """Methods that `-tr` names.
+    """Read the methods that `-tr` lists.
 
     Args:
-        items: `TRAINER`, or `NAME=TRAINER,PLANS,CHECKPOINT` followed by any `nnssl_VARIABLE=VALUE`; what is left out at
-            the end, or empty between commas, is the default.
-        plans: for those that name none.
+        items: `TRAINER`, or `NAME=TRAINER,PLANS,CHECKPOINT` followed by any `nnssl_VARIABLE=VALUE`; missing or empty
+            parts have their defaults.
+        plans: default plans.
 
     Raises:
-        UserError: an item is not of that form, or two have the same name.
+        UserError: an item does not have that form, or two have the same name.
     """
     methods = [_read(item, plans) for item in items]
     names = [m.name for m in methods]
@@ -115,20 +115,20 @@ def _read(item: str, plans: str) -> Method:
 
 
 def resolve(method: Method, plans: dict[str, Any], configuration: str, environment: Mapping[str, str]) -> Method:
-    """The method with the full path of its checkpoint and with all variables that its training will see.
+    """Complete a method with the full path of its checkpoint and with all variables of its training.
 
-    The trainings have an nnUNet_results of their own, below which no pretraining would be found.
+    The trainings could not find a pretraining themselves, because they have their own nnUNet_results.
 
     Args:
         method: as typed.
         plans: its plans.
         configuration: of the plans.
-        environment: the caller's; its `nnssl_...` variables count for all methods.
+        environment: the caller's; its `nnssl_...` variables apply to all methods.
 
     Raises:
-        UserError: there is no such trainer; it needs a pretraining and there is none or several.
+        UserError: there is no such trainer; or it needs a pretraining and there is none, or several.
     """
-    own = {VARIABLE, TRUSTED}  # the one is resolved below; the other changes no training
+    own = {VARIABLE, TRUSTED}  # the first is resolved below; the second changes no training
     variables = {k: v for k, v in environment.items() if k.startswith("nnssl_") and k not in own} | method.variables
     if VARIABLE in method.variables:
         raise UserError(f"-tr names {VARIABLE} for {method.name}; write the checkpoint as its third part: {_FORM}")

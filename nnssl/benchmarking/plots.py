@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 
 from nnssl.benchmarking.results import Results, seed_means
 from nnssl.benchmarking.subsets import Amount
-from nnssl.core.files import replacing
+from nnssl.core.figures import new_figure, save_figure
 from nnssl.core.names import picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours that can be seen on white, told apart with every kind of colour vision, then a grey and Tol's
+# Okabe and Ito's colours that are visible on white and distinct for every kind of colour vision, then a grey and Tol's
 # wine; the baseline is black.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#882255")
 _MARKERS = "osD^vP*X"
@@ -24,8 +24,9 @@ _LINE_HEIGHT = 0.045  # of the axis, between two names
 
 
 def draw_labels(results: Results, baseline: str, file: Path, title: str) -> None:
-    """Mean Dice over test cases, structures and seeds against the number of labelled cases; bands are seeds' SD."""
-    figure, axis = _figure()
+    """Plot mean Dice over test cases, structures and seeds against labelled cases; bands are the SD over seeds."""
+    figure = new_figure(8.0, 5.0)
+    axis = figure.subplots()
     ends: list[tuple[float, float, str, str]] = []
     for name, colour, marker, points in _curves(results, baseline):
         x, y = [amount.cases for amount, _ in points], [mean(values) for _, values in points]
@@ -45,8 +46,9 @@ def draw_labels(results: Results, baseline: str, file: Path, title: str) -> None
 
 
 def draw_parameters(results: Results, baseline: str, file: Path, title: str) -> None:
-    """Mean Dice against the number of trainable parameters; a point an amount of labels, the largest one filled."""
-    figure, axis = _figure()
+    """Plot mean Dice against trainable parameters, with one point per amount of labels; the largest is filled."""
+    figure = new_figure(8.0, 5.0)
+    axis = figure.subplots()
     ends: list[tuple[float, float, str, str]] = []
     for name, colour, marker, points in _curves(results, baseline):
         count = results.parameters[name]
@@ -66,7 +68,7 @@ def draw_parameters(results: Results, baseline: str, file: Path, title: str) -> 
 
 
 def spread(heights: list[float], gap: float) -> list[float]:
-    """Heights moved as little as needed so that any two are at least `gap` apart, in the same order."""
+    """Move heights as little as possible so that any two are at least `gap` apart, in the same order."""
     order = sorted(range(len(heights)), key=heights.__getitem__)
     groups: list[list[float]] = []  # [centre, number of members]
     for i in order:
@@ -82,7 +84,7 @@ def spread(heights: list[float], gap: float) -> list[float]:
 
 
 def _curves(results: Results, baseline: str) -> Iterator[tuple[str, str, str, list[tuple[Amount, list[float]]]]]:
-    """Name, colour and marker of every method with results, and its means of the seeds by amount of labels."""
+    """Yield name, colour and marker of every method with results, and its seeds' means by amount of labels."""
     others = [m for m in results.methods if m != baseline]
     for name in results.methods:
         place = -1 if name == baseline else others.index(name)
@@ -94,7 +96,7 @@ def _curves(results: Results, baseline: str) -> Iterator[tuple[str, str, str, li
 
 
 def _finish(figure: Figure, axis: Axes, ends: list[tuple[float, float, str, str]], title: str, file: Path) -> None:
-    """Title, and names beside the last points that are not over each other."""
+    """Add the title and, without overlap, the names beside the last points; then save."""
     axis.set_ylabel("mean Dice")
     axis.grid(alpha=0.3)
     for side in ("top", "right"):
@@ -106,15 +108,4 @@ def _finish(figure: Figure, axis: Axes, ends: list[tuple[float, float, str, str]
         axis.annotate(
             picture(name), (x, y), (10, 0), textcoords="offset points", color=colour, va="center", fontsize=10
         )
-    with replacing(file) as temporary:
-        figure.savefig(temporary, dpi=110, format="png")
-
-
-def _figure() -> tuple[Figure, Axes]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    # no pyplot: it would hold global state and choose a display
-    figure = Figure(figsize=(8.0, 5.0), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, figure.subplots()
+    save_figure(figure, file)

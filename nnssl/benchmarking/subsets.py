@@ -1,4 +1,4 @@
-"""Nested, seeded subsets of the training cases, as folds of nnU-Net."""
+"""Nested, seeded subsets of the training cases, as folds of nnU-Net, and the fixed test set."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ log = logging.getLogger("nnssl")
 
 @dataclass(frozen=True)
 class Amount:
-    """How many training cases keep their labels; `percent` of all as it was asked for."""
+    """Number of training cases that keep their labels, and the `percent` of all that the user asked for."""
 
     cases: int
     percent: float
@@ -43,22 +43,22 @@ class Fold:
 def amounts_of(
     total: int, fractions: Sequence[float] | None = None, cases: Sequence[int] | None = None
 ) -> list[Amount]:
-    """Amounts in rising order; fractions that come to the same number of cases are merged, with a warning.
+    """Amounts in ascending order; fractions that give the same number of cases are merged, with a warning.
 
     Args:
         total: number of training cases.
         fractions: in percent, in (0, 100]; rounded up to whole cases (methods.md 3.5).
-        cases: in [1, total], in place of fractions.
+        cases: in [1, total], instead of fractions.
 
     Raises:
-        UserError: a number is out of range, or there is none.
+        UserError: a number is out of range, or none is given.
     """
     if cases:
         if wrong := [n for n in cases if not 1 <= n <= total]:
             raise UserError(f"-cases takes numbers from 1 to {total}, the number of training cases, not {wrong[0]}")
         return [Amount(n, 100 * n / total) for n in sorted(set(cases))]
     if not fractions:
-        raise UserError("there is no amount of labels; type for example -fractions 5 10 20 50 100")
+        raise UserError("no amount of labels is given; type for example -fractions 5 10 20 50 100")
     if odd := [f for f in fractions if not 0 < f <= 100]:
         raise UserError(f"-fractions takes percentages above 0 and up to 100, not {odd[0]:g}")
     found: dict[int, float] = {}
@@ -66,20 +66,20 @@ def amounts_of(
         count = max(1, math.ceil(total * fraction / 100 - 1e-9))  # 0.07 * 100 is 7.000000000000001
         if count in found:
             log.warning(f"{fraction:g} % of {total} training cases are {count}, as many as {found[count]:g} %; "
-                        f"{fraction:g} % is left out")  # fmt: skip
+                        f"{fraction:g} % is skipped")  # fmt: skip
         found.setdefault(count, fraction)
     return [Amount(count, fraction) for count, fraction in found.items()]
 
 
 def subset(training: Sequence[str], cases: int, seed: int) -> tuple[str, ...]:
-    """The first `cases` of the training cases in the seed's order: a larger subset holds all smaller ones."""
+    """The first `cases` of the training cases in the seed's order; a larger subset contains all smaller ones."""
     names = sorted(training)
     order = np.random.default_rng(seed).permutation(len(names))
     return tuple(names[i] for i in order[:cases])
 
 
 def extend_folds(known: Sequence[Fold], training: Sequence[str], amounts: Sequence[Amount], seeds: int) -> list[Fold]:
-    """The known folds and those that are still missing for all amounts and seeds; no fold changes its number."""
+    """Add the folds that are missing for the amounts and seeds; known folds keep their numbers."""
     folds = list(known)
     present = {(f.cases, f.seed) for f in folds}
     for seed in range(seeds):
@@ -91,10 +91,10 @@ def extend_folds(known: Sequence[Fold], training: Sequence[str], amounts: Sequen
 
 
 def draw_test_cases(cases: Sequence[str], percent: float) -> list[str]:
-    """A share of the cases, at least one, always the same ones; sorted.
+    """Choose a share of the cases, at least one and always the same ones; sorted.
 
     Raises:
-        UserError: nothing would be left for training.
+        UserError: no case would be left for training.
     """
     names = sorted(cases)
     count = max(1, round(len(names) * percent / 100)) if 0 < percent < 100 else len(names)
@@ -109,18 +109,18 @@ _TEST_SEED = 20_000  # not one of the training's seeds
 
 
 LABELS_TS = "labelsTs"
-_SHARE = 20.0  # percent, where there is no labelsTs
+_SHARE = 20.0  # percent, if there is no labelsTs
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Which cases are tested, and which are left for training.
+    """The test cases, and the cases left for training.
 
     Args:
-        source: where it comes from, for the reader.
-        cases: names, sorted.
-        training: names, sorted.
-        raw: image files and label file of the cases that are not preprocessed with the training cases.
+        source: origin of the test set, for messages.
+        cases: names of the test cases, sorted.
+        training: names of the others, sorted.
+        raw: image files and label file of test cases that are not preprocessed with the training cases.
     """
 
     source: str
@@ -136,14 +136,14 @@ def choose_test_set(
     raw: Path | None,
     ending: str,
 ) -> HeldOut:
-    """The test set.
+    """Choose the test set.
 
     Args:
-        choice: `labelsTs`, `fold_0` (or another number), a percentage, or None for labelsTs where it exists and else
-            20 percent.
+        choice: `labelsTs`, `fold_0` (or another number), a percentage, or None for labelsTs if it exists, else 20
+            percent.
         labelled: names of the preprocessed cases with labels.
-        splits: of the dataset's splits_final.json, None where there is none.
-        raw: the dataset's folder in nnUNet_raw, None where that is not set.
+        splits: content of the dataset's splits_final.json, or None.
+        raw: the dataset's folder in nnUNet_raw, None if that is not set.
         ending: of its files.
 
     Raises:
@@ -165,10 +165,10 @@ def choose_test_set(
 
 def preprocess_test_cases(test: HeldOut, folder: Path, plans: dict[str, Any], configuration: str, dataset_json: dict
                           ) -> None:  # fmt: skip
-    """Add the raw test cases to a folder of preprocessed cases, as nnU-Net preprocesses training cases.
+    """Preprocess the raw test cases into a folder of preprocessed cases, as nnU-Net does with training cases.
 
     Raises:
-        UserError: the plans name what nnU-Net must not call.
+        UserError: the plans name a class that is not trusted.
     """
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
@@ -204,9 +204,7 @@ def _labels(raw: Path, ending: str) -> dict[str, Path]:
 
 def _from_raw(labelled: Sequence[str], raw: Path | None, ending: str) -> HeldOut:
     if raw is None:
-        raise UserError(
-            "the test set labelsTs lies in nnUNet_raw, which is not set; type: export nnUNet_raw=/path/to/it"
-        )
+        raise UserError("the test set labelsTs is in nnUNet_raw, which is not set; type: export nnUNet_raw=/path/to/it")
     labels = _labels(raw, ending)
     images = raw / "imagesTs"
     if not labels or not images.is_dir():
@@ -220,14 +218,14 @@ def _from_raw(labelled: Sequence[str], raw: Path | None, ending: str) -> HeldOut
         for case, label in labels.items()
     }
     if absent := [case for case, (found, _) in files.items() if not found]:
-        raise UserError(f"{images} holds no image of {absent[0]}, which {LABELS_TS} has a label of; add it, or remove "
-                        f"the label")  # fmt: skip
+        raise UserError(f"{images} has no image of {absent[0]}, but {LABELS_TS} has its label; add the image, or "
+                        f"remove the label")  # fmt: skip
     return HeldOut(LABELS_TS, sorted(labels), sorted(labelled), files)
 
 
 def _from_split(fold: int, splits: list[dict[str, list[str]]] | None, labelled: Sequence[str]) -> HeldOut:
     if splits is None:
-        raise UserError(f"there is no splits_final.json whose fold {fold} could be the test set; take a share of the "
+        raise UserError(f"there is no splits_final.json with a fold {fold} for the test set; take a share of the "
                         f"labelled cases with -test 20")  # fmt: skip
     if fold >= len(splits):
         raise UserError(f"splits_final.json has {len(splits)} folds, counted from 0, and no fold {fold}; take another "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,9 +32,9 @@ class Training(Task):
 
     Args:
         workspace: of the benchmark.
-        method: what is trained.
+        method: trainer, plans and pretraining.
         fold: the subset.
-        folder: what the training writes.
+        folder: folder that the training writes.
     """
 
     workspace: Workspace
@@ -44,11 +44,11 @@ class Training(Task):
 
     @property
     def predictions(self) -> Path:
-        """Where nnU-Net's validation puts the labels of the test cases."""
+        """Folder of nnU-Net's predictions for the test cases."""
         return self.folder / "validation"
 
     def state(self) -> State:
-        """How far it has come; nnU-Net's summary of all test cases is the last thing that the command writes."""
+        """See `Task`; the command ends with nnU-Net's summary of all test cases."""
         if self._scored() >= set(self.workspace.test.cases):
             return "finished"
         if (self.folder / "checkpoint_final.pth").is_file():
@@ -58,7 +58,7 @@ class Training(Task):
     def _scored(self) -> set[str]:
         try:
             entries = read_json(self.predictions / "summary.json", SummaryFile)["metric_per_case"]
-        except UserError:  # not there, or cut short
+        except UserError:  # missing or cut off
             return set()
         return {Path(entry["prediction_file"]).name[: -len(self.workspace.source.ending)] for entry in entries}
 
@@ -66,7 +66,7 @@ class Training(Task):
 def all_trainings(
     workspace: Workspace, methods: Sequence[Method], amounts: Sequence[Amount], seeds: int, device: str
 ) -> list[Training]:
-    """Seed by seed, from few labels to many, method by method: what is cut off has compared all methods alike."""
+    """All trainings, ordered so that an interrupted benchmark has compared all methods on the same subsets."""
     folds = {(fold.cases, fold.seed): fold for fold in workspace.folds}
     return [
         _training(workspace, method, folds[amount.cases, seed], device)
@@ -82,7 +82,7 @@ def _training(workspace: Workspace, method: Method, fold: Fold, device: str) -> 
     which = (dataset_argument(workspace.dataset), source.configuration, str(fold.number))
     folders = {
         "nnUNet_preprocessed": str(workspace.preprocessed),
-        "nnUNet_results": str(results),  # a method's own: models of several pretrainings have the same name in it
+        "nnUNet_results": str(results),  # one per method: models from different pretrainings have the same name
     }
     return Training(
         home=workspace.home,
@@ -98,28 +98,17 @@ def _training(workspace: Workspace, method: Method, fold: Fold, device: str) -> 
     )
 
 
-@dataclass(frozen=True)
-class Scoring:
-    """How predictions are scored: see `nnssl.evaluate`."""
-
-    tolerance: Sequence[str | float]
-    absent: Absent
-    num_processes: int
-
-
-def score_training(task: Training, scoring: Scoring) -> Evaluation:
-    """Scores of a finished training, computed once and kept beside its predictions."""
+def score_training(task: Training, tolerance: Sequence[str | float], absent: Absent, num_processes: int) -> Evaluation:
+    """Scores of a finished training, computed once and kept beside its predictions; for the options see `evaluate`."""
     workspace, source = task.workspace, task.workspace.source
     plans, cases = source.plans[task.method.plans], workspace.test.cases
-    structures = read_structures(source.dataset_json, plans, scoring.tolerance)
+    structures = read_structures(source.dataset_json, plans, tolerance)
     known = _read_known(task.predictions / JSON)
-    if known is not None and (known.structures, known.absent, known.cases) == (structures, scoring.absent, cases):
+    if known is not None and (known.structures, known.absent, known.cases) == (structures, absent, cases):
         return known
     files = {case: f"{case}{source.ending}" for case in cases}
     pairs = {case: (workspace.truth / name, task.predictions / name) for case, name in files.items()}
-    evaluation = evaluate_cases(
-        pairs, source.dataset_json, plans, scoring.tolerance, scoring.absent, scoring.num_processes
-    )
+    evaluation = evaluate_cases(pairs, source.dataset_json, plans, tolerance, absent, num_processes)
     write_evaluation(evaluation, task.predictions)
     return evaluation
 
@@ -127,36 +116,34 @@ def score_training(task: Training, scoring: Scoring) -> Evaluation:
 def _read_known(file: Path) -> Evaluation | None:
     try:
         return read_evaluation(file)
-    except UserError:  # not there, or damaged: it is computed again
+    except UserError:  # missing or damaged: compute it again
         return None
 
 
 def collect(
-    tasks: Sequence[Training], amounts: Sequence[Amount], seeds: int, scoring: Scoring
+    tasks: Sequence[Training], amounts: Sequence[Amount], seeds: int, score: Callable[[Training], Evaluation]
 ) -> tuple[Results, list[Training]]:
     """Scores of all finished trainings, and the trainings that are not finished."""
     missing: list[Training] = []
     scores: dict[tuple[str, int, int], np.ndarray] = {}
-    parameters: dict[str, int | None] = {}
+    parameters: dict[str, int | None] = {task.method.name: None for task in tasks}
+    tolerances: dict[str, float] = {}
     for task in tasks:
         if task.state() != "finished":
             missing.append(task)
             continue
-        evaluation, name = score_training(task, scoring), task.method.name
+        evaluation, name = score(task), task.method.name
         scores[name, task.fold.cases, task.fold.seed] = np.stack([evaluation.table(m) for m in ("dice", "nsd")])
-        if name not in parameters:
+        tolerances = {structure.name: structure.tolerance for structure in evaluation.structures}
+        if parameters[name] is None:
             parameters[name] = trainable_parameters(task.folder)
-    methods, workspace = list(dict.fromkeys(task.method.name for task in tasks)), tasks[0].workspace
-    plans = workspace.source.plans[tasks[0].method.plans]
-    tolerances = {s.name: s.tolerance for s in read_structures(workspace.source.dataset_json, plans, scoring.tolerance)}
-    return Results(
-        methods, list(amounts), seeds, workspace.test.cases, list(tolerances), tolerances, scores,
-        {name: parameters.get(name) for name in methods},
-    ), missing  # fmt: skip
+    cases = tasks[0].workspace.test.cases
+    found = Results(list(parameters), list(amounts), seeds, cases, list(tolerances), tolerances, scores, parameters)
+    return found, missing
 
 
 def missing_lines(tasks: Iterable[Training]) -> list[str]:
-    """What is still to be trained, a line a method."""
+    """List the trainings that are left, one line per method."""
     by_method: dict[str, list[str]] = {}
     for task in tasks:
         begun = " (begun)" if task.state() != "missing" else ""

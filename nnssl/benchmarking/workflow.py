@@ -1,7 +1,7 @@
-"""Long jobs as tasks that resume: each one a command in a process of its own, as a user would type it, with a log.
+"""Long jobs as tasks that resume: each runs a command that a user could type, in its own process and with a log.
 
-`nnssl_benchmark` and `nnssl_demo` are lists of such tasks. A task knows from what it finds on the disk how far it has
-come, so that the same command goes on after an interruption, and several machines can share a list.
+`nnssl_benchmark` and `nnssl_demo` are lists of tasks. A task reads its progress from the disk, so that the same command
+continues after an interruption, and several machines can share a list.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from nnssl.core.errors import UserError
 State = Literal["missing", "begun", "trained", "finished"]
 _GOES_ON: dict[State, str] = {"begun": "--c", "trained": "--val"}  # of nnUNetv2_train; nnssl_pretrain has the first
 
-_TAIL = 15  # lines of a failed command that are shown
+_TAIL = 15  # last lines of a failed command that the error shows
 _STAMP = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+: ")
-_PATIENCE = 60  # seconds in which an interrupted command may save what it has
+_PATIENCE = 60  # seconds for an interrupted command to save its state
 
 log = logging.getLogger("nnssl")
 
@@ -41,11 +41,11 @@ class Task(ABC):
     Args:
         home: folder of the whole job.
         key: name of the task in records, and of its log.
-        title: what it does, for the reader.
-        command: program and arguments that begin it.
-        variables: environment that one types before the command.
-        product: folder that only this command writes; it is removed before the command begins anew.
-        shown: which lines of its output the reader sees.
+        title: what it does, for the user.
+        command: program and arguments to start it.
+        variables: environment variables to type before the command.
+        product: folder that only this command writes; removed before a new start.
+        shown: pattern of the output lines that the user sees.
     """
 
     home: Path
@@ -58,20 +58,20 @@ class Task(ABC):
 
     @abstractmethod
     def state(self) -> State:
-        """How far it has come: `begun` has a checkpoint to go on with, `trained` lacks its predictions."""
+        """Progress: `begun` has a checkpoint to continue from, `trained` lacks its predictions."""
 
     @property
     def log(self) -> Path:
-        """File that keeps all that the command says."""
+        """File with the whole output of the command."""
         return self.home / "logs" / f"{self.key}.log"
 
     def left(self) -> list[str]:
-        """Program and arguments for what is left to do."""
+        """Program and arguments to start or continue."""
         goes_on = _GOES_ON.get(self.state())
         return [*self.command, goes_on] if goes_on else [*self.command]
 
     def line(self) -> str:
-        """What is left to do, to be pasted into a shell."""
+        """The command to start or continue, to paste into a shell."""
         settings = [f"{name}={shlex.quote(value)}" for name, value in self.variables.items()]
         return " ".join([*settings, shlex.join(self.left())])
 
@@ -80,18 +80,18 @@ class Task(ABC):
         return {**os.environ, **self.variables}
 
     def note(self, seconds: float, code: int | None, anew: bool) -> float:
-        """Take note of an attempt, and return the seconds of all attempts that count.
+        """Note an attempt, and return the seconds of all attempts that count.
 
         Args:
-            seconds: that it took.
-            code: with which it ended; None if it was interrupted.
-            anew: whether nothing of an earlier attempt was left.
+            seconds: duration of this attempt.
+            code: exit code; None if it was interrupted.
+            anew: whether it started from nothing.
         """
         return seconds
 
 
 class TaskFailed(Exception):
-    """A command ended with an error, or is not finished; the message has the last lines of its log."""
+    """A command failed or did not finish; the message has the last lines of its log."""
 
     def __init__(self, task: Task, code: int) -> None:
         super().__init__(f"{task.title} ended with exit code {code}; the last lines of {task.log}:\n"
@@ -100,10 +100,10 @@ class TaskFailed(Exception):
 
 
 def run_task(task: Task) -> None:
-    """Log the command and run what is left of it.
+    """Log the command, and start or continue it.
 
     Raises:
-        TaskFailed: the command failed, or the task is not finished after it.
+        TaskFailed: the command failed, or the task is not finished afterwards.
         UserError: the command is not installed.
     """
     anew, code, began = task.state() == "missing", None, time.monotonic()
@@ -126,13 +126,13 @@ def run_command(
     output: Path,
     shown: re.Pattern[str],
 ) -> int:
-    """Run a command to its end; one that is interrupted ends with its workers.
+    """Run a command to its end; an interruption also ends its workers.
 
     Args:
-        command: a program of this Python's environment, or one that the shell would find, and its arguments.
+        command: a program of this Python's environment, or one that the shell finds, and its arguments.
         environment: all of its variables.
-        output: file that keeps all that it says, after what earlier attempts said.
-        shown: what of that is logged too, without nnU-Net's time stamps and numpy's type names.
+        output: file to append its output to.
+        shown: pattern of lines to log too, without nnU-Net's time stamps and numpy's type names.
 
     Returns:
         The exit code.
@@ -161,12 +161,12 @@ def run_command(
 
 
 def last_lines(output: Path) -> str:
-    """The end of what a command said."""
+    """The end of a command's output."""
     return "\n".join(output.read_text(errors="replace").splitlines()[-_TAIL:])
 
 
 def duration(seconds: float) -> str:
-    """Such as `4 min 3 s`."""
+    """Seconds as text, such as `4 min 3 s`."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
@@ -176,10 +176,10 @@ def _readable(line: str) -> str:
 
 
 def _stop(process: subprocess.Popen[str]) -> None:
-    """Let the command save what it has; its workers must not outlive it."""
+    """Let the command save its state, then end it and its workers."""
     process.terminate()
     try:
-        process.wait(_PATIENCE)  # not for the pipe's end: workers may hold it open
+        process.wait(_PATIENCE)  # for the process, not for the pipe, which workers may keep open
     except subprocess.TimeoutExpired:
         process.kill()
     finally:
@@ -189,7 +189,7 @@ def _stop(process: subprocess.Popen[str]) -> None:
 
 
 def _program(name: str) -> str:
-    """A command of this Python's environment, activated or not; else whatever the shell would find."""
+    """Find a command in this Python's environment, activated or not; else as the shell does."""
     found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
     if found is None:
         package = "nnunetv2" if name.startswith("nnUNetv2") else "."

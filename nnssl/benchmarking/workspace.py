@@ -1,4 +1,4 @@
-"""The benchmark's own nnUNet_preprocessed: links to the user's, and splits_final.json with a fold a subset."""
+"""The benchmark's own nnUNet_preprocessed: links to the user's, and a splits_final.json with one fold per subset."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from nnssl.core.own_files import BenchmarkFile
 from nnssl.core.schemas import SplitsFile
 from nnssl.data.planning import load_plans
 from nnssl.data.raw import read_dataset_json
+from nnssl.data.records import unused_cases
 from nnssl.data.trusted import refuse_untrusted_names
-from nnssl.data.unused import unused_cases
 from nnssl.networks.build import any_configuration
 
 RECORD = "splits.json"
@@ -37,12 +37,12 @@ class Source:
 
     @property
     def ending(self) -> str:
-        """Of all label files."""
+        """Of label files."""
         return str(self.dataset_json["file_ending"])
 
     @property
     def data_folders(self) -> list[Path]:
-        """Folders of preprocessed cases that the plans name."""
+        """Folders of preprocessed cases, of all plans."""
         names = {_identifier(plans, self.configuration) for plans in self.plans.values()}
         return [self.folder / name for name in sorted(names)]
 
@@ -63,8 +63,8 @@ class Source:
             names &= set(infer_dataset_class(str(folder)).get_identifiers(str(folder)))
             names -= unused_cases(folder).keys()
         if len(names) < 2:
-            raise UserError(f"{self.folder} holds {len(names)} preprocessed cases with labels; the benchmark needs at "
-                            f"least 2")  # fmt: skip
+            raise UserError(f"{self.folder} has {len(names)} preprocessed cases with labels and the benchmark needs at "
+                            f"least 2; add some, and preprocess them")  # fmt: skip
         return sorted(names)
 
 
@@ -72,7 +72,7 @@ def read_source(preprocessed: Path, dataset: str, configuration: str, plans: Ite
     """Read dataset.json and the plans.
 
     Raises:
-        UserError: a file or the configuration is missing; the plans name what nnU-Net must not call.
+        UserError: a file or the configuration is missing, or the plans name a class that is not trusted.
     """
     folder = preprocessed / dataset
     found: dict[str, dict[str, Any]] = {}
@@ -91,14 +91,14 @@ def read_source(preprocessed: Path, dataset: str, configuration: str, plans: Ite
 
 @dataclass(frozen=True)
 class Workspace:
-    """What all parts of the benchmark work on.
+    """The data that all parts of the benchmark share.
 
     Args:
         home: the benchmark's folder.
         source: the user's dataset.
-        test: what is tested.
-        folds: all subsets so far, in the order of their numbers.
-        record: what earlier calls decided, and the choice of the test set.
+        test: the test set.
+        folds: all subsets so far, ordered by number.
+        record: content of `splits.json`: decisions of earlier calls, and the choice of the test set.
     """
 
     home: Path
@@ -124,21 +124,22 @@ class Workspace:
 
 
 def open_workspace(home: Path, source: Source, raw: Path | None, choice: str | None) -> Workspace:
-    """The workspace with the folds that it has already; nothing is written.
+    """Open the workspace with its folds so far; write nothing.
 
     Args:
         home: the benchmark's folder.
         source: the user's dataset.
         raw: the dataset's folder in nnUNet_raw, if that is set.
-        choice: see `choose_test_set`; an existing benchmark keeps its test set where there is none.
+        choice: see `choose_test_set`; None keeps the test set of an existing benchmark.
 
     Raises:
-        UserError: the folder holds a benchmark of other data; see `choose_test_set`.
+        UserError: the folder has a benchmark of other data; see `choose_test_set`.
     """
     file = home / RECORD
     if not file.is_file() and (home / "nnUNet_preprocessed").exists():  # it may be the user's own
-        raise UserError(f"{home} holds a folder nnUNet_preprocessed that no benchmark made; choose another folder with "
-                        f"-o")  # fmt: skip
+        raise UserError(
+            f"{home} has a folder nnUNet_preprocessed that no benchmark made; choose another folder with -o"
+        )
     record = read_json(file, BenchmarkFile, "choose another folder with -o") if file.is_file() else {}
     splits_file = source.folder / _SPLITS
     splits = read_json(splits_file, SplitsFile) if splits_file.is_file() else None
@@ -146,16 +147,16 @@ def open_workspace(home: Path, source: Source, raw: Path | None, choice: str | N
     now = {"dataset": source.folder.name, "configuration": source.configuration, "test": test.cases,
            "training": test.training}  # fmt: skip
     if odd := [key for key in now if record and record[key] != now[key]]:
-        raise UserError(f"{home} holds a benchmark with another {odd[0]} ({file}); choose another folder with -o")
+        raise UserError(f"{home} has a benchmark with another {odd[0]} ({file}); choose another folder with -o")
     folds = [Fold(f["fold"], f["cases"], f["seed"], tuple(f["train"])) for f in record.get("folds", [])]
     return Workspace(home, source, test, folds, {"choice": choice, **record, **now})
 
 
 def write_workspace(workspace: Workspace, methods: Sequence[Method]) -> None:
-    """Make the folder that the trainings read; what exists stays.
+    """Make the folder that the trainings read; existing files stay.
 
     Raises:
-        UserError: a method of the same name was begun as another one.
+        UserError: a method of the same name was started with other settings.
     """
     source, record = workspace.source, workspace.record
     known = record.get("methods", {})
@@ -172,13 +173,13 @@ def write_workspace(workspace: Workspace, methods: Sequence[Method]) -> None:
     for name, plans in source.plans.items():
         data = folder / _identifier(plans, source.configuration)
         preprocess_test_cases(workspace.test, data, plans, source.configuration, source.dataset_json)
-        # without their checkpoint, which the environment names in full: nnUNet_results is another folder
+        # without the checkpoint: its path is relative to another nnUNet_results, and the environment has the full one
         block = {key: value for key, value in plans.get("nnssl", {}).items() if key != "checkpoint"}
         write_json(folder / f"{name}.json", {**plans, "nnssl": block} if "nnssl" in plans else plans)
 
 
 def _refuse_other_settings(method: Method, before: dict[str, Any] | None, home: Path) -> None:
-    """Trainings of one row of the tables must not differ in anything but their subset and chance."""
+    """Make sure that trainings in one row of the tables differ in nothing but subset and seed."""
     if before is None or before == method.record():
         return
     pairs = [(f.pop("variables"), f) for f in (dict(before), method.record())]
@@ -188,12 +189,12 @@ def _refuse_other_settings(method: Method, before: dict[str, Any] | None, home: 
         for key in sorted({*then, *now})
         if then.get(key) != now.get(key)
     )
-    raise UserError(f"{home} holds trainings of {method.name} with other settings: {changed}; set them as they were, "
+    raise UserError(f"{home} has trainings of {method.name} with other settings: {changed}; set them as they were, "
                     f"give the method another name (NAME=TRAINER), or choose another folder with -o")  # fmt: skip
 
 
 def _link_dataset(folder: Path, source: Source, test: HeldOut) -> None:
-    """Links to all of the dataset; folders to which the test set adds cases become folders of links."""
+    """Link the whole dataset; folders that the test set adds cases to become folders of links."""
     plans = {f"{name}.json" for name in source.plans}  # written without their checkpoint
     own = {_TRUTH, *(d.name for d in source.data_folders)} if test.raw else set()
     for entry in source.folder.iterdir():
@@ -203,7 +204,7 @@ def _link_dataset(folder: Path, source: Source, test: HeldOut) -> None:
         if entry.name not in own:
             _link(target, entry)
             continue
-        if target.is_symlink():  # the user's folder, to which nothing must be added
+        if target.is_symlink():  # it leads to the user's folder, which must not change
             target.unlink()
         target.mkdir(exist_ok=True)
         for file in entry.iterdir():

@@ -1,4 +1,4 @@
-"""A finished pretraining: what is read and transferred of it."""
+"""A finished pretraining: its backbone or pixel encoder, read from a checkpoint and transferred."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ _BACKBONE = "backbone."
 
 @dataclass(frozen=True)
 class Pretrained:
-    """The part of a finished pretraining that is transferred, and what it was made with.
+    """The transferred part of a finished pretraining with its plans.
 
     Args:
         path: the checkpoint.
         method: its name.
-        levels: which maps of the network the method used, see `nnssl.networks.build.build_backbone`.
+        levels: of the network that the method used, see `nnssl.networks.build.build_backbone`.
         plans, configuration, dataset_json: of the pretraining.
         backbone: state of the `FeaturePyramid`.
-        others: number of values by name of what is not transferred, such as the pretraining's own heads.
-        orientation: the volumes' commonest one, such as LPS; None where it is unknown.
+        others: number of values by name of the rest, such as the pretraining's own heads.
+        orientation: the volumes' commonest one, such as LPS; None where unknown.
         config: its hyper-parameters as JSON types, see `nnssl.methods.options.from_plain`.
     """
 
@@ -60,7 +60,11 @@ def read_pretrained(path: Path, mapped: bool = False) -> Pretrained:
     Raises:
         UserError: the file is not one.
     """
-    content = load_checkpoint(path, mapped=mapped)
+    return pretrained_of(load_checkpoint(path, mapped=mapped), path)
+
+
+def pretrained_of(content: dict[str, Any], path: Path) -> Pretrained:
+    """The transferred part of a checkpoint's content (`load_checkpoint`)."""
     state: dict[str, Tensor] = content["method_state"]
     return Pretrained(
         path,
@@ -82,7 +86,7 @@ def finished_pretrainings(results: Path, method: str | None = None, dataset: str
 
 
 def name_of(path: Path | None, results: Path) -> str:
-    """How plans name a checkpoint: below nnUNet_results where it lies there, so that the folder can be moved."""
+    """How plans name a checkpoint: relative to nnUNet_results if it is there, so that the folder can move."""
     if path is None:
         return RANDOM
     resolved = path.resolve()
@@ -91,12 +95,12 @@ def name_of(path: Path | None, results: Path) -> str:
 
 
 class PretrainedNetwork(Protocol):
-    """A network of which a part is pretrained (`nnssl.finetuning.segmentation`)."""
+    """A network with a pretrained part (`nnssl.finetuning.segmentation`)."""
 
     input_channels: int
 
     def pretrained_tensors(self) -> Mapping[str, Tensor]:
-        """Its pretrained part, by the names of the pretraining's backbone; every tensor once."""
+        """Its pretrained part by the names of the pretraining's backbone; every tensor once."""
 
     def own_tensors(self) -> Mapping[str, Tensor]:
         """Every tensor that its state dict holds and its logits depend on, once, by its name there."""
@@ -106,16 +110,16 @@ class PretrainedNetwork(Protocol):
 
 
 def load_pretrained(network: PretrainedNetwork, source: Pretrained, advice: str) -> TransferReport:
-    """Give the network's pretrained part the pretrained values; the rest of it stays fresh.
+    """Give the network's pretrained part the pretrained values; the rest stays fresh.
 
-    All tensors of that part have to be there with their shapes. There are two exceptions. Convolutions that read the
-    image: weights of one channel are shared evenly among several, so that equal channels give what the one gave. And
-    learned position embeddings, which are interpolated from the pretraining's grid of tokens to the network's.
+    All tensors of that part must exist in their shapes, with two exceptions. In convolutions that read the image, the
+    weights of one channel are shared evenly among several: equal channels give the same as the one. Learned position
+    embeddings are interpolated from the pretraining's grid of tokens to the network's.
 
     Args:
-        network: what to load into.
-        source: what to load.
-        advice: what to do when the architectures differ, as the end of a sentence.
+        network: to load into.
+        source: to load.
+        advice: fix for differing architectures, as the end of a sentence.
 
     Raises:
         UserError: another architecture, with the first differing tensors and their shapes, or nothing to load.
@@ -128,7 +132,7 @@ def load_pretrained(network: PretrainedNetwork, source: Pretrained, advice: str)
                         f"tensors differ: {named}); {advice}")  # fmt: skip
     loaded = {name: value.numel() for name, value in values.items() if value is given[name]}
     if not loaded:
-        raise UserError(f"{source.path} holds nothing that these plans' network could take; {advice}")
+        raise UserError(f"{source.path} holds nothing for these plans' network; {advice}")
     fill(wanted, values)
     used = {id(tensor) for tensor in wanted.values()}
     return TransferReport(
@@ -140,7 +144,7 @@ def load_pretrained(network: PretrainedNetwork, source: Pretrained, advice: str)
 
 
 def _adapted(name: str, found: Tensor, own: Tensor, network: PretrainedNetwork, source: Pretrained) -> Tensor | None:
-    """A tensor in the shape that the network wants; None where it cannot be brought there."""
+    """A tensor in the shape that the network wants; None if that is impossible."""
     wanted = own.shape
     if _widens_input(found.shape, wanted, network.input_channels):
         return found.expand(*wanted) / network.input_channels
@@ -153,7 +157,7 @@ def _adapted(name: str, found: Tensor, own: Tensor, network: PretrainedNetwork, 
 
 
 def _position_grids(modules: Iterator[nn.Module]) -> dict[str, Stride]:
-    """Of the one pyramid among the modules that has position embeddings."""
+    """Grids of tokens of the pyramid with position embeddings, by the name of the embedding."""
     pyramids = (module for module in modules if isinstance(module, FeaturePyramid))
     return {name: grid for pyramid in pyramids for name, grid in pyramid.position_grids.items()}
 
@@ -175,16 +179,16 @@ _PARTS = ("backbone.", "heads.")
 
 @dataclass(frozen=True)
 class PretrainedEncoder:
-    """The pixel encoder of a pretraining, and what it was made with.
+    """The pixel encoder of a pretraining with its plans.
 
     Args:
-        path: The checkpoint.
-        method: Its name.
-        plans, configuration, dataset_json: Of the pretraining.
-        encoder: In evaluation mode, without gradients.
+        path: the checkpoint.
+        method: its name.
+        plans, configuration, dataset_json: of the pretraining.
+        encoder: in evaluation mode, without gradients.
         architecture: JSON values from which `build_pixel_encoder` makes the same network.
         patch_size: (Z, Y, X) voxels of the crops that it learned from.
-        orientation: The volumes' commonest one, such as LPS; None where it is unknown.
+        orientation: the volumes' commonest one, such as LPS; None where unknown.
     """
 
     path: Path
@@ -202,9 +206,17 @@ def read_pixel_encoder(path: Path) -> PretrainedEncoder:
     """Read the pixel encoder of a checkpoint of `nnssl_pretrain`.
 
     Raises:
-        UserError: The file is no such checkpoint, its method encodes no pixels, or it does not fit its own plans.
+        UserError: the file is no such checkpoint; or as `pixel_encoder_of`.
     """
-    content = load_checkpoint(path)
+    return pixel_encoder_of(load_checkpoint(path), path)
+
+
+def pixel_encoder_of(content: dict[str, Any], path: Path) -> PretrainedEncoder:
+    """The pixel encoder in a checkpoint's content (`load_checkpoint`).
+
+    Raises:
+        UserError: its method encodes no pixels, or it does not fit its own plans.
+    """
     method = get_method(content["method"])
     if not issubclass(method, PixelMethod):
         usable = " or ".join(name for name in method_names() if issubclass(get_method(name), PixelMethod))
@@ -230,9 +242,9 @@ def build_pixel_encoder(architecture: Mapping[str, Any], input_channels: int) ->
     """Build a pixel encoder with random weights.
 
     Args:
-        architecture: From `PretrainedEncoder.architecture`; it may have gone through JSON.
-        input_channels: Number of channels of the image.
+        architecture: from `PretrainedEncoder.architecture`, also after a way through JSON.
+        input_channels: number of channels of the image.
     """
-    resolved = {**architecture["network"], "normalization_schemes": [""] * input_channels}  # they only are counted
+    resolved = {**architecture["network"], "normalization_schemes": [""] * input_channels}  # only their number counts
     backbone = backbone_of(resolved, architecture["levels"])
     return PixelEncoder(backbone, heads_from_description(backbone, architecture["heads"]))

@@ -1,19 +1,24 @@
-"""How a RUN is named: a checkpoint, its fold's folder or its run's; and which one `nnssl_transfer` takes."""
+"""What a RUN names: a checkpoint, a fold's or a run's folder; and which run `nnssl_transfer` takes."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from nnssl.checkpoints.files import FINAL
+import torch
+
+from nnssl.checkpoints.files import FINAL, load_checkpoint
 from nnssl.checkpoints.pretrained import RANDOM, Pretrained, finished_pretrainings, read_pretrained
 from nnssl.core.errors import UserError
 from nnssl.data.folders import dataset_argument, dataset_name, is_dataset
+from nnssl.methods.options import from_plain
 from nnssl.methods.registry import get_method, method_names
+from nnssl.networks.build import build_backbone
 
 
 def checkpoint_of(run: str | Path) -> Path:
-    """Checkpoint of a finished pretraining that is named by itself, by its fold's folder or by its run's folder.
+    """Checkpoint of a finished pretraining, named by itself, by its fold's folder or by its run's folder.
 
     Raises:
         UserError: there is none, or the run has several folds.
@@ -31,13 +36,64 @@ def checkpoint_of(run: str | Path) -> Path:
 
 
 @dataclass(frozen=True)
-class RunFilter:
-    """What a pretraining has to be; None for any.
+class Run:
+    """An opened RUN.
 
     Args:
-        method: of the pretraining; `random` for the baseline, whose network is that of any pretraining, or
-            `random:METHOD` for that of one method's.
-        plans, configuration, fold: it was made with.
+        checkpoint: its file.
+        content: of that file (`nnssl.checkpoints.files.load_checkpoint`).
+        is_random: whether random weights have taken the place of its own.
+    """
+
+    checkpoint: Path
+    content: dict[str, Any]
+    is_random: bool = False
+
+    @property
+    def title(self) -> str:
+        """Its method, for pictures; says so where the weights are random."""
+        return f"{self.content['method']} with random weights" if self.is_random else str(self.content["method"])
+
+
+def open_run(run: str | Path) -> Run:
+    """Open what `-m RUN` names.
+
+    Args:
+        run: see `checkpoint_of`; or `random:RUN` for the network, plans and preprocessing of that run with the random
+            weights that it began with, by its own seed.
+
+    Raises:
+        UserError: there is no such checkpoint, or it is damaged; or `random` does not say whose network it means.
+    """
+    kind, _, named = str(run).partition(":")
+    if kind != RANDOM:
+        path = checkpoint_of(run)
+        return Run(path, load_checkpoint(path))
+    if not named:
+        raise UserError(f"{run} does not say which network gets random weights; type {RANDOM}:RUN with the RUN to "
+                        f"compare with")  # fmt: skip
+    path = checkpoint_of(named)
+    return Run(path, _before_the_first_step(load_checkpoint(path)), is_random=True)
+
+
+def _before_the_first_step(content: dict[str, Any]) -> dict[str, Any]:
+    """The checkpoint with the weights that the run's seed gave before anything was loaded or learned."""
+    method = get_method(content["method"])
+    config = from_plain(method.config_class, content["config"])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        built = method(build_backbone(content["plans"], content["configuration"], method.levels), config)
+    return {**content, "method_state": built.state_dict(), "epoch": 0}
+
+
+@dataclass(frozen=True)
+class RunFilter:
+    """Conditions on a pretraining; None for any.
+
+    Args:
+        method: of the pretraining; `random` for the baseline with the network of any pretraining, or `random:METHOD`
+            for that of one method.
+        plans, configuration, fold: of the pretraining.
     """
 
     method: str | None = None
@@ -52,26 +108,26 @@ class RunFilter:
 
     @property
     def is_random(self) -> bool:
-        """Whether the weights shall be random."""
+        """Whether random weights are asked for."""
         return self.method is not None and self.method.split(":")[0] == RANDOM
 
     @property
     def of_method(self) -> str | None:
-        """Method of the pretraining, also of the one that random weights take the place of."""
+        """Method of the pretraining, also where random weights take its place."""
         if not self.is_random:
             return self.method
         return str(self.method).partition(":")[2] or None
 
-    def fits(self, run: _Run) -> bool:
-        """Whether a run is what is asked for."""
+    def fits(self, run: _Finished) -> bool:
+        """Whether a run meets the conditions."""
         wanted = (self.of_method, self.plans, self.configuration, self.fold)
         found = (run.method, run.plans, run.configuration, run.fold)
         return all(w in (None, f) for w, f in zip(wanted, found, strict=True))
 
 
 @dataclass(frozen=True)
-class _Run:
-    """A finished run, by what its folder is called: nnssl_METHOD__PLANS__CONFIGURATION/fold_FOLD."""
+class _Finished:
+    """A finished run by the name of its folder: nnssl_METHOD__PLANS__CONFIGURATION/fold_FOLD."""
 
     checkpoint: Path
     method: str
@@ -80,13 +136,13 @@ class _Run:
     fold: str
 
     def options(self, is_random: bool) -> str:
-        """What `nnssl_transfer` takes for this run and no other."""
+        """Options with which `nnssl_transfer` takes this run and no other."""
         method = f"{RANDOM}:{self.method}" if is_random else self.method
         return f"-m {method} -p {self.plans} -c {self.configuration} -f {self.fold}"
 
 
 def source_name(source: int | str, results: Path) -> str:
-    """Full name of the pretraining's dataset, of which only the results have to be left.
+    """Full name of the pretraining's dataset; its results are enough.
 
     Raises:
         UserError: there is no such dataset, or several have that number.
@@ -99,10 +155,10 @@ def source_name(source: int | str, results: Path) -> str:
 def choose_pretraining(results: Path, dataset: str, target: int | str, wanted: RunFilter) -> Pretrained:
     """Read the one finished pretraining of `dataset` that is `wanted`.
 
-    For random weights several will do, as long as network and levels are the same.
+    For random weights there may be several with the same network and levels.
 
     Raises:
-        UserError: there is none or more than one; the message lists what there is and what to type.
+        UserError: there is none or more than one; the message lists them and what to type.
     """
     runs = [run for run in map(_run, finished_pretrainings(results, dataset=dataset)) if run is not None]
     chosen = [run for run in runs if wanted.fits(run)]
@@ -112,26 +168,26 @@ def choose_pretraining(results: Path, dataset: str, target: int | str, wanted: R
         raise UserError(f"there is no finished pretraining of {dataset} in {results}; run "
                         f"nnssl_pretrain -d {dataset_argument(dataset)} -m {method} first")  # fmt: skip
     if not chosen:
-        raise UserError(f"no finished pretraining of {dataset} is what -m, -p, -c and -f ask for; type one of:"
+        raise UserError(f"no finished pretraining of {dataset} fits -m, -p, -c and -f; type one of:"
                         + _lines(command, runs, wanted))  # fmt: skip
     if not wanted.is_random and len(chosen) > 1:
         raise UserError(f"{dataset} has {len(chosen)} finished pretrainings; type one of:"
                         + _lines(command, chosen, wanted))  # fmt: skip
     first, *others = (read_pretrained(run.checkpoint) for run in chosen)
     if any(_network(first) != _network(other) for other in others):
-        raise UserError(f"the pretrainings of {dataset} differ in plans or levels, so that there are several random "
-                        f"networks to compare with; type one of:" + _lines(command, chosen, wanted))  # fmt: skip
+        raise UserError(f"the pretrainings of {dataset} differ in plans or levels, and so do their random networks; "
+                        f"type one of:" + _lines(command, chosen, wanted))  # fmt: skip
     return first
 
 
-def _run(checkpoint: Path) -> _Run | None:
-    """The run of a checkpoint; None where its folder has a name of the user's."""
+def _run(checkpoint: Path) -> _Finished | None:
+    """The run of a checkpoint; None if the user has renamed its folder."""
     parts = checkpoint.parts[-3].removeprefix("nnssl_").split("__")
     fold = checkpoint.parts[-2].removeprefix("fold_")
-    return _Run(checkpoint, parts[0], parts[1], parts[2], fold) if len(parts) == 3 else None
+    return _Finished(checkpoint, parts[0], parts[1], parts[2], fold) if len(parts) == 3 else None
 
 
-def _lines(command: str, runs: list[_Run], wanted: RunFilter) -> str:
+def _lines(command: str, runs: list[_Finished], wanted: RunFilter) -> str:
     return "".join(f"\n  {command} {run.options(wanted.is_random)}" for run in runs)
 
 

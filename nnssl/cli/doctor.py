@@ -5,35 +5,29 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from nnssl.cli.run import run
+from nnssl.cli.flags import new_parser
+from nnssl.cli.run import entry
 
 if TYPE_CHECKING:
     from nnssl.installation import Check
 
-EPILOG = """One line for each thing that was looked at: ok; warn, where work is possible and a surprise too; fail, where
-something will not work. Below a warn or a fail stands the line to type.
+EPILOG = """One line for each check: ok; warn, where work is possible but may surprise you; fail, where something
+will not work. Below a warn or a fail is the line to type.
 Exit code: 0 nothing failed, 1 something did.
 """
 
 
 def parser() -> argparse.ArgumentParser:
     """The command's arguments: none."""
-    return argparse.ArgumentParser(
+    return new_parser(
         "nnssl_doctor",
-        description="Looks at versions, nnU-Net's folders, finished pretrainings, torch's device, whether nnU-Net\n"
-        "finds our trainers, and the other package that is imported as nnssl; says what to type. Changes nothing.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "Check versions, nnU-Net's folders, finished pretrainings, torch's device, whether nnU-Net finds our\n"
+        "trainers, and whether the other package named nnssl is in the way. Changes nothing.",
+        EPILOG,
     )
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Entry point."""
-    run(_command, argv)
-
-
-def _command(argv: list[str] | None) -> int:
-    parser().parse_args(argv)
+def _command(_: argparse.Namespace) -> int:
     from nnssl import check_installation
 
     statuses = [check.status for check in check_installation(_show)]
@@ -47,6 +41,8 @@ def _show(check: Check) -> None:
     if check.fix is not None:
         print(f"      type: {check.fix}", flush=True)
 
+
+main = entry(parser, _command)
 
 if __name__ == "__main__":
     main()

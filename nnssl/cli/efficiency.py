@@ -5,64 +5,44 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from nnssl.cli.run import LEFT_OUT, run
+from nnssl.cli.flags import IMAGES_LEFT_OUT, ONNX_EXTRA, add, add_shared, new_parser
+from nnssl.cli.run import LEFT_OUT, entry
 
 if TYPE_CHECKING:
     from nnssl.deployment.efficiency import CaseCost
 
-EPILOG = """examples:
+EPILOG = f"""examples:
   nnssl_efficiency -m student.onnx -i IMAGES -device cpu -o student.csv
   nnssl_efficiency -m $nnUNet_results/Dataset017_Organs/nnUNetTrainer__nnUNetPlans__3d_fullres -i IMAGES
 
-Every case is predicted in a fresh process of its own. `seconds` is the whole of it, from the start of Python to the
-written label map (which is thrown away), and `loading_s` the part until the model was ready. Memory is sampled every
-0.1 s: on a GPU what is in use on the card above what was before (leave the card to this command), with -device cpu the
-resident memory of the process. MB are of 2^20 bytes; `area_mb_s` is the area under the memory-time curve; the last
-columns are FLARE's tolerances. These are the columns of the paper's table 6.
-Exit code 3: done, but images that cannot be used were left out.
-Needs the extra: pip install onnx onnxscript onnxruntime psutil
+Each case is predicted in a fresh process. `seconds` is all of it, from the start of Python to the written label map
+(which is thrown away), and `loading_s` the part until the model was ready. Memory is sampled every 0.1 s: on a GPU the
+memory in use on the card above what was in use before (leave the card to this command), on a CPU the resident memory
+of the process. MB are 2^20 bytes; `area_mb_s` is the area under the memory-time curve; the last columns are FLARE's
+tolerances. These are the columns of the paper's table 6.
+{IMAGES_LEFT_OUT}
+{ONNX_EXTRA}
 """
 _WIDTHS = (14, 9, 9, 8, 10, 11, 11)  # of the columns after the first
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command's arguments; nnU-Net's flags where nnU-Net has one."""
+    """The command's arguments."""
     # fmt: off
-    p = argparse.ArgumentParser(
+    p = new_parser(
         "nnssl_efficiency",
-        description="Running time, maximum memory and area under the memory-time curve of the prediction of every\n"
-        "case, with a model folder or an ONNX file.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    p.add_argument("-m", required=True, metavar="MODEL", dest="model",
-                   help="folder of a training, or ONNX file of nnssl_export_onnx")
-    p.add_argument("-i", required=True, metavar="FOLDER", dest="images",
-                   help="images, named like case_0000.nii.gz")
-    p.add_argument("-o", metavar="FILE", dest="output", help="CSV file for the table, complete after every case")
-    p.add_argument("-f", nargs="+", metavar="FOLD", dest="folds",
-                   help="of a model folder; several are an ensemble (default: 0)")
-    p.add_argument("-chk", default="checkpoint_final.pth", metavar="FILE", dest="checkpoint",
-                   help="name of the checkpoint in a model folder (default: checkpoint_final.pth)")
-    p.add_argument("-step_size", type=float, default=0.5, metavar="X",
-                   help="of the sliding window, as a fraction of the patch (default: 0.5)")
-    p.add_argument("--disable_tta", action="store_true", help="do not mirror: faster, less accurate")
-    p.add_argument("-device", default="cuda", choices=("cuda", "cpu"),
-                   help="where the network computes, and whose memory is measured (default: cuda)")
-    p.add_argument("-threads", type=int, default=0, metavar="N",
-                   help="threads of the network (default: 0, which is one a core)")
+        "Measure the running time, maximum memory and area under the memory-time curve of the prediction of each\n"
+        "case, with a model folder or an ONNX file.", EPILOG)
+    add(p, "-m", metavar="MODEL", help="model folder of a training, or ONNX file of nnssl_export_onnx")
+    add(p, "-i", dest="images")
+    add(p, "-o", metavar="FILE", dest="output", help="CSV file for the table, complete after each case")
+    add(p, "-f", nargs="+", dest="folds", help="folds of a model folder; several are an ensemble (default: 0)")
+    add_shared(p, "-chk", "-step_size", "--disable_tta", "-device", "-threads")
     # fmt: on
     return p
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Entry point."""
-    run(_command, argv)
-
-
-def _command(argv: list[str] | None) -> int:
-    arguments = parser().parse_args(argv)
-    # Only now: --help answers without waiting for torch and nnU-Net.
+def _command(arguments: argparse.Namespace) -> int:
     from nnssl import measure_efficiency
     from nnssl.deployment.efficiency import COLUMNS
 
@@ -82,6 +62,8 @@ def _command(argv: list[str] | None) -> int:
 def _line(row: tuple[str, ...]) -> str:
     return " ".join([f"{row[0]:<24}", *(f"{text:>{width}}" for text, width in zip(row[1:], _WIDTHS, strict=True))])
 
+
+main = entry(parser, _command)
 
 if __name__ == "__main__":
     main()

@@ -6,7 +6,8 @@ import argparse
 import math
 from typing import TYPE_CHECKING
 
-from nnssl.cli.run import run
+from nnssl.cli.flags import add, add_shared, new_parser
+from nnssl.cli.run import entry
 
 if TYPE_CHECKING:
     from nnssl.benchmarking.evaluation_report import Evaluation
@@ -17,44 +18,31 @@ EPILOG = """examples:
   nnssl_evaluate labelsTs predictions -djfile dataset.json -pfile plans.json -o scores
 
 Writes nnssl_evaluation.json and nnssl_evaluation.csv (every case and structure) beside nnU-Net's summary.json. A
-structure that is in neither file of a case scores 1, as in the FLARE challenges; with -absent exclude that case does
-not count for it, as in nnU-Net's summary. A structure that is in only one of them scores 0.
+structure that is in neither file of a case scores 1, as in the FLARE challenges; with -absent exclude the case does
+not count for it, as in nnU-Net's summary. A structure that is in only one of the files scores 0.
 """
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command's arguments; nnU-Net's flags where nnUNetv2_evaluate_folder has one."""
+    """The command's arguments; those of nnUNetv2_evaluate_folder are here too."""
     # fmt: off
-    p = argparse.ArgumentParser(
-        "nnssl_evaluate",
-        description="Dice and normalised surface Dice of predicted labels, per case and structure.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    p.add_argument("references", metavar="GT_FOLDER", help="folder with the true labels")
-    p.add_argument("predictions", metavar="PRED_FOLDER", help="folder with the predicted labels, under the same names")
-    p.add_argument("-djfile", metavar="FILE", dest="dataset_json",
-                   help="dataset.json (default: that of PRED_FOLDER or of the model folder that it lies in)")
-    p.add_argument("-pfile", metavar="FILE", dest="plans", help="plans.json (default: as for dataset.json)")
-    p.add_argument("-o", metavar="FOLDER", dest="output", help="where the files go (default: PRED_FOLDER)")
-    p.add_argument("-tolerance", nargs="+", default=[], metavar="MM",
-                   help="of the surfaces in mm: one number for all (default: 2), NAME=MM for single structures")
-    p.add_argument("-absent", choices=("flare", "exclude"), default="flare",
-                   help="a structure in neither file: 1 (flare, default), or left out of the means (exclude)")
-    p.add_argument("-np", type=int, default=1, metavar="N", dest="num_processes", help="processes (default: 1)")
-    p.add_argument("--chill", action="store_true", help="leave out references without a prediction")
+    p = new_parser("nnssl_evaluate",
+                   "Compute Dice and normalised surface Dice of predicted labels, per case and structure.", EPILOG)
+    add(p, "references", metavar="GT_FOLDER", help="folder of the true labels")
+    add(p, "predictions", metavar="PRED_FOLDER", help="folder of the predicted labels, under the same names")
+    add(p, "-djfile", metavar="FILE", dest="dataset_json",
+        help="dataset.json (default: that of PRED_FOLDER or of the model folder around it)")
+    add(p, "-pfile", metavar="FILE", dest="plans",
+        help="plans.json (default: that of PRED_FOLDER or of the model folder around it)")
+    add(p, "-o", metavar="FOLDER", dest="output", help="folder for the files (default: PRED_FOLDER)")
+    add_shared(p, "-tolerance", "-absent")
+    add(p, "-np", default=1, help="processes")
+    add(p, "--chill", action="store_true", help="leave out references without a prediction")
     # fmt: on
     return p
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Entry point."""
-    run(_command, argv)
-
-
-def _command(argv: list[str] | None) -> None:
-    arguments = parser().parse_args(argv)
-    # Only now: --help answers without waiting for torch and nnU-Net.
+def _command(arguments: argparse.Namespace) -> None:
     from nnssl import evaluate
 
     evaluation = evaluate(**vars(arguments))
@@ -80,6 +68,8 @@ def _score(mean: float, deviation: float) -> str:
         return "-"
     return f"{mean:.3f}" if math.isnan(deviation) else f"{mean:.3f} ± {deviation:.3f}"
 
+
+main = entry(parser, _command)
 
 if __name__ == "__main__":
     main()

@@ -4,57 +4,45 @@ from __future__ import annotations
 
 import argparse
 
-from nnssl.cli.run import run
+from nnssl.cli.flags import ONNX_EXTRA, add, add_shared, new_parser
+from nnssl.cli.run import entry
 
-EPILOG = """examples:
+EPILOG = f"""examples:
   nnssl_export_onnx -m $nnUNet_results/Dataset017_Organs/nnUNetTrainer__nnUNetPlans__3d_fullres -f 0 -o student.onnx
   nnssl_predict_onnx -i IMAGES -o LABELS -m student.onnx
 
-Any model folder will do that nnUNetv2_predict can use, 2D and cascades too. The file has the network (opset 18, any
-batch size, the plans' patch) and in its metadata plans, dataset.json, configuration, fold, trainer and mirroring axes.
-Its logits are compared with PyTorch's on random patches; the largest difference is printed, and above 1e-3 nothing is
-written.
-Needs the extra: pip install onnx onnxscript onnxruntime psutil
+Takes any model folder that nnUNetv2_predict can use, 2D and cascades too. The file holds the network (opset 18, any
+batch size, the plans' patch) and, in its metadata, plans, dataset.json, configuration, fold, trainer and mirroring
+axes. Its logits are compared with PyTorch's on random patches; the largest difference is printed, and above 1e-3
+nothing is written.
+{ONNX_EXTRA}
 """
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command's arguments; nnU-Net's flags where nnU-Net has one."""
+    """The command's arguments."""
     # fmt: off
-    p = argparse.ArgumentParser(
-        "nnssl_export_onnx",
-        description="Write the network of a trained model folder as an ONNX file, checked against PyTorch.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    p.add_argument("-m", required=True, metavar="FOLDER", dest="model_folder",
-                   help="folder of the training, named TRAINER__PLANS__CONFIGURATION")
-    p.add_argument("-f", default="0", metavar="FOLD", dest="fold",
-                   help="a number or all (default: 0); for an ensemble export every fold to a file of its own")
-    p.add_argument("-chk", default="checkpoint_final.pth", metavar="FILE", dest="checkpoint",
-                   help="name of the checkpoint (default: checkpoint_final.pth)")
-    p.add_argument("-o", required=True, metavar="FILE", dest="output_file", help="such as student.onnx")
+    p = new_parser("nnssl_export_onnx",
+                   "Write the network of a trained model folder as an ONNX file, checked against PyTorch.", EPILOG)
+    add(p, "-m", metavar="FOLDER", dest="model_folder",
+        help="model folder of a training, named TRAINER__PLANS__CONFIGURATION")
+    add(p, "-f", default="0", help="fold, a number or all; for an ensemble export each fold to a file of its own")
+    add_shared(p, "-chk")
+    add(p, "-o", required=True, metavar="FILE", dest="output_file", help="file to write, such as student.onnx")
     # fmt: on
     return p
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Entry point."""
-    run(_command, argv)
-
-
-def _command(argv: list[str] | None) -> None:
-    arguments = parser().parse_args(argv)
-    # Only now: --help answers without waiting for torch and nnU-Net.
+def _command(arguments: argparse.Namespace) -> None:
     from nnssl import export_onnx
-    from nnssl.data.next_lines import INPUT, OUTPUT, Way, command, device_flag, rendered
-    from nnssl.deployment.session import usable_device
+    from nnssl.data.next_lines import INPUT, OUTPUT, Way, command, rendered
 
     export_onnx(**vars(arguments))
-    line = command("nnssl_predict_onnx", "-i", INPUT, "-o", OUTPUT, "-m", arguments.output_file,
-                   *device_flag(usable_device()))  # fmt: skip
+    line = command("nnssl_predict_onnx", "-i", INPUT, "-o", OUTPUT, "-m", arguments.output_file)
     print(rendered([Way((line,))]))
 
+
+main = entry(parser, _command)
 
 if __name__ == "__main__":
     main()

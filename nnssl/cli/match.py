@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from nnssl.cli.run import ALLOW_HELP, run
+from nnssl.cli.flags import add, add_point, add_shared, new_parser
+from nnssl.cli.run import entry
 
 if TYPE_CHECKING:
     from nnssl.analysis.match import Place
@@ -14,44 +15,29 @@ EPILOG = """examples:
   nnssl_match -m RUN -q imagesTr/case_1_0000.nii.gz -k imagesTr/case_2_0000.nii.gz -p 12.5 -30 104 -o match.png
   nnssl_match -m RUN -q imagesTr/case_1 -k imagesTr/case_2 -p 120 88 40 --voxel
 
-RUN is the folder of a pretraining with -m sam or -m lapn (or its checkpoint_final.pth). An image is the file of its
-first channel, one file with all channels, or the case without _0000.nii.gz; it is preprocessed as the pretraining's
-plans say. Millimetres are LPS, as in SimpleITK and DICOM; with --ras RAS, as in NIfTI viewers. The line "back" says how
-far from the point the match lands if it is searched in the query image: not far for anatomy that both images show.
+RUN is a pretraining with sam or lapn. An image is the file of its first channel, one file with all channels, or the
+case without _0000.nii.gz; it is preprocessed with the plans of RUN. Millimetres are LPS, as in SimpleITK and DICOM;
+with --ras RAS, as in NIfTI viewers. The line "back" says how far from the point the match leads if it is searched in
+the query image: a short way for anatomy that both images show.
 """
 
 
 def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
     # fmt: off
-    p = argparse.ArgumentParser(
-        "nnssl_match",
-        description="Find a point of one image in another one, by the encodings of a pretraining.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    p.add_argument("-m", required=True, metavar="RUN", dest="model", help="run folder or checkpoint of sam or lapn")
-    p.add_argument("-q", required=True, metavar="IMAGE", dest="query", help="raw image that the point is in")
-    p.add_argument("-k", required=True, metavar="IMAGE", dest="key", help="raw image that is searched")
-    p.add_argument("-p", required=True, metavar=("X", "Y", "Z"), dest="point", nargs=3, type=float,
-                   help="the point in mm, or in voxels with --voxel")
-    p.add_argument("-o", metavar="PNG", dest="output", help="picture of the point, the match and the similarities")
-    p.add_argument("--voxel", action="store_true", help="the point is in voxels of the file; the first one is 0 0 0")
-    p.add_argument("--ras", action="store_true", help="millimetres are RAS instead of LPS, also those printed")
-    p.add_argument("-device", default="cpu", metavar="DEVICE", help="cpu (default) or cuda")
-    p.add_argument("--allow_other_intensities", action="store_true", help=ALLOW_HELP)
+    p = new_parser("nnssl_match",
+                   "Find a point of one image in another one, by the encodings of a pretraining.", EPILOG)
+    add_shared(p, "-m")
+    add(p, "-q", required=True, metavar="IMAGE", dest="query", help="raw image with the point")
+    add(p, "-k", required=True, metavar="IMAGE", dest="key", help="raw image to search")
+    add_point(p, "the point in mm, or in voxels with --voxel", required=True)
+    add(p, "-o", metavar="PNG", dest="output", help="picture of the point, the match and the similarities")
+    add_shared(p, "-device", "--allow_other_intensities")
     # fmt: on
     return p
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Entry point."""
-    run(_command, argv)
-
-
-def _command(argv: list[str] | None) -> None:
-    arguments = parser().parse_args(argv)
-    # Only now: --help answers without waiting for torch and nnU-Net.
+def _command(arguments: argparse.Namespace) -> None:
     from nnssl import match
     from nnssl.data.next_lines import Way, command, device_flag, rendered
 
@@ -65,7 +51,7 @@ def _command(argv: list[str] | None) -> None:
     flags = [f"--{name}" for name in ("voxel", "ras", "allow_other_intensities") if getattr(arguments, name)]
     line = command("nnssl_visualize", "matches", "-m", arguments.model, "-i", arguments.query, "-k", arguments.key,
                    "-p", *(f"{value:.10g}" for value in arguments.point), "-o", "matches.png", *flags,
-                   *device_flag(arguments.device, default="cpu"))  # fmt: skip
+                   *device_flag(arguments.device, ours=True))  # fmt: skip
     print(rendered([Way((line,))]))
 
 
@@ -73,6 +59,8 @@ def _line(place: Place) -> str:
     world, voxel = (" ".join(f"{v:.2f}" for v in values) for values in (place.world, place.voxel))
     return f"{place.name}: {world} mm, voxel {voxel}"
 
+
+main = entry(parser, _command)
 
 if __name__ == "__main__":
     main()

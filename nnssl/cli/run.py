@@ -1,22 +1,25 @@
-"""What all commands do alike: messages for people, exit codes for scripts."""
+"""What all commands have in common: messages for people, exit codes for scripts."""
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from nnssl.core.errors import UserError
 from nnssl.core.signals import EXIT_INTERRUPTED, Interrupted, Stopped, listening
 from nnssl.core.system import why
 
-LEFT_OUT = 3  # exit code: done, but some volumes were left out
-ALLOW_HELP = "take images of another modality than the pretraining's, such as CT after MR"
+LEFT_OUT = 3  # exit code: done, but some volumes or images were left out
+AGAIN = "run the same line again"
 
 
 class _Formatter(logging.Formatter):
-    """Plain lines; what is more than information says so."""
+    """Plain lines; warnings and errors begin with their level."""
 
     def format(self, record: logging.LogRecord) -> str:
         message = super().format(record)
@@ -24,21 +27,39 @@ class _Formatter(logging.Formatter):
 
 
 class _Output(logging.StreamHandler):
-    """Standard output; a full disk under it, or a reader that has gone, is no reason to say so at every line."""
+    """Standard output; if its disk is full or its reader has gone, not every line reports that."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         if not isinstance(sys.exc_info()[1], OSError):
             super().handleError(record)
 
 
-def run(
-    command: Callable[[list[str] | None], int | None], argv: list[str] | None, again: str = "run the same line again"
-) -> None:
+def entry(
+    parser: Callable[[], argparse.ArgumentParser],
+    command: Callable[[argparse.Namespace], int | None],
+    again: str = AGAIN,
+) -> Callable[..., None]:
+    """Make a command's `main(argv=None)`, see `run`.
+
+    Args:
+        parser: makes the parser of the arguments.
+        command: takes the parsed arguments. It imports what it needs itself, so that `--help` waits for neither torch
+            nor nnU-Net.
+        again: as in `run`.
+    """
+
+    def main(argv: list[str] | None = None) -> None:
+        run(lambda given: command(parser().parse_args(given)), argv, again)
+
+    return main
+
+
+def run(command: Callable[[list[str] | None], int | None], argv: list[str] | None, again: str = AGAIN) -> None:
     """Run a command with its arguments (None: those of the process) and leave the process with its exit code.
 
-    A mistake of the user, and whatever the system refuses, is one line `error: ...` on standard error and code 1;
-    Ctrl-C is code 130, SIGTERM and SIGUSR1 are code 75. Of the processes that a launcher such as torchrun started,
-    only the first one speaks.
+    A mistake of the user, or something that the system refuses, is one line `error: ...` on standard error and code
+    1; Ctrl-C is code 130, SIGTERM and SIGUSR1 are code 75. Of the processes that a launcher such as torchrun started,
+    only the first one prints.
 
     Args:
         command: takes the arguments, returns its exit code or None for 0.
@@ -80,3 +101,14 @@ def run(
         logger.setLevel(level)
     if code:
         sys.exit(code)
+
+
+@contextmanager
+def resumable() -> Iterator[None]:
+    """Around trainings that are processes of their own: SIGTERM ends the running one too, as Ctrl-C does."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    except KeyboardInterrupt:
+        logging.getLogger("nnssl").info("the same command goes on with what is left to do")
+        raise

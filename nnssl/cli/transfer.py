@@ -4,62 +4,49 @@ from __future__ import annotations
 
 import argparse
 
-from nnssl.cli.run import ALLOW_HELP, LEFT_OUT, run
+from nnssl.cli.flags import VOLUMES_LEFT_OUT, add, add_shared, new_parser
+from nnssl.cli.run import LEFT_OUT, entry
 from nnssl.methods.registry import method_names
 
-EPILOG = """examples:
+EPILOG = f"""examples:
   nnssl_transfer -s 500 -t 17                the only finished pretraining of 500
   nnssl_transfer -s 500 -t 17 -m vox2vec     where there are several
   nnssl_transfer -s 500 -t 17 -m random      the baseline: the same network and volumes, random weights
 
-Prints the nnUNetv2_train lines to type next. Exit codes: 0 all volumes are ready, 1 an error (said in one sentence), 3
-some volumes were left out (named at the end, and in <plans>_left_out.json beside the plans), 75 stopped by SIGTERM or
-SIGUSR1: what is done is kept, run the same line again.
+Prints the nnUNetv2_train lines to type next.
+{VOLUMES_LEFT_OUT}
 """
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command's arguments; nnU-Net's flags where nnU-Net has one."""
+    """The command's arguments."""
     # fmt: off
-    p = argparse.ArgumentParser(
+    p = new_parser(
         "nnssl_transfer",
-        description="Plan and preprocess a labelled dataset with the spacing, intensities and network of a finished "
-        "pretraining. The new plans name its checkpoint.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    p.add_argument("-s", required=True, metavar="ID", dest="source", help="dataset of the pretraining")
-    p.add_argument("-t", required=True, metavar="ID", dest="target", help="labelled dataset")
-    p.add_argument("-m", metavar="METHOD", dest="method",
-                   help=f"method of the pretraining ({', '.join(method_names())}), or random for the baseline "
-                        "(random:METHOD where pretrainings differ in their network)")
-    p.add_argument("-c", metavar="CONFIGURATION", dest="configuration", help="of the pretraining")
-    p.add_argument("-p", metavar="PLANS", dest="plans", help="plans of the pretraining")
-    p.add_argument("-f", metavar="FOLD", dest="fold", help="fold of the pretraining, all or a number")
-    p.add_argument("-np", type=int, metavar="N", dest="num_processes",
-                   help="processes; default: nnU-Net's (8), at most one a core")
-    p.add_argument("-overwrite_plans_name", metavar="NAME",
-                   help="another name for the new plans (default: <plans>From<ID>_<METHOD>)")
-    p.add_argument("--overwrite_plans", action="store_true",
-                   help="replace plans of that name, and volumes that do not fit the new ones")
-    p.add_argument("--overwrite_volumes", action="store_true", help="prepare all volumes anew")
-    p.add_argument("--allow_other_intensities", action="store_true", help=ALLOW_HELP)
+        "Plan and preprocess a labelled dataset with the spacing, intensities and network of a finished\n"
+        "pretraining. The new plans name its checkpoint.", EPILOG)
+    add(p, "-s", required=True, metavar="ID", dest="source", help="dataset of the pretraining, by number or name")
+    add(p, "-t", required=True, metavar="ID", dest="target", help="labelled dataset, by number or name")
+    add(p, "-m", required=False, metavar="METHOD", dest="method",
+        help=f"method of the pretraining ({', '.join(method_names())}), or random for the baseline (random:METHOD "
+             "where pretrainings differ in their network)")
+    add(p, "-c", default=None, help="configuration of the pretraining")
+    add(p, "-p", default=None, help="plans of the pretraining")
+    add(p, "-f", help="fold of the pretraining, a number or all")
+    add_shared(p, "-np")
+    add(p, "-overwrite_plans_name", help="another name for the new plans (default: <plans>From<ID>_<METHOD>)")
+    add_shared(p, "--overwrite_plans", "--overwrite_volumes", "--allow_other_intensities")
     # fmt: on
     return p
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Entry point."""
-    run(_command, argv)
-
-
-def _command(argv: list[str] | None) -> int:
-    arguments = parser().parse_args(argv)
-    # Only now: --help answers without waiting for torch and nnU-Net.
+def _command(arguments: argparse.Namespace) -> int:
     from nnssl import transfer
 
     return LEFT_OUT if transfer(**vars(arguments)).prepared.left_out else 0
 
+
+main = entry(parser, _command)
 
 if __name__ == "__main__":
     main()

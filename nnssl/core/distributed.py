@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -12,6 +13,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from nnssl.core.errors import UserError
+
+log = logging.getLogger("nnssl")
 
 
 def world_size() -> int:
@@ -132,7 +135,28 @@ def number_of_processes(num_gpus: int) -> int:
     return int(os.environ["WORLD_SIZE"]) if started_by_torchrun() else num_gpus
 
 
-def check_device(device: str, num_gpus: int) -> None:
+def usual_device() -> str:
+    """The device of a command without -device: cuda where PyTorch sees a card, else cpu."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def resolve_device(device: str | None, num_gpus: int = 1) -> str:
+    """Return the device to compute on: the given one if it is there, or for None `usual_device`.
+
+    Several processes without a device are for cards: on the CPU they have to be asked for.
+
+    Raises:
+        UserError: as `check_device`.
+    """
+    if device is None:
+        device = "cuda" if num_gpus > 1 else usual_device()  # who counts cards means cards
+        if device == "cpu":
+            log.warning("PyTorch sees no CUDA card, so the CPU is used; -device cpu says so without this line")
+    check_device(device, num_gpus)
+    return device
+
+
+def check_device(device: str, num_gpus: int = 1) -> None:
     """Refuse a device that is not there.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Files that are the old or the new one at every moment, whatever ends the process that writes them."""
+"""Files that are the old or the new one at every moment, even if the process that writes them is killed."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import functools
 import json
 import os
+import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,19 +26,18 @@ WRITING = ".writing"  # ends the names of files that are being written
 def replacing(file: Path) -> Iterator[Path]:
     """A name beside `file` to write to; it takes the place of `file` at the end, or is removed after an error.
 
-    What a killed process of this machine left of the same file is removed too.
+    The first use in a folder also removes what killed processes of this machine left half-written there.
 
     Raises:
-        OSError: naming `file`, where the system did not say which file it was.
+        OSError: naming `file`, where the system named no file or the one beside it.
     """
-    start = f".{file.name}.{_machine()}."
-    temporary = file.with_name(f"{start}{os.getpid()}{WRITING}")
+    temporary = file.with_name(f".{file.name}.{_machine()}.{os.getpid()}{WRITING}")
+    _remove_of_dead(file.parent)
     try:
         yield temporary
         os.replace(temporary, file)
-        _remove_of_dead(file.parent, start)
     except OSError as error:
-        if error.errno is None:
+        if error.errno is None or error.filename not in (None, str(temporary), temporary):
             raise
         raise OSError(error.errno, os.strerror(error.errno), str(file)) from error
     finally:
@@ -55,18 +55,19 @@ def replace_file(file: Path, content: bytes) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete what a killed process left half-written in a folder that nobody else writes to now."""
+    """Delete what killed processes left half-written in a folder that no other process writes to now."""
     for file in folder.glob(f"*{WRITING}"):
         if not file.is_dir():
             file.unlink(missing_ok=True)
 
 
-def _remove_of_dead(folder: Path, start: str) -> None:
-    for entry in os.scandir(folder):
-        process = entry.name[len(start) : -len(WRITING)]
-        ours = entry.name.startswith(start) and entry.name.endswith(WRITING) and process.isdecimal()
-        if ours and _machine() and not Path("/proc", process).exists():
-            Path(entry.path).unlink(missing_ok=True)
+@functools.cache  # listing a folder takes too long for every file that is written there
+def _remove_of_dead(folder: Path) -> None:
+    ours = re.compile(rf"\..+\.{_machine()}\.(\d+){re.escape(WRITING)}", re.DOTALL)
+    with contextlib.suppress(OSError):  # the write that follows reports what is wrong with the folder
+        for entry in os.scandir(folder) if _machine() else ():
+            if (found := ours.fullmatch(entry.name)) and not Path("/proc", found[1]).exists():
+                Path(entry.path).unlink(missing_ok=True)
 
 
 @functools.cache
@@ -76,8 +77,8 @@ def _machine() -> str:
     return f"{zlib.crc32(name.encode()):08x}" if name else ""
 
 
-_SHOWN, _LONG = 20, 600  # faults that a message lists, and characters of each
-# What pydantic finds, in the words of the other messages.
+_SHOWN, _LONG = 20, 600  # faults that a message lists, and characters a fault
+# Pydantic's faults in the words of our other messages.
 _WORDS = {
     "missing": "is missing",
     "string_type": "must be text",
@@ -103,13 +104,12 @@ T = TypeVar("T")
 def read_json(file: Path, schema: type[BaseModel] | None = None, fix: str = "mend it, or restore it") -> Any:
     """Content of a JSON file.
 
-    NaN and Infinity, which Python reads and JSON does not have, are faults like any other, unless the schema says
-    `with_nan`, as nnU-Net writes them into some files. So is a key that an object has twice, of which Python would take
-    the last.
+    NaN and Infinity, which Python reads although JSON lacks them, are refused unless the schema says `with_nan`:
+    nnU-Net writes them into some files. A key that an object has twice is refused too; Python would take the last one.
 
     Args:
-        file: that exists.
-        schema: what it has to hold (`nnssl.core.schemas`); None for any JSON.
+        file: its path.
+        schema: what it must hold (`nnssl.core.schemas`); None for any JSON.
         fix: what the user can do, as the end of a sentence.
 
     Raises:
@@ -134,12 +134,12 @@ def checked(content: T, schema: type[BaseModel], where: object, fix: str = "mend
 
     Args:
         content: from JSON, or from a checkpoint.
-        schema: what it has to hold.
+        schema: what it must hold.
         where: its file or flag, for the message.
         fix: what the user can do, as the end of a sentence.
 
     Raises:
-        UserError: it does not fit; the message has every fault with its place, the first ones of many.
+        UserError: it does not fit; the message lists the faults (at most 20) with their places.
     """
     from pydantic import ValidationError
 

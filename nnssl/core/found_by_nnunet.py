@@ -1,6 +1,6 @@
-"""Classes and functions that plans and dataset.json name without their module, for nnU-Net to find in its own.
+"""Classes and functions of nnU-Net that plans and dataset.json name without a module.
 
-nnU-Net takes whatever a module of the right package holds under that name, what it has imported included, and calls it.
+nnU-Net calls anything that a module of the right package holds under that name, even what the module has imported.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ Kind = Literal["reader", "normalisation", "preprocessor", "resampling function",
 
 @dataclass(frozen=True)
 class _Place:
-    """Package that nnU-Net looks into, module and name of the base class (None: functions), and nnU-Net's own names."""
+    """Package that nnU-Net searches, module and name of the base class (None: functions), and nnU-Net's own names."""
 
     package: str
     base: tuple[str, str] | None
     own: tuple[str, ...]
 
 
-# nnU-Net's own names need no search, which would import all of nnU-Net.
+# nnU-Net's own names need no search, which imports much of nnU-Net.
 _PLACES: dict[Kind, _Place] = {
     "reader": _Place(
         "imageio",
@@ -60,7 +60,7 @@ _PLACES: dict[Kind, _Place] = {
 
 @cache
 def why_not_found(name: str, kind: Kind) -> str | None:
-    """The reason for which nnU-Net must not use a name, as the end of "it ..."; None where it may."""
+    """Why nnU-Net must not use a name, as the end of "it ..."; None where it may."""
     place = _PLACES[kind]
     if name in place.own or _is_of_kind(name, place):
         return None

@@ -19,22 +19,6 @@ class Box(NamedTuple):
     stop: Integers  # (3,)
 
 
-def box_volume(box: Box) -> int:
-    """Return the number of voxels in a box; 0 where a side is empty or negative."""
-    return int(np.prod(np.maximum(box.stop - box.start, 0)))
-
-
-def intersection(a: Box, b: Box) -> Box:
-    """Return the voxels that are in both boxes; boxes that do not meet give a box of volume 0."""
-    start = np.maximum(a.start, b.start)
-    return Box(start, np.maximum(np.minimum(a.stop, b.stop), start))
-
-
-def union_box(a: Box, b: Box) -> Box:
-    """Return the smallest box that holds both boxes."""
-    return Box(np.minimum(a.start, b.start), np.maximum(a.stop, b.stop))
-
-
 def bounding_box(mask: NDArray[np.bool_]) -> Box:
     """Smallest box of a three-dimensional mask that holds all its voxels.
 
@@ -59,8 +43,8 @@ def random_crop_start(
 ) -> Integers:
     """Draw where a patch that holds the anchor voxel starts, uniformly over all starts (methods.md 1.1, step 2).
 
-    An axis on which the volume is smaller than the patch lies whole inside the patch, and how much of the padding is
-    before it is drawn; the start is then negative or 0.
+    On an axis on which the volume is smaller than the patch, the patch holds all of the volume, and the share of the
+    padding before it is drawn: the start is then negative or 0.
 
     Args:
         rng: source of the draw; one draw an axis.
@@ -110,28 +94,6 @@ def sliding_window_boxes(image: Sequence[int], patch: Sequence[int], overlap: Se
     return [Box(corner, corner + extents) for corner in corners]
 
 
-def inner_boxes(boxes: Sequence[Box], image: Sequence[int], overlap: Sequence[int]) -> list[Box]:
-    """Cut half the overlap off the sides that have neighbours: the part of each window that is pasted (methods.md 1.5).
-
-    The parts of `sliding_window_boxes` cover the whole image; where they overlap, vox2vec lets later ones overwrite
-    earlier ones.
-
-    Args:
-        boxes: windows inside the image.
-        image: (3,) size of the image in voxels.
-        overlap: (3,) as given to `sliding_window_boxes`.
-
-    Returns:
-        One box a window, in image coordinates.
-    """
-    half = np.asarray(overlap, dtype=np.int64) // 2
-    size = np.asarray(image, dtype=np.int64)
-    return [
-        Box(np.where(box.start > 0, box.start + half, 0), np.where(box.stop < size, box.stop - half, size))
-        for box in boxes
-    ]
-
-
 def random_starts_around(
     rng: np.random.Generator,
     size: Sequence[int] | Integers,
@@ -141,9 +103,9 @@ def random_starts_around(
 ) -> tuple[Integers, Integers]:
     """Draw where patches around a random anchor patch start, all uniformly (PiMPiC; methods.md 3.1).
 
-    The anchor patch lies anywhere in the volume, and each patch starts at most `reach` voxels from where it does and
-    lies in the volume too; patches do not depend on each other. Bounds are inclusive. An axis on which the volume is
-    smaller than the patch lies whole inside every patch, and how much of the padding is before it is drawn.
+    The anchor patch is anywhere in the volume. Each patch is in the volume too and starts at most `reach` voxels from
+    the start of the anchor; patches do not depend on each other. Bounds are inclusive. On an axis on which the volume
+    is smaller than the patch, every patch holds all of the volume, and the share of the padding before it is drawn.
 
     Args:
         rng: source of the draws.
@@ -163,16 +125,16 @@ def random_starts_around(
 
 
 def overlaps_of_patches(starts: Integers, patch: Sequence[int] | Integers) -> tuple[NDArray[np.float64], Integers]:
-    """Return what equally sized patches have in common, pair by pair (PiMPiC's matrix S; methods.md 3.1).
+    """Overlaps of all pairs of equally sized patches (PiMPiC's matrix S; methods.md 3.1).
 
     Args:
         starts: (N, 3) first voxel of each patch.
         patch: (3,) size of the patches in voxels.
 
     Returns:
-        fraction: (N, N), number of common voxels over those of a patch; 1 on the diagonal, symmetric.
-        boxes: (N, N, 2, 3), [i, j] is [start, stop) of what patches i and j have in common, in voxels of patch i; all 0
-            where they have nothing.
+        fraction: (N, N), number of common voxels over that of a patch; 1 on the diagonal, symmetric.
+        boxes: (N, N, 2, 3), [i, j] is [start, stop) of the overlap of patches i and j in voxels of patch i; 0 without
+            one.
     """
     shift = starts - starts[:, None]
     start, stop = np.maximum(shift, 0), np.minimum(shift, 0) + np.asarray(patch)

@@ -1,9 +1,9 @@
 """A lock for jobs on any machines that share a folder, network file systems included.
 
-A lock is a file that says who holds it. It is made in one step (a hard link), touched every 20 s while it is held, and
-counts as left behind after 120 s without a touch, both by the clock of the file server: the clocks of the machines may
-differ. Locks of a process of this machine that no longer runs are taken over at once. Neither flock (not there on many
-cluster file systems) nor a package that compares the machines' own clocks would do.
+A lock is a file that names its holder. It is made in one step (a hard link), touched every 20 s while it is held, and
+counts as left behind after 120 s without a touch by the clock of the file server, since the clocks of machines may
+differ. The lock of a dead process of this machine is taken over at once. flock is missing on many cluster file systems,
+and packages for locks compare the machines' own clocks.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pathlib import Path
 from nnssl.core.errors import UserError
 
 HEARTBEAT_S, STALE_S = 20.0, 120.0
-# How long a requeued job waits for the one that it replaces: until that one's lock counts as left behind, and some.
+# A requeued job waits for its predecessor until the lock of that one counts as left behind, and a little longer.
 REQUEUE_S = 150.0
 _POLL_S = 1.0
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EACCES)
@@ -39,8 +39,8 @@ class Holder:
         process: its number there.
         started: when the lock was taken, in local time.
         token: random, tells one taking from another.
-        machine: tells machines, and containers on one, apart; processes can be looked up only on the same one.
-        born: start of the process, by the system; tells a process from a later one of the same number.
+        machine: identifies the machine, or the container on it; processes can be looked up only there.
+        born: start of the process, by the system; a later process of the same number has another.
     """
 
     host: str
@@ -68,17 +68,17 @@ class Lock:
 
     @property
     def held(self) -> bool:
-        """Whether this process holds it; False too where another took it over, because this one slept for too long."""
+        """Whether this process holds it; False after another one took it over because this one slept for too long."""
         mine, found = self._mine, _read(self.path)
         return mine is not None and mine.process == os.getpid() and found is not None and found.token == mine.token
 
     def holder(self) -> Holder | None:
-        """Who holds it, or None where nobody does; a lock that was left behind is nobody's."""
+        """The present holder; None where there is none, or the lock was left behind."""
         found = _read(self.path)
         return None if found is None or self._left_behind(found) else found
 
     def try_acquire(self) -> bool:
-        """Take the lock if nobody holds it; tell whether this process holds it now.
+        """Take the lock if it is free; tell whether this process holds it now.
 
         Raises:
             OSError: the folder is missing or cannot be written to.
@@ -98,14 +98,14 @@ class Lock:
         return False
 
     def acquire(self, patience_s: float = 0.0, say: Callable[[str], object] | None = None) -> None:
-        """Take the lock; wait for whoever holds it.
+        """Take the lock; wait for its holder.
 
         Args:
             patience_s: seconds; infinity waits until it is free.
-            say: takes a sentence on who is waited for, once for each holder.
+            say: gets a sentence about each holder that is waited for.
 
         Raises:
-            UserError: somebody else still holds it after that time; names them.
+            UserError: another process still holds it after that time; names it.
             OSError: the folder is missing or cannot be written to.
         """
         until, told = time.monotonic() + patience_s, ""
@@ -120,7 +120,7 @@ class Lock:
             time.sleep(_POLL_S)
 
     def release(self) -> None:
-        """Give it back; nothing happens where this process does not hold it."""
+        """Give it back, if this process holds it."""
         held, self._mine = self.held, None
         _HEART.remove(self)
         if held:
@@ -144,7 +144,7 @@ class Lock:
             return _born(holder.process) != holder.born
         try:
             return _now(self.path.parent) - self.path.stat().st_mtime > STALE_S
-        except OSError:  # given back meanwhile
+        except OSError:  # just released
             return False
 
 
@@ -183,7 +183,7 @@ _HEART = _Heart()
 
 @contextlib.contextmanager
 def waiting_lock(path: Path, what: str, say: Callable[[str], object]) -> Iterator[Lock]:
-    """Hold a lock, after whoever holds it; `say` is told for whom this process waits."""
+    """Hold a lock, after waiting for its holder as long as it takes; `say` is told about the wait."""
     lock = Lock(path, what)
     lock.acquire(float("inf"), say)
     with lock:
@@ -197,7 +197,7 @@ def _me() -> Holder:
 
 
 def this_machine() -> str:
-    """The boot of the kernel and the namespace of process numbers; empty where the system does not tell."""
+    """Boot of the kernel and namespace of process numbers; empty where the system does not tell."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot}/{os.readlink('/proc/self/ns/pid')}"
@@ -206,7 +206,7 @@ def this_machine() -> str:
 
 
 def _born(process: int) -> str:
-    """Start of a process in ticks since the boot; empty where there is none, or only its remains."""
+    """Start of a process in ticks since the boot; empty for one that is dead."""
     try:
         text = Path(f"/proc/{process}/stat").read_text()
     except OSError:
@@ -246,7 +246,7 @@ def _create_without_links(path: Path, content: bytes) -> bool:
 
 
 def _read(path: Path) -> Holder | None:
-    """Who the file names; None where there is none. A file without content has a holder that nobody knows."""
+    """The holder that the file names, an unknown one for a file without content; None without a file."""
     try:
         content = json.loads(path.read_text())
         known = {field.name for field in fields(Holder)}
@@ -258,21 +258,21 @@ def _read(path: Path) -> Holder | None:
 
 
 def _take_away(path: Path, holder: Holder) -> None:
-    """Remove a lock that was left behind, unless another process has done so and holds it now."""
+    """Remove a lock that was left behind, unless another process has taken it over first."""
     aside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
         os.rename(path, aside)
     except FileNotFoundError:
         return
     found = _read(aside)
-    if found is not None and found.token != holder.token:  # taken over between the look and the rename: give it back
+    if found is not None and found.token != holder.token:  # taken over just before the rename: give it back
         with contextlib.suppress(OSError):
             os.link(aside, path)
     aside.unlink(missing_ok=True)
 
 
 def _now(folder: Path) -> float:
-    """The time of the file server: that of a file made just now."""
+    """Time of the file server, read from a new file."""
     probe = folder / f".now.{secrets.token_hex(8)}"
     try:
         probe.touch()

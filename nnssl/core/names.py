@@ -1,4 +1,4 @@
-"""What a name that becomes a part of a path may be. Names come from JSON files, checkpoints and command lines."""
+"""Names from JSON files, checkpoints and command lines: which may become part of a path, and how texts show them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _DATASET = re.compile(r"Dataset[0-9]{3,}_.+", re.DOTALL)
 
 
 def why_not_a_name(name: Any, kind: Kind) -> str | None:
-    """The reason for which something cannot be a name of this kind, as the end of "it ..."; None where it can.
+    """Why something cannot be a name of this kind, as the end of "it ..."; None where it can.
 
     Every name is one component of a path: text of at most 200 bytes in UTF-8 without separators of any system, control
     characters or a dot at its beginning. Dots, spaces, brackets and letters of any script are allowed.
@@ -48,7 +48,7 @@ def why_not_a_name(name: Any, kind: Kind) -> str | None:
     - data_identifier: none of the folders that nnU-Net or this package keep beside it.
     - fold: all, or a number as nnU-Net writes it, without zeros before it.
     - trainer: name of a class, without a double underscore.
-    - file: nothing more; a file in a folder that is known.
+    - file: nothing more.
     """
     return _why_no_component(name) or _why_not_of_kind(name, kind)
 
@@ -58,8 +58,8 @@ def check_name(name: Any, kind: Kind, where: object = None) -> str:
 
     Args:
         name: of any type.
-        kind: what it is the name of, see `why_not_a_name`.
-        where: the file or flag that it comes from, for the message.
+        kind: see `why_not_a_name`.
+        where: the file or flag with the name, for the message.
 
     Raises:
         UserError: it may not, with the reason.
@@ -129,7 +129,7 @@ _TEX = {sign: f"\\{sign}" for sign in "%_&#${}"} | {
 
 
 def csv_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A whole CSV file, lines end in a line feed; cells as `csv_cell` makes them."""
+    """A CSV file of `csv_cell`s whose lines end in a line feed."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerows([csv_cell(value) for value in row] for row in (header, *rows))
@@ -137,7 +137,7 @@ def csv_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def csv_cell(value: Any) -> Any:
-    """The value; an apostrophe comes before text that a spreadsheet would take for a formula, unless it is a number."""
+    """The value, with an apostrophe before text (but numbers) that a spreadsheet would take for a formula."""
     if not isinstance(value, str) or not value.startswith(tuple(_FORMULA)):
         return value
     try:
@@ -150,7 +150,7 @@ def csv_cell(value: Any) -> Any:
 def markdown(text: str) -> str:
     """For running text or the cell of a table in Markdown: no pipe, markup, HTML or new line of its own.
 
-    Underscores inside of words mean nothing, and stay.
+    Underscores inside words mean nothing and stay.
     """
     one_line = " ".join(text.splitlines())
     escaped = re.sub(r"([\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", one_line)
@@ -163,5 +163,5 @@ def latex(text: str) -> str:
 
 
 def picture(text: str) -> str:
-    """For matplotlib, which reads what is between two dollar signs as a formula and fails if it is none."""
+    """For matplotlib, which fails if text between two dollar signs is no formula."""
     return text.replace("$", r"\$")

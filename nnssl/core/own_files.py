@@ -1,6 +1,6 @@
-"""What the files that this package writes have to hold: checkpoints, records, ONNX metadata. Unknown keys stay.
+"""What the files of this package must hold: checkpoints, records, ONNX metadata. Unknown keys stay.
 
-What versions before this one did not write is optional.
+Keys that earlier versions did not write are optional.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class CheckpointFile(BaseModel):
 
 
 class ResumableFile(CheckpointFile):
-    """Entries of a checkpoint that a run goes on with."""
+    """Entries of a checkpoint that a run can continue from."""
 
     optimiser_state: Anything
     scaler_state: Anything
@@ -203,21 +203,8 @@ class SettingsFile(BaseModel):
     transpose_forward: list[Count] | None = None
 
 
-class UnlabelledFile(BaseModel):
-    """Record of the volumes of `imagesUn`."""
-
-    cases: list[StrictStr]
-
-
 class WithdrawnFile(RootModel[dict[StrictStr, list[StrictStr]]]):
     """Cases whose raw files are gone, by the folder that they were in."""
-
-
-class WithoutLabelFile(BaseModel):
-    """Record of the cases of a labelled dataset that have no label."""
-
-    settings: Anything | None
-    files: dict[CaseName, Any]
 
 
 class EpochRow(BaseModel):

@@ -56,7 +56,7 @@ PreviousStage = Annotated[Any, AfterValidator(_stage)]
 
 
 class _Configuration(BaseModel):
-    """What one configuration says itself; the rest it inherits."""
+    """The entries of one configuration itself; it inherits the others."""
 
     inherits_from: StrictStr | None = None
     data_identifier: DataIdentifier = None
@@ -148,7 +148,7 @@ def _gone_of_network(resolved: Mapping[str, Any]) -> list[str]:
 
 
 def _resolve(given: Mapping[str, Any], name: str) -> tuple[dict[str, Any], str | None]:
-    """A configuration over its ancestors, and the one that is missing or met twice."""
+    """A configuration merged with its ancestors; or the name of an ancestor that is missing or met twice."""
     chain: list[str] = []
     at: str | None = name
     while at is not None:

@@ -1,4 +1,4 @@
-"""What nnU-Net's JSON files have to hold. The models only check: the content goes on unchanged, unknown keys stay."""
+"""What nnU-Net's JSON files must hold. The models only check: content stays unchanged, also unknown keys."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ TrainerName = Annotated[Any, _named("trainer")]
 
 
 def found(kind: found_by_nnunet.Kind) -> AfterValidator:
-    """For a name that nnU-Net looks up."""
+    """Check of a name that nnU-Net looks up."""
 
     def check(name: str) -> str:
         if name != "None" and (reason := found_by_nnunet.why_not_found(name, kind)) is not None:
@@ -88,13 +88,13 @@ def _is_digits(key: Any) -> bool:
 
 
 def raise_faults(faults: Iterable[str]) -> None:
-    """Raise ValueError with all of them, if there are any."""
+    """Raise ValueError with all faults, if there are any."""
     if found := "; ".join(faults):
         raise ValueError(found)
 
 
 def _labels(labels: dict[str, Any]) -> dict[str, Any]:
-    """What nnU-Net's LabelManager and its check of integrity want of all labels together."""
+    """Check the labels together, as nnU-Net's LabelManager and its check of integrity do."""
     raise_faults(_faults_of_labels(labels))
     return labels
 
@@ -185,7 +185,7 @@ OrNan = Annotated[Any, BeforeValidator(_or_nan)]
 
 
 class Intensities(BaseModel):
-    """Of one channel, over the foreground; nnU-Net writes NaN where there is none."""
+    """Of one channel, over the foreground; nnU-Net writes NaN without any foreground."""
 
     mean: OrNan
     std: OrNan

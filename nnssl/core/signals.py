@@ -1,8 +1,8 @@
-"""SIGTERM and SIGUSR1, which clusters send before they kill: said at once, obeyed as soon as nothing is lost.
+"""SIGTERM and SIGUSR1, which clusters send before they kill: announced at once, obeyed as soon as nothing is lost.
 
-The first one ends a run after its step, saved, and a command that has nothing to save soon. A second SIGTERM ends the
-process and its children within two seconds. Whoever stands in a long call of C code hears of it from a thread: Python
-runs signal handlers only between its own instructions.
+The first one ends a run after its step, with everything saved, and a command with nothing to save soon. A second
+SIGTERM ends the process and its children within two seconds. A thread listens, so that long calls of C code do not
+delay this: Python runs signal handlers only between its own instructions.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: run again, a pretraining with --c
-# Signals to a whole process group come twice to a process whose launcher passes on its own one.
+# A process gets the signal of its process group twice if its launcher passes its own one on.
 _SAME_S = 1.0
 _LAST_S = 1.0  # for the last words of a process that ends at once
 _NUMBERS: tuple[signal.Signals, ...] = () if os.name == "nt" else (signal.SIGTERM, signal.SIGUSR1)
@@ -36,19 +36,19 @@ class Interrupted(Exception):
 
 
 class Stopped(BaseException):
-    """A signal ended a command wherever it was: nothing is to be saved there. Not an error that code may swallow."""
+    """A signal ended a command that had nothing to save. Not an `Exception`, which code might swallow."""
 
 
 class Listener:
-    """Context in which this process listens to the signals; the handlers of before come back at its end.
+    """Context in which this process listens to the signals; the former handlers come back at its end.
 
-    Nothing happens outside of the main thread, the only one that Python lets handle signals, and on Windows.
+    Does nothing outside the main thread, the only one in which Python handles signals, and on Windows.
 
     Args:
         of_command: whether the process is one of our commands: a signal raises `Stopped` unless a `StopSignal` is
-            open, and a second SIGTERM ends the process. Else that one does what it did before.
+            open, and a second SIGTERM ends the process. Else a second one does what it did before.
         again: what the user can type then, as the end of a sentence.
-        to_the_end: whether the process ends with the context; it may take its time, and a second SIGTERM counts still.
+        to_the_end: whether the process ends with the context; a second SIGTERM still counts until then.
     """
 
     def __init__(self, of_command: bool, again: str = "run the same line again", to_the_end: bool = False) -> None:
@@ -94,12 +94,12 @@ class Listener:
         _listener = self._outer
 
     def check(self) -> None:
-        """Raise `Stopped` where a signal has come; code that swallows exceptions may have swallowed it."""
+        """Raise `Stopped` if a signal has come; code may have swallowed the first one."""
         if self.received and self.of_command:
             raise Stopped(f"stopped; what is done is kept: {self.again}")
 
     def end_pipe_of_child(self) -> None:
-        """For a forked process, whose signals are none of this one's."""
+        """Close the pipe in a forked process, whose signals do not concern this one."""
         if self._pipe is not None:
             signal.set_wakeup_fd(-1)
             for end in self._pipe:
@@ -132,13 +132,13 @@ class Listener:
         """At once, in a thread of its own."""
         said: set[int] = set()
         while number := ear.recv(1)[0]:
-            if signal.getsignal(number) != self._handle:  # another signal, or somebody else's meanwhile
+            if signal.getsignal(number) != self._handle:  # another signal, or another handler by now
                 continue
             if number not in said and not self.ending:
                 said.add(number)
-                # whoever reads our output may be slow, and this thread has more to hear
+                # the reader of our output may be slow, and this thread must go on listening
                 self._start(self._announce, number)
-            # here and not in `_handle`: that one may hear of the first signal when a long step has ended
+            # here and not in `_handle`, which may run only after a long step
             if self._is_second(number) and not self.second:
                 self.second = True
                 if self.of_command:
@@ -197,7 +197,7 @@ class StopSignal:
 
 @contextlib.contextmanager
 def listening(again: str, to_the_end: bool = False) -> Iterator[None]:
-    """What a command does in, see `Listener`; its children do not outlive it if a signal ends it."""
+    """Listen while a command runs (see `Listener`); kill its children if a signal ends it."""
     with Listener(True, again, to_the_end):
         try:
             yield
@@ -207,7 +207,7 @@ def listening(again: str, to_the_end: bool = False) -> Iterator[None]:
 
 
 def stop_if_told() -> None:
-    """Raise `Stopped` where a signal has come that a command is to obey."""
+    """Raise `Stopped` if a signal has come that a command has to obey."""
     if _listener is not None and not _listener.saving:
         _listener.check()
 
@@ -257,12 +257,12 @@ def _kill_children() -> None:
 
 
 def _end_at_once() -> None:
-    """End this process and its children; files that they were writing have other names still."""
+    """End this process and its children; half-written files still have temporary names."""
     try:
         words = threading.Thread(target=_last_words, daemon=True)
         words.start()
         _kill_children()
-        words.join(_LAST_S)  # a pipe that nobody reads must not hold us
+        words.join(_LAST_S)  # an unread pipe must not block the end
     finally:  # the interpreter may be about to end, and refuse
         os._exit(EXIT_INTERRUPTED)
 

@@ -1,4 +1,4 @@
-"""What the system refuses - a full disk, a mount that is gone, a folder that may not be written - in one sentence."""
+"""What the system refuses (a full disk, a lost mount, a read-only folder) in one sentence, its memory, its folders."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _LOST = tuple(
     if hasattr(errno, name)
 )
 _MANY_FILES = (errno.EMFILE, errno.ENFILE)
-# These are the system's wherever they come from; others only where a file is named.
+# These always come from the system; others do if they name a file.
 _ALWAYS = (*_FULL, *_READ_ONLY, errno.EIO, errno.ESTALE, errno.ENOTCONN, *_MANY_FILES, errno.ENOMEM)
 _NO_MEMORY = ("can't allocate memory", "std::bad_alloc")  # as torch says it
 
@@ -33,11 +33,11 @@ log = logging.getLogger("nnssl")
 
 
 def why(error: BaseException, again: str = "run the same line again") -> str | None:
-    """A sentence with the path, the reason and the fix, where the system is to blame; None for any other error.
+    """A sentence with the path, the reason and the fix if the system is to blame; None for other errors.
 
     Args:
         error: that was caught.
-        again: what the user types when all is well again, as the end of a sentence.
+        again: what the user types after the fix, as the end of a sentence.
     """
     if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM or _is_of_allocator(error):
         return (f"not enough memory ({_short(error)}); end other programs, or use fewer processes or smaller patches, "
@@ -51,14 +51,14 @@ def why(error: BaseException, again: str = "run the same line again") -> str | N
 
 
 def name_file(error: OSError, file: Path) -> OSError:
-    """The error, naming a file where the system did not say which one it was."""
+    """The error, with the name of the file if it lacks one."""
     if error.errno is None or error.filename is not None:
         return error
     return OSError(error.errno, os.strerror(error.errno), str(file))
 
 
 def unreadable(file: Path) -> OSError | None:
-    """Why a file cannot be read to its end; None where it can, so that only its content can be at fault."""
+    """Why a file cannot be read to its end; None where it can: then only its content can be wrong."""
     try:
         with open(file, "rb", buffering=0) as stream:
             while stream.read(2**20):
@@ -70,7 +70,7 @@ def unreadable(file: Path) -> OSError | None:
 
 @contextlib.contextmanager
 def dispensable(what: str) -> Iterator[None]:
-    """For what a run can do without, such as a picture: a warning takes its place where the system refuses it."""
+    """For output that a run can do without, such as a picture: warn if the system refuses it."""
     try:
         yield
     except OSError as error:
@@ -117,7 +117,7 @@ _CGROUPS, _OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 def memory_limit() -> int:
     """Bytes: the machine's memory, or less where a container (cgroup v1 or v2) or `ulimit -v` allows less.
 
-    What other processes use is not taken off: the answer stays the same from one call to the next.
+    Memory that other processes use is not subtracted, so that the answer never changes.
     """
     return min([_installed(), *_of_cgroups(), _of_ulimit()])
 
@@ -135,7 +135,7 @@ def _installed() -> int:
 
 
 def _of_cgroups() -> Iterator[int]:
-    """Limits of the groups that this process is in, and of those around them; none outside of Linux."""
+    """Limits of the cgroups of this process and of their parents; none outside Linux."""
     try:
         lines = _OWN_GROUPS.read_text().splitlines()
     except OSError:
@@ -183,14 +183,14 @@ class Listing:
 
     Args:
         files: names of regular files and of links to such, sorted.
-        odd: why the other entries are none, such as "is a FIFO", by their name as `printable`.
+        odd: why other entries are no such files ("is a FIFO"), by their `printable` name.
     """
 
     files: list[str] = field(default_factory=list)
     odd: dict[str, str] = field(default_factory=dict)
 
     def with_dangling(self) -> Listing:
-        """The same, with links to what does not exist among the files: their disk may only be away."""
+        """The same with dangling links among the files: their disk may only be away."""
         dangling = [name for name, why in self.odd.items() if why == DANGLING]
         odd = {name: why for name, why in self.odd.items() if why != DANGLING}
         return Listing(sorted(self.files + dangling), odd)
@@ -199,13 +199,13 @@ class Listing:
 def list_folder(folder: Path) -> Listing:
     """What `folder` holds; nothing where it is no folder.
 
-    A file whose name is not valid UTF-8 is odd too: JSON, tables and most readers cannot name it.
+    Names that are not valid UTF-8 are odd too: JSON, tables and most readers cannot hold them.
     """
     if not folder.is_dir():
         return Listing()
     files, odd = [], {}
     for entry in os.scandir(folder):
-        # Of a regular file the directory itself says that it is one, without a look at the file.
+        # The directory itself tells a regular file, without a call of stat.
         reason = why_not_utf8(entry.name) or (None if _is_file(entry) else why_no_file(entry.path))
         if reason is None:
             files.append(entry.name)

@@ -60,7 +60,7 @@ def read_annotated_labels(dataset_json: Mapping[str, Any], file: Path) -> Annota
 
     Args:
         dataset_json: its content.
-        file: where it lies, for messages.
+        file: its path, for messages.
 
     Raises:
         UserError: the key holds anything but lists of label names.
@@ -89,7 +89,7 @@ def read_annotated_labels(dataset_json: Mapping[str, Any], file: Path) -> Annota
 
 
 def refuse_unknown_cases(annotations: AnnotatedLabels, known: Collection[str], file: Path) -> None:
-    """Raise UserError where a case is listed that does not exist: the one that was meant would count as complete."""
+    """Raise UserError where a listed case does not exist: the case that was meant would count as complete."""
     unknown = [case for case in annotations.listed if case not in known]
     if unknown:
         raise UserError(f'{file}: "{KEY}" lists cases that do not exist: {_few(unknown)}; mend the names or remove '
@@ -99,7 +99,7 @@ def refuse_unknown_cases(annotations: AnnotatedLabels, known: Collection[str], f
 def annotated_labels_of_training(
     dataset_json: Mapping[str, Any], name: str, preprocessed: Path, cases: Collection[str]
 ) -> AnnotatedLabels:
-    """Read what nnU-Net hands to a trainer, and compare it with the raw dataset as far as that is there.
+    """Read what nnU-Net hands to a trainer, and compare it with the raw dataset if there is one.
 
     Args:
         dataset_json: content of the file in nnUNet_preprocessed.
@@ -108,7 +108,7 @@ def annotated_labels_of_training(
         cases: preprocessed ones.
 
     Raises:
-        UserError: as in `read_annotated_labels`; the raw dataset has another list; or a case is listed that is neither
+        UserError: as in `read_annotated_labels`; the raw dataset has another list; or a listed case is neither
             preprocessed nor raw.
     """
     file, raw = preprocessed / "dataset.json", os.environ.get("nnUNet_raw")
@@ -126,19 +126,19 @@ def annotated_labels_of_training(
 
 
 def raw_cases(name: str) -> set[str]:
-    """Names of the cases of a raw dataset, those that cannot be used too; none where it is not there."""
+    """Names of all cases of a raw dataset, also of those that cannot be used; empty without the dataset."""
     raw = os.environ.get("nnUNet_raw")
     if not raw or not (Path(raw) / name).is_dir():
         return set()
     try:
         dataset = read_raw_dataset(Path(raw), name)
-    except UserError:  # a raw dataset that is no longer whole is none of the training's business
+    except UserError:  # training needs no raw dataset
         return set()
     return dataset.cases.keys() | dataset.left_out.keys()
 
 
 def write_annotated_labels(folders: Iterable[Path], given: Mapping[str, Sequence[str]]) -> list[Path]:
-    """Set the key in the dataset.json of each folder that has one; everything else, and the order, stays.
+    """Set the key in each folder's dataset.json, where there is one; keep everything else and the order.
 
     Returns:
         The files.

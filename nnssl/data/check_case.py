@@ -1,4 +1,7 @@
-"""Reading a raw volume, and the reasons for which one is left out."""
+"""Reading a raw volume: the reasons for which one is left out, and which of its voxels are body.
+
+Body is everything that outside air does not reach.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,12 @@ from typing import Any
 import numpy as np
 
 from nnssl.core.errors import BadCase
-from nnssl.data.body_mask import AIR_HU
-from nnssl.data.check_files import check_files
+from nnssl.data.check_files import NON_FINITE, check_files, check_range
 from nnssl.data.image_headers import Header
 from nnssl.data.pool import itk_is_quiet, quietly
 from nnssl.data.raw import RawCase
-from nnssl.data.voxel_data import NON_FINITE, check_range
 
+AIR_HU = -500.0  # below it a voxel is air (methods.md 1.1)
 SMALLEST = 4  # voxels along an axis
 _SHOWN = 10  # label values that a reason names
 
@@ -30,7 +32,7 @@ class LoadedCase:
         label: (1, Z, Y, X), or None.
         properties: the reader's, with `spacing` in mm along the same axes.
         orientation: where the axes point, as in LPS (file order: x, y, z); None where the format does not know.
-        warnings: what does not rule it out and should be looked at, such as a label with another origin.
+        warnings: what does not rule the case out but should be looked at, such as a label with another origin.
     """
 
     image: np.ndarray
@@ -82,9 +84,9 @@ def read_label(file: str, reader: Callable[[], Any]) -> tuple[np.ndarray, dict[s
 
 
 def check_images(files: Sequence[str], reader: Callable[[], Any], label: str | None = None) -> list[Header]:
-    """Check the images of a case that somebody else will read; the headers, as far as the formats are known.
+    """Check the images of a case that other code will read, and return the headers of known formats.
 
-    Where a format is not known here, they are read, and what was read is thrown away.
+    Images of unknown formats are read once, since nothing else tells whether they can be.
 
     Args:
         files: one a channel.
@@ -115,7 +117,7 @@ def check_image(image: np.ndarray, spacing: Any, num_channels: int, ct_channel: 
         raise BadCase(f"spacing {[float(s) for s in spacing]} mm is not positive")
     lowest, highest = [c.min() for c in image], [c.max() for c in image]  # NaN and infinity show in one of them
     check_range(float(np.min(lowest)), float(np.max(highest)))
-    # Any voxel that is not air is never flooded, so that no mask has to be computed to see whether it would be empty.
+    # A voxel that is not air is never flooded: no mask is needed to tell whether it would be empty.
     if ct_channel is not None and highest[ct_channel] < AIR_HU:
         raise BadCase(f"all air: no voxel reaches {AIR_HU:g} HU")
     if lowest == highest:
@@ -147,7 +149,7 @@ def other_values(label: np.ndarray, values: Collection[int]) -> list[float]:
     """Values in a label map, finite numbers, other than the whole numbers from 0 on that it may hold; sorted."""
     allowed = np.zeros(max(values) + 2, dtype=bool)
     allowed[list(values)] = True
-    # A table, since finding the unique values of a large volume takes many times as long; its last entry is False.
+    # A table, since finding the unique values of a large volume takes much longer; its last entry is False.
     inside = np.clip(label, -1, len(allowed) - 1).astype(np.int32)
     wrong = ~allowed[inside] | (inside != label)
     return [float(value) for value in np.unique(label[wrong])]
@@ -184,7 +186,7 @@ def _read(read: Callable[[Any], tuple[np.ndarray, dict[str, Any]]], files: Any, 
             return read(files)
         except MemoryError:
             raise
-        except Exception as error:  # every format library raises its own; all of them mean that the file is no good
+        except Exception as error:  # each format library raises its own errors
             raise BadCase(_why_unreadable(error, said.getvalue(), what)) from error
 
 
@@ -195,3 +197,45 @@ def _why_unreadable(error: Exception, said: str, what: str) -> str:
             return f"channels of different {reason}"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"unreadable {what}: {(lines or [type(error).__name__])[-1][:200]}"
+
+
+def body_mask_ct(hu: np.ndarray, threshold: float = AIR_HU) -> np.ndarray:
+    """Body of a CT (methods.md 1.1): voxels that a flood of air from outside does not reach.
+
+    Air is `hu < threshold`. One voxel of air is put around the two in-plane axes, not in z, and flooded from the corner
+    through all 26 neighbours. Enclosed gas (lung, bowel) stays body unless it meets the outside in the first or last
+    slice.
+
+    Args:
+        hu: (Z, Y, X), any numeric type.
+        threshold: in the unit of `hu`.
+
+    Returns:
+        (Z, Y, X) bool.
+    """
+    from scipy import ndimage
+
+    air = np.pad(hu < threshold, ((0, 0), (1, 1), (1, 1)), constant_values=True)
+    regions, _ = ndimage.label(air, structure=np.ones((3, 3, 3), dtype=bool))
+    return np.asarray(regions[:, 1:-1, 1:-1] != regions[0, 0, 0])
+
+
+def body_mask_normalized_ct(values: np.ndarray, properties: dict[str, float]) -> np.ndarray:
+    """Body of a CT channel that nnU-Net has clipped, normalised and resampled already.
+
+    HU are recovered with the mean and deviation of the plans, up to the clipping. If the clip window starts below
+    -500 HU, this is `body_mask_ct`, up to the resampling. A narrower window (as planned from labels of soft tissue, say
+    -50 to 250 HU) turns everything under its lower bound into one value. Air is then everything up to 5 % of the window
+    above that bound (ringing of the cubic resampling stays below it), and skin and fat under the bound that touch
+    outside air are not body.
+
+    Args:
+        values: (Z, Y, X) normalised values.
+        properties: of the channel in the plans: mean, std, percentile_00_5, percentile_99_5, in HU.
+
+    Returns:
+        (Z, Y, X) bool.
+    """
+    low, high = properties["percentile_00_5"], properties["percentile_99_5"]
+    threshold = max(AIR_HU, low + 0.05 * (high - low))
+    return body_mask_ct(values, (threshold - properties["mean"]) / max(properties["std"], 1e-8))

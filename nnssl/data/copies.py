@@ -1,22 +1,24 @@
-"""What nnUNet_preprocessed holds copies of, for nnU-Net's training to read: dataset.json, the split, label maps."""
+"""Copies in nnUNet_preprocessed that nnU-Net's training reads: dataset.json, the split, label maps."""
 
 from __future__ import annotations
 
 import logging
 import os
 import shutil
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 from nnssl.core.errors import UserError
-from nnssl.core.files import read_json, write_json
+from nnssl.core.files import read_json, replacing, write_json
 from nnssl.core.schemas import DatasetFile, SplitsFile
 from nnssl.data.annotated_labels import KEY
 from nnssl.data.inventory import named
 from nnssl.data.planning import existing_plans
 from nnssl.data.raw import RawCase, RawDataset
 from nnssl.data.reader import READER, REORIENTING, reorients
+from nnssl.data.records import labels_digest
+from nnssl.data.storage import dataset_lock
 
 SPLIT = "splits_final.json"
 
@@ -24,18 +26,14 @@ logger = logging.getLogger("nnssl")
 
 
 def copy_file(source: Path, target: Path) -> None:
-    """Copy a file with its time so that the target is either as before or whole."""
+    """Copy a file with its time, so that the target is the old or the new one at every moment."""
     target.parent.mkdir(exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
+    with replacing(target) as temporary:
         shutil.copy2(source, temporary)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def copied_dataset_json(home: Path) -> dict[str, Any] | None:
-    """Content of the copy; None where there is none."""
+    """Content of the copy of dataset.json; None without one."""
     file = home / "dataset.json"
     if not file.is_file():
         return None
@@ -43,10 +41,10 @@ def copied_dataset_json(home: Path) -> dict[str, Any] | None:
 
 
 def changes_of_dataset_json(dataset: RawDataset, home: Path, reorient: bool) -> list[str] | None:
-    """Keys in which the copy differs from what it should be; None where there is no copy.
+    """Keys in which the copy differs from what it should be; None without a copy.
 
-    The copy's `annotated_labels` are its own: `nnssl_annotated_labels check --write` brings them when they are checked.
-    So is the reader that turns images: it stays for the plans that use it.
+    The copy keeps its own `annotated_labels`, which `nnssl_annotated_labels check --write` brings after a check,
+    and its own reader that turns images, for the plans that use it.
     """
     copy = copied_dataset_json(home)
     if copy is None:
@@ -79,6 +77,27 @@ def follow_dataset_json(dataset: RawDataset, home: Path, reorient: bool) -> None
                     ", ".join(changed), home)  # fmt: skip
 
 
+def follow_raw(dataset: RawDataset, home: Path, reorient: bool, before_labels_change: Callable[[], object]) -> None:
+    """Make the copies of dataset.json, and of a split that comes with the raw dataset, what they are there.
+
+    Arguments and errors as of `follow_dataset_json`; `before_labels_change` is called while the dataset is locked.
+    """
+    if not dataset.cases or not (dataset.folder / "dataset.json").is_file():
+        return
+    if changes_of_dataset_json(dataset, home, reorient) == [] and not split_is_missing(dataset.folder, home):
+        return
+    if not os.access(home, os.W_OK):
+        logger.warning("%s may only be read: its dataset.json or splits_final.json is not that of %s", home,
+                       dataset.folder)  # fmt: skip
+        return
+    with dataset_lock(home):
+        copy = copied_dataset_json(home)
+        if copy and labels_digest(copy) != labels_digest(dataset.dataset_json):
+            before_labels_change()
+        follow_dataset_json(dataset, home, reorient)
+        take_split(dataset.folder, home)
+
+
 def _plans_reorient(home: Path) -> bool:
     """Whether any plans there turn images as they are read."""
     return any(REORIENTING.encode() in (home / f"{name}.json").read_bytes() for name in existing_plans(home))
@@ -92,7 +111,7 @@ def _wanted(dataset: RawDataset, home: Path, copy: dict[str, Any], reorient: boo
 
 
 def split_is_missing(raw_folder: Path, home: Path) -> bool:
-    """Whether the raw dataset comes with a split that nnUNet_preprocessed has not; as nnU-Net's planner judges it.
+    """Whether the raw dataset comes with a split that nnUNet_preprocessed lacks, judged as by nnU-Net's planner.
 
     Raises:
         UserError: nnUNet_preprocessed has another split.
@@ -115,7 +134,7 @@ def take_split(raw_folder: Path, home: Path) -> None:
 
 
 def warn_of_split(home: Path, ready: Collection[str]) -> None:
-    """Say which cases of the split have no volume that may be used: nnU-Net's own training would stop at them."""
+    """Warn of cases of the split without a usable volume: nnU-Net's own training stops at them."""
     if not (home / SPLIT).is_file():
         return
     listed = {case for train, held_out in _folds(home / SPLIT) for case in train | held_out}

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,18 +10,12 @@ from typing import Any
 from nnssl.core.errors import UserError
 from nnssl.core.files import checked, write_json
 from nnssl.core.plans_schema import PlansFile
-from nnssl.data.copies import (
-    changes_of_dataset_json,
-    copied_dataset_json,
-    follow_dataset_json,
-    split_is_missing,
-    take_split,
-)
+from nnssl.data.copies import copied_dataset_json, follow_raw, split_is_missing
 from nnssl.data.dataset_volumes import DatasetVolumes
 from nnssl.data.fingerprint import MADE_FROM, is_outdated, make_fingerprint, read_fingerprint, scan_dataset
 from nnssl.data.folders import dataset_argument, dataset_id
 from nnssl.data.guard import Images, check_datasets
-from nnssl.data.inventory import RawFiles, data_folders
+from nnssl.data.inventory import data_folders
 from nnssl.data.planning import (
     PlanRequest,
     Plans,
@@ -31,15 +23,15 @@ from nnssl.data.planning import (
     load_plans,
     make_plans,
     merged,
-    moved_plans,
     refuse_other_content,
     renamed,
     same_plans,
 )
 from nnssl.data.raw import RawDataset, list_dataset, schemes_of
+from nnssl.data.raw_files import RawFiles
 from nnssl.data.reader import choose_orientation, find_reader, may_reorient, was_reoriented
-from nnssl.data.records import labels_digest
 from nnssl.data.report import (
+    Findings,
     PreparedDataset,
     RunOptions,
     nothing_usable,
@@ -59,15 +51,13 @@ logger = logging.getLogger("nnssl")
 class DatasetRun:
     """Lists the dataset; then `plan`, `take_plans` or `adopt_plans`, and `preprocess` or `finish`.
 
-    What exists and fits is read without a lock, so that it may lie in a folder that can only be read.
+    What exists and fits is read without a lock, so that the folder may be read-only.
     """
 
     def __init__(self, options: RunOptions, name: str) -> None:
         self.options, self.home = options, options.preprocessed / name
         self.dataset = list_dataset(options.raw, name, self.home)
-        self.left_out = dict(self.dataset.left_out)
-        self.orientations: dict[str, str | None] = {}
-        self.warnings: dict[str, Sequence[str]] = {}
+        self.found = Findings(dict(self.dataset.left_out))
         self.plans: Plans = {}
         self.reorient = False  # whether images are turned to RAS as they are read
 
@@ -81,24 +71,24 @@ class DatasetRun:
         """What the file system tells of the raw files."""
         return RawFiles.of(self.dataset.cases)
 
-    @property
+    @cached_property
     def volumes(self) -> DatasetVolumes:
-        """The volumes that belong to the plans."""
-        return DatasetVolumes(self.options, self.dataset, self.files, self.plans, self.left_out, self.orientations,
-                              self.warnings)  # fmt: skip
+        """The volumes of the plans, which have to be known."""
+        folder = self.home / resolved_configuration(self.plans, self.options.configuration).data_identifier
+        return DatasetVolumes(self.options, self.dataset, self.files, self.plans, folder, self.found)
 
     def plan(self, request: PlanRequest) -> Plans:
         """Plans of this dataset: those that exist, or new ones."""
-        split_is_missing(self.dataset.folder, self.home)  # a wrong one is refused before hours of work
+        split_is_missing(self.dataset.folder, self.home)  # refuses another split before hours of work
         if not self._take_existing(request):
             with dataset_lock(self.home):
                 if not self._take_existing(request):  # another job may have made them meanwhile
                     self._make(request)
-        self._follow_raw()
+        follow_raw(self.dataset, self.home, self.reorient, self._note_labels)
         return self.plans
 
     def take_plans(self, source: Plans, first: RawDataset, request: PlanRequest) -> None:
-        """The first dataset's plans for this one."""
+        """Use the first dataset's plans, under a name of their own."""
         given, own = (Images(dataset.name, dataset.channel_names) for dataset in (first, self.dataset))
         for warning in check_datasets(given, own, request.allow_other_intensities):
             logger.warning(warning)
@@ -107,7 +97,7 @@ class DatasetRun:
             self.fingerprint()  # stock training copies it, though these plans do not need it
 
     def adopt_plans(self, plans: Plans, request: PlanRequest) -> None:
-        """Another dataset's plans for this one, under the name that they have.
+        """Use another dataset's plans, under their name.
 
         Plans that turn images to RAS do so here too, where the files are NIfTI.
 
@@ -119,15 +109,14 @@ class DatasetRun:
         wanted = may_reorient(plans, self.dataset)
         self.reorient = choose_orientation(self.dataset, wanted, None if request.overwrite else existing)
         if self.dataset.cases:
-            plans = moved_plans(plans, plans["plans_name"], self.dataset, self.reader)
-        existing = self._existing(plans["plans_name"], request)
+            plans = {**plans, "dataset_name": self.dataset.name, "image_reader_writer": self.reader.__name__}
         if existing is None or request.overwrite:
             self._may_plan(request, existing)
             with dataset_lock(self.home):
                 self._accept(plans, self._existing(plans["plans_name"], request), request)
         else:
             self._accept(plans, existing, request)
-        self._follow_raw()
+        follow_raw(self.dataset, self.home, self.reorient, self._note_labels)
 
     def fingerprint(self) -> dict[str, Any]:
         """Content of dataset_fingerprint.json, which is made where it is missing and there are raw images."""
@@ -143,14 +132,13 @@ class DatasetRun:
 
     def finish(self) -> PreparedDataset:
         """Report what planning has found out, where nothing is to be preprocessed."""
-        name, volumes = self.plans["plans_name"], self.volumes
+        name, folder, found = self.plans["plans_name"], self.volumes.folder, self.found
         file = report_file(self.home, name, self.options.num_parts, self.options.part_id)
-        write_report(file, self.left_out, self.orientations, self.warnings, self.dataset.ignored,
-                     may_write=bool(self.orientations))  # fmt: skip
+        write_report(file, found, self.dataset.ignored, may_write=bool(found.orientations))
         if self.options.strict:
-            refuse_left_out(self.dataset.name, self.left_out, self.warnings)
-        return PreparedDataset(self.dataset.name, name, self.options.configuration, volumes.folder,
-                               body_folder(volumes.folder), [], dict(self.left_out))  # fmt: skip
+            refuse_left_out(self.dataset.name, found)
+        return PreparedDataset(self.dataset.name, name, self.options.configuration, folder, body_folder(folder), [],
+                               dict(found.left_out))  # fmt: skip
 
     @property
     def _fingerprint_file(self) -> Path:
@@ -166,7 +154,7 @@ class DatasetRun:
             raise
 
     def _take_existing(self, request: PlanRequest) -> bool:
-        """Whether the plans that are asked for are there; they are taken then, and nothing is written."""
+        """Use the plans that are asked for if they exist, without writing anything; tell whether they do."""
         existing = self._existing(request.name(), request)
         self.reorient = choose_orientation(self.dataset, request.reorient, None if request.overwrite else existing)
         if existing is None or request.overwrite or self.options.clean:
@@ -182,7 +170,7 @@ class DatasetRun:
         return True
 
     def _make(self, request: PlanRequest) -> None:
-        """Make plans and save them; with `clean`, where plans need not be made, the fingerprint alone."""
+        """Make plans and save them; make the fingerprint alone where `clean` meets plans that can stay."""
         existing = self._existing(request.name(), request)
         if existing is not None and not (request.explicit or request.overwrite):
             self._scan()
@@ -193,24 +181,24 @@ class DatasetRun:
         self._accept(self._new_plans(request), existing, request)
 
     def _new_plans(self, request: PlanRequest) -> Plans:
-        return make_plans(request, self.dataset.without(self.left_out), self.reader, self.home)
+        return make_plans(request, self.dataset.without(self.found.left_out), self.reader, self.home)
 
     def _may_plan(self, request: PlanRequest, existing: Plans | None) -> None:
-        """Raise UserError where new plans cannot be made, or not by one of several jobs."""
+        """Raise UserError where new plans cannot be made, or must not be by one of several jobs."""
         folder = self.options.raw / self.dataset.name
-        if not self.dataset.cases and not self.left_out:
+        if not self.dataset.cases and not self.found.left_out:
             lacking = "holds no images" if folder.is_dir() else "does not exist"
             raise UserError(f"{self.dataset.name} cannot be planned, since {folder} {lacking}; put the images there, "
                             f"or use plans that it has with -p")  # fmt: skip
         if not self.dataset.cases:
-            raise UserError(nothing_usable(self.dataset.name, self.left_out))
+            raise UserError(nothing_usable(self.dataset.name, self.found.left_out))
         if self.options.num_parts > 1 and (existing is None or request.overwrite):
             raise UserError(f"the parts of {self.dataset.name} need plans first; run once, before all parts: "
                             f"nnssl_plan_and_preprocess -d {dataset_argument(self.dataset.name)} --no_pp, with the "
                             f"same -p or -pl; then the parts, without --overwrite_plans")  # fmt: skip
 
     def _scan(self, if_outdated: bool = False) -> None:
-        """Fingerprint from all volumes, unless there is one; or there is one of other raw files, if that matters."""
+        """Make the fingerprint from all volumes unless there is one (with `if_outdated`: one of these raw files)."""
         file = self._fingerprint_file
         as_before = self.reorient == was_reoriented(self.home, self.dataset)
         if file.is_file() and not self.options.clean and as_before:
@@ -220,13 +208,13 @@ class DatasetRun:
             logger.info("%s: the raw files have changed since %s was made", self.dataset.name, file)
         logger.info("%s: fingerprint of %d volumes", self.dataset.name, len(self.dataset.cases))
         scans = scan_dataset(self.dataset, self.reader, self.options.num_processes, self.options.show_progress)
-        self.left_out.update({scan.name: scan.reason for scan in scans if scan.reason is not None})
-        self.orientations = {scan.name: scan.orientation for scan in scans if scan.reason is None}
-        self.warnings = {scan.name: scan.warnings for scan in scans if scan.reason is None}
+        self.found.left_out |= {scan.name: scan.reason for scan in scans if scan.reason is not None}
+        self.found.orientations = {scan.name: scan.orientation for scan in scans if scan.reason is None}
+        self.found.warnings = {scan.name: scan.warnings for scan in scans if scan.reason is None}
         if self.options.strict:
-            refuse_left_out(self.dataset.name, self.left_out, self.warnings)
-        if not self.orientations:
-            raise UserError(nothing_usable(self.dataset.name, self.left_out))
+            refuse_left_out(self.dataset.name, self.found)
+        if not self.found.orientations:
+            raise UserError(nothing_usable(self.dataset.name, self.found.left_out))
         write_json(file, make_fingerprint(scans, self.dataset) | {MADE_FROM: self.files.digest})
 
     def _accept(self, new: Plans, existing: Plans | None, request: PlanRequest) -> None:
@@ -243,8 +231,10 @@ class DatasetRun:
             return
         self.plans = merged(new, existing)
         volumes = self.volumes
-        if request.overwrite:  # whatever is killed from here on: every volume has a record of what it was made with
-            volumes.note_found(settings_in_folder(existing, configuration, volumes.folder.name))
+        if request.overwrite:  # if killed from here on, every volume still has a record of what it was made with
+            made_with = settings_in_folder(existing, configuration, volumes.folder.name)
+            volumes.note_found(made_with)
+            volumes.without_label.note_found(made_with)
         write_json(self.home / f"{name}.json", self.plans)
         if request.overwrite and read_settings(volumes.folder) not in (None, volumes.settings):
             write_settings(volumes.folder, volumes.settings)
@@ -254,7 +244,7 @@ class DatasetRun:
         """Use plans that exist.
 
         Raises:
-            UserError: they lack the configuration, or are for other channels than dataset.json has by now.
+            UserError: they lack the configuration, or dataset.json has other channels now.
         """
         self._check_configuration(plans)
         self.plans = plans
@@ -271,26 +261,8 @@ class DatasetRun:
                             f"({', '.join(schemes)}) and its dataset.json names {', '.join(names)}; make them anew: "
                             f"{line} --overwrite_plans, or make others with -overwrite_plans_name")  # fmt: skip
 
-    def _follow_raw(self) -> None:
-        """The copies of dataset.json and of a split that comes with the raw dataset are what they are there."""
-        dataset, home = self.dataset, self.home
-        if not dataset.cases or not (dataset.folder / "dataset.json").is_file():
-            return
-        if changes_of_dataset_json(dataset, home, self.reorient) == [] and not split_is_missing(dataset.folder, home):
-            return
-        if not os.access(home, os.W_OK):
-            logger.warning("%s may only be read: its dataset.json or splits_final.json is not that of %s", home,
-                           dataset.folder)  # fmt: skip
-            return
-        with dataset_lock(home):
-            copy = copied_dataset_json(home)
-            if copy and labels_digest(copy) != labels_digest(dataset.dataset_json):
-                self._note_labels()
-            follow_dataset_json(dataset, home, self.reorient)
-            take_split(dataset.folder, home)
-
     def _note_labels(self) -> None:
-        """Volumes of all plans are of the labels that dataset.json had: noted before it changes."""
+        """Note which labels the volumes of all plans were made with, before dataset.json changes."""
         others, own = data_folders(self.home), self.volumes.folder
         for folder in {*others, own}:
             self.volumes.note_found(None, folder)

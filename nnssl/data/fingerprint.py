@@ -1,4 +1,4 @@
-"""nnU-Net's dataset fingerprint, from the body where there are no labels; bad volumes are named, not fatal."""
+"""nnU-Net's dataset fingerprint, from the body if there are no labels; bad volumes are named, not fatal."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ import numpy as np
 from nnssl.core.errors import BadCase, UserError
 from nnssl.core.files import read_json
 from nnssl.core.schemas import FingerprintFile
-from nnssl.data.body_mask import body_mask_ct
-from nnssl.data.check_case import LoadedCase, load_case
-from nnssl.data.inventory import RawFiles, data_folders
+from nnssl.data.check_case import LoadedCase, body_mask_ct, load_case
+from nnssl.data.inventory import data_folders
 from nnssl.data.pool import map_cases
 from nnssl.data.raw import RawCase, RawDataset, label_values
+from nnssl.data.raw_files import RawFiles
 from nnssl.data.records import Records
 
-# nnU-Net keeps 1e8 intensities of a dataset; its percentiles are as good from 1e7, at a tenth of the memory.
+# nnU-Net keeps 1e8 intensities of a dataset; 1e7 give percentiles as good, with a tenth of the memory.
 _SAMPLES_LABELLED, _SAMPLES_UNLABELLED = 10**8, 10**7
 _SAMPLES_PER_CASE = 10**6
-MADE_FROM = "nnssl_made_from"  # entry of the fingerprint: digest of the raw files that it is of
+MADE_FROM = "nnssl_made_from"  # entry of the fingerprint: digest of its raw files
 
 logger = logging.getLogger("nnssl")
 
 
 @dataclass(frozen=True)
 class CaseScan:
-    """What one volume adds to the fingerprint, or the reason for which it is left out.
+    """What one volume adds to the fingerprint, or why it is left out.
 
     Args:
         name: of the case.
-        reason: None for a healthy one.
+        reason: why it is left out; None for a healthy volume.
         shape: after nnU-Net's crop, in the file's axes.
         spacing: mm along the same axes.
         relative_size: voxels after the crop by voxels before it.
@@ -83,9 +83,9 @@ def scan_case(
     num_samples: int,
     label_values: Collection[int] | None = None,
 ) -> CaseScan:
-    """Check one volume and draw its intensities with nnU-Net's own functions.
+    """Check one volume and draw its intensities with nnU-Net's own functions, after a single reading.
 
-    With a label this is `DatasetFingerprintExtractor.analyze_case`, after one reading for both purposes.
+    With a label this is `DatasetFingerprintExtractor.analyze_case`.
 
     Raises:
         MemoryError: with the name of the case.
@@ -132,7 +132,7 @@ def read_fingerprint(file: Path) -> dict[str, Any]:
 
 
 def is_outdated(content: dict[str, Any], dataset: RawDataset, files: RawFiles, home: Path) -> bool:
-    """Whether a fingerprint is of other raw files; one of unknown origin is if channels or records say so.
+    """Whether a fingerprint is of other raw files, by its own note, or else by its channels and the records.
 
     Args:
         content: of the fingerprint.
@@ -144,18 +144,18 @@ def is_outdated(content: dict[str, Any], dataset: RawDataset, files: RawFiles, h
         return bool(content[MADE_FROM] != files.digest)
     if len(content["foreground_intensity_properties_per_channel"]) != len(dataset.channel_names):
         return True
-    return any(files.differ(record) for folder in data_folders(home) for record in Records(folder).all())
+    return any(
+        files.differ(record.case, record.files) for folder in data_folders(home) for record in Records(folder).all()
+    )
 
 
 def make_fingerprint(scans: list[CaseScan], dataset: RawDataset) -> dict[str, Any]:
-    """Content of nnU-Net's dataset_fingerprint.json, from the healthy scans.
+    """Content of nnU-Net's dataset_fingerprint.json, from the healthy scans; there has to be one.
 
     Raises:
-        UserError: there is no healthy scan, or the labels mark nothing anywhere.
+        UserError: the labels mark nothing anywhere.
     """
     healthy = [scan for scan in scans if scan.reason is None]
-    if not healthy:
-        raise UserError(f"{dataset.name}: no volume can be used; the first is left out because: {scans[0].reason}")
     properties = {}
     for channel, name in enumerate(dataset.channel_names):
         values = np.concatenate([scan.intensities[channel] for scan in healthy])

@@ -24,8 +24,8 @@ def require_folders(*names: str) -> tuple[Path, ...]:
     All but nnUNet_raw are made where they do not exist.
 
     Raises:
-        UserError: a variable is not set, nnUNet_raw does not exist, or a folder cannot be made; or one of nnU-Net's
-            numbers of processes is none.
+        UserError: a variable is not set or holds no number of processes where it has to; nnUNet_raw does not exist; or
+            a folder cannot be made.
     """
     for variable in _NUMBERS:  # nnU-Net reads them when it is imported, without a word
         value = os.environ.get(variable, "0")
@@ -53,7 +53,7 @@ def _folder(name: str) -> Path:
 
 @contextlib.contextmanager
 def explained_errors_of(preprocessed: Path) -> Iterator[None]:
-    """Turn a full disk, and a file or folder that may not be written or read, into a sentence.
+    """Turn the errors of a full disk, and of files and folders without permission, into a sentence.
 
     Raises:
         UserError: in place of such an OSError; it names the path.
@@ -76,8 +76,8 @@ def explained_errors_of(preprocessed: Path) -> Iterator[None]:
 def dataset_name(id_or_name: int | str) -> str:
     """Full name, such as Dataset500_Thorax, of a dataset given by number or by name.
 
-    It is looked for in all of nnU-Net's three folders that are set. The whole number counts: nnU-Net's own conversion
-    goes by the beginning of the name, so that 150 would find Dataset1500_Thorax too.
+    The search covers all of nnU-Net's three folders that are set. The whole number counts: nnU-Net's own conversion
+    compares the beginning of the name, so that 150 would find Dataset1500_Thorax too.
 
     Raises:
         UserError: no dataset of that number or name exists, or several have the number; the message lists what exists.
@@ -102,7 +102,7 @@ def existing_datasets() -> list[str]:
 
 
 def is_dataset(name: str, id_or_name: int | str) -> bool:
-    """Whether a full name is what a number (with or without zeros before it) or a full name stands for."""
+    """Whether a number (with or without leading zeros) or a full name stands for the dataset `name`."""
     text = str(id_or_name)
     return name == text or (text.isdecimal() and text.isascii() and _digits(name) == text.lstrip("0"))
 
@@ -117,10 +117,10 @@ def dataset_id(name: str) -> int:
 
 
 def dataset_argument(name: str) -> str:
-    """A dataset as it is named in the lines that we print, for nnU-Net's commands and ours.
+    """A dataset's name in the lines that we print, for nnU-Net's commands and ours.
 
-    Its number, or its full name where nnU-Net's own commands would take the number for another one: they cut numbers to
-    three digits in places, and look for names that begin with them.
+    It is the number, or the full name where nnU-Net's own commands would find another dataset: in places they cut
+    numbers to three digits and take the first name that begins with them.
     """
     digits = name.removeprefix("Dataset").split("_")[0]
     start = f"Dataset{digits}"
@@ -131,7 +131,7 @@ def dataset_argument(name: str) -> str:
 
 
 def _digits(name: str) -> str:
-    """Digits of the number in a valid name, without zeros before it."""
+    """Digits of the number in a valid name, without leading zeros."""
     return name.removeprefix("Dataset").split("_")[0].lstrip("0")
 
 
@@ -147,10 +147,10 @@ def _datasets(folders: tuple[str, ...]) -> list[str]:
 
 
 def check_output_folder(folder: Path) -> None:
-    """Make sure that a folder can be written to, or be made, without making it.
+    """Make sure that a folder can be written to, or could be made.
 
     Raises:
-        UserError: it lies in a folder without permission, or it or one above it is a file.
+        UserError: there is no permission for that, or it or a folder above it is a file.
     """
     whole = folder.resolve()
     there = next(path for path in (whole, *whole.parents) if os.path.exists(path))

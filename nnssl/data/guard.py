@@ -1,13 +1,12 @@
 """The one guard for images that meet a pretraining: modality, spacing, order of the axes, orientation.
 
-Datasets that get the plans of others, datasets that a network is transferred to or probed on, weights and encoders that
-a run starts from, and raw images that are embedded, matched or drawn: all of them pass here.
+It checks datasets that get the plans of others, datasets that a network is transferred to or probed on, weights and
+encoders that a run starts from, and raw images that are embedded, matched or drawn.
 
-What is refused is another modality, as far as `channel_names` of both sides tell (`nnssl.data.guard`): CT against
-MR, MR against PET. Sequences of MR among each other are a warning. So is a name that tells nothing, unless both sides
-have the same one; but where a dataset gets plans, nnU-Net's own rule counts as well: a channel that is called CT and
-one that is not are normalised differently, whatever the other one is. `allow` turns what is refused into a warning.
-Everything else is a warning.
+It refuses another modality, as far as `channel_names` of both sides tell: CT against MR, MR against PET. Where a
+dataset gets plans, it also refuses channels that nnU-Net normalises differently: only one of them is called CT. `allow`
+turns this into a warning. Everything else is a warning: other sequences of MR, or a name that tells nothing, unless
+both sides have the same one.
 """
 
 from __future__ import annotations
@@ -40,9 +39,9 @@ _SEQUENCES = ("flair", "adc", "dwi", "t1", "t2")  # in this order: T2-FLAIR is F
 def modality(channel: str) -> str | None:
     """CT, MR, PET and so on; None where the name does not tell.
 
-    A name is taken apart at everything but letters and digits, whatever its case, and its words are looked up: `CT`
-    (which is nnU-Net's own rule), `CTA`, `T1`, `T2w`, `MRI`, `ADC`, `FDG-PET`. Names without such a word (`image`,
-    `channel_0`, `noNorm`, `rescale_to_0_1`) and names with words of two kinds (`PET-CT`) tell nothing.
+    A name is split at everything but letters and digits, and its words are looked up in any case: `CT` (nnU-Net's own
+    rule), `CTA`, `T1`, `T2w`, `MRI`, `ADC`, `FDG-PET`. Names without such a word (`image`, `channel_0`, `noNorm`,
+    `rescale_to_0_1`) and names with words of two kinds (`PET-CT`) tell nothing.
     """
     words = re.findall(r"[^\W_]+", channel.casefold().replace("x-ray", "xray"))
     kinds = {"MR" if _WEIGHTED.fullmatch(word) else _KINDS.get(word) for word in words} - {None}
@@ -68,7 +67,7 @@ STOCK_WAY_OUT = (
     f"dataset.json"
 )
 _SAME_SPACING = 0.2  # relative difference on an axis that a network is used to from augmentation
-_COARSER = 2.0  # voxels that are more than so many times as long give the network little to see
+_COARSER = 2.0  # times as long: voxels beyond that show the network little
 _NAMED = 10  # cases that a sentence names at most
 
 log = logging.getLogger("nnssl")
@@ -76,16 +75,16 @@ log = logging.getLogger("nnssl")
 
 @dataclass(frozen=True)
 class Images:
-    """What is known of the images of one side; what is left out is not compared.
+    """What is known of the images of one side; unknown things are not compared.
 
     Args:
         name: for sentences: a dataset, a folder, "the pretraining on ...".
         channels: names in order; empty where nothing names them, None to leave them out.
         orientation: the commonest one, such as LPS, of what a network has seen.
-        orientations: of images that shall be compared with that, by their names.
+        orientations: of images to compare with that, by their names.
         spacing: mm (z, y, x) of the plans that they are prepared with.
         axes: `transpose_forward` of these plans.
-        voxels: mm (z, y, x) in the order of the pretraining's plans, as the files have them, by their names.
+        voxels: mm (z, y, x) of the files by their names, in the axes of the pretraining's plans.
     """
 
     name: str
@@ -100,7 +99,7 @@ class Images:
     def of_pretraining(
         cls, plans: Mapping[str, Any], configuration: str, dataset_json: Mapping[str, Any], orientation: str | None
     ) -> Images:
-        """What a pretraining has seen, by what its checkpoint says."""
+        """What a pretraining has seen, from the entries of its checkpoint."""
         from nnssl.networks.build import resolve_configuration  # only now: it takes torch with it
 
         return cls(
@@ -126,7 +125,7 @@ def check_images(
         given: of the pretraining. Its only channel serves several.
         own: what meets it.
         allow: whether other intensities are wanted (`--allow_other_intensities`).
-        by_scheme: whether channels that nnU-Net normalises differently, by its rule for names, are of two kinds.
+        by_scheme: whether channels differ that nnU-Net, by its rule for names, normalises differently.
         advice: what to do about another spacing or order of axes, as the end of a sentence.
         way: what allows other intensities, for the sentence that refuses them.
 
@@ -151,7 +150,7 @@ def check_images(
 
 
 def check_datasets(given: Images, own: Images, allow: bool = False) -> list[str]:
-    """Compare a dataset with the one whose plans it gets as they are: also the numbers of channels have to agree.
+    """Compare a dataset with the one whose plans it gets unchanged: the numbers of channels must agree too.
 
     Arguments, result and errors as of `check_images`.
     """
@@ -170,7 +169,7 @@ def warn_of_images(given: Images, own: Images, allow: bool = False, by_scheme: b
 
 
 def other_intensities(given: Images, own: Images, by_scheme: bool = False) -> str | None:
-    """How the modalities differ, as the beginning of a sentence; None where they do not, as far as is known.
+    """How the modalities differ, as the beginning of a sentence; None if they do not as far as is known.
 
     Arguments and errors as of `check_images`.
     """
@@ -262,14 +261,14 @@ def _orientation(given: Images, own: Images) -> list[str]:
     differ = {name: letters for name, letters in own.orientations.items() if letters is not None and letters != wanted}
     if wanted is None or not differ:
         return []
-    return [f"images are oriented otherwise than {given.name} ({wanted}): {named(differ, len(own.orientations))}; "
+    return [f"images are oriented differently than {given.name} ({wanted}): {named(differ, len(own.orientations))}; "
             f"nnU-Net does not reorient, and the network sees mirrored or turned anatomy. Reorient the files, "
             f"labels and test images too (SimpleITK.DICOMOrient(image, '{wanted}')), or pretrain without this "
             f"difference: {STOCK_WAY_OUT}"]  # fmt: skip
 
 
 def named(cases: Mapping[str, str], total: int) -> str:
-    """The first ten of cases with what each of them is, and how many of all they are if there are more than one."""
+    """The first ten cases with their values, and how many of all they are."""
     shown = ", ".join(f"{case} ({what})" for case, what in list(cases.items())[:_NAMED])
     more = ", ..." if len(cases) > _NAMED else ""
     return f"{shown}{more}" + (f" ({len(cases)} of {total})" if total > 1 else "")

@@ -1,4 +1,4 @@
-"""What a file says of its volume before a voxel is read, and what of it rules the volume out."""
+"""The header of an image: what it says of the volume before a voxel is read, and what rules the volume out."""
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ from nnssl.data.voxel_files import read_nifti_header
 # Of a voxel in mm: beyond these the file is in other units, or its header is damaged.
 _SMALLEST_MM, _LARGEST_MM = 1e-6, 1e4
 _SHEAR_DEGREES = 0.5  # that axes may be off a right angle: 3 mm at 35 cm; rounding is below 0.05
+_SAME_MM, _SAME_DEGREES = 0.01, 0.05  # rounding of headers in single precision
 _FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])  # between LPS and RAS
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of its volume.
+    """Header of a volume.
 
     Args:
         file: the file.
@@ -36,7 +37,7 @@ class Header:
         itemsize: bytes of a voxel as stored.
         scalar: whether a voxel is one real number.
         affine: (4, 4) from voxels (x, y, z) of the file to mm in RAS; None where the format has none.
-        doubt: something odd that does not rule it out; empty otherwise.
+        doubt: something odd that does not rule it out; else empty.
         is_tiff: whether nnU-Net's reader of TIFF files reads it.
     """
 
@@ -51,15 +52,15 @@ class Header:
 
 
 def read_header(file: Path, reader: Callable[[], Any] | None, is_label: bool) -> Header | None:
-    """Read the header with the library that nnU-Net's `reader` uses; None where only reading itself can tell.
+    """Read the header with the library that nnU-Net's `reader` uses; None if only reading all of it can tell.
 
     Args:
         file: a regular file.
-        reader: nnU-Net's class; None where it is not known, so that what rules a volume out is not judged.
+        reader: nnU-Net's class; None if unknown: the header is not judged then.
         is_label: nnU-Net's TIFF reader looks for the spacing in another file then.
 
     Raises:
-        BadCase: the library cannot read it, or what it says rules the volume out.
+        BadCase: the library cannot read it, or it rules the volume out.
     """
     names = [c.__name__ for c in inspect.getmro(reader)] if inspect.isclass(reader) else []
     header: Header | None
@@ -83,7 +84,7 @@ def _judge_spacing(spacing: Sequence[float]) -> None:
 
 
 def _judge(header: Header) -> None:
-    """Raise BadCase for what no method of this package learns from."""
+    """Raise BadCase for a volume that no method of this package can learn from."""
     _judge_spacing(header.spacing)
     if not header.scalar:
         raise BadCase("colours, vectors or complex numbers in its voxels; write one real number a voxel, and one file "
@@ -92,7 +93,7 @@ def _judge(header: Header) -> None:
         return
     if not np.isfinite(header.affine).all():
         raise BadCase("its affine holds NaN or infinity; mend its header")
-    unit = unit_columns(header.affine)
+    unit = _unit_columns(header.affine)
     off = float(np.degrees(np.arcsin(np.clip(np.abs(unit.T @ unit - np.eye(3)).max(), 0, 1))))
     if off > _SHEAR_DEGREES:
         raise BadCase(f"sheared: its axes are {off:.3g} degrees off a right angle, and networks see voxels as boxes; "
@@ -142,7 +143,7 @@ def _by_nibabel(file: Path) -> Header:
 
 
 def _nifti_spacing(header: Any, axes: int) -> tuple[tuple[float, ...], str]:
-    """Spacing as stored, and where the affine says another one. Libraries turn 0 and NaN into 1 without a word."""
+    """Spacing as stored, and a doubt if the affine differs. Libraries turn 0 and NaN into 1 silently."""
     spacing = tuple(float(s) for s in header["pixdim"][1 : axes + 1])
     _judge_spacing(spacing)
     if int(header["sform_code"]) == 0:
@@ -158,7 +159,7 @@ def _nifti_spacing(header: Any, axes: int) -> tuple[tuple[float, ...], str]:
 def _nifti_affine(header: Any) -> NDArray[np.float64]:
     try:
         return np.asarray(header.get_best_affine(), dtype=np.float64)
-    except Exception as error:  # nibabel raises its own for quaternions that are none
+    except Exception as error:  # nibabel raises its own for wrong quaternions
         raise DamagedFile(f"its affine cannot be read ({error}); mend its header") from error
 
 
@@ -200,7 +201,7 @@ class _Collected(logging.Handler):
 
 
 def _tiff_spacing(file: Path, is_label: bool) -> tuple[float, ...]:
-    """From nnU-Net's `<case>.json` beside it, in which it is (z, y, x); 1 mm where there is none."""
+    """From nnU-Net's `<case>.json` beside it, which holds (z, y, x); 1 mm without that file."""
     stem = file.name[: -len(file.suffix)]
     beside = file.with_name(f"{stem if is_label else stem[:-5]}.json")
     if not beside.is_file():
@@ -213,7 +214,7 @@ def _tiff_spacing(file: Path, is_label: bool) -> tuple[float, ...]:
     return x, y, z
 
 
-def unit_columns(affine: NDArray[np.float64]) -> NDArray[np.float64]:
+def _unit_columns(affine: NDArray[np.float64]) -> NDArray[np.float64]:
     """(3, 3) directions of an affine's axes, in columns of length 1."""
     lengths = np.linalg.norm(affine[:3, :3], axis=0)
     unit: NDArray[np.float64] = affine[:3, :3] / np.where(lengths > 0, lengths, 1)
@@ -223,3 +224,47 @@ def unit_columns(affine: NDArray[np.float64]) -> NDArray[np.float64]:
 def millimetres(spacing: Sequence[Any]) -> str:
     """A spacing for people."""
     return " x ".join(f"{float(s):.4g}" for s in spacing)
+
+
+def array_grid(header: Header, reader: Callable[[], Any] | None) -> tuple[list[int], list[float]]:
+    """Size and spacing (z, y, x) of the array that nnU-Net's `reader` makes; channels are left out."""
+    size, spacing = list(header.size[:3]), [abs(s) for s in header.spacing]
+    if _turns(reader) and header.affine is not None and len(size) == 3:
+        from nibabel.orientations import io_orientation
+
+        axes = [int(axis) for axis in io_orientation(header.affine)[:, 0]]
+        order = [axes.index(world) for world in range(3)]
+        size, spacing = [size[axis] for axis in order], [spacing[axis] for axis in order]
+    return size[::-1], spacing[::-1]
+
+
+def grid_difference(first: Header, other: Header, reader: Callable[[], Any] | None) -> str | None:
+    """How far `other` is from `first`, in mm and degrees; None where both have the same grid.
+
+    nnU-Net's integrity check compares the same; for readers that reorient, the reoriented grids are compared.
+    """
+    if first.affine is None or other.affine is None:
+        return None
+    if _turns(reader):
+        a, b = _reoriented(first), _reoriented(other)
+    else:
+        a, b = np.asarray(first.affine), np.asarray(other.affine)
+    distance = float(np.linalg.norm(a[:3, 3] - b[:3, 3]))
+    cosines = np.sum(_unit_columns(a) * _unit_columns(b), axis=0)
+    degrees = float(np.degrees(np.arccos(np.clip(cosines, -1, 1))).max())
+    found = [f"its origin is {distance:.4g} mm away"] if distance > _SAME_MM else []
+    found += [f"its direction is turned by {degrees:.3g} degrees"] if degrees > _SAME_DEGREES else []
+    return " and ".join(found) or None
+
+
+def _turns(reader: Callable[[], Any] | None) -> bool:
+    return getattr(reader, "__name__", "").endswith("WithReorient")
+
+
+def _reoriented(header: Header) -> NDArray[np.float64]:
+    """Affine of the volume that nnU-Net's readers turn to RAS."""
+    from nibabel.orientations import inv_ornt_aff, io_orientation
+
+    affine = np.asarray(header.affine)
+    turned: NDArray[np.float64] = affine @ inv_ornt_aff(io_orientation(affine), header.size[:3])
+    return turned

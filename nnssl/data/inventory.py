@@ -1,4 +1,4 @@
-"""What is on the disk against what is in nnUNet_raw: which cases are ready, which ones to prepare, and why."""
+"""The volumes on the disk compared with nnUNet_raw: which cases are ready, which ones to prepare, and why."""
 
 from __future__ import annotations
 
@@ -12,56 +12,15 @@ from pathlib import Path
 
 from nnssl.data.pool import map_cases
 from nnssl.data.raw import LABELLED, RawCase, RawDataset
-from nnssl.data.records import CaseFiles, Record, Records, digest_of
-from nnssl.data.storage import done_cases, masked_cases
-from nnssl.data.unused import read_withdrawn
+from nnssl.data.raw_files import CaseFiles, RawFiles
+from nnssl.data.records import Record, Records, read_withdrawn
+from nnssl.data.storage import done_cases, folder_without_label, masked_cases
 
 _NAMED = 10  # cases that a message names
 _FILES_CHANGED = ("image", "label", "image and label", "channels", "unreadable")
-_NOT_DATA = ("_body", "_unlabelled")  # ends of the names of folders that hold no labelled cases
+_NOT_DATA = ("_body", "_unlabelled")  # endings of folders without labelled cases
 
 logger = logging.getLogger("nnssl")
-
-
-@dataclass
-class RawFiles:
-    """What the file system tells of a dataset's raw files.
-
-    Args:
-        states: sizes and times by case; without the cases whose files are gone or cannot be looked at.
-        gone: cases that are listed, in dataset.json, while a file of theirs does not exist.
-        hidden: cases whose files cannot be looked at: a link that leads nowhere, a disk that is away.
-    """
-
-    states: dict[str, CaseFiles] = field(default_factory=dict)
-    gone: set[str] = field(default_factory=set)
-    hidden: dict[str, str] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, cases: Mapping[str, RawCase]) -> RawFiles:
-        """Look at all files, and open none."""
-        found = cls()
-        for name, case in cases.items():
-            try:
-                found.states[name] = CaseFiles.of(case)
-            except FileNotFoundError as error:
-                if os.path.lexists(error.filename) or not os.path.isdir(os.path.dirname(error.filename)):
-                    found.hidden[name] = str(error.filename)
-                else:
-                    found.gone.add(name)
-            except OSError as error:
-                found.hidden[name] = str(error.filename)
-        return found
-
-    @property
-    def digest(self) -> str:
-        """Of all sizes and times."""
-        return digest_of({n: [[s.size, s.moment] for s in files.all()] for n, files in self.states.items()})
-
-    def differ(self, record: Record) -> bool:
-        """Whether the files are other ones, by their sizes, than those that a volume was made from."""
-        now = self.states.get(record.case)
-        return record.files is not None and now is not None and record.files.changed(now) is not None
 
 
 @dataclass
@@ -69,13 +28,13 @@ class Inventory:
     """The cases of one folder of volumes, sorted out.
 
     Args:
-        ready: their volume and body mask are there and are what the raw files and the plans make.
-        bodies: their volume is, and only the body mask is missing.
+        ready: volume and body mask are there and fit the raw files and the plans.
+        bodies: the volume fits, and only the body mask is missing.
         todo: to be prepared, anew or for the first time.
-        left_out: a volume is there that must not be used, and cannot be made anew; with the reason.
+        left_out: why a volume must not be used and cannot be made anew, by case.
         changed: why volumes that are there are prepared again, by case.
-        noted: records to append: what was found out about files without a change of the volumes.
-        unknown: cases whose files have another time, while no hash tells whether they are the same.
+        noted: records to append: findings about files, without a change of the volumes.
+        unknown: cases whose files have another time, without a hash that tells whether they are the same.
     """
 
     ready: set[str] = field(default_factory=set)
@@ -101,7 +60,7 @@ class Inventory:
                         len(self.unknown))  # fmt: skip
 
     def work(self, volumes: int) -> str:
-        """What there is to do, of which `volumes` whole volumes; a body mask leaves its volume as it is."""
+        """What there is to do, with the number of whole volumes; a body mask leaves its volume as it is."""
         masks, ready = len(self.bodies), len(self.ready)
         parts = [f"{_count(volumes, 'volume')} to preprocess"] if volumes else []
         if masks:
@@ -135,12 +94,12 @@ class Comparison:
     show_progress: bool
 
     def sort_out(self, names: Iterable[str], anew: bool, may_note: bool) -> Inventory:
-        """Sort out cases; files whose time alone is another one are read and compared by their hash.
+        """Sort out cases; files of which only the time differs are read and compared by their hash.
 
         Args:
             names: the cases.
             anew: whether all volumes are to be made again.
-            may_note: whether the folder can be written to: a hash that cannot be noted is not computed for that.
+            may_note: whether the folder can be written to; hashes that cannot be noted are not computed.
         """
         found, doubtful = Inventory(), []
         on_disk, masked = done_cases(self.folder), masked_cases(self.folder)
@@ -167,7 +126,7 @@ class Comparison:
         return found
 
     def _why_unfit(self, name: str) -> str | None:
-        """Why the volume on the disk is not what would be made now, as far as that shows without reading files."""
+        """Why the volume on the disk differs from one made now, as far as that shows without reading files."""
         record, case = self.records.get(name), self.dataset.cases.get(name)
         if record is None:
             return None
@@ -181,7 +140,7 @@ class Comparison:
         return record.unfit(self.settings, self.labels if case.label else None)
 
     def _note_reason(self, name: str, found: Inventory) -> None:
-        """Readers of a volume whose raw files changed so that the case is none any more shall know it too."""
+        """Let readers of the volume know that its raw files no longer make a case."""
         record, reason = self.records.get(name), self.dataset.left_out.get(name)
         if record is not None and reason is not None and record.reason != reason:
             found.noted.append(replace(record, reason=reason))
@@ -200,7 +159,7 @@ class Comparison:
         return bool(others)
 
     def _different(self, names: list[str], found: Inventory) -> Iterable[tuple[str, str]]:
-        """Cases whose files are other ones by their hash, and what is; the others' records are renewed."""
+        """Cases whose files differ by their hash, and which file does; the others' records are renewed."""
         records = {name: record for name in names if (record := self.records.get(name)) is not None}
         items = [_ToHash(name, self.dataset.cases[name], record.files) for name, record in records.items()]
         title = "Comparing files that have another time"
@@ -219,7 +178,7 @@ class _ToHash:
 
 
 def _compared(item: _ToHash) -> tuple[str, CaseFiles | None, str | None]:
-    """Name of a case, its files with hashes, and what of them is another file."""
+    """Name of a case, its files with hashes, and which of them differs."""
     try:
         now = CaseFiles.of(item.case).hashed(item.case, item.before)
     except OSError:
@@ -231,15 +190,15 @@ def found_volumes(
     cases: Iterable[str], files: RawFiles, records: Records, settings: str | None, labels: str | None,
     orientations: Mapping[str, str | None],
 ) -> list[Record]:  # fmt: skip
-    """Records for volumes that have none: as they are now, without a hash; or that lack the settings.
+    """Records for volumes without one (with the files as they are now, without hashes) or without settings.
 
     Args:
-        cases: names of those that are there.
+        cases: names of the volumes.
         files: of the raw dataset.
         records: of the folder.
-        settings: digest of what the volumes were made with, None where that is not known.
+        settings: digest of what the volumes were made with; None if unknown.
         labels: digest of the labels that they were made with.
-        orientations: by case, as far as they are known.
+        orientations: by case, as far as known.
     """
     found = []
     for name in sorted(cases):
@@ -263,22 +222,22 @@ def data_folders(home: Path) -> list[Path]:
 
 
 def withdrawn_cases(home: Path, dataset: RawDataset, files: RawFiles) -> set[str]:
-    """Cases that have volumes and are not in the raw dataset any more, which itself is there.
+    """Cases with volumes that are gone from a raw dataset which itself is there.
 
-    Where it is not, or has no case that could be used, nothing is known but what was known before.
+    If it is not there, or has no usable case, the cases that were withdrawn before are returned.
     """
     if not files.states:
         return read_withdrawn(home)
     listed = (dataset.cases.keys() | dataset.left_out.keys()) - files.gone
     on_disk: set[str] = set()
     for folder in data_folders(home):
-        on_disk |= done_cases(folder)
+        on_disk |= done_cases(folder) | done_cases(folder_without_label(folder))
     gone = on_disk - listed
     return gone - _of_another_ending(dataset) if gone else gone
 
 
 def _of_another_ending(dataset: RawDataset) -> set[str]:
-    """What would be cases but for the ending of their files: these are not gone."""
+    """Cases whose files only have another ending: these are not gone."""
     folder, ending = dataset.folder / LABELLED, dataset.dataset_json["file_ending"]
     files = [entry.name for entry in os.scandir(folder)] if folder.is_dir() else []
     found = [re.match(r"(.+)_\d{4}\.", file) for file in files if not file.endswith(ending)]

@@ -1,6 +1,6 @@
 """`annotated_labels` against the label maps: what could be listed, and what contradicts the list.
 
-propose --write, edit the list, check --write, train: whatever is found, the last line names the one thing to do next.
+The way is propose --write, edit the list, check --write, train; the last line always names the next step.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Proposal:
     """What `propose_annotated_labels` found.
 
     Args:
-        listed: labels that occur, by case, of the cases in which not all of them do.
+        listed: labels that occur, by case, for cases in which some do not.
         present: number of cases in which a label occurs, by label.
         files: the dataset.json that were written.
     """
@@ -54,7 +54,7 @@ class Proposal:
 
 @dataclass(frozen=True)
 class Contradiction:
-    """Voxels of a label in a case that says that nobody annotated it there."""
+    """Voxels of a label in a case whose list says that it is not annotated there."""
 
     case: str
     label: str
@@ -64,7 +64,7 @@ class Contradiction:
 def propose_annotated_labels(dataset_id: int | str, write: bool = False, num_processes: int | None = None) -> Proposal:
     """List for each case the labels that occur in its label map, where that is not all of them.
 
-    An organ that was annotated and is not there looks like one that nobody annotated: a person has to look at the list.
+    An annotated organ that is absent looks like one that nobody annotated: a person has to check the list.
 
     Args:
         dataset_id: number or name.
@@ -74,13 +74,13 @@ def propose_annotated_labels(dataset_id: int | str, write: bool = False, num_pro
     Raises:
         UserError: the dataset has no label maps, or some that cannot be used; with `write`, it has a list already.
     """
-    dataset, folders = _labelled_dataset(dataset_id)
+    dataset, home = _labelled_dataset(dataset_id)
     file = dataset.folder / "dataset.json"
     if write and KEY in dataset.dataset_json:
         raise UserError(f'{file} has "{KEY}" already, and nothing is written over it; edit it there, and '
                         f"{_type(dataset, 'check', '--write')}")  # fmt: skip
-    if write and _list_of_training(folders[1]) is not None:
-        raise _no_list(dataset, folders[1])
+    if write and _list_of_training(home) is not None:
+        raise _no_list(dataset, home)
     labels = read_annotated_labels({**dataset.dataset_json, KEY: {}}, file).labels
     found, unreadable = _voxel_counts(dataset, list(dataset.cases.values()), num_processes)
     _refuse(unreadable, dataset)  # a case that is not on the list counts as annotated completely
@@ -89,7 +89,7 @@ def propose_annotated_labels(dataset_id: int | str, write: bool = False, num_pro
     }
     listed = {case: names for case, names in occurring.items() if len(names) < len(labels)}
     present = {name: sum(name in names for names in occurring.values()) for name in labels}
-    files = write_annotated_labels(folders, listed) if write and listed else []
+    files = write_annotated_labels([dataset.folder, home], listed) if write and listed else []
     proposal = Proposal(listed, present, files)
     _report(dataset, proposal)
     logger.info("%s", _after_proposal(dataset, proposal))
@@ -108,16 +108,16 @@ def check_annotated_labels(
         num_processes: None for nnU-Net's number, at most one a core.
 
     Returns:
-        All of them, by case; nothing is copied then.
+        All of them, by case; nothing is copied if there are any.
 
     Raises:
         UserError: there is no list, or a wrong one (unknown labels or cases); label maps cannot be used; or the list in
             nnUNet_preprocessed is another one, and `write` is not set.
     """
-    dataset, folders = _labelled_dataset(dataset_id)
+    dataset, home = _labelled_dataset(dataset_id)
     file = dataset.folder / "dataset.json"
     if KEY not in dataset.dataset_json:
-        raise _no_list(dataset, folders[1])
+        raise _no_list(dataset, home)
     annotations = read_annotated_labels(dataset.dataset_json, file)
     refuse_unknown_cases(annotations, dataset.cases.keys() | dataset.left_out.keys(), file)
     partly = [dataset.cases[case] for case in annotations.partial() if case in dataset.cases]
@@ -136,14 +136,14 @@ def check_annotated_labels(
         logger.error("%sadd these labels to the lists of their cases in %s, or remove their voxels from the label "
                      "maps; then %s", nothing, file, _type(dataset, "check", "--write"))  # fmt: skip
     else:
-        _bring_to_training(dataset, folders[1], write)
+        _bring_to_training(dataset, home, write)
     return found
 
 
 def raw_contradicts(annotations: AnnotatedLabels, name: str, case: str) -> bool | None:
-    """Whether the raw label map of a case contradicts the list; None where it is not there any more.
+    """Whether the raw label map of a case contradicts the list; None where it is gone.
 
-    One that cannot be read does, as `check_annotated_labels` says.
+    One that cannot be read does, as in `check_annotated_labels`.
     """
     raw = os.environ.get("nnUNet_raw")
     if not raw or not (Path(raw) / name).is_dir():
@@ -159,8 +159,8 @@ def raw_contradicts(annotations: AnnotatedLabels, name: str, case: str) -> bool 
     return found.reason is not None or bool(_contradictions(annotations, case, found.voxels))
 
 
-def _labelled_dataset(dataset_id: int | str) -> tuple[RawDataset, tuple[Path, Path]]:
-    """The raw dataset, and its folders in nnUNet_raw and nnUNet_preprocessed."""
+def _labelled_dataset(dataset_id: int | str) -> tuple[RawDataset, Path]:
+    """The raw dataset, and its folder in nnUNet_preprocessed."""
     raw, preprocessed = require_folders("nnUNet_raw", "nnUNet_preprocessed")
     name = dataset_name(dataset_id)
     if not (raw / name).is_dir():
@@ -168,18 +168,17 @@ def _labelled_dataset(dataset_id: int | str) -> tuple[RawDataset, tuple[Path, Pa
     dataset = read_raw_dataset(raw, name)
     if not dataset.labelled:
         raise UserError(f"{name} has no label maps (labelsTr); partial labels are for datasets that have some")
-    return dataset, (raw / name, preprocessed / name)
+    return dataset, preprocessed / name
 
 
 def _voxel_counts(
     dataset: RawDataset, cases: Sequence[RawCase], num_processes: int | None
 ) -> tuple[dict[str, dict[int, int]], dict[str, str]]:
     """Voxels by value in the label map of each case, cases in order; and why others cannot be used."""
-    if num_processes is not None and num_processes < 1:
-        raise UserError(f"-np {num_processes} leaves nobody to work; use -np 1 or more")
+    processes = default_processes(num_processes)
     count = partial(count_voxels, reader=find_reader(dataset), allowed=label_values(dataset.dataset_json))
     title = f"label maps of {dataset.name}"
-    results = {found.case: found for found in map_cases(count, cases, num_processes or default_processes(), title)}
+    results = {found.case: found for found in map_cases(count, cases, processes, title)}
     ordered = [results[case.name] for case in cases]
     return {f.case: f.voxels for f in ordered if f.reason is None}, {f.case: f.reason for f in ordered if f.reason}
 

@@ -1,4 +1,4 @@
-"""The loader: sample i of step s is a pure function of (seed, stream, s, i), whoever computes it.
+"""The loader: sample i of step s is a pure function of (seed, stream, s, i), in any process.
 
 Positions i run over the whole batch of all processes, so the data do not depend on the number of processes, of workers,
 or on interruptions. Workers hold no state.
@@ -34,7 +34,7 @@ class Aligner(Protocol):
         """What it is, for the checkpoint: a run goes on with the aligner that it began with."""
 
     def match(self, volume: BloscVolume, other: BloscVolume, rng: np.random.Generator) -> Match:
-        """Draw a point of `volume` and tell where in `other` it lies."""
+        """Draw a point of `volume` and find the same place in `other`."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class RelativePosition:
 
     @property
     def identity(self) -> str:
-        """There is but one."""
+        """It has no options."""
         return "position"
 
     def match(self, volume: BloscVolume, other: BloscVolume, rng: np.random.Generator) -> Match:
@@ -101,12 +101,12 @@ def cases_of_step(seed: int, stream: Stream, step: int, distinct: int, count: in
 
 
 class SampleDataset(Dataset[tuple[str, "Sample | str"]]):
-    """Samples by key (stream, step, position): the case's name, and its sample or a sentence that says what failed.
+    """Samples by key (stream, step, position): the case's name, and its sample or the sentence of an error.
 
     Args:
         method, config: what samples a volume.
         train, val: the volumes of both streams.
-        aligner: what `Volume.match` finds its points by.
+        aligner: finds the points of `Volume.match`.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class SampleDataset(Dataset[tuple[str, "Sample | str"]]):
             return label, str(error)
 
     def _match(self, stream: Stream, volume: BloscVolume, rng: np.random.Generator) -> Match:
-        """A point of a volume in another one of its stream, or of the training where it is alone in its stream."""
+        """A point of a volume in another one of its stream, or of the training if it is alone in its stream."""
         cases = self.cases[stream]
         if len(cases) > 1:
             drawn = int(rng.integers(len(cases) - 1))
@@ -146,7 +146,7 @@ class SampleDataset(Dataset[tuple[str, "Sample | str"]]):
 
 @contextlib.contextmanager
 def reading(folder: VolumeFolder, case: str) -> Iterator[None]:
-    """What goes wrong where a volume is read becomes a sentence.
+    """Turn what goes wrong while a volume is read into a sentence.
 
     Raises:
         UserError: the system does not give the file, or it is cut or damaged.
@@ -155,7 +155,7 @@ def reading(folder: VolumeFolder, case: str) -> Iterator[None]:
         yield
     except (OSError, RuntimeError, ValueError, MemoryError) as error:
         files = [home / f"{case}.b2nd" for home in (folder.images, folder.bodies)]
-        # blosc2 says the same of a mount that is lost and of a damaged file, which is to be deleted
+        # blosc2 raises the same error for a lost mount and for a damaged file, which only then is to be deleted
         refused = [cause for file in files if (cause := unreadable(file)) is not None]
         sentences = [said for cause in (error, *refused) if (said := why(cause, "continue with --c"))]
         if sentences:
@@ -248,8 +248,8 @@ def stop_workers(batches: Iterator[LoadedBatch]) -> None:
     """End the worker processes of an iterator over a loader.
 
     They ignore signals, and a traceback may keep the iterator alive: without this the interpreter would wait for them
-    for ever at its end. torch has no public function for it. One that waits for what a killed one held does not end
-    by itself.
+    for ever at its end. torch has no public function for it. A worker that waits for a lock of a killed one has to be
+    killed.
     """
     shutdown = getattr(batches, "_shutdown_workers", None)
     if shutdown is not None:

@@ -18,7 +18,7 @@ _FOLDS = 5  # that nnU-Net splits a dataset into
 _FINAL = "checkpoint_final.pth"  # that nnUNetv2_predict takes without -chk
 
 ANY_TRAINER = "nnUNetTrainer_SSLProbe"
-# Of a method, on plans of nnssl_transfer: what its paper does downstream.
+# By method, on plans of nnssl_transfer: what its paper does downstream.
 TRAINERS = {
     "vox2vec": "nnUNetTrainer_Vox2vecProbe",
     "pimpic": "nnUNetTrainer_PimpicFinetune",
@@ -34,7 +34,7 @@ _TRAINED_WITH = {
     "nnsslPlans_lapn_segmentation": "nnUNetTrainer_LAPN",
     "nnsslPlans_lapn_student": "nnUNetTrainer_LAPNDistill",
 }
-# Whose trainers bring the pretraining's network to any plans; the others go on in the network of the plans.
+# Their trainers bring the pretraining's network to any plans; others continue in the network of the plans.
 _BRING_THEIR_NETWORK = {"vox2vec", "lapn", "sam"}
 
 
@@ -44,7 +44,7 @@ class Way:
 
     Args:
         commands: each one line.
-        about: what they do, as a verb phrase; it is said where there is a choice of ways.
+        about: what they do, as a verb phrase; shown if there is a choice of ways.
     """
 
     commands: tuple[str, ...]
@@ -77,24 +77,24 @@ def dataset_word(name: str) -> str:
     return word
 
 
-def device_flag(device: str | None = None, default: str = "cuda") -> tuple[str, ...]:
-    """`-device` and its value where a command would not take it by itself.
+def device_flag(device: str | None = None, ours: bool = False) -> tuple[str, ...]:
+    """`-device` and its value where the next command would choose another device.
 
     Args:
-        device: that the work was done on; None where it needed none: a card, if torch sees one.
-        default: of the command that comes next.
+        device: that the work was done on; None for the usual one.
+        ours: whether the next command is one of ours, which choose the usual device; nnU-Net's choose cuda.
     """
-    if device is None:
-        import torch
+    from nnssl.core.distributed import usual_device
 
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return () if device == default else ("-device", device)
+    usual = usual_device()
+    device = device or usual
+    return () if device == (usual if ours else "cuda") else ("-device", device)
 
 
 def plan_lines(*datasets: str) -> tuple[str, ...]:
-    """What makes nnU-Net's own plans and volumes of labelled datasets: without -p, nnUNetv2_train needs them.
+    """Lines that make nnU-Net's own plans and volumes of labelled datasets, which nnUNetv2_train needs without -p.
 
-    nnU-Net's command takes numbers alone. What it cannot be told by number is left to ours, which makes the same plans.
+    nnU-Net's command takes only numbers. Our command, which makes the same plans, takes the datasets that need a name.
     """
     words = [dataset_word(name) for name in datasets]
     named = [word for word in words if word.startswith("Dataset")]
@@ -139,7 +139,7 @@ def after_planning(prepared: Sequence[PreparedDataset], parts: int, *flags: str)
     words = ["nnssl_pretrain", "-d", *(dataset_word(dataset.name) for dataset in prepared), "-m", method]
     words += ["-p", plans] if plans != STOCK_PLANS else []
     words += ["-c", configuration] if configuration != STOCK_CONFIGURATION else []
-    return [Way((command(*words, *flags, *device_flag()),), f"pretrain{about}")]
+    return [Way((command(*words, *flags),), f"pretrain{about}")]
 
 
 def train_line(
@@ -151,7 +151,7 @@ def train_line(
     plans: str = STOCK_PLANS,
     device: str | None = None,
 ) -> str:
-    """What trains on a dataset; `flags` come before -device."""
+    """The line that trains on a dataset; `flags` come before -device."""
     words: list[object] = ["nnUNetv2_train", dataset_word(dataset), configuration, fold]
     words += ["-tr", trainer] if trainer else []
     words += ["-p", plans] if plans != STOCK_PLANS else []
@@ -161,7 +161,7 @@ def train_line(
 def predict_line(
     dataset: str, configuration: str, fold: int | str, trainer: str, plans: str, checkpoint: str, device: str
 ) -> str:
-    """What predicts with a trained network: the dataset's test images, where there are any."""
+    """The line that predicts with a trained network, on the dataset's test images if there are any."""
     images = Path(os.environ.get("nnUNet_raw") or os.devnull) / dataset / "imagesTs"
     given = images if images.is_dir() and any(os.scandir(images)) else INPUT
     words: list[object] = ["nnUNetv2_predict", "-d", dataset_word(dataset), "-i", given, "-o", OUTPUT]

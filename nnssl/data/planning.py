@@ -54,7 +54,7 @@ class PlanRequest:
     allow_other_intensities: bool = False
 
     def __post_init__(self) -> None:
-        """Raise UserError where the parts exclude each other, or one is no name or out of range."""
+        """Raise UserError where options exclude each other, are out of range, or are no names."""
         options = (self.planner, self.gpu_memory_target, self.target_spacing)
         if self.preset is not None and any(option is not None for option in options):
             raise UserError("-p takes plans as they are; -pl, -gpu_memory_target and -overwrite_target_spacing make "
@@ -133,7 +133,7 @@ def existing_plans(folder: Path) -> list[str]:
 
 
 def refuse_other_content(folder: Path, name: str) -> None:
-    """Raise UserError where NAME.json holds anything but plans, whole or damaged: it must not be overwritten."""
+    """Raise UserError where NAME.json holds anything but (perhaps damaged) plans: it must not be overwritten."""
     file = folder / f"{check_name(name, 'plans')}.json"
     if file.exists() and not _looks_like_plans(file):
         raise UserError(f"{file} holds no plans, and --overwrite_plans would replace it; choose another name with "
@@ -167,20 +167,12 @@ def make_plans(request: PlanRequest, dataset: RawDataset, reader: Any, preproces
     return plans
 
 
-def moved_plans(source: Plans, name: str, target: RawDataset, reader: Any) -> Plans:
-    """Plans of another dataset for `target`, under another name.
-
-    Spacing, intensities and network stay those of the source, as in nnU-Net's `move_plans_between_datasets`, which
-    would start twelve processes to list the images.
-    """
-    plans = renamed(source, name)
-    plans["dataset_name"] = target.name
-    plans["image_reader_writer"] = reader.__name__
-    return plans
-
-
 def renamed(plans: Plans, name: str) -> Plans:
-    """The same plans under another name, with data folders of that name."""
+    """The same plans under another name, with data folders of that name.
+
+    With another `dataset_name` and reader this is nnU-Net's `move_plans_between_datasets`, which would start twelve
+    processes to list the images.
+    """
     plans, old = deepcopy(plans), plans["plans_name"]
     plans["plans_name"] = name
     for configuration in plans["configurations"].values():
@@ -192,7 +184,7 @@ def renamed(plans: Plans, name: str) -> Plans:
 
 
 def same_plans(a: Plans, b: Plans, configuration: str) -> bool:
-    """Whether two plans agree in everything that volumes, patches, network and its weights depend on."""
+    """Whether two plans agree in everything that volumes, patches, the network and its weights depend on."""
     keys = ("transpose_forward", "foreground_intensity_properties_per_channel", "experiment_planner_used")
     if any(a.get(key) != b.get(key) for key in keys) or _pretrained(a) != _pretrained(b):
         return False
@@ -200,9 +192,9 @@ def same_plans(a: Plans, b: Plans, configuration: str) -> bool:
 
 
 def merged(new: Plans, old: Plans | None) -> Plans:
-    """New plans plus the old ones' further configurations, which nnU-Net's planners keep too when they overwrite.
+    """New plans plus further configurations of the old ones, which nnU-Net's planners keep too.
 
-    Plans that name a pretraining are for its configuration only.
+    Plans that name a pretraining have its configuration only.
     """
     if old is None or BLOCK in new:
         return new
@@ -210,7 +202,7 @@ def merged(new: Plans, old: Plans | None) -> Plans:
 
 
 def _pretrained(plans: Plans) -> list[Any]:
-    """Which pretraining plans name; what else their block says, such as the epochs of a quick run, is the user's."""
+    """The pretraining that plans name; the rest of their block, such as a number of epochs, is up to the user."""
     return [plans.get(BLOCK, {}).get(key) for key in ("checkpoint", "method", "levels", ALLOWED)]
 
 
@@ -219,7 +211,7 @@ def _default_name(planner: Any) -> str:
 
 
 def can_be_made(plans_name: str) -> bool:
-    """Whether plans of that name can be asked for where there are none: a preset, or those of a planner."""
+    """Whether plans of that name can be made: a preset, or those of a planner."""
     return plans_name in presets() or plans_name in _planners_by_plans()
 
 
@@ -228,7 +220,7 @@ def _planners_by_plans() -> dict[str, Any]:
 
 
 def _planner_of_plans(request: PlanRequest, preprocessed: Path) -> Any:
-    """The planner that is asked for, by its name or by that of its plans."""
+    """The planner that is asked for by its name or that of its plans."""
     if request.preset is None:
         return planner_class(request.planner or DEFAULT_PLANNER)
     planners = _planners_by_plans()
@@ -255,14 +247,14 @@ def _planner(planner: Any, dataset: RawDataset, reader: Any, request: PlanReques
             raise UserError(f"{dataset.name}: splits_final.json of nnUNet_raw and of nnUNet_preprocessed name "
                             f"different cases; delete the one that is wrong") from error  # fmt: skip
     made.dataset_json.setdefault("numTraining", len(made.dataset_fingerprint["spacings"]))
-    made.determine_reader_writer = lambda: reader  # found already; the planner would read its first image for it
+    made.determine_reader_writer = lambda: reader  # known already; the planner would read an image for it
     made.save_plans = recursive_fix_for_json_export  # called with the finished plans; they are saved when accepted
     return made
 
 
 @contextlib.contextmanager
 def _listed(dataset: RawDataset) -> Iterator[None]:
-    """Let planners see the healthy cases; their own listing starts twelve processes and wants labels."""
+    """Let planners see the healthy cases; their own listing starts twelve processes and needs labels."""
     from nnunetv2.experiment_planning.experiment_planners import default_experiment_planner as module
 
     listing = {case.name: {"images": list(case.images), "label": case.label} for case in dataset.cases.values()}
@@ -276,7 +268,7 @@ def _listed(dataset: RawDataset) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _one_thread_at_least() -> Iterator[None]:
-    """`nnUNet_n_proc_DA=0` is right for training, but planners give that number to torch, which refuses it."""
+    """Replace `nnUNet_n_proc_DA=0`, which is right for training but which torch refuses from planners."""
     name = "nnUNet_n_proc_DA"
     stock = os.environ.get(name)
     if stock == "0":
@@ -289,7 +281,7 @@ def _one_thread_at_least() -> Iterator[None]:
 
 
 def _own_data_folders(plans: Plans) -> None:
-    """Other volumes than the planner's need folders of their own; the ResEnc planners share those of nnUNetPlans."""
+    """Give changed volumes folders of their own; the ResEnc planners share those of nnUNetPlans."""
     for name, configuration in plans["configurations"].items():
         if "data_identifier" in configuration:
             configuration["data_identifier"] = f"{plans['plans_name']}_{name}"

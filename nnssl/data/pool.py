@@ -65,8 +65,16 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def default_processes() -> int:
-    """nnU-Net's number of processes (`nnUNet_def_n_proc`, else 8), but not more than there are cores."""
+def default_processes(asked: int | None = None) -> int:
+    """The number that `-np` asks for; for None nnU-Net's (`nnUNet_def_n_proc`, else 8), at most one a core.
+
+    Raises:
+        UserError: `asked` is below 1.
+    """
+    if asked is not None:
+        if asked < 1:
+            raise UserError(f"-np {asked} leaves nobody to work; use -np 1 or more")
+        return asked
     from nnunetv2.configuration import default_num_processes
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -81,21 +89,21 @@ def map_cases(
     show_progress: bool = True,
     total: int | None = None,
 ) -> Iterator[R]:
-    """Results of `function` in the order in which they are ready; one process means this one.
+    """Results of `function` in the order in which they get ready; one process means this one.
 
-    No more items are taken than there are processes at work. The bar is drawn on a terminal only.
+    Items are taken only as processes get free. The bar is drawn on a terminal only.
 
     Args:
         function: of one item.
-        items: cases, or anything else that a message can name.
+        items: cases, or anything that a message can name.
         num_processes: at most.
         title: what is done, for the bar and for messages.
         show_progress: whether to draw the bar.
-        total: how many items there are at most; None where `items` has a length.
+        total: how many items there are at most; None counts them.
 
     Raises:
         UserError: the operating system killed a process, or there is not enough memory; names the items at work.
-        Exception: the first one that `function` raises; what has not begun is cancelled.
+        Exception: the first one that `function` raises; items that are not begun are cancelled.
     """
     if total is None:
         items = list(items)
@@ -117,7 +125,7 @@ def map_cases(
 
 
 def _why_memory(error: MemoryError | BrokenProcessPool, num_processes: int, at_work: list[Any]) -> str:
-    """What it was not enough for, and what to do; a MemoryError names the case."""
+    """What the memory was not enough for, and what to do; a MemoryError names the case."""
     if isinstance(error, BrokenProcessPool):
         reason = f"the system ended one at {_named(at_work)}"
     elif num_processes <= 1:
@@ -136,7 +144,7 @@ def _here(function: Callable[[T], R], items: Iterator[T], _: int, at_work: dict[
 def _in_pool(
     function: Callable[[T], R], items: Iterator[T], num_processes: int, at_work: dict[Any, T]
 ) -> Iterator[R]:  # fmt: skip
-    # A fork would copy the threads' locks of torch, blosc2 and SimpleITK in whatever state they are.
+    # A fork would copy the locks of the threads of torch, blosc2 and SimpleITK in their present state.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(num_processes, mp_context=context, initializer=_be_a_quiet_child)
 
@@ -162,7 +170,7 @@ def _named(items: Sequence[Any]) -> str:
 
 
 def _be_a_quiet_child() -> None:
-    """One thread a process, an end without traceback on Ctrl-C, and no life after the parent's."""
+    """Use one thread, end without a traceback on Ctrl-C, and end with the parent."""
     import torch
 
     torch.set_num_threads(1)

@@ -29,10 +29,10 @@ def plans_from_preset(name: str, dataset: RawDataset, planner: Any) -> dict[str,
     Args:
         name: of the preset.
         dataset: the raw dataset.
-        planner: a stock planner of the dataset, whose methods decide what the preset leaves open.
+        planner: a stock planner of the dataset, whose methods fill what the preset leaves open.
 
     Raises:
-        UserError: the preset is for one CT channel and the dataset has others.
+        UserError: the preset is for one CT channel, and the dataset has others.
     """
     plans = json.loads(presets()[name].read_text())
     _check_channels(name, plans, dataset)

@@ -25,7 +25,7 @@ _EXAMPLE = '{"channel_names": {"0": "CT"}, "labels": {"background": 0}, "file_en
 
 @dataclass(frozen=True)
 class RawCase:
-    """Files of one case: an image a channel (or one 4-D image with all channels), and its label if there is one."""
+    """Files of one case: an image a channel (or one 4-D image with all channels), and its label, if any."""
 
     name: str
     images: tuple[str, ...]
@@ -38,13 +38,13 @@ class RawDataset:
 
     Args:
         name: such as Dataset500_Thorax.
-        folder: where it lies.
+        folder: in nnUNet_raw.
         dataset_json: content of its dataset.json.
         cases: by name, sorted.
         left_out: why other cases are not used, by name.
         labelled: whether the cases have labels.
-        ignored: why other files of imagesTr and labelsTr belong to no case, by their path in the dataset.
-        without_label: the cases of a labelled dataset that have none, by name; they are among those left out.
+        ignored: why files of imagesTr and labelsTr belong to no case, by their path in the dataset.
+        without_label: cases of a labelled dataset that have no label, by name; they are left out too.
     """
 
     name: str
@@ -87,8 +87,8 @@ def first_ct_channel(normalization_schemes: list[str]) -> int | None:
 def read_raw_dataset(raw: Path, name: str) -> RawDataset:
     """List `raw/name`.
 
-    A dataset is labelled if it has any label; its cases without one are left out then, since a network that is trained
-    on the folder would find them without label. Pretraining uses them (`nnssl.data.without_label`).
+    A dataset is labelled if it has any label; its cases without one are left out then, since training on the folder
+    would find them without a label. Pretraining uses them (`nnssl.data.dataset_volumes`).
 
     Raises:
         UserError: dataset.json is missing or wrong, or there are no images of the stated file ending.
@@ -110,7 +110,7 @@ def read_raw_dataset(raw: Path, name: str) -> RawDataset:
 
 
 def list_dataset(raw: Path, name: str, home: Path) -> RawDataset:
-    """The raw dataset; without cases where its images were archived and only the preprocessed volumes were kept.
+    """The raw dataset; without cases if its images were archived and only the preprocessed volumes are left.
 
     Args:
         raw: nnUNet_raw.
@@ -118,7 +118,7 @@ def list_dataset(raw: Path, name: str, home: Path) -> RawDataset:
         home: its folder in nnUNet_preprocessed.
 
     Raises:
-        UserError: see `read_raw_dataset`; or there is neither.
+        UserError: as `read_raw_dataset`; or there is neither.
     """
     folder = raw / name
     file = folder / "dataset.json"
@@ -167,7 +167,7 @@ def read_unlabelled(folder: Path, dataset_json: dict[str, Any]) -> tuple[dict[st
 
 
 def number_of_labels(folder: Path) -> int:
-    """Label maps of a raw dataset that nnU-Net could train on, by their names; 0 where there is no telling."""
+    """Number of label maps of a raw dataset that nnU-Net could train on, by their names; 0 if it is unknown."""
     try:
         dataset_json = read_dataset_json(folder)
         if len(dataset_json["labels"]) < 2:
@@ -181,7 +181,7 @@ def number_of_labels(folder: Path) -> int:
 
 
 def label_values(dataset_json: Mapping[str, Any]) -> frozenset[int]:
-    """All numbers that a label map of a dataset may hold: background, labels, those of regions, the ignored one."""
+    """All numbers that a label map of a dataset may hold: of background, labels, regions, ignore."""
     values = dataset_json["labels"].values()
     numbers = (number for value in values for number in (value if isinstance(value, (list, tuple)) else [value]))
     return frozenset({0, *map(int, numbers)})
@@ -228,7 +228,7 @@ def _cases_of_folder(
 
 
 def _ignored(listing: Listing, folder: str, ending: str, cases: set[str]) -> dict[str, str]:
-    """Why files belong to none of `cases`; hidden ones, such as a file manager's, are not worth a word."""
+    """Why files belong to none of `cases`; hidden files, such as a file manager's, are not mentioned."""
     found = {}
     for file in listing.files:
         if file.endswith(ending):

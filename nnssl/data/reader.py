@@ -31,13 +31,13 @@ def choose_orientation(dataset: RawDataset, wanted: bool, existing: Mapping[str,
     """Whether images are turned to RAS as they are read.
 
     Args:
-        dataset: raw; what its dataset.json says counts if it has cases: without them it is that of the preprocessed
-            folder, which several plans share.
-        wanted: also where dataset.json does not say so.
-        existing: plans that are kept; None for new ones.
+        dataset: raw. Its dataset.json counts if it has cases; without them it is the copy in the preprocessed folder,
+            which several plans share.
+        wanted: whether to turn them even if dataset.json does not say so.
+        existing: plans that are kept; None for new plans.
 
     Raises:
-        UserError: they shall be, and the plans that are kept do not.
+        UserError: they are to be turned, and the plans that are kept do not turn them.
     """
     wanted = wanted or (bool(dataset.cases) and reorients(dataset.dataset_json))
     if existing is None:
@@ -57,16 +57,16 @@ def was_reoriented(home: Path, dataset: RawDataset) -> bool:
 
 
 def find_reader(dataset: RawDataset, reorient: bool = False) -> Any:
-    """The reader that nnU-Net takes for the first image that it can open; the class.
+    """Class of the reader that nnU-Net takes for the first image that it can open.
 
-    A TIFF with one slice would make nnU-Net choose its reader of photographs for all of them: it is passed over.
+    A TIFF with one slice is passed over: nnU-Net would choose its reader of photographs for all of them.
 
     Args:
         dataset: whose images.
-        reorient: whether they are turned to RAS as they are read, also where dataset.json does not say so.
+        reorient: whether to turn them to RAS even if dataset.json does not say so.
 
     Raises:
-        UserError: nnU-Net reads no file of that ending, or cannot turn it; or none of the files can be read.
+        UserError: nnU-Net cannot read files of that ending, or cannot turn them; or none of the files can be read.
     """
     if reorient or reorients(dataset.dataset_json):
         return _reorienting_reader(dataset)

@@ -1,96 +1,28 @@
-"""What every preprocessed volume was made from: `records.jsonl` beside the body masks, one line a case.
+"""What preprocessed volumes were made from (`records.jsonl` beside the body masks), and which must not be used.
 
-Lines are appended in one piece, so that any number of jobs may do so; the last line of a case counts, and a line that
-cannot be read is as if it were not there. A volume without a record, such as one of nnU-Net's own, is used as it is.
+A record is one line. Lines are appended in one piece, so that any number of jobs may do so; the last line of a case
+counts, and lines that cannot be read are skipped. A volume without a record, such as one of nnU-Net's own, is used as
+it is.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from nnssl.data.raw import RawCase
-from nnssl.data.storage import body_folder
+from nnssl.core.files import read_json, replacing, write_json
+from nnssl.core.own_files import WithdrawnFile
+from nnssl.data.raw import LABELLED, UNLABELLED
+from nnssl.data.raw_files import CaseFiles, FileState, digest_of
+from nnssl.data.storage import body_folder, done_cases, folder_with_label
 
-_FILE = "records.jsonl"
-_READ_TWICE = "changed"  # in place of the hash of a file that changed while it was read: equals no hash
+_FILE, _WITHDRAWN = "records.jsonl", "nnssl_withdrawn.json"
 _DEAD_LINES = 1000  # beyond one a case: more of them are taken out
-
-
-@dataclass(frozen=True)
-class FileState:
-    """A raw file: bytes, time of its last change in ns, and hash, None where nobody has read it yet."""
-
-    size: int
-    time: int
-    digest: str | None = None
-
-    @property
-    def moment(self) -> int:
-        """The time in microseconds: not every file system, and not every mount of one, keeps more."""
-        return self.time // 1000
-
-
-@dataclass(frozen=True)
-class CaseFiles:
-    """The raw files of a case, by what they are for: a file that moves within the dataset is the same."""
-
-    images: tuple[FileState, ...]
-    label: FileState | None = None
-
-    @classmethod
-    def of(cls, case: RawCase) -> CaseFiles:
-        """What the file system tells; nothing is read.
-
-        Raises:
-            OSError: a file is missing or cannot be looked at.
-        """
-        return cls(tuple(map(_state, case.images)), None if case.label is None else _state(case.label))
-
-    def hashed(self, case: RawCase, known: CaseFiles | None = None) -> CaseFiles:
-        """The same with the files' hashes, for which they are read.
-
-        A file that has changed since this was taken gets a hash that no file has, so that it counts as changed for
-        whoever compares it later.
-
-        Args:
-            case: whose files these are.
-            known: the same number of files; hashes of those that have its size and time are taken from there.
-
-        Raises:
-            OSError: a file cannot be read.
-        """
-        before = [None] * len(self.all()) if known is None else known.all()
-        digests = [
-            b.digest if b and b.digest and (b.size, b.moment) == (s.size, s.moment) else _digest(file)
-            for file, s, b in zip(_names(case), self.all(), before, strict=True)
-        ]
-        same = self == CaseFiles.of(case)
-        states = [replace(s, digest=d if same else _READ_TWICE) for s, d in zip(self.all(), digests, strict=True)]
-        return CaseFiles(tuple(states[: len(self.images)]), None if self.label is None else states[-1])
-
-    def changed(self, now: CaseFiles) -> str | None:
-        """What is another file for certain, by size or hash, as "image" or "label"; None where nothing is."""
-        if len(self.images) != len(now.images):
-            return "channels"
-        found = [] if not any(map(_differ, self.images, now.images)) else ["image"]
-        if (self.label is None) != (now.label is None) or (self.label and now.label and _differ(self.label, now.label)):
-            found.append("label")
-        return " and ".join(found) or None
-
-    def doubtful(self, now: CaseFiles) -> list[FileState]:
-        """Of files that `changed` calls the same: those of this record whose time is another one."""
-        return [s for s, n in zip(self.all(), now.all(), strict=True) if s.moment != n.moment]
-
-    def all(self) -> list[FileState]:
-        """Images, then the label."""
-        return [*self.images, *([] if self.label is None else [self.label])]
 
 
 @dataclass(frozen=True)
@@ -99,13 +31,13 @@ class Record:
 
     Args:
         case: its name.
-        files: what it was made from; None for a volume that was found without its raw files.
-        settings: digest of `nnssl.data.report.volume_settings`; None where it is not known.
+        files: raw files of the volume; None for a volume that was found without them.
+        settings: digest of `nnssl.data.report.volume_settings`; None if unknown.
         labels: see `labels_digest`; None without a label.
-        orientation: letters such as LPS; None where it is unknown.
+        orientation: letters such as LPS; None if unknown.
         prepared: when, in local time; None for a volume that was found.
         reason: why no volume could be made of these files.
-        begun: its volume is being replaced: no reader may trust what is there.
+        begun: its volume is being replaced; readers must not trust what is there.
         warnings: see `nnssl.data.check_case.LoadedCase`.
     """
 
@@ -120,7 +52,7 @@ class Record:
     warnings: tuple[str, ...] = ()
 
     def unfit(self, settings: str | None, labels: str | None) -> str | None:
-        """Why the volume that is on the disk must not be used with these plans and labels; None where it may."""
+        """Why the volume on the disk must not be used with these plans and labels; None where it may."""
         if self.reason is not None:
             return self.reason
         if self.begun:
@@ -143,11 +75,11 @@ class Records:
         self.refresh()
 
     def get(self, case: str) -> Record | None:
-        """Of one case; None where there is none."""
+        """Record of a case; None without one."""
         return self._known.get(case)
 
     def all(self) -> Collection[Record]:
-        """Of all cases."""
+        """Records of all cases."""
         return self._known.values()
 
     def refresh(self) -> None:
@@ -190,7 +122,7 @@ class Records:
         self._known.update((record.case, record) for record in records)
 
     def renew(self, records: Iterable[Record]) -> None:
-        """Append what was found out of volumes, unless another job has begun or ended to replace them meanwhile."""
+        """Append findings about volumes, except about those that another job has replaced or is replacing."""
         records = list(records)
         if records:
             self.refresh()
@@ -210,24 +142,15 @@ class Records:
     def compact(self) -> None:
         """Keep one line a case; call it while the dataset is locked.
 
-        A line that another job appends meanwhile can get lost: its case then counts as found, or is prepared again.
+        A line that another job appends meanwhile can get lost: its volume then counts as found, or is made again.
         """
         self.refresh()
-        temporary = self.file.with_name(f".{_FILE}.{os.getpid()}")
-        try:
+        with replacing(self.file) as temporary:
             temporary.write_bytes(b"".join(_line(record) + b"\n" for record in self._known.values()))
-            os.replace(temporary, self.file)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-
-def digest_of(content: Any) -> str:
-    """Short hash of anything that JSON can hold; the order of keys does not matter."""
-    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
 def labels_digest(dataset_json: Mapping[str, Any]) -> str:
-    """Digest of the values and regions of the labels, which decide what a volume knows of its classes; not of names."""
+    """Digest of the values and regions of the labels, which volumes depend on; their names do not count."""
     values = {name: sorted(v) if isinstance(v, list) else v for name, v in dataset_json["labels"].items()}
     ignore = values.pop("ignore", None)
     return digest_of([sorted(json.dumps(value) for value in values.values()), ignore])
@@ -236,28 +159,6 @@ def labels_digest(dataset_json: Mapping[str, Any]) -> str:
 def now() -> str:
     """Local time, for `Record.prepared`; fine enough to tell two preparations of a case apart."""
     return datetime.now().astimezone().isoformat()
-
-
-def _state(file: str) -> FileState:
-    status = os.stat(file)
-    return FileState(status.st_size, status.st_mtime_ns)
-
-
-def _names(case: RawCase) -> list[str]:
-    return [*case.images, *([] if case.label is None else [case.label])]
-
-
-def _digest(file: str) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    with open(file, "rb") as opened:
-        while chunk := opened.read(2**20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _differ(before: FileState, now: FileState) -> bool:
-    known = None not in (before.digest, now.digest)
-    return before.size != now.size or (known and before.digest != now.digest)
 
 
 def _is_of_same_volume(record: Record, known: Record | None) -> bool:
@@ -288,3 +189,47 @@ def _parsed(line: bytes) -> Record | None:
         return Record(files=files, warnings=warnings, **known)
     except (ValueError, TypeError, AttributeError):
         return None
+
+
+def read_withdrawn(home: Path, kind: str = LABELLED) -> set[str]:
+    """Cases of a preprocessed dataset whose raw files are gone while others are there."""
+    return set(_withdrawn(home).get(kind, ()))
+
+
+def write_withdrawn(home: Path, cases: Collection[str], kind: str = LABELLED) -> None:
+    """Note withdrawn cases, for readers that do not have the raw dataset; unchanged notes are not rewritten.
+
+    Args:
+        home: the dataset's folder in nnUNet_preprocessed; locked.
+        cases: their names.
+        kind: `imagesTr` or `imagesUn`, which may hold cases of the same name.
+    """
+    if set(cases) == read_withdrawn(home, kind):
+        return
+    content = {key: names for key, names in (_withdrawn(home) | {kind: sorted(cases)}).items() if names}
+    if content:
+        write_json(home / _WITHDRAWN, content)
+    else:
+        (home / _WITHDRAWN).unlink(missing_ok=True)
+
+
+def _withdrawn(home: Path) -> dict[str, list[str]]:
+    file = home / _WITHDRAWN
+    fix = "delete it and run nnssl_plan_and_preprocess"
+    return dict(read_json(file, WithdrawnFile, fix)) if file.is_file() else {}
+
+
+def unused_cases(folder: Path, settings: str | None = None, labels: str | None = None) -> dict[str, str]:
+    """Cases whose volumes in `folder` must not be read, with the reason.
+
+    Args:
+        folder: `DatasetXXX/<data_identifier>` in nnUNet_preprocessed.
+        settings: digest of the reader's `volume_settings`; None where any will do.
+        labels: `labels_digest` of the reader's dataset.json; None where labels do not matter.
+    """
+    found = {record.case: record.unfit(settings, labels) for record in Records(folder).all()}
+    labelled = folder_with_label(folder)
+    kind = UNLABELLED if labelled is None and folder.name.endswith("_unlabelled") else LABELLED
+    gone = dict.fromkeys(read_withdrawn(folder.parent, kind), "its raw files are gone")
+    gone |= dict.fromkeys(set() if labelled is None else done_cases(labelled), "it has a label now")
+    return {case: reason for case, reason in found.items() if reason is not None} | gone

@@ -1,11 +1,11 @@
-"""Which volumes were left out and why, and which are oriented unlike the others."""
+"""What the volumes of a dataset are made with, and the report on them: left out, oriented differently, doubtful."""
 
 from __future__ import annotations
 
 import json
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,8 @@ from nnssl.core.errors import UserError
 from nnssl.core.files import read_json, write_json
 from nnssl.core.own_files import ReportFile, SettingsFile
 from nnssl.data.guard import STOCK_WAY_OUT, named
+from nnssl.data.raw_files import digest_of
 from nnssl.data.reader import REORIENTING
-from nnssl.data.records import digest_of
 from nnssl.data.storage import body_folder
 
 
@@ -40,6 +40,21 @@ class PreparedDataset:
     body_folder: Path
     cases: list[str] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Findings:
+    """What is known of the cases of a dataset, by their names.
+
+    Args:
+        left_out: why cases are not used.
+        orientations: letters such as LPS; None where the format does not know them.
+        warnings: what does not rule a case out and should be looked at.
+    """
+
+    left_out: dict[str, str] = field(default_factory=dict)
+    orientations: dict[str, str | None] = field(default_factory=dict)
+    warnings: dict[str, Sequence[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -85,7 +100,7 @@ def volume_settings(plans: dict[str, Any], configuration: str) -> dict[str, Any]
                         f"preprocessing needs; restore the plans, or choose others with -p")  # fmt: skip
     settings = {key: resolved[key] for key in _KEYS}
     settings["transpose_forward"] = plans["transpose_forward"]
-    if plans.get("image_reader_writer") == REORIENTING:  # other readers give the same values; nothing is noted of them
+    if plans.get("image_reader_writer") == REORIENTING:  # all other readers give the same values
         settings["reader"] = REORIENTING
     settings["ct_window"] = [
         {key: plans["foreground_intensity_properties_per_channel"][str(c)][key] for key in _CT_KEYS}
@@ -96,7 +111,7 @@ def volume_settings(plans: dict[str, Any], configuration: str) -> dict[str, Any]
 
 
 def settings_in_folder(plans: dict[str, Any] | None, configuration: str, folder: str) -> dict[str, Any] | None:
-    """`volume_settings` of plans whose volumes are in `folder` (its name); None where theirs are elsewhere."""
+    """`volume_settings` of plans whose volumes are in the folder of this name; None if they are elsewhere."""
     if plans is None or configuration not in plans["configurations"]:
         return None
     same = resolved_configuration(plans, configuration).data_identifier == folder
@@ -109,7 +124,7 @@ def settings_digest(plans: dict[str, Any], configuration: str) -> str:
 
 
 def read_settings(folder: Path) -> dict[str, Any] | None:
-    """What the volumes of `folder` are made with, as noted there; None where nothing is noted."""
+    """Settings that are noted for the volumes of `folder`; None without a note."""
     file = body_folder(folder) / _FILE
     if not file.is_file():
         return None
@@ -117,7 +132,7 @@ def read_settings(folder: Path) -> dict[str, Any] | None:
 
 
 def write_settings(folder: Path, settings: dict[str, Any]) -> None:
-    """Note what the volumes of `folder` are made with from now on; their records tell which ones are not yet."""
+    """Note the settings for the volumes of `folder` from now on; records tell which volumes have older ones."""
     write_json(body_folder(folder) / _FILE, settings)
 
 
@@ -154,58 +169,43 @@ def orientation_summary(orientations: Mapping[str, str | None]) -> dict[str, Any
     return {"counts": dict(counts.most_common()), "majority": majority, "different": differ}
 
 
-def earlier_orientations(file: Path, cases: set[str]) -> dict[str, str | None]:
-    """Orientations of `cases` as an earlier run found them; nothing where its report is missing."""
+def read_report(file: Path) -> dict[str, Any]:
+    """Content of a report of an earlier run; an empty one where there is none."""
     if not file.is_file():
-        return {}
-    summary = read_json(file, ReportFile, NEW_REPORT)["orientation"]
-    return {case: summary["different"].get(case, summary["majority"]) for case in cases}
+        return {"left_out": {}, "orientation": orientation_summary({}), "warnings": {}}
+    return {"warnings": {}, **read_json(file, ReportFile, NEW_REPORT)}
 
 
-def earlier_warnings(file: Path, cases: set[str]) -> dict[str, list[str]]:
-    """Warnings of `cases` as an earlier run found them; nothing where its report is missing."""
-    if not file.is_file():
-        return {}
-    warnings = read_json(file, ReportFile, NEW_REPORT).get("warnings", {})
-    return {case: list(found) for case, found in warnings.items() if case in cases}
+def majority_orientation(home: Path, plans_name: str) -> str | None:
+    """Commonest orientation of a preprocessed dataset's volumes, such as LPS, from its report; None where unknown."""
+    majority: str | None = read_report(report_file(home, plans_name))["orientation"]["majority"]
+    return majority
 
 
-def recalled_orientations(home: Path, first: Sequence[Path], cases: set[str]) -> dict[str, str]:
-    """Orientations of `cases` that earlier reports know; those of the reports `first`, then of all others in `home`."""
+def recalled_orientations(home: Path, first: Sequence[Path], cases: Iterable[str]) -> dict[str, str]:
+    """Orientations that earlier reports know: those of the reports `first`, then of all others in `home`."""
     found: dict[str, str] = {}
-    for file in (*first, *sorted(home.glob("*_left_out*.json"))) if cases else ():
-        known = {case: letters for case, letters in earlier_orientations(file, cases).items() if letters}
-        found = known | found
+    missing = set(cases)
+    for file in (*first, *sorted(home.glob("*_left_out*.json"))) if missing else ():
+        summary = read_report(file)["orientation"]
+        known = {case: summary["different"].get(case, summary["majority"]) for case in missing - found.keys()}
+        found |= {case: letters for case, letters in known.items() if letters}
     return found
 
 
-def earlier_reasons(file: Path) -> dict[str, str]:
-    """Why an earlier run left cases out, by case; nothing where its report is missing."""
-    return dict(read_json(file, ReportFile, NEW_REPORT)["left_out"]) if file.is_file() else {}
-
-
-def write_report(
-    file: Path,
-    left_out: Mapping[str, str],
-    orientations: Mapping[str, str | None],
-    warnings: Mapping[str, Sequence[str]] | None = None,
-    ignored: Mapping[str, str] | None = None,
-    may_write: bool = True,
-) -> None:
+def write_report(file: Path, found: Findings, ignored: Mapping[str, str] | None = None, may_write: bool = True) -> None:
     """Write the JSON where it says something new; log what was left out, other orientations, grids and files.
 
     Args:
         file: see `report_file`.
-        left_out: reason by case.
-        orientations: see `orientation_summary`.
-        warnings: what else should be looked at, by case.
+        found: of the cases that the report is about.
         ignored: why files belong to no case, by file.
         may_write: False for a folder that is only read.
     """
-    summary = orientation_summary(orientations)
-    doubts = {case: list(found) for case, found in sorted((warnings or {}).items()) if found}
+    summary = orientation_summary(found.orientations)
+    doubts = {case: list(said) for case, said in sorted(found.warnings.items()) if said}
     unused = dict(sorted((ignored or {}).items()))
-    content = {"left_out": dict(sorted(left_out.items())), "orientation": summary, "warnings": doubts,
+    content = {"left_out": dict(sorted(found.left_out.items())), "orientation": summary, "warnings": doubts,
                "ignored": unused}  # fmt: skip
     if may_write and not (file.is_file() and _holds(file, content)):
         write_json(file, content)
@@ -216,17 +216,15 @@ def write_report(
         logger.warning("volumes are not oriented %s as the others: %s. nnU-Net does not reorient, and methods that "
                        "learn positions suffer; %s", summary["majority"], named(differ, total),
                        STOCK_WAY_OUT)  # fmt: skip
-    for case, reason in sorted(left_out.items()):
+    for case, reason in content["left_out"].items():
         logger.warning("left out: %s: %s", case, reason)
 
 
-def refuse_left_out(
-    dataset: str, left_out: Mapping[str, str], warnings: Mapping[str, Sequence[str]] | None = None
-) -> None:
-    """What `--strict` does: raise UserError that names every volume that was left out, or that a warning is about."""
-    found = {case: "; ".join(texts) for case, texts in (warnings or {}).items() if texts} | dict(left_out)
-    if found:
-        reasons = "; ".join(f"{case}: {reason}" for case, reason in sorted(found.items()))
+def refuse_left_out(dataset: str, found: Findings) -> None:
+    """Raise UserError, for `--strict`, that names every volume that is left out or doubtful."""
+    doubts = {case: "; ".join(said) for case, said in found.warnings.items() if said}
+    if refused := sorted({**doubts, **found.left_out}.items()):
+        reasons = "; ".join(f"{case}: {reason}" for case, reason in refused)
         raise UserError(f"{dataset}: --strict refuses volumes that cannot be used ({reasons}); mend or remove them, or "
                         f"run without --strict")  # fmt: skip
 
@@ -243,7 +241,7 @@ def _warn(warnings: Mapping[str, Sequence[str]], ignored: Mapping[str, str]) -> 
 
 
 def nothing_usable(name: str, left_out: Mapping[str, str]) -> str:
-    """A sentence for a dataset of which nothing is left."""
+    """The sentence for a dataset without a usable volume."""
     reasons = "; ".join(f"{case}: {reason}" for case, reason in sorted(left_out.items())[:5])
     return f"{name}: no volume can be used; mend the files ({reasons})"
 

@@ -1,7 +1,7 @@
-"""Writing preprocessed cases so that a file that exists is whole, and telling which cases are there.
+"""Writing preprocessed cases so that every file that exists is whole, and listing the cases that are there.
 
-Cases are written to `DatasetXXX/.writing/<folder>/<case>/` and renamed into place. What a killed run leaves there is
-removed by the next one that prepares the same case, which it claims first by a lock beside that folder.
+A case is claimed by a lock, written to `DatasetXXX/.writing/<folder>/<case>/` and renamed into place. What a killed job
+leaves there is removed by the next one that prepares the same case.
 """
 
 from __future__ import annotations
@@ -20,7 +20,13 @@ import numpy as np
 from nnssl.core.errors import UserError
 from nnssl.core.lock import Lock, waiting_lock
 from nnssl.core.names import check_name
-from nnssl.data.body_mask import save_body_mask
+
+_WITHOUT_LABEL = "_imagesTr_unlabelled"
+_RANGE_PERCENTILES = (0.5, 99.5)
+_RANGE_SAMPLES = 1_000_000  # voxels that the stored percentiles are taken from
+# Small enough that one slice or one box decompresses little else: 16 KiB blocks in chunks of at most 1 MiB.
+_BLOCK = (4, 64, 64)
+_CHUNK = (16, 256, 256)
 
 logger = logging.getLogger("nnssl")
 
@@ -30,8 +36,19 @@ def body_folder(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}_body")
 
 
+def folder_without_label(folder: Path) -> Path:
+    """Folder of the cases of a labelled dataset that have no label: stock training lists nnU-Net's `folder`."""
+    return folder.with_name(folder.name + _WITHOUT_LABEL)
+
+
+def folder_with_label(folder: Path) -> Path | None:
+    """The opposite of `folder_without_label`; None for any other folder."""
+    name = folder.name.removesuffix(_WITHOUT_LABEL)
+    return None if name == folder.name else folder.with_name(name)
+
+
 def done_cases(folder: Path) -> set[str]:
-    """Cases of which nnU-Net's three files exist in `folder`; a listing, no file is opened."""
+    """Cases with all three files of nnU-Net in `folder`; no file is opened."""
     files = {entry.name for entry in os.scandir(folder)} if folder.is_dir() else set()
     images = {file[: -len(".b2nd")] for file in files if file.endswith(".b2nd")}
     return {case for case in images if f"{case}_seg.b2nd" in files and f"{case}.pkl" in files}
@@ -46,7 +63,7 @@ def masked_cases(folder: Path) -> set[str]:
 
 
 def refuse_older_format(folder: Path) -> None:
-    """Raise UserError where `folder` holds volumes as nnU-Net wrote them before blosc2: it refuses a mixture."""
+    """Raise UserError where `folder` holds volumes of nnU-Net before blosc2: it refuses a mixture."""
     if folder.is_dir() and any(entry.name.endswith((".npz", ".npy")) for entry in os.scandir(folder)):
         raise UserError(f"{folder} was preprocessed by an older nnU-Net (.npz files); delete it and run this again")
 
@@ -62,7 +79,7 @@ def save_case(
 ) -> None:
     """Write nnU-Net's three files of a case, as `DefaultPreprocessor.run_case_save` does, and its body mask.
 
-    The image appears last: whatever lists images finds everything else.
+    The image appears last: where it is listed, everything else is there.
 
     Args:
         folder: nnU-Net's, `DatasetXXX/<data_identifier>`.
@@ -99,11 +116,41 @@ def save_body(folder: Path, case: str, body: np.ndarray, image: np.ndarray) -> N
         _replace(temporary / "body", body_folder(folder) / f"{case}.b2nd")
 
 
+def save_body_mask(path: Path, body: np.ndarray, image: np.ndarray) -> None:
+    """Write a mask with what a reader needs to draw from it: a body voxel costs one slice, not the whole mask.
+
+    `schunk.vlmeta` holds `slice_counts` (list of Z ints: body voxels per slice) and `intensity_range` (list of [0.5,
+    99.5 percentile] of the values inside the body per channel, from at most a million voxels, evenly spaced).
+
+    Args:
+        path: file to write.
+        body: (Z, Y, X) bool.
+        image: (C, Z, Y, X) preprocessed values.
+    """
+    import blosc2
+
+    path.unlink(missing_ok=True)
+    array: Any = blosc2.asarray(
+        np.ascontiguousarray(body, dtype=np.uint8),
+        urlpath=str(path),
+        chunks=tuple(map(min, _CHUNK, body.shape)),
+        blocks=tuple(map(min, _BLOCK, body.shape)),
+        cparams={"codec": blosc2.Codec.ZSTD, "clevel": 5, "nthreads": 1},
+    )
+    array.schunk.vlmeta["slice_counts"] = [int(count) for count in body.sum(axis=(1, 2))]
+    array.schunk.vlmeta["intensity_range"] = [_percentiles(channel[body]) for channel in image]
+
+
+def _percentiles(values: np.ndarray) -> list[float]:
+    step = -(-values.size // _RANGE_SAMPLES)
+    return [float(p) for p in np.percentile(values[::step], _RANGE_PERCENTILES)]
+
+
 @contextlib.contextmanager
 def dataset_lock(home: Path, say: Callable[[str], object] = logger.info) -> Iterator[None]:
-    """Hold a dataset's folder in nnUNet_preprocessed, which is made, for what one job alone may do: plans, copies.
+    """Hold a dataset's folder in nnUNet_preprocessed, which is made, for what only one job may do: plans, copies.
 
-    Waits for the job that holds it, as long as that takes; `say` is told for whom.
+    Waits for the job that holds it, as long as that takes; `say` is told which one it is.
 
     Raises:
         OSError: the folder cannot be written to.
@@ -132,7 +179,7 @@ def claimed(folder: Path, case: str) -> Lock | None:
 
 
 def claimed_cases(folder: Path) -> set[str]:
-    """Cases of `folder` that a job has claimed, or had when it ended; their volumes may have no record yet."""
+    """Cases of `folder` that a job has claimed, or had claimed when it died; their volumes may lack a record."""
     temporary = _temporary_folder(folder)
     names = [entry.name for entry in os.scandir(temporary)] if temporary.is_dir() else []
     return {name[1 : -len(".lock")] for name in names if name.startswith(".") and name.endswith(".lock")}
@@ -155,7 +202,7 @@ def _writing(folder: Path, case: str, num_bytes: int) -> Iterator[Path]:
     """An empty folder for the files of one case, on the file system of `folder`; removed afterwards."""
     if (folder.parent / ".writing").is_symlink():
         raise UserError(
-            f"{folder.parent / '.writing'} is a link, and what lies behind it would be removed; delete the link"
+            f"{folder.parent / '.writing'} is a link, and what is behind it would be removed; delete the link"
         )
     temporary = _temporary_folder(folder) / check_name(case, "case", folder.parent)
     shutil.rmtree(temporary, ignore_errors=True)

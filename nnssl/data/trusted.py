@@ -1,7 +1,7 @@
 """Checkpoints of nnU-Net's trainers, opened so that nothing in them can run code.
 
-nnU-Net opens them with `weights_only=False`, since beside tensors and plain types they hold numpy's numbers (of the
-log, mostly). PyTorch's restricted unpickler reads those too if it is told to.
+nnU-Net opens them with `weights_only=False`, since they also hold numbers of numpy (of the log, mostly). PyTorch's
+restricted unpickler reads those too if it is told to.
 """
 
 from __future__ import annotations
@@ -33,37 +33,24 @@ _KINDS: dict[str, Kind] = {
 def refuse_untrusted_names(
     plans: Mapping[str, Any], configuration: Mapping[str, Any] | None = None, source: object = None
 ) -> None:
-    """Make sure that nnU-Net finds what it should find under the names in plans.
+    """Make sure that the names in plans lead nnU-Net to classes and functions of the right kind.
 
     Args:
-        plans: The names that all configurations share are looked at: reader and label manager.
-        configuration: One of them, with what it inherits; its names are looked at too. Names that are missing are not
-            this function's business.
-        source: File that the plans come from, for the message.
+        plans: their names that all configurations share are checked: reader and label manager.
+        configuration: one of theirs, with what it inherits, whose names are checked too. Missing names are not refused.
+        source: file that the plans come from, for the message.
 
     Raises:
-        UserError: A name leads to nothing, or to what is not of its kind.
+        UserError: a name leads to nothing, or to something of another kind.
     """
-    for key, name in _described(plans, configuration or {}):
-        if reason := _reason(key, name):
+    resolved = configuration or {}
+    named = [(key, plans[key]) for key in ("image_reader_writer", "label_manager") if key in plans]
+    named += [(key, resolved[key]) for key in ("preprocessor_name", *_RESAMPLING) if key in resolved]
+    named += [("normalization_schemes", scheme) for scheme in resolved.get("normalization_schemes") or ()]
+    for key, name in named:
+        if reason := why_not_found(name, _KINDS[key]) if isinstance(name, str) else "is no text":
             where = f"the plans in {source}" if source else "the plans"
             raise UserError(f"{where} name {name!r} as {key}, which {reason}; mend it, or plan the dataset again")
-
-
-def _described(plans: Mapping[str, Any], configuration: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    for key in ("image_reader_writer", "label_manager"):
-        if key in plans:
-            yield key, plans[key]
-    for key in ("preprocessor_name", *_RESAMPLING):
-        if key in configuration:
-            yield key, configuration[key]
-    for scheme in configuration.get("normalization_schemes") or ():
-        yield "normalization_schemes", scheme
-
-
-def _reason(key: str, name: Any) -> str | None:
-    """Why nnU-Net must not use a name; None where it may."""
-    return why_not_found(name, _KINDS[key]) if isinstance(name, str) else "is no text"
 
 
 _FORCE, _FORCE_NOT = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"  # PyTorch's
@@ -120,7 +107,7 @@ def only_plain_types(path: str | Path) -> Iterator[None]:
 
 
 class _NumberType:
-    """In the place of `numpy.dtype`, whose own `__setstate__` believes all that a file says."""
+    """Stands in for `numpy.dtype`, whose own `__setstate__` trusts the file."""
 
     def __init__(self, code: str, *_flags: bool) -> None:
         self.dtype = np.dtype(str(code))
@@ -132,12 +119,12 @@ class _NumberType:
 
 
 def _number(kind: _NumberType, content: bytes) -> Any:
-    """In the place of `numpy.core.multiarray.scalar`."""
+    """Stands in for `numpy.core.multiarray.scalar`."""
     return np.frombuffer(content, kind.dtype, 1)[0]
 
 
 def _named(function: Callable[..., Any], name: str) -> Callable[..., Any]:
-    """The function under the name that a file has for it; PyTorch 2.4 takes no other way."""
+    """The function under the name that files use; PyTorch 2.4 offers no other way."""
 
     def stand_in(*arguments: Any) -> Any:
         return function(*arguments)

@@ -7,16 +7,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from nnssl.core.errors import UserError
+from nnssl.data.records import unused_cases
 from nnssl.data.report import resolved_configuration, settings_digest
-from nnssl.data.unused import unused_cases
-from nnssl.methods.base import Match
 
-# The intensity window of vox2vec that stands for "the whole range" of a channel without Hounsfield units.
+if TYPE_CHECKING:  # it takes torch with it
+    from nnssl.methods.base import Match
+
+# vox2vec's intensity window, which stands for the whole range of a channel without Hounsfield units.
 _RANGE_LOW, _RANGE_WIDTH = -1350.0, 2350.0
 
 
@@ -36,7 +38,7 @@ class Channel:
 
 @dataclass(frozen=True)
 class VolumeFolder:
-    """Where the preprocessed volumes of one dataset lie, and what their values and axes mean.
+    """A folder of preprocessed volumes, and what their values and axes mean.
 
     Args:
         name: the dataset, such as Dataset500_Thorax.
@@ -45,8 +47,7 @@ class VolumeFolder:
         spacing: millimetres along (Z, Y, X).
         channels: one entry a channel.
         settings: digest of the plans' `volume_settings`; None where volumes of any make will do.
-        only: cases that count; None for all.
-        in_splits: whether splits_final.json lists its cases; it does not know those without a label.
+        in_splits: whether splits_final.json lists its cases; cases without a label are not listed.
     """
 
     name: str
@@ -55,7 +56,6 @@ class VolumeFolder:
     spacing: tuple[float, float, float]
     channels: tuple[Channel, ...]
     settings: str | None = None
-    only: frozenset[str] | None = None
     in_splits: bool = True
 
     @classmethod
@@ -81,8 +81,7 @@ class VolumeFolder:
             return []
         images = {e.name[:-5] for e in os.scandir(self.images) if e.name.endswith(".b2nd")}
         bodies = {e.name[:-5] for e in os.scandir(self.bodies) if e.name.endswith(".b2nd")}
-        found = (images & bodies) - unused_cases(self.images, self.settings).keys()
-        return sorted(found if self.only is None else found & self.only)
+        return sorted((images & bodies) - unused_cases(self.images, self.settings).keys())
 
     def open(self, case: str, index: int = 0, matcher: Matcher | None = None) -> BloscVolume:
         """One volume, opened for reading.
@@ -124,7 +123,7 @@ class BloscVolume:
         """(C, 2) float32 offset and scale: offset + scale * value is in HU for CT.
 
         For other channels it maps the range of the case (0.5 and 99.5 percentile inside the body) to [-1350, 1000],
-        so that what is said in HU becomes the same fraction of the range.
+        so that a value in HU stands for the same fraction of the range.
         """
         rows = []
         for channel, (low, high) in zip(self.folder.channels, self._body.schunk.vlmeta["intensity_range"], strict=True):
@@ -175,7 +174,7 @@ class BloscVolume:
         return self.matcher(self, rng)
 
 
-Matcher = Callable[[BloscVolume, np.random.Generator], Match]
+Matcher: TypeAlias = "Callable[[BloscVolume, np.random.Generator], Match]"
 
 
 def _open(path: Path) -> Any:

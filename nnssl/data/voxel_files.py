@@ -1,4 +1,4 @@
-"""Where files of the formats that nnU-Net reads keep their voxels, by their headers."""
+"""Where files of nnU-Net's formats keep their voxels, by their headers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _AUTOMATIC = 47  # zlib's wbits: gzip or zlib by the first bytes
 def inflated(handle: BinaryIO) -> Iterator[bytes]:
     """Decompress from the position of `handle` on, in blocks of at most `BLOCK` bytes.
 
-    Several gzip members follow each other as one stream; what else follows it is left alone, as ITK does.
+    Consecutive gzip members are one stream; anything else after them is ignored, as in ITK.
 
     Raises:
         EOFError: the stream is cut.
@@ -99,7 +99,7 @@ class Voxels:
 
 
 def find_voxels(file: Path) -> Voxels | None:
-    """Where `file` keeps its voxels, by its header; None for a format, or a variant of one, that is not known here.
+    """Where `file` keeps its voxels, by its header; None for an unknown format or variant.
 
     Raises:
         DamagedFile: the header cannot be read.

@@ -1,6 +1,6 @@
 """The reference patient: trunk, skeleton and organs as shapes in mm, painted with one patient's variations.
 
-x runs to the patient's left, y to the back, z to the head; (0, 0, 0) lies in the middle of the body at the iliac crest.
+x points to the patient's left, y to the back, z to the head; (0, 0, 0) is in the middle of the body at the iliac crest.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ _RIB = 27.0
 
 @dataclass
 class Canvas:
-    """HU and labels while they are painted: later shapes cover earlier ones.
+    """HU and labels of a painting in progress: later shapes cover earlier ones.
 
     Args:
         grid: coordinates of the voxels in the reference patient.
-        patient: whose variations are painted.
+        patient: the variations to paint.
         hu: (Z, Y, X) in HU.
         labels: (Z, Y, X), as in `LABELS`.
         depth: mm from the outside of the muscle wall inwards, negative in the fat around it.
@@ -42,7 +42,7 @@ class Canvas:
     filaments: Field
 
     def paint(self, where: Mask, tissue: str, label: str | None = None) -> None:
-        """Cover voxels with a tissue; what was labelled there is not any more."""
+        """Cover voxels with a tissue, and replace their labels."""
         self.hu[where] = self.patient.hu[tissue]
         self.labels[where] = LABELS[label] if label else 0
 
@@ -87,9 +87,9 @@ def _diaphragm(grid: Grid, patient: Patient) -> Field:
 
 def _trunk(c: Canvas) -> None:
     g, fat = c.grid, c.patient.fat
-    # more of it at the flanks and the back than over the breastbone
+    # thicker at the flanks and the back than over the breastbone
     thickness = fat * (0.75 + 0.35 * (np.abs(g.x) / 150).clip(0, 1) ** 2 + 0.25 * (g.y / 100).clip(0, 1))
-    below_skin = c.depth + thickness  # skin is thinner than a voxel: its share counts, or the outline would be ragged
+    below_skin = c.depth + thickness  # skin is thinner than a voxel: paint its share, for a smooth outline
     c.hu += (c.patient.hu["skin"] + 1000) * ((below_skin + 5) / 4).clip(0, 1)
     c.hu += (c.patient.hu["fat"] - c.patient.hu["skin"]) * ((below_skin + 2) / 4).clip(0, 1)
     c.paint((c.depth > 0) & (c.depth < _WALL), "muscle")
@@ -110,7 +110,7 @@ def _lungs(c: Canvas) -> None:
     c.paint(lungs, "lung")
     near_hilum = np.exp(-(np.sqrt((np.abs(g.x) - 40) ** 2 + (g.y - 5) ** 2 + (g.z - 265) ** 2) / 45))
     c.hu[lungs & (c.filaments < 0.13 + 0.6 * near_hilum)] = 0.6 * c.patient.hu["vein"]
-    c.hu[lungs] += (40 * (g.y / 100))[lungs]  # blood sinks to the back of who lies on it
+    c.hu[lungs] += (40 * (g.y / 100))[lungs]  # blood sinks to the back of a lying patient
     c.paint((g.ellipsoid((0, 2, 0), (np.inf, 9, 9)) < 1) & (g.z > 325), "gas")
 
 
@@ -163,7 +163,7 @@ def _stomach(c: Canvas) -> None:
     c.paint((stomach < 1) & below & (c.labels != LABELS["spleen"]), "gut_wall", "stomach")
     lumen = (stomach < 0.72) & (c.labels == LABELS["stomach"])
     c.paint(lumen, "stomach", "stomach")
-    level = -48 + c.patient.shift["stomach"][1]  # who lies on the back has the gas in front
+    level = -48 + c.patient.shift["stomach"][1]  # a patient lying on the back has the gas in front
     c.paint(lumen & (g.y < level), "gas", "stomach")
 
 

@@ -1,4 +1,4 @@
-"""What differs between the phantom's patients: size, fat, position, contrast phase, the shape and HU of each organ."""
+"""Variation between patients: size, fat, position, contrast phase, and the shape and HU of each organ."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ def smooth_noise(rng: np.random.Generator, shape: Sequence[int], cell: Point) ->
     knots = rng.standard_normal(coarse).astype(np.float32)
     start = rng.uniform(0, 1, 3)
     axes = [s + np.arange(n) / c + 1 for n, c, s in zip(shape, cell, start, strict=True)]
-    # one axis after the other: cubic interpolation is separable
+    # axis by axis, because cubic interpolation is separable
     for axis, positions in enumerate(axes):
         knots = _interpolate(knots, positions, axis)
-    return np.ascontiguousarray(knots * 3.0)  # a cubic B-spline of unit knots has a deviation of 0.69 an axis
+    return np.ascontiguousarray(knots * 3.0)  # a cubic B-spline of unit knots has a deviation of 0.69 per axis
 
 
 def _interpolate(values: Field, positions: NDArray[np.float64], axis: int) -> Field:
@@ -72,8 +72,8 @@ def blur(image: Field, sigma: float | Sequence[float]) -> Field:
     return np.asarray(ndimage.gaussian_filter(image, sigma), np.float32)
 
 
-# HU of tissues before contrast and in the arterial, portal venous and late phase. Liver and spleen, both kidneys, the
-# bowel's wall and muscle are as near to each other as in real scans: no single value tells an organ.
+# HU of tissues before contrast and in the arterial, portal venous and late phase. As in real scans, the values of
+# different organs overlap: no single value identifies an organ.
 _PHASES: dict[str, tuple[float, float, float, float]] = {
     "aorta": (42, 300, 165, 120),
     "vein": (42, 110, 165, 122),
@@ -105,11 +105,11 @@ class Patient:
 
     Args:
         scale: size relative to the reference patient along (z, y, x).
-        offset: where the reference patient's origin lies in the volume, in mm from the middle along (z, y, x).
+        offset: position of the reference patient's origin in the volume, in mm from the middle along (z, y, x).
         fat: thickness of the subcutaneous fat in mm.
         hu: HU of each tissue.
-        shift: (z, y, x) in mm by which an organ lies elsewhere than in the reference patient.
-        size: factor of an organ's radii along (z, y, x).
+        shift: (z, y, x) in mm of each organ, relative to the reference patient.
+        size: factors of each organ's radii along (z, y, x).
         noise: standard deviation of the scanner's noise in HU.
     """
 

@@ -1,4 +1,4 @@
-"""Torso CTs that are drawn, not measured: every call makes another patient, and the same seed the same one."""
+"""Computer-drawn torso CTs of random patients; the same seed gives the same patient."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from nnssl.demo.anatomy import LABELS, paint_patient
 from nnssl.demo.patient import Field, Grid, Patient, blur, draw_patient, smooth_noise
 
 SHAPE = (84, 84, 108)  # voxels (Z, Y, X)
-SPACING_MM = (4.0, 3.7, 3.7)  # median; that of a patient differs by a few percent
+SPACING_MM = (4.0, 3.7, 3.7)  # median; patients differ by up to 10 percent
 _MIDDLE_Z = 165.0  # mm above the iliac crest, in the middle of the scan
-_DEFORMATIONS = ((80.0, 6.5), (30.0, 2.5))  # mm: over which distance, how much
+_DEFORMATIONS = ((80.0, 6.5), (30.0, 2.5))  # mm: distance, and size
 
 
 @dataclass(frozen=True)
@@ -36,14 +36,14 @@ def make_torso(rng: np.random.Generator) -> Torso:
     vessels = [smooth_noise(rng, SHAPE, 9 / np.asarray(SPACING_MM)) for _ in range(2)]
     hu, labels = paint_patient(grid, patient, np.hypot(*vessels))
     _lay_on_table(hu, table)
-    hu += 5 * smooth_noise(rng, SHAPE, (3, 3, 3)) * (hu > -500)  # no tissue is the same everywhere
+    hu += 5 * smooth_noise(rng, SHAPE, (3, 3, 3)) * (hu > -500)  # no tissue is uniform
     return Torso(_scan(hu, patient, rng), labels, (float(spacing[0]), float(spacing[1]), float(spacing[2])))
 
 
 def _coordinates(
     patient: Patient, spacing: NDArray[np.float64], rng: np.random.Generator
 ) -> tuple[Grid, tuple[Field, Field]]:
-    """Where every voxel lies in the reference patient; and (y, x) in mm in the scanner, which the table follows."""
+    """Coordinates of every voxel in the reference patient, and (y, x) in mm in the scanner, for the table."""
     axes = np.meshgrid(*[(np.arange(n) - (n - 1) / 2) * s for n, s in zip(SHAPE, spacing, strict=True)], indexing="ij")
     z, y, x = ((axis - patient.offset[i]) / patient.scale[i] for i, axis in enumerate(axes))
     y = y + 10  # the table needs room below the patient
@@ -56,7 +56,7 @@ def _coordinates(
 
 
 def _lay_on_table(hu: Field, table: tuple[Field, Field]) -> None:
-    """A curved shell with a mattress of foam, wherever the patient leaves air."""
+    """Paint a curved table with a foam mattress into the air around the patient."""
     y, x = table
     lowest = float(y[hu > -500].max())
     sag = y - lowest + 0.0011 * x**2
@@ -66,7 +66,7 @@ def _lay_on_table(hu: Field, table: tuple[Field, Field]) -> None:
 
 
 def _scan(hu: Field, patient: Patient, rng: np.random.Generator) -> NDArray[np.int16]:
-    """What a scanner makes of it: edges as wide as a voxel, and noise that neighbours share."""
+    """Simulate the scanner: edges as wide as a voxel, and noise that is correlated between neighbours."""
     noise = blur(rng.standard_normal(SHAPE).astype(np.float32), (0.4, 0.7, 0.7))
     noise *= patient.noise / noise.std()
     noise *= 0.5 + 0.5 * blur((hu > -500).astype(np.float32), 8)  # most photons are lost on the way to the middle
@@ -90,7 +90,7 @@ def write_unlabelled(raw: Path, num_cases: int, seed: int = 0) -> Path:
 def write_labelled(raw: Path, num_training: int, num_test: int, seed: int = 0) -> Path:
     """Write `raw/Dataset017_PhantomOrgans` with labels, test cases in imagesTs and labelsTs, and return that folder.
 
-    All patients are others than those of the unlabelled dataset.
+    No patient is in the unlabelled dataset.
     """
     folder = raw / LABELLED
     for case in range(num_training + num_test):
@@ -122,5 +122,5 @@ def _write_dataset_json(folder: Path, labels: dict[str, int], num_training: int)
         "file_ending": _ENDING,
         "description": "Computer-drawn torso scans of the nnssl demo: no patient was scanned.",
     }
-    # last, so that a folder with this file is complete
+    # written last: a folder with this file is complete
     (folder / "dataset.json").write_text(json.dumps(content, indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""Dice of every organ with the pretrained and with the random network: as a table, a file and a picture."""
+"""Dice of every organ with the pretrained and with the random network, as a table, a file and a picture."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from nnssl.core import names as escape
 from nnssl.core.errors import UserError
-from nnssl.core.files import read_json, replacing
+from nnssl.core.figures import COLOURS, new_figure, save_figure
+from nnssl.core.files import read_json
 from nnssl.core.own_files import SummaryFile
 from nnssl.demo.anatomy import LABELS
 from nnssl.demo.steps import Folders
@@ -31,7 +32,7 @@ _REPORT, _TABLE, _PICTURE = "report.md", "dice.csv", "comparison.png"
 
 @dataclass(frozen=True)
 class Score:
-    """Dice of one organ, mean over the test scans, with one backbone of one seed."""
+    """Dice of one organ: mean over the test scans, for one backbone and seed."""
 
     seed: int
     backbone: str
@@ -40,7 +41,7 @@ class Score:
 
 
 def read_scores(summary: Path, seed: int, backbone: str) -> list[Score]:
-    """Scores in a summary.json of nnU-Net's evaluation, organ by organ, and their mean as the organ `mean`.
+    """Read the scores in nnU-Net's summary.json, organ by organ, and add their mean as the organ `mean`.
 
     Raises:
         UserError: the evaluation is missing.
@@ -53,7 +54,7 @@ def read_scores(summary: Path, seed: int, backbone: str) -> list[Score]:
 
 
 def case_dice(summary: Path) -> dict[str, float]:
-    """Mean Dice over the organs of every test case, in a summary.json."""
+    """Read the mean Dice over the organs of every test case from a summary.json."""
     cases = read_json(summary, SummaryFile, _AGAIN)["metric_per_case"]
     return {
         Path(case["prediction_file"]).name.split(".")[0]: mean(m["Dice"] for m in case["metrics"].values())
@@ -62,9 +63,9 @@ def case_dice(summary: Path) -> dict[str, float]:
 
 
 def table(scores: Iterable[Score], backbones: Sequence[str]) -> list[list[str]]:
-    """Rows of text, headings first: organ, Dice of both backbones, and how far the first is ahead of the second.
+    """Rows of text, headings first: organ, Dice of both backbones, and the lead of the first over the second.
 
-    With several seeds every number is a mean over them, ± their standard deviation.
+    With several seeds every number is their mean ± standard deviation.
     """
     by_place = {(s.organ, s.backbone, s.seed): s.dice for s in scores}
     seeds = sorted({seed for _, _, seed in by_place})
@@ -82,7 +83,7 @@ def _number(values: Sequence[float], sign: str = "") -> str:
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown whose columns are aligned for reading as plain text."""
+    """A Markdown table with aligned columns, readable as plain text."""
     rows = [[escape.markdown(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in rows]
@@ -91,7 +92,7 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
 
 
 def remove_report(home: Path) -> None:
-    """Remove what `write_report` writes."""
+    """Remove the files of `write_report`."""
     for name in (_REPORT, _TABLE, _PICTURE):
         (home / name).unlink(missing_ok=True)
 
@@ -106,14 +107,14 @@ def write_report(
     """Write report.md, dice.csv (one line a score) and comparison.png into the demo's folder.
 
     Args:
-        folders: of the seed whose predictions are drawn.
+        folders: of the seed whose predictions the picture shows.
         scores: of all seeds.
         backbones: the pretrained one and the random one.
         caption: of the table.
-        commands: that were run, with their seconds.
+        commands: commands that ran, with their seconds.
 
     Returns:
-        The table with its caption, and where the files are.
+        The table with its caption, and the paths of the files.
     """
     home, seeds = folders.home, sorted({score.seed for score in scores})
     if len(seeds) > 1:
@@ -129,7 +130,7 @@ def write_report(
 
 
 def _draw(folders: Folders, backbones: tuple[str, str]) -> None:
-    """The test scan whose Dice with pretraining is the median one."""
+    """Draw the test scan with the median Dice with pretraining."""
     pretrained, _ = backbones
     dice = {backbone: case_dice(folders.summary(backbone)) for backbone in backbones}
     middle = median(dice[pretrained].values())
@@ -162,26 +163,18 @@ def _draw_comparison(
     title: str,
     file: Path,
 ) -> None:
-    """An axial and a coronal slice of the image (Z, Y, X) in HU, of the truth and of every prediction, by its title."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    """Draw an axial and a coronal slice of the image (Z, Y, X) in HU, the truth, and every prediction by its title."""
     from matplotlib.patches import Patch
-
-    from nnssl.pretraining.pictures import COLOURS  # imports torch, which the demo must not hold while others compute
 
     columns: dict[str, Volume | None] = {"scan": None, "truth": truth, **predictions}
     slices = [_fullest(truth, axis) for axis in (0, 1)]
     depth, height, width = (n * s for n, s in zip(truth.shape, spacing, strict=True))
-    size = (3.2 * len(columns), 3.2 * (height + depth) / width + 1.0)
-    figure = Figure(figsize=size, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(3.2 * len(columns), 3.2 * (height + depth) / width + 1.0)
     rows = figure.subplots(2, len(columns), squeeze=False, height_ratios=[height, depth])
     for axis, (row, index) in enumerate(zip(rows, slices, strict=True)):
         aspect = (spacing[1] if axis == 0 else spacing[0]) / spacing[2]
         for panel, (name, labels) in zip(row, columns.items(), strict=True):
-            _draw_scan(
-                panel, image.take(index, axis), None if labels is None else labels.take(index, axis), COLOURS, aspect
-            )
+            _draw_scan(panel, image.take(index, axis), None if labels is None else labels.take(index, axis), aspect)
             if axis == 0:
                 panel.set_title(name, fontsize=11)
             else:
@@ -189,25 +182,24 @@ def _draw_comparison(
     patches = [Patch(color=COLOURS[n - 1], label=organ.replace("_", " ")) for organ, n in LABELS.items()]
     figure.legend(handles=patches, loc="outside lower center", ncols=len(patches), frameon=False)
     figure.suptitle(title)
-    with replacing(file) as temporary:
-        figure.savefig(temporary, dpi=110, format="png")
+    save_figure(figure, file)
 
 
 def _fullest(labels: Volume, axis: int) -> int:
-    """The slice along an axis with the most organs, and among those the one with most of each."""
+    """The slice along an axis with the most organs, and of those the one with the largest share of each."""
     others = tuple(i for i in range(3) if i != axis)
     area = np.stack([(labels == n).sum(others) for n in LABELS.values()])  # (organs, slices)
     share = area / area.max(1, keepdims=True).clip(1)
     return int(((share > 0.2).sum(0) + share.mean(0)).argmax())
 
 
-def _draw_scan(panel: Axes, image: Volume, labels: Volume | None, colours: Sequence[str], aspect: float) -> None:
+def _draw_scan(panel: Axes, image: Volume, labels: Volume | None, aspect: float) -> None:
     low, high = _WINDOW_HU
     grey = ((image.astype(np.float32) - low) / (high - low)).clip(0, 1)
     shown = np.repeat(grey[..., None], 3, axis=-1)
     if labels is not None:
         for n in LABELS.values():
-            colour = [int(colours[n - 1][i : i + 2], 16) / 255 for i in (1, 3, 5)]
+            colour = [int(COLOURS[n - 1][i : i + 2], 16) / 255 for i in (1, 3, 5)]
             shown[labels == n] = 0.35 * shown[labels == n] + 0.65 * np.asarray(colour, np.float32)
     panel.imshow(shown, aspect=aspect, interpolation="nearest")
     panel.set_axis_off()

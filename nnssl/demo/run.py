@@ -1,4 +1,4 @@
-"""The demo: data that it draws, the commands a user would type, and what came of them."""
+"""The demo: it draws data, runs the commands that a user would type, and reports the results."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nnssl.benchmarking.workflow import TaskFailed, duration, last_lines, run_task
+from nnssl.core.distributed import resolve_device
 from nnssl.core.errors import UserError
 from nnssl.demo.phantom import LABELLED, UNLABELLED, write_labelled, write_unlabelled
 from nnssl.demo.report import Score, read_scores, remove_report, write_report
@@ -22,28 +23,29 @@ log = logging.getLogger("nnssl")
 
 
 def run_demo(
-    folder: Path | str, method: str = "vox2vec", seeds: Sequence[int] = (0,), device: str = "cpu"
+    folder: Path | str, method: str = "vox2vec", seeds: Sequence[int] = (0,), device: str | None = None
 ) -> list[Score]:
     """Pretrain on drawn torso CTs, probe with a few labels, predict, evaluate, and compare with random weights.
 
-    Every command is logged before it runs. What a demo in the same folder has finished is kept, so that an interrupted
-    one goes on; `report.md`, `dice.csv` and `comparison.png` are written when everything is done.
+    Every command is logged before it runs. Finished steps in the same folder are kept, so that an interrupted demo
+    continues; `report.md`, `dice.csv` and `comparison.png` are written at the end.
 
     Args:
-        folder: made if it is missing; all three nnU-Net folders lie in it.
+        folder: made if it is missing; it contains all three nnU-Net folders.
         method: of the pretraining.
         seeds: one pretraining and two probes for each; the data are the same.
-        device: "cpu" or "cuda"; the sizes are for two CPU cores.
+        device: "cuda" or "cpu"; None: cuda where PyTorch sees a card. The sizes are for two CPU cores.
 
     Returns:
         Dice of every organ and their mean, for each seed, with the pretrained and with the random frozen network.
 
     Raises:
-        UserError: the folder holds something else, or a demo with other settings; or a command fails.
+        UserError: the folder has other content, or a demo with other settings; or a command fails.
     """
     _check(method, seeds)
+    device = resolve_device(device)
     record = Record.open(Path(folder).absolute(), {"method": method, "device": device})
-    remove_report(record.home)  # nobody shall take an earlier one for this demo's
+    remove_report(record.home)  # an earlier report must not pass for this demo's
     steps = demo_steps(record, method, tuple(seeds), device)
     _make_data(steps[0].folders, record)
     for number, step in enumerate(steps, 1):
@@ -78,13 +80,13 @@ def _run(step: Step) -> None:
     try:
         run_task(step)
     except TaskFailed as error:
-        raise UserError(f"{step.command[0]} ended with exit code {error.code}; once that is mended, the same "
-                        f"nnssl_demo command goes on from here. The last lines of {step.log}:\n"
+        raise UserError(f"{step.command[0]} ended with exit code {error.code}; fix the cause and run the same "
+                        f"nnssl_demo command again to continue. The last lines of {step.log}:\n"
                         f"{last_lines(step.log)}") from error  # fmt: skip
 
 
 def _make_data(folders: Folders, record: Record) -> None:
-    """Both raw datasets, and nnU-Net's file that leaves few labelled scans for the training."""
+    """Draw both raw datasets, and write the splits that leave few labelled scans for the training."""
     log.info(
         f"Draw torso CTs, in nnU-Net's raw format:\n"
         f"  {UNLABELLED}: {_SCANS} scans without labels\n"

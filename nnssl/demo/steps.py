@@ -1,4 +1,4 @@
-"""The demo as a list of commands: what a user would type, in which order, and what of it is finished already."""
+"""The demo as a list of the commands that a user would type, and a record of the finished ones."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PRESET = "nnsslPlans_tiny"
 _SOURCE, _TARGET = str(dataset_id(UNLABELLED)), str(dataset_id(LABELLED))
 _TRAINER = "nnUNetTrainer_SSLLinearProbe"
 _CONFIGURATION = "3d_fullres"
-# Some minutes on two cores for every method. So few steps need a higher rate than the papers' 100,000.
+# A few minutes on two cores for every method. So short a training needs a higher rate than the papers' 100,000 steps.
 _PRETRAINING = ("num_epochs=20", "val_steps_per_epoch=2")
 _OF_METHOD = {
     "voco": ("steps_per_epoch=12", "learning_rate=1e-3", "warmup_steps=20", "batch_size=4", "crops=4", "grid=1,3,3",
@@ -41,7 +41,7 @@ _PROBE = {
 
 @dataclass(frozen=True)
 class Folders:
-    """Where the demo puts what, below its folder; every pretraining seed but the first has results of its own."""
+    """Paths below the demo's folder; every pretraining seed but 0 has its own results."""
 
     home: Path
     seed: int = 0
@@ -63,29 +63,29 @@ class Folders:
 
     @property
     def images(self) -> Path:
-        """Test images."""
+        """Folder of the test images."""
         return self.raw / LABELLED / "imagesTs"
 
     @property
     def truth(self) -> Path:
-        """Their labels."""
+        """Folder of their labels."""
         return self.raw / LABELLED / "labelsTs"
 
     @property
     def splits(self) -> Path:
-        """nnU-Net's file that says which cases are for training."""
+        """nnU-Net's file with the training and validation cases."""
         return self.preprocessed / LABELLED / "splits_final.json"
 
     def predictions(self, backbone: str) -> Path:
-        """Predicted labels of the test images."""
+        """Folder of the predicted labels of the test images."""
         return self.home / "predictions" / f"{backbone}_seed{self.seed}"
 
     def summary(self, backbone: str) -> Path:
-        """Their Dice, as nnU-Net's evaluation writes it."""
+        """nnU-Net's evaluation of them."""
         return self.predictions(backbone) / "summary.json"
 
     def environment(self) -> dict[str, str]:
-        """nnU-Net's three folders."""
+        """Variables of nnU-Net's three folders."""
         return {
             "nnUNet_raw": str(self.raw),
             "nnUNet_preprocessed": str(self.preprocessed),
@@ -98,13 +98,13 @@ _FILE = "demo.json"
 
 @dataclass(frozen=True)
 class Record:
-    """The record of one demo: `demo.json`, rewritten whenever a step is finished.
+    """The record of one demo: `demo.json`, written after every step.
 
     Args:
         home: folder of the demo.
-        settings: that the steps were run with.
-        seconds: how long each step took, with what an interrupted one took before it was continued.
-        finished: the steps that are.
+        settings: settings of the steps.
+        seconds: duration of each step, over all attempts that it continued from.
+        finished: keys of the finished steps.
     """
 
     home: Path
@@ -114,15 +114,15 @@ class Record:
 
     @classmethod
     def open(cls, home: Path, settings: dict[str, str]) -> Record:
-        """The record of the demo in `home`, or that of a new one.
+        """Read the record of the demo in `home`, or begin a new one.
 
         Raises:
-            UserError: the folder holds something else, or a demo with other settings.
+            UserError: the folder has other content, or a demo with other settings.
         """
         file = home / _FILE
         if not file.is_file():
             if home.exists() and (not home.is_dir() or any(home.iterdir())):
-                raise UserError(f"{home} holds something else than a demo; choose another folder with -o")
+                raise UserError(f"{home} is not empty and has no demo; choose another folder with -o")
             record = cls(home, settings, {}, [])
             record._save()
             return record
@@ -130,12 +130,12 @@ class Record:
         record = cls(home, content["settings"], content["seconds"], content["finished"])
         if record.settings != settings:
             before = ", ".join(f"{key} {value}" for key, value in record.settings.items())
-            raise UserError(f"{home} holds a demo with other settings ({before}); choose another folder with -o, or "
+            raise UserError(f"{home} has a demo with other settings ({before}); choose another folder with -o, or "
                             f"delete that one")  # fmt: skip
         return record
 
     def note(self, step: str, seconds: float, anew: bool, finished: bool) -> None:
-        """Note the time of an attempt; `anew` if nothing is left of an earlier one."""
+        """Note the seconds of an attempt; `anew` if it started from nothing."""
         self.seconds[step] = round(seconds + (0 if anew else self.seconds.get(step, 0)), 1)
         if finished:
             self.finished.append(step)
@@ -148,12 +148,12 @@ class Record:
 
 @dataclass(frozen=True, kw_only=True)
 class Step(Task):
-    """A command whose end is in the demo's record.
+    """A command that the demo's record lists when it is finished.
 
     Args:
         record: of the demo.
-        folders: of the seed it belongs to.
-        continues: checkpoint in the product from which `--c` goes on.
+        folders: of its seed.
+        continues: checkpoint in the product that `--c` continues from.
     """
 
     record: Record
@@ -161,13 +161,13 @@ class Step(Task):
     continues: Path | None = None
 
     def state(self) -> State:
-        """Finished as the record says; what was cut off begins anew, unless there is a checkpoint."""
+        """Finished if the record says so; an interrupted step without a checkpoint starts again."""
         if self.key in self.record.finished:
             return "finished"
         return "begun" if self.continues is not None and self.continues.is_file() else "missing"
 
     def environment(self) -> dict[str, str]:
-        """The caller's, without what would lead a command elsewhere, and with no more workers than there are cores."""
+        """The caller's variables without `nnssl_...`, the demo's folders, and no more workers than cores."""
         mine = {k: v for k, v in os.environ.items() if not k.startswith("nnssl_")}
         workers = str(min(4, os.cpu_count() or 1))
         return {**mine, "nnUNet_n_proc_DA": workers, "nnUNet_def_n_proc": workers, "nnUNet_compile": "f",
@@ -188,7 +188,7 @@ def demo_steps(record: Record, method: str, seeds: tuple[int, ...], device: str)
     for seed in seeds:
         folders = Folders(record.home, seed)
         steps.append(_pretraining(record, folders, method, device))
-        if seed == seeds[0]:  # its plans name the checkpoint relative to nnUNet_results: they serve all seeds
+        if seed == seeds[0]:  # the plans serve all seeds: they name the checkpoint relative to nnUNet_results
             steps += [_transfer(record, folders, backbone) for backbone in (method, RANDOM)]
         for backbone in (method, RANDOM):
             steps += _probe(record, folders, backbone, device)
@@ -252,7 +252,7 @@ def _probe(record: Record, folders: Folders, backbone: str, device: str) -> list
             f"evaluate_{name}",
             f"nnU-Net's own evaluation ({weights})",
             evaluate,
-            shown=re.compile(r"(?!)"),  # nothing
+            shown=re.compile(r"(?!)"),  # no line
             record=record,
             folders=folders,
         ),

@@ -4,26 +4,36 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from nnssl.core.distributed import resolve_device
 from nnssl.core.errors import UserError
 from nnssl.core.files import replace_file
 from nnssl.core.names import csv_table
 from nnssl.data.pool import quietly
 from nnssl.deployment.cases import list_cases, why_left_out
-from nnssl.deployment.model_folder import check_model_folder, open_folds
-from nnssl.deployment.one_case import LOG, READY, Job, area, predict_case, resident_mb, used_on_card_mb, watch
-from nnssl.deployment.predict import check_step_size
-from nnssl.deployment.session import need, open_model
+from nnssl.deployment.model_folder import check_model_folder, load_folds, open_folds
+from nnssl.deployment.predict import check_step_size, make_predictor
+from nnssl.deployment.session import need, open_model, usual_session_device
 
 log = logging.getLogger("nnssl")
 
-# FLARE tolerates so much without a loss of points (methods.md 5.5).
+PERIOD_S = 0.1  # of the samples (methods.md 5.6)
+_MB = 2**20
+_LOG, _READY = "log.txt", "ready.txt"  # in the folder of a job
+
+Sample = tuple[float, float]  # seconds since the process began, MB
+
+# FLARE tolerates this much without a loss of points (methods.md 5.5).
 TOLERATED_S, TOLERATED_MB = 15.0, 4096.0
 COLUMNS = ("case", "size", "seconds", "loading_s", "max_mb", "area_mb_s", "within_15_s", "within_4_gb")
 
@@ -65,17 +75,17 @@ def measure_efficiency(
     checkpoint: str = "checkpoint_final.pth",
     step_size: float = 0.5,
     disable_tta: bool = False,
-    device: str = "cuda",
+    device: str | None = None,
     threads: int = 0,
     report: Callable[[CaseCost], None] | None = None,
     refuse: Callable[[str, str], None] | None = None,
 ) -> list[CaseCost]:
-    """Predict every case of a folder in a fresh process, one after the other, and measure its time and memory.
+    """Predict each case of a folder in a fresh process, one after the other, and measure its time and memory.
 
     A process does what the prediction commands do with one case and without workers (-npp 0 -nps 0); its label map is
     thrown away. Memory is sampled every 0.1 s. With "cpu" it is the resident memory of the process and its children;
-    with "cuda" what is in use on the first visible card above what was before, so that nothing else should use the
-    card meanwhile (the process's CUDA context counts, as in nvidia-smi).
+    with "cuda" the memory in use on the first visible card above what was in use before, so leave the card to this
+    function (the process's CUDA context counts, as in nvidia-smi).
 
     Args:
         model: a model folder, or an ONNX file of `export_onnx`.
@@ -85,10 +95,11 @@ def measure_efficiency(
         checkpoint: file name of the checkpoint in a model folder.
         step_size: of the sliding window, as a fraction of the patch.
         disable_tta: do not mirror.
-        device: "cuda" or "cpu", where the network computes and whose memory is measured.
+        device: "cuda" or "cpu", where the network computes and whose memory is measured; None: cuda where PyTorch, and
+            for a file ONNX Runtime, can use a card.
         threads: of the network; 0 is one a core.
-        report: called with every row as soon as there is one.
-        refuse: called with the name of every case that is left out, and why: its files cannot be used.
+        report: called with each row as soon as it is measured.
+        refuse: called with the name of each case whose files cannot be used, and the reason.
 
     Raises:
         UserError: model or images are missing or wrong, a package is missing, the prediction of a case failed, or no
@@ -96,8 +107,11 @@ def measure_efficiency(
     """
     need("psutil")
     check_step_size(step_size)
-    model = Path(model)
-    plans, dataset_json, configuration = _described(model, [str(f) for f in folds or (0,)], bool(folds), checkpoint)
+    model, names = Path(model), tuple(str(fold) for fold in folds or (0,))
+    if folds and model.is_file():
+        raise UserError(f"-f chooses folds of a model folder, and {model} is a file with one fold; leave it out")
+    device = resolve_device(usual_session_device() if device is None and model.is_file() else device)
+    plans, dataset_json, configuration = _described(model, names, checkpoint)
     cases = list_cases(Path(images), dataset_json)
     read_mb = _reader(device)
     costs, reason = [], None
@@ -108,8 +122,7 @@ def measure_efficiency(
                 refuse(case, reason)
             continue
         with tempfile.TemporaryDirectory() as folder:
-            job = Job(model, tuple(str(fold) for fold in folds or (0,)), checkpoint, tuple(files), Path(folder),
-                      step_size, disable_tta, device, threads)  # fmt: skip
+            job = Job(model, names, checkpoint, tuple(files), Path(folder), step_size, disable_tta, device, threads)
             costs.append(_measure(case, _size(files, plans), job, read_mb))
         if report is not None:
             report(costs[-1])
@@ -120,13 +133,9 @@ def measure_efficiency(
     return costs
 
 
-def _described(
-    model: Path, folds: list[str], chosen: bool, checkpoint: str
-) -> tuple[dict[str, Any], dict[str, Any], str]:
+def _described(model: Path, folds: Sequence[str], checkpoint: str) -> tuple[dict[str, Any], dict[str, Any], str]:
     """plans.json, dataset.json and configuration of a model folder or an ONNX file, opened to see if it can be used."""
     if model.is_file():
-        if chosen:
-            raise UserError(f"-f chooses folds of a model folder, and {model} is a file with one fold; leave it out")
         description = open_model(model, "cpu", threads=1).description
         return description.plans, description.dataset_json, description.configuration
     check_model_folder(model, folds, checkpoint)
@@ -135,7 +144,7 @@ def _described(
 
 
 def _reader(device: str) -> Callable[[int], float]:
-    """The memory in MB of a process by its number."""
+    """What reads the memory of a process, in MB, by its number."""
     if device == "cpu":
         return resident_mb
     before = used_on_card_mb()  # with the context of this process, which this very call makes
@@ -165,10 +174,97 @@ def _measure(case: str, size: tuple[int, ...], job: Job, read_mb: Callable[[int]
     if process.exitcode != 0:
         raise UserError(f"the prediction of {case} failed with exit code {process.exitcode} "
                         f"({_last_words(job.folder)}); the prediction command shows all that it says")  # fmt: skip
-    loading_s = float((job.folder / READY).read_text()) - begin
+    loading_s = float((job.folder / _READY).read_text()) - begin
     return CaseCost(case, size, samples[-1][0], loading_s, max(mb for _, mb in samples), area(samples))
 
 
 def _last_words(folder: Path) -> str:
-    lines = (folder / LOG).read_text(errors="replace").split("\n") if (folder / LOG).is_file() else []
+    lines = (folder / _LOG).read_text(errors="replace").split("\n") if (folder / _LOG).is_file() else []
     return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+
+
+def watch(process: Any, read_mb: Callable[[], float]) -> list[Sample]:
+    """Read the memory of a started `multiprocessing.Process` every 0.1 s until it ends.
+
+    The last sample, at the end, repeats the memory of the one before: there is nothing left to read.
+    """
+    begin = time.perf_counter()
+    samples: list[Sample] = []
+    while process.is_alive():
+        now = time.perf_counter() - begin
+        samples.append((now, read_mb()))
+        process.join(max(0.0, now + PERIOD_S - (time.perf_counter() - begin)))
+    samples.append((time.perf_counter() - begin, samples[-1][1] if samples else 0.0))
+    return samples
+
+
+def area(samples: Sequence[Sample]) -> float:
+    """Area under the curve by the trapezoid rule, in MB s."""
+    return sum((b[0] - a[0]) * (a[1] + b[1]) / 2 for a, b in pairwise(samples))
+
+
+def resident_mb(process_id: int) -> float:
+    """Resident memory of a process and its children, in MB of 2^20 bytes; shared pages count twice.
+
+    Raises:
+        UserError: psutil is missing.
+    """
+    psutil = need("psutil")
+    total = 0
+    try:
+        parent = psutil.Process(process_id)
+        for process in (parent, *parent.children(recursive=True)):
+            total += process.memory_info().rss
+    except psutil.NoSuchProcess:  # it ended meanwhile
+        pass
+    return total / _MB
+
+
+def used_on_card_mb() -> float:
+    """Memory in use on the first visible card, by all processes, in MB of 2^20 bytes."""
+    free, total = torch.cuda.mem_get_info(0)
+    return (total - free) / _MB
+
+
+@dataclass(frozen=True)
+class Job:
+    """A case to predict, and the model to do it.
+
+    Args:
+        model: an ONNX file or a model folder.
+        folds, checkpoint: of the folder.
+        images: files of the case, one a channel.
+        folder: an empty one, for the label map, what the process prints (`_LOG`) and the time at which the model was
+            ready (`_READY`).
+        step_size, disable_tta, device, threads: as in `predict_onnx`.
+    """
+
+    model: Path
+    folds: tuple[str, ...]
+    checkpoint: str
+    images: tuple[str, ...]
+    folder: Path
+    step_size: float
+    disable_tta: bool
+    device: str
+    threads: int
+
+
+def predict_case(job: Job) -> None:
+    """Load the model, predict the case and write its label map, as the prediction commands do in one process."""
+    with open(job.folder / _LOG, "wb") as log:
+        for stream in (1, 2):
+            os.dup2(log.fileno(), stream)
+    if job.device == "cpu":  # as nnUNetv2_predict does
+        torch.set_num_threads(job.threads or multiprocessing.cpu_count())
+    if job.model.is_dir():
+        from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+        predictor = nnUNetPredictor(job.step_size, use_mirroring=not job.disable_tta, device=torch.device(job.device),
+                                    allow_tqdm=False)  # fmt: skip
+        load_folds(predictor, job.model, job.folds, job.checkpoint)
+    else:
+        model = open_model(job.model, job.device, job.threads)
+        predictor = make_predictor([model], job.step_size, job.disable_tta, job.device)
+    (job.folder / _READY).write_text(str(time.time()))
+    predictor.predict_from_files_sequential([list(job.images)], [str(job.folder / "case")])

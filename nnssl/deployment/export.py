@@ -14,7 +14,7 @@ from nnssl.deployment.session import make_session, need, run
 
 logger = logging.getLogger("nnssl")
 
-OPSET = 18  # what torch's exporter is written in; a later one would only ask for a later runtime
+OPSET = 18  # that torch's exporter is written in; a later one would only need a later runtime
 MAX_DIFFERENCE = 1e-3  # of logits
 _BATCH_SIZES = (1, 2, 3)  # of the random inputs that are compared
 
@@ -28,13 +28,13 @@ def export_onnx(
     """Write the network of a model folder as an ONNX file that holds all that prediction needs.
 
     Opset 18; input "image" (B, C, *patch) with any B and the patch of the plans, output "logits" (B, num_classes,
-    *patch), both float32. The sliding window is not part of it. Stock trainers and ours, 3D and 2D configurations and
-    the second stage of a cascade are exported, regions and an ignore label too: whatever `nnUNetv2_predict` can use.
+    *patch), both float32. The sliding window is not part of it. Takes whatever `nnUNetv2_predict` can use: stock
+    trainers and ours, 3D and 2D configurations, the second stage of a cascade, regions, an ignore label.
 
     Args:
         model_folder: of a training, TRAINER__PLANS__CONFIGURATION.
         output_file: replaced in one piece, after the check.
-        fold: a number, or "all"; an ensemble is several files.
+        fold: a number, or "all"; an ensemble is one file per fold.
         checkpoint: file name of the checkpoint.
 
     Returns:
@@ -48,13 +48,13 @@ def export_onnx(
         need(package)
     output = Path(output_file)
     if output.is_dir():
-        raise UserError(f"{output} is a folder; -o wants the name of a file, such as {output / 'student.onnx'}")
+        raise UserError(f"{output} is a folder; give -o a file, such as {output / 'student.onnx'}")
     model = read_model(Path(model_folder), str(fold), checkpoint)
     content = to_onnx(model)
     difference = largest_difference(model, content)
-    if not difference <= MAX_DIFFERENCE:  # also where it is no number
+    if not difference <= MAX_DIFFERENCE:  # also if it is NaN
         raise UserError(f"the largest difference of ONNX Runtime's logits to PyTorch's is {difference:.2e}, more than "
-                        f"{MAX_DIFFERENCE:g}; {output} was not written: another version of torch or onnxruntime may "
+                        f"{MAX_DIFFERENCE:g}; {output} was not written; another version of torch or onnxruntime may "
                         f"export this network correctly")  # fmt: skip
     replace_file(output, content)
     logger.info("%s: %.1f MB, opset %d, patch %s, largest difference of the logits to PyTorch %.2e",
@@ -70,7 +70,7 @@ def to_onnx(model: TrainedModel) -> bytes:
     """
     import torch
 
-    example = torch.randn(2, *model.input_shape)  # a batch of 1 would be taken for a constant
+    example = torch.randn(2, *model.input_shape)  # the exporter would take a batch of 1 for a constant
     with quietly():
         try:
             program: Any = torch.onnx.export(
@@ -88,7 +88,7 @@ def to_onnx(model: TrainedModel) -> bytes:
 
 
 def largest_difference(model: TrainedModel, content: bytes) -> float:
-    """Largest absolute difference between the logits of ONNX Runtime and those of PyTorch, on random patches."""
+    """Largest absolute difference between ONNX Runtime's logits and PyTorch's, on random patches."""
     import numpy as np
     import torch
 

@@ -1,5 +1,5 @@
-"""Trained networks of nnU-Net's model folders, loaded as `nnUNetv2_predict` loads them, but nothing of other people's
-making is called."""
+"""Trained networks of nnU-Net's model folders, loaded as `nnUNetv2_predict` does, but without calling code that other
+people have put there."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ class TrainedModel:
 
 
 def check_model_folder(folder: Path, folds: Sequence[str], checkpoint: str) -> None:
-    """Raise UserError where `folder` is no model folder, or has not these folds with this checkpoint."""
+    """Raise UserError if `folder` is no model folder, or lacks these folds with this checkpoint."""
     if not folder.is_dir():
-        raise UserError(f"there is no folder {folder}; -m wants the folder of a training, which is named "
+        raise UserError(f"there is no folder {folder}; give -m the model folder of a training, named "
                         f"TRAINER__PLANS__CONFIGURATION")  # fmt: skip
     for name in ("plans.json", "dataset.json"):
         if not (folder / name).is_file():
-            raise UserError(f"{folder} has no {name}; -m wants the folder that holds it beside the fold_... folders "
+            raise UserError(f"{folder} has no {name}; give -m the folder that holds it beside the fold_... folders "
                             f"of a training")  # fmt: skip
     read_json(folder / "plans.json", PlansFile)
     read_json(folder / "dataset.json", DatasetFile)
@@ -59,15 +59,15 @@ def check_model_folder(folder: Path, folds: Sequence[str], checkpoint: str) -> N
 
 @dataclass(frozen=True)
 class Opened:
-    """What a model folder holds, without code that others may have put into it.
+    """Content of a model folder; nothing of it has been called.
 
     Args:
-        plans, dataset_json: its files.
+        plans, dataset_json: content of its files.
         name: of the configuration.
         configuration: of the plans, with the full names of its classes.
         trainer_name: name of the trainer's class.
         mirroring_axes: along which prediction mirrors, as the training allows it.
-        weights: of every fold.
+        weights: of each fold.
     """
 
     plans: dict[str, Any]
@@ -80,10 +80,10 @@ class Opened:
 
 
 def open_folds(folder: Path, folds: Sequence[str], checkpoint: str) -> Opened:
-    """Read a model folder that `check_model_folder` has seen; nothing of it is built or called.
+    """Read a model folder that `check_model_folder` has accepted; nothing of it is built or called.
 
     Raises:
-        UserError: plans or checkpoints could run code, or a checkpoint is not one of nnU-Net.
+        UserError: plans or checkpoints could run code, or a checkpoint is not nnU-Net's.
     """
     plans, dataset_json = read_json(folder / "plans.json", PlansFile), read_json(folder / "dataset.json", DatasetFile)
     first, weights = _read_folds([folder / f"fold_{fold}" / checkpoint for fold in folds])
@@ -95,34 +95,36 @@ def open_folds(folder: Path, folds: Sequence[str], checkpoint: str) -> Opened:
     return Opened(plans, dataset_json, name, trusted, first["trainer_name"], axes, weights)
 
 
-def load_folds(predictor: Any, folder: Path, folds: Sequence[str], checkpoint: str) -> str:
-    """Initialise an `nnUNetPredictor` from a model folder that `check_model_folder` has seen.
+def load_folds(predictor: Any, folder: Path, folds: Sequence[str], checkpoint: str) -> None:
+    """Initialise an `nnUNetPredictor` from a model folder that `check_model_folder` has accepted.
 
-    As its `initialize_from_trained_model_folder` does, which lets checkpoints run code and builds whatever plans name.
-
-    Returns:
-        Name of the configuration.
+    Its own `initialize_from_trained_model_folder` lets checkpoints run code and builds whatever plans name.
 
     Raises:
         UserError: as `open_folds`; or nnU-Net does not find the trainer, or the weights do not fit the network.
     """
+    opened = open_folds(folder, folds, checkpoint)
+    with quietly():
+        network, plans, configuration, _ = _network(opened, folder)
+        predictor.manual_initialization(network, plans, configuration, opened.weights, opened.dataset_json,
+                                        opened.trainer_name, opened.mirroring_axes)  # fmt: skip
+
+
+def _network(opened: Opened, folder: Path) -> tuple[Any, Any, Any, int]:
+    """The network with the weights of the first fold, nnU-Net's managers of plans and configuration, input channels."""
     from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
     from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
-    opened = open_folds(folder, folds, checkpoint)
-    with quietly():
-        try:
-            plans, configuration = PlansManager(opened.plans), ConfigurationManager(opened.configuration)
-            channels = determine_num_input_channels(plans, configuration, opened.dataset_json)
-            heads = plans.get_label_manager(opened.dataset_json).num_segmentation_heads
-            network = _build(_trainer(opened.trainer_name), plans, configuration, channels, heads)
-            network.load_state_dict(opened.weights[0])
-        except RuntimeError as error:  # how nnU-Net says that there is no such trainer, and torch that nothing fits
-            raise UserError(f"nnU-Net cannot load {folder} ({' '.join(str(error).split())[:300]}); nnssl_doctor says "
-                            f"whether it finds its trainers") from error  # fmt: skip
-        predictor.manual_initialization(network, plans, configuration, opened.weights, opened.dataset_json,
-                                        opened.trainer_name, opened.mirroring_axes)  # fmt: skip
-    return opened.name
+    try:
+        plans, configuration = PlansManager(opened.plans), ConfigurationManager(opened.configuration)
+        channels = determine_num_input_channels(plans, configuration, opened.dataset_json)
+        heads = plans.get_label_manager(opened.dataset_json).num_segmentation_heads
+        network = _build(_trainer(opened.trainer_name), plans, configuration, channels, heads)
+        network.load_state_dict(opened.weights[0])
+    except RuntimeError as error:  # how nnU-Net says that there is no such trainer, and torch that nothing fits
+        raise UserError(f"nnU-Net cannot load {folder} ({' '.join(str(error).split())[:300]}); nnssl_doctor says "
+                        f"whether it finds its trainers") from error  # fmt: skip
+    return network, plans, configuration, channels
 
 
 def _read_folds(files: Sequence[Path]) -> tuple[dict[str, Any], list[Any]]:
@@ -133,8 +135,7 @@ def _read_folds(files: Sequence[Path]) -> tuple[dict[str, Any], list[Any]]:
         content = read_nnunet_checkpoint(file)
         has = {*content, *(content.get("init_args") or ())}
         if absent := [key for key in ("network_weights", "trainer_name", "configuration") if key not in has]:
-            raise UserError(f"{file} has no {absent[0]}, so that it is no checkpoint of nnUNetv2_train; name one with "
-                            f"-chk")  # fmt: skip
+            raise UserError(f"{file} has no {absent[0]}, so it is no checkpoint of nnUNetv2_train; name one with -chk")
         weights.append(content["network_weights"])
         first = first or {key: value for key, value in content.items() if key != "optimizer_state"}
     return first, weights
@@ -146,12 +147,12 @@ def _trainer(name: str) -> Any:
 
     try:
         return recursive_find_trainer_class_by_name(name)
-    except (AssertionError, TypeError) as error:  # something of that name that is no trainer
+    except (AssertionError, TypeError) as error:  # a class of that name that is no trainer
         raise RuntimeError(f"{name!r} is no trainer") from error
 
 
 def _build(trainer: Any, plans: Any, configuration: Any, channels: int, heads: int) -> Any:
-    """The network without deep supervision; trainers of before nnU-Net 2.8 take the parts of the architecture."""
+    """The network without deep supervision; trainers from before nnU-Net 2.8 take the parts of the architecture."""
     if "plans_manager" in inspect.signature(trainer.build_network_architecture).parameters:
         described: tuple[Any, ...] = (plans, configuration)
     else:
@@ -164,7 +165,7 @@ def _build(trainer: Any, plans: Any, configuration: Any, channels: int, heads: i
 
 
 def read_model(folder: Path, fold: str, checkpoint: str) -> TrainedModel:
-    """Load one fold of a model folder; any will do that `nnUNetv2_predict` can use.
+    """Load one fold of any model folder that `nnUNetv2_predict` can use.
 
     Args:
         folder: of a training, TRAINER__PLANS__CONFIGURATION.
@@ -174,29 +175,18 @@ def read_model(folder: Path, fold: str, checkpoint: str) -> TrainedModel:
     Raises:
         UserError: something is missing, or nnU-Net cannot build the network or load it.
     """
-    import torch
-
     check_model_folder(folder, [fold], checkpoint)
+    opened = open_folds(folder, [fold], checkpoint)
     with quietly():
-        from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-        from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
-
-        predictor = nnUNetPredictor(device=torch.device("cpu"))
-    name = load_folds(predictor, folder, [fold], checkpoint)
-    configuration, plans, axes = (
-        predictor.configuration_manager,
-        predictor.plans_manager,
-        predictor.allowed_mirroring_axes,
-    )
-    channels = determine_num_input_channels(plans, configuration, predictor.dataset_json)
+        network, plans, configuration, channels = _network(opened, folder)
+    axes = opened.mirroring_axes
     description = Description(
         plans=plans.plans,
-        dataset_json=predictor.dataset_json,
-        configuration=name,
+        dataset_json=opened.dataset_json,
+        configuration=opened.name,
         fold=fold if fold == "all" else int(fold),
-        trainer_name=predictor.trainer_name,
+        trainer_name=opened.trainer_name,
         mirroring_axes=None if axes is None else [int(axis) for axis in axes],
         nnssl_version=VERSION,
     )
-    network = getattr(predictor.network, "_orig_mod", predictor.network)  # nnUNet_compile wraps it
     return TrainedModel(network.eval(), description, (channels, *map(int, configuration.patch_size)))

@@ -15,16 +15,16 @@ from torch import Tensor
 from nnssl.core.errors import UserError
 from nnssl.data.pool import quietly
 from nnssl.deployment.cases import list_cases, why_left_out
-from nnssl.deployment.session import OnnxModel, open_model, run
+from nnssl.deployment.session import OnnxModel, open_model, run, usual_session_device
 
 log = logging.getLogger("nnssl")
 
 
 class SessionNetwork:
-    """Stands where `nnUNetPredictor` has its network: what it loads for each fold is a session.
+    """Takes the place of the network in `nnUNetPredictor`: the "weights" that it loads for each fold are a session.
 
     Args:
-        session: the first to be used.
+        session: to use first.
     """
 
     def __init__(self, session: Any) -> None:
@@ -35,11 +35,11 @@ class SessionNetwork:
         self._session = session
 
     def to(self, _device: torch.device) -> SessionNetwork:
-        """Do nothing: the session's provider decided where it computes."""
+        """Return itself: the session's provider decides where it computes."""
         return self
 
     def eval(self) -> SessionNetwork:
-        """Do nothing: there is nothing else."""
+        """Return itself: a session only predicts."""
         return self
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -60,43 +60,44 @@ def predict_onnx(
     prev_stage_predictions: str | None = None,
     num_parts: int = 1,
     part_id: int = 0,
-    device: str = "cuda",
+    device: str | None = None,
     threads: int = 0,
     disable_progress_bar: bool = False,
     not_on_device: bool = False,
     verbose: bool = False,
 ) -> dict[str, str]:
-    """Predict a folder of images as `nnUNetv2_predict_from_modelfolder` does, with the same files as result.
+    """Predict a folder of images as `nnUNetv2_predict_from_modelfolder` does, and write the same files.
 
     Preprocessing, sliding window, mirroring, resampling and writing are nnU-Net's own functions.
 
     Args:
         input_folder: images named like case_0000.nii.gz.
-        output_folder: for the label maps; made where it is missing.
-        models: files of `export_onnx`; several are an ensemble whose logits are averaged, as nnU-Net does with folds.
+        output_folder: for the label maps; made if it is missing.
+        models: files of `export_onnx`; several are an ensemble: their logits are averaged, as nnU-Net does with folds.
         step_size: of the sliding window, as a fraction of the patch.
         disable_tta: do not mirror.
         save_probabilities: also write the probabilities of every class.
-        continue_prediction: leave out what `output_folder` holds already.
-        num_processes_preprocessing: processes; 0 is this one.
+        continue_prediction: leave out cases that `output_folder` holds already.
+        num_processes_preprocessing: processes; 0 works in this one.
         num_processes_segmentation_export: processes for resampling and writing; 0 if and only if the other is 0.
         prev_stage_predictions: folder with the first stage's label maps, for the second stage of a cascade.
         num_parts: number of calls that share the cases.
         part_id: which of them this is, from 0 on.
-        device: "cuda" or "cpu", see `open_model`.
+        device: "cuda" or "cpu", see `open_model`; None: cuda where PyTorch and ONNX Runtime can use a card.
         threads: of the session and of torch; 0 leaves both as they are.
-        disable_progress_bar: show none.
-        not_on_device: keep the sum of the logits in the computer's memory.
-        verbose: say more.
+        disable_progress_bar: show no bar.
+        not_on_device: sum the logits in main memory instead of on the card.
+        verbose: also print what nnU-Net prints.
 
     Returns:
-        Why cases were left out, by name; the others are predicted.
+        The reasons of the cases that were left out, by name; the others are predicted.
 
     Raises:
         UserError: an argument, a model or an image is missing or wrong, or no image can be used.
     """
     check_step_size(step_size)
     _check_processes(num_parts, part_id, num_processes_preprocessing, num_processes_segmentation_export)
+    device = device or usual_session_device()
     opened = open_ensemble([Path(model) for model in models], device, threads)
     cases = list_cases(Path(input_folder), opened[0].description.dataset_json)
     with limited_threads(threads):
@@ -134,13 +135,13 @@ def predict_onnx(
 
 
 def _predicted(folder: str | Path, names: list[str], predictor: Any, save_probabilities: bool) -> set[str]:
-    """Cases that nnU-Net passes over where it continues."""
+    """Cases that nnU-Net skips when it continues."""
     endings = [predictor.dataset_json["file_ending"], *([".npz"] if save_probabilities else [])]
     return {name for name in names if all((Path(folder) / f"{name}{ending}").is_file() for ending in endings)}
 
 
 def _left_out(cases: dict[str, list[str]], model: OnnxModel, previous: str | None) -> dict[str, str]:
-    """Why cases cannot be predicted, by name; each is said. nnU-Net would end at the first one."""
+    """Why cases cannot be predicted, by name; each is logged. nnU-Net would end at the first one."""
     about, found = model.description, {}
     for name, files in cases.items():
         first = None if previous is None else str(Path(previous) / f"{name}{about.dataset_json['file_ending']}")
@@ -162,8 +163,7 @@ def open_ensemble(files: Sequence[Path], device: str, threads: int) -> list[Onnx
     for file, model in zip(files[1:], opened[1:], strict=True):
         for name in (field.name for field in fields(first) if field.name not in ("fold", "nnssl_version")):
             if getattr(model.description, name) != getattr(first, name):
-                raise UserError(f"{files[0]} and {file} differ in their {name}; an ensemble is made of folds of one "
-                                f"model folder")  # fmt: skip
+                raise UserError(f"{files[0]} and {file} differ in their {name}; give folds of one model folder")
     return opened
 
 
@@ -176,7 +176,7 @@ def make_predictor(
     not_on_device: bool = False,
     verbose: bool = False,
 ) -> Any:
-    """An `nnUNetPredictor` whose network are the sessions of these models; arguments as in `predict_onnx`."""
+    """An `nnUNetPredictor` on the sessions of these models; arguments as in `predict_onnx`."""
     with quietly():
         from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
         from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -201,7 +201,7 @@ def make_predictor(
 
 @contextmanager
 def limited_threads(threads: int) -> Iterator[None]:
-    """Give torch so many threads meanwhile; 0 leaves it as it is."""
+    """Give torch this number of threads inside the context; 0 changes nothing."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
     try:
@@ -211,7 +211,7 @@ def limited_threads(threads: int) -> Iterator[None]:
 
 
 def check_step_size(step_size: float) -> None:
-    """Raise UserError where the window would not move, or would leave something out."""
+    """Raise UserError if the window would not move, or would skip voxels."""
     if not 0 < step_size <= 1:
         raise UserError(f"-step_size {step_size} must be above 0 and at most 1, such as 0.5")
 
@@ -225,8 +225,7 @@ def _check_processes(num_parts: int, part_id: int, preprocessing: int, export: i
 
 def _check_stage(previous: str | None, folder: str | None, cases: dict[str, list[str]], ending: str) -> None:
     if previous is None and folder is not None:
-        raise UserError("-prev_stage_predictions is for the second stage of a cascade, which this model is not; leave "
-                        "it out")  # fmt: skip
+        raise UserError("this model is not the second stage of a cascade; leave out -prev_stage_predictions")
     if previous is None:
         return
     if folder is None:

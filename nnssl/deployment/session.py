@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from importlib import import_module
@@ -11,17 +12,20 @@ from typing import Any
 
 import numpy as np
 
+from nnssl.core.distributed import resolve_device
 from nnssl.core.errors import UserError
 from nnssl.core.files import checked
 from nnssl.core.own_files import OnnxFile
 from nnssl.data.trusted import refuse_untrusted_names
 from nnssl.networks.build import any_configuration
 
+log = logging.getLogger("nnssl")
+
 _INSTALL = "pip install onnx onnxscript onnxruntime psutil"
 
 
 def need(name: str) -> Any:
-    """Return the module of that name, one of the extra `onnx`.
+    """Import a module of the extra `onnx`.
 
     Raises:
         UserError: it cannot be imported; the message has the line to type.
@@ -68,7 +72,7 @@ class Description:
         """The description in the metadata of `file`.
 
         Raises:
-            UserError: there is none, or one of another version of the format.
+            UserError: the metadata hold none, or one in another version of the format.
         """
         made_by = "give a file that nnssl_export_onnx of this version wrote"
         found = {key.removeprefix(_PREFIX): value for key, value in metadata.items() if key.startswith(_PREFIX)}
@@ -110,8 +114,8 @@ def open_model(file: Path, device: str = "cpu", threads: int = 0) -> OnnxModel:
         threads: of the session; 0 is one a core.
 
     Raises:
-        UserError: the file is missing, damaged or not ours, its plans name what nnU-Net must not call, or ONNX Runtime
-            cannot use the device.
+        UserError: the file is missing, damaged or not ours, its plans name code that nnU-Net must not call, or ONNX
+            Runtime cannot use the device.
     """
     if not file.is_file():
         raise UserError(f"there is no file {file}; nnssl_export_onnx makes one from a model folder")
@@ -119,7 +123,7 @@ def open_model(file: Path, device: str = "cpu", threads: int = 0) -> OnnxModel:
         session = make_session(str(file), device, threads)
     except UserError:
         raise
-    except Exception as error:  # ONNX Runtime's errors have no type in common; all of them mean: not a usable file
+    except Exception as error:  # ONNX Runtime's errors have no common type; all of them mean: not a usable file
         raise UserError(f"{file} cannot be read as an ONNX file, make it again with nnssl_export_onnx "
                         f"({' '.join(str(error).split())[:300]})") from error  # fmt: skip
     description = Description.from_metadata(session.get_modelmeta().custom_metadata_map, file)
@@ -137,7 +141,9 @@ def make_session(model: str | bytes, device: str = "cpu", threads: int = 0) -> A
     if not 0 <= threads <= _MOST_THREADS:
         raise UserError(f"-threads takes a number from 0 (one a core) to {_MOST_THREADS}, not {threads}")
     onnxruntime = need("onnxruntime")
-    onnxruntime.disable_telemetry_events()  # nothing about a hospital's use is to be collected
+    onnxruntime.disable_telemetry_events()  # nothing about a hospital's use may be collected
+    if device not in _PROVIDERS:
+        raise UserError(f"there is no device {device!r}; use -device cuda or -device cpu")
     provider = _PROVIDERS[device]
     refused = (f"ONNX Runtime {onnxruntime.__version__} cannot use a CUDA card here; give -device cpu, or type: "
                f"pip install onnxruntime-gpu")  # fmt: skip
@@ -146,17 +152,19 @@ def make_session(model: str | bytes, device: str = "cpu", threads: int = 0) -> A
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(model, options, providers=[provider])
-    if provider not in session.get_providers():  # where a library of CUDA is missing it only warns
+    if provider not in session.get_providers():  # if a CUDA library is missing it only warns
         raise UserError(refused)
     return session
 
 
-def usable_device() -> str:
-    """ "cuda" where ONNX Runtime was built for it and torch sees a card; else "cpu"."""
-    import torch
-
-    built = _PROVIDERS["cuda"] in need("onnxruntime").get_available_providers()
-    return "cuda" if built and torch.cuda.is_available() else "cpu"
+def usual_session_device() -> str:
+    """The device of a session without -device: cuda where PyTorch and ONNX Runtime can use a card, else cpu."""
+    device = resolve_device(None)
+    if device == "cuda" and _PROVIDERS["cuda"] not in need("onnxruntime").get_available_providers():
+        log.warning("this ONNX Runtime knows no CUDA, so the CPU is used; -device cpu says so without this line, and "
+                    "pip install onnxruntime-gpu makes it use the card")  # fmt: skip
+        return "cpu"
+    return device
 
 
 def run(session: Any, image: np.ndarray) -> np.ndarray:

@@ -1,8 +1,8 @@
-"""Principal components of the features of body voxels, from a bounded sample of them."""
+"""Principal components of features: of a few vectors, or of a bounded sample of body voxels of many images."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from zipfile import BadZipFile
@@ -15,14 +15,15 @@ from torch import Tensor
 from nnssl.core.errors import BadCase, UserError
 from nnssl.core.files import replace_file
 from nnssl.core.geometry import Box
+from nnssl.features.match import Vectors
 from nnssl.features.model import PretrainedModel
 from nnssl.features.tiles import Slices, Tiling, run_tile, tile_for
 from nnssl.networks.pyramid import Stride, gather_voxels
 
 Floats = NDArray[np.float64]
 
-VOXELS = 50_000  # that the components are fitted on, of all cases together
-TILES = 256  # that these voxels lie in, of all cases together, but one of each case
+VOXELS = 50_000  # of all cases together, for the fit
+TILES = 256  # of all cases together, that hold these voxels; at least one of each case
 
 
 @dataclass(frozen=True)
@@ -31,10 +32,10 @@ class Projection:
 
     Args:
         mean: (D,) of the features.
-        components: (K, D) unit vectors, the first with the largest variance; the entry of the largest size is positive.
+        components: (K, D) unit vectors, see `leading_axes`.
         explained: (K,) share of the whole variance.
         level: of the features, see `nnssl.features.tiles.dense_features`.
-        weights: `PretrainedModel.fingerprint` of the network that they are of.
+        weights: `PretrainedModel.fingerprint` of their network.
     """
 
     mean: Floats
@@ -45,7 +46,7 @@ class Projection:
 
     @property
     def offset(self) -> Tensor:
-        """(K,) what is added to the components' products with the features."""
+        """(K,) to add to the components' products with the features."""
         return torch.from_numpy(-self.components @ self.mean).float()
 
     def apart(self, channels: Sequence[int], device: torch.device) -> list[Tensor]:
@@ -63,7 +64,7 @@ class Projection:
 
 
 def load_projection(file: Path, model: PretrainedModel, level: int | None) -> Projection:
-    """Read a projection and make sure that it is one of these features.
+    """Read a projection and check that it was fitted on these features.
 
     Raises:
         UserError: the file is missing or no projection, or it was fitted on other features.
@@ -88,7 +89,7 @@ def load_projection(file: Path, model: PretrainedModel, level: int | None) -> Pr
 
 
 class Moments:
-    """Mean and covariance of rows that come in parts; (D, D) float64 are held and no row."""
+    """Mean and covariance of rows that come in parts; it holds (D, D) float64 and no row."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -124,8 +125,8 @@ def leading_axes(covariance: Floats, count: int) -> tuple[Floats, Floats]:
     """The first principal axes of a covariance (D, D), and each one's share of the whole variance.
 
     Returns:
-        (K, D) unit vectors, the largest variance first; the entry of the largest size is positive, so that the same
-        data always give the same signs. And (K,) shares. K is `count`, or D if that is less.
+        (K, D) unit vectors, the largest variance first, with a positive largest entry so that the same data give the
+        same signs; and (K,) shares. K is `count`, or D if that is less.
     """
     variances, vectors = np.linalg.eigh(covariance)  # ascending
     axes = vectors.T[::-1][:count]
@@ -144,7 +145,7 @@ def sample_features(
     rng: np.random.Generator,
     device: str = "cpu",
 ) -> NDArray[np.float32]:
-    """Features (n, D) of random body voxels, which lie in a few random tiles.
+    """Features (n, D) of random body voxels in a few random tiles.
 
     Args:
         model: on the device.
@@ -152,7 +153,7 @@ def sample_features(
         body: (Z, Y, X).
         level: as of `dense_features`.
         voxels: n, at most.
-        tiles: that are computed, at most.
+        tiles: to compute, at most.
         rng: source of the draw.
         device: where the model is.
 
@@ -191,3 +192,59 @@ def _read(levels: list[Tensor], strides: Sequence[Stride], at: NDArray, level: i
         gather_voxels([levels[i][None] for i in chosen], [strides[i] for i in chosen], voxels).cpu().numpy()
     )
     return features
+
+
+@dataclass(frozen=True)
+class Balance:
+    """Joins the vectors of several maps so that every map counts alike.
+
+    The vectors of each map are centred and divided by the root of their mean squared length.
+
+    Args:
+        means: (d,) by the name of the map.
+        scales: divisor of each map.
+    """
+
+    means: dict[str, NDArray[np.float32]]
+    scales: dict[str, float]
+
+    @classmethod
+    def of(cls, vectors: Mapping[str, NDArray[np.float32]]) -> Balance:
+        """Of vectors (N, d) by name."""
+        means = {name: part.mean(0) for name, part in vectors.items()}
+        squares = {name: float(((part - means[name]) ** 2).sum(1).mean()) for name, part in vectors.items()}
+        return cls(means, {name: max(square, 1e-24) ** 0.5 for name, square in squares.items()})
+
+    def __call__(self, vectors: Vectors) -> Floats:
+        """(N, sum of d) of vectors (N, d) by name."""
+        parts = [(vectors[name] - mean) / self.scales[name] for name, mean in self.means.items()]
+        return np.concatenate(parts, axis=1).astype(np.float64)
+
+
+@dataclass(frozen=True)
+class Components:
+    """Principal components.
+
+    Args:
+        mean: (D,) of the vectors.
+        axes: (k, D) orthonormal rows, see `leading_axes`.
+        explained: (k,) share of the whole variance, 0 to 1.
+    """
+
+    mean: Floats
+    axes: Floats
+    explained: Floats
+
+    def __call__(self, vectors: Floats) -> Floats:
+        """Project vectors (N, D) to (N, k)."""
+        projected: Floats = (vectors - self.mean) @ self.axes.T
+        return projected
+
+
+def principal_components(vectors: Floats, count: int) -> Components:
+    """The first components of vectors (N, D); zeros where there are fewer than `count`."""
+    mean = vectors.mean(0)
+    centred = vectors - mean
+    axes, explained = leading_axes(centred.T @ centred / len(vectors), count)
+    missing = count - len(axes)
+    return Components(mean, np.pad(axes, ((0, missing), (0, 0))), np.pad(explained, (0, missing)))

@@ -1,4 +1,4 @@
-"""Raw images, preprocessed by nnU-Net as those that an encoder was pretrained on."""
+"""Raw images, preprocessed by nnU-Net as in an encoder's pretraining."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from nnssl.core.errors import BadCase, UserError
-from nnssl.data.body_mask import body_mask_ct
-from nnssl.data.check_case import load_case
+from nnssl.data.check_case import body_mask_ct, load_case
 from nnssl.data.pool import quietly
 from nnssl.data.preprocessing import check_size_at, mask_onto_grid
 from nnssl.data.raw import RawCase, first_ct_channel
@@ -21,20 +20,21 @@ from nnssl.data.trusted import refuse_untrusted_names
 from nnssl.networks.build import resolve_configuration
 
 Floats = NDArray[np.float64]
-_FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])  # between RAS and LPS
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # of affines, and back
 _ROUNDING = 1e-6
+_GREY = (1.0, 99.5)  # percentiles that are black and white
 
 
 @dataclass(frozen=True)
 class ImageGeometry:
-    """Where the voxels of a preprocessed image lie.
+    """Where the voxels of a preprocessed image are in the world.
 
     World coordinates are (x, y, z) in mm, LPS as in DICOM and SimpleITK: x grows to the left, y to the back, z upwards.
     Voxels of the file are (x, y, z), as viewers show them; voxels of the grid are (z, y, x), after nnU-Net's transpose,
-    crop and resampling. Integers are the voxels' centres, and all points may lie between them.
+    crop and resampling. Integers are the voxels' centres; points may be anywhere.
 
     Args:
-        array_affine: (4, 4) from voxels (z, y, x) of the array that nnU-Net's reader makes, to the world.
+        array_affine: (4, 4) from voxels (z, y, x) of the array of nnU-Net's reader to the world.
         file_affine: (4, 4) from voxels (x, y, z) of the file to the world; readers may turn an image.
         axes: nnU-Net's transpose_forward: axis i of the grid is axis axes[i] of the array.
         crop_start: (3,) first voxel of nnU-Net's crop, in the grid's order of axes.
@@ -53,7 +53,7 @@ class ImageGeometry:
     def affine(self) -> Floats:
         """(4, 4) from voxels (z, y, x) of the grid to the world.
 
-        nnU-Net's resampling keeps the outer faces of the crop in place: voxel g of n lies at (g + 0.5) * old / n - 0.5.
+        nnU-Net's resampling keeps the outer faces of the crop in place: voxel g of n is at (g + 0.5) * old / n - 0.5.
         """
         scale = self.crop_size / self.size
         resampled = np.diag([*scale, 1.0])
@@ -92,22 +92,20 @@ class ImageGeometry:
         return _apply(np.linalg.inv(self.file_affine), points)
 
     def inside(self, points: ArrayLike) -> NDArray[np.bool_]:
-        """(...,) whether (..., 3) voxels of the grid lie in the image; its outer faces do."""
+        """(...,) whether (..., 3) voxels of the grid are in the image, outer faces included."""
         voxels = np.asarray(points)
         within = (voxels >= -0.5 - _ROUNDING) & (voxels <= self.size - 0.5 + _ROUNDING)
         return np.asarray(within.all(-1))
 
 
-def image_geometry(
-    properties: Mapping[str, Any], axes: Sequence[int], size: Sequence[int], file: str | None = None
-) -> ImageGeometry:
-    """Geometry of an image that nnU-Net's `DefaultPreprocessor` has preprocessed.
+def image_geometry(properties: Mapping[str, Any], axes: Sequence[int], size: Sequence[int], file: str) -> ImageGeometry:
+    """Geometry of an image preprocessed by nnU-Net's `DefaultPreprocessor`.
 
     Args:
-        properties: what its reader said about the image, with what the preprocessor added.
+        properties: of the image, from its reader and from the preprocessor.
         axes: the plans' transpose_forward.
         size: (Z, Y, X) of the preprocessed array.
-        file: the image, or that of its first channel; read where the reader turned it and does not say from what.
+        file: the image, or its first channel; read where the reader turned it and does not say from what.
     """
     array, file_affine = _affines(properties, file)
     box = np.asarray(properties["bbox_used_for_cropping"], dtype=np.float64)
@@ -116,20 +114,19 @@ def image_geometry(
     )
 
 
-def _affines(properties: Mapping[str, Any], file: str | None) -> tuple[Floats, Floats]:
+def _affines(properties: Mapping[str, Any], file: str) -> tuple[Floats, Floats]:
     """Of the array (z, y, x) and of the file (x, y, z)."""
     turned = np.eye(4)[[2, 1, 0, 3]]  # from (z, y, x) to (x, y, z)
     if "sitk_stuff" in properties:
         stuff = properties["sitk_stuff"]
         affine = _itk_affine(stuff["origin"], stuff["direction"], stuff["spacing"])
-        was_turned = "original_orientation" in stuff and file is not None
-        return affine @ turned, _affine_of_header(str(file)) if was_turned else affine
+        return affine @ turned, _affine_of_header(file) if "original_orientation" in stuff else affine
     if "nibabel_stuff" in properties:
         stuff = properties["nibabel_stuff"]
-        original = _FLIP @ np.asarray(stuff["original_affine"], dtype=np.float64)
-        array = _FLIP @ np.asarray(stuff.get("reoriented_affine", stuff["original_affine"]), dtype=np.float64)
+        original = LPS_TO_RAS @ np.asarray(stuff["original_affine"], dtype=np.float64)
+        array = LPS_TO_RAS @ np.asarray(stuff.get("reoriented_affine", stuff["original_affine"]), dtype=np.float64)
         return array @ turned, original
-    affine = np.diag([*list(properties["spacing"])[::-1], 1.0])  # a format that knows no more
+    affine = np.diag([*list(properties["spacing"])[::-1], 1.0])  # the format knows no more
     return affine @ turned, affine
 
 
@@ -164,10 +161,10 @@ class PreparedImage:
     Args:
         name: of the case, for titles and messages.
         values: (C, Z, Y, X) float32, the plans' normalised values.
-        geometry: where its voxels lie.
-        orientation: where the axes of the array that was read point, such as LPS; None where that is unknown.
-        body: (Z, Y, X) bool, for CT what air from outside does not reach, else where the raw image is not zero; None
-            unless asked for.
+        geometry: of its voxels.
+        orientation: directions of the axes of the array that was read, such as LPS; None where unknown.
+        body: (Z, Y, X) bool, in CT what air from outside does not reach, otherwise where the raw image is not zero;
+            None unless asked for.
     """
 
     name: str
@@ -177,13 +174,19 @@ class PreparedImage:
     body: np.ndarray | None = None
 
 
+def grey_window(grey: NDArray[np.float32]) -> tuple[float, float]:
+    """The values of a volume (Z, Y, X) that are shown black and white."""
+    black, white = np.percentile(grey[:: max(1, len(grey) // 32)], _GREY)
+    return float(black), float(white)
+
+
 def channel_files(image: str | Path, num_channels: int, file_ending: str) -> tuple[str, ...]:
     """Files of an image in nnU-Net's raw format.
 
     Args:
-        image: the file of any of its channels, such as `imagesTr/case_0000.nii.gz`; or one file with all channels; or
-            the case, such as `imagesTr/case`.
-        num_channels: how many there have to be.
+        image: the file of any channel, such as `imagesTr/case_0000.nii.gz`; one file with all channels; or the case,
+            such as `imagesTr/case`.
+        num_channels: that the image needs.
         file_ending: of the files of a case.
 
     Raises:
@@ -209,26 +212,31 @@ def channel_files(image: str | Path, num_channels: int, file_ending: str) -> tup
     return tuple(map(str, files))
 
 
+def raw_case(image: str | Path, num_channels: int, file_ending: str) -> RawCase:
+    """The case of an image; arguments and errors as of `channel_files`."""
+    files = channel_files(image, num_channels, file_ending)
+    return RawCase(re.sub(r"(_\d{4})?\..*$", "", Path(files[0]).name), files)
+
+
 def prepare_image(
     image: str | Path, plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any], with_body: bool = False
 ) -> PreparedImage:
-    """Read an image and preprocess it by nnU-Net's own code.
+    """Read an image and preprocess it with nnU-Net's own code.
 
     Args:
         image: see `channel_files`.
         plans: nnU-Net's.
         configuration: of the plans.
         dataset_json: of the dataset that the plans are for.
-        with_body: whether to make the mask of the body too.
+        with_body: make the body mask too.
 
     Raises:
         UserError: the image is missing or cannot be used.
     """
     channels = len(resolve_configuration(plans, configuration)["normalization_schemes"])
-    files = channel_files(image, channels, dataset_json["file_ending"])
-    name = re.sub(r"(_\d{4})?\..*$", "", Path(files[0]).name)
+    case = raw_case(image, channels, dataset_json["file_ending"])
     try:
-        return prepare_raw_case(RawCase(name, files), plans, configuration, dataset_json, with_body)
+        return prepare_raw_case(case, plans, configuration, dataset_json, with_body)
     except BadCase as bad:
         raise UserError(f"the image {image} cannot be used: {bad}") from bad
 
@@ -236,7 +244,7 @@ def prepare_image(
 def prepare_raw_case(
     case: RawCase, plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any], with_body: bool = False
 ) -> PreparedImage:
-    """As `prepare_image`, of files that are known; with the mask of the body, if asked for.
+    """As `prepare_image`, for known files.
 
     Raises:
         BadCase: the image cannot be used.
@@ -244,7 +252,7 @@ def prepare_raw_case(
     """
     try:
         return _prepare(case, plans, configuration, dataset_json, with_body)
-    except MemoryError as error:  # one image at a time: it is this one's size
+    except MemoryError as error:  # images come one at a time: this one is too large
         raise BadCase(f"not enough memory to prepare it ({error}); use a machine with more") from error
 
 

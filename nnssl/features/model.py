@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from nnssl.checkpoints.loading import load_whole
-from nnssl.checkpoints.pretrained import Pretrained, read_pretrained
-from nnssl.checkpoints.runs import checkpoint_of
+from nnssl.checkpoints.pretrained import Pretrained, pretrained_of
+from nnssl.checkpoints.runs import Run, open_run
 from nnssl.core.distributed import check_device
 from nnssl.core.errors import UserError
 from nnssl.features.images import PreparedImage, prepare_image
@@ -28,13 +28,14 @@ class PretrainedModel(nn.Module):
     """A frozen backbone with the plans that its images are preprocessed by.
 
     It stays in evaluation mode: `train()` changes nothing. A voxel (z, y, x) lies in the cell (z // s_z, y // s_y,
-    x // s_x) of a level of stride s. Images of any size are taken; they are padded with zeros at their end where the
-    network needs it, and cells that hold padding alone are cut off.
+    x // s_x) of a level of stride s. Images have any size; they are padded with zeros at their end where the network
+    needs it, and cells that hold only padding are cut off.
 
     Args:
-        backbone: the network; maps that the pretraining did not use and that are not computed are left out.
-        pretrained: what was read of the checkpoint.
+        backbone: the network, without the maps that the pretraining did not use.
+        pretrained: from the checkpoint.
         patch_size: (Z, Y, X) voxels of the crops that the backbone learned from.
+        is_random: whether the weights are random ones in place of the pretraining's.
 
     Attributes:
         channels: of each level, finest first.
@@ -43,8 +44,11 @@ class PretrainedModel(nn.Module):
             `nnssl.checkpoints.pretrained.Pretrained`.
     """
 
-    def __init__(self, backbone: FeaturePyramid, pretrained: Pretrained, patch_size: Sequence[int]) -> None:
+    def __init__(
+        self, backbone: FeaturePyramid, pretrained: Pretrained, patch_size: Sequence[int], is_random: bool = False
+    ) -> None:
         super().__init__()
+        self.is_random = is_random
         self.backbone = backbone.requires_grad_(False)
         self.channels: tuple[int, ...] = backbone.channels[backbone.finest :]
         self.strides: tuple[Stride, ...] = backbone.strides[backbone.finest :]
@@ -66,7 +70,7 @@ class PretrainedModel(nn.Module):
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of the weights, so that what was computed with them is not mixed with that of others."""
+        """Of the weights: it keeps results of different weights apart."""
         digest = hashlib.blake2b(digest_size=8)
         for name, tensor in sorted(self.backbone.state_dict().items()):
             digest.update(name.encode())
@@ -94,7 +98,7 @@ class PretrainedModel(nn.Module):
         return [_inside(level, x.shape[2:], stride) for level, stride in zip(computed, self.strides, strict=True)]
 
     def dense(self, x: Tensor) -> Tensor:
-        """Features of every voxel (B, sum(channels), Z, Y, X): the cells that it lies in, of all levels, finest first.
+        """Features of every voxel (B, sum(channels), Z, Y, X): the cells that hold it, of all levels, finest first.
 
         Arguments and errors as of `forward`.
         """
@@ -109,7 +113,7 @@ class PretrainedModel(nn.Module):
         return whole
 
     def pooled(self, x: Tensor) -> Tensor:
-        """One float32 vector an image (B, sum(channels)): the mean of each level over space, finest first.
+        """One float32 vector for each image (B, sum(channels)): the mean of each level over space, finest first.
 
         Arguments and errors as of `forward`.
         """
@@ -120,10 +124,10 @@ class PretrainedModel(nn.Module):
 
         Args:
             image: the file of its first channel, one file with all channels, or the case, as in `imagesTr/case`.
-            with_body: whether to make the mask of the body too.
+            with_body: make the mask of the body too.
 
         Returns:
-            Its `values` (C, Z, Y, X) float32, its `geometry`, which tells where a voxel lies in mm, and its `body`.
+            Its `values` (C, Z, Y, X) float32, its `geometry` from voxels to mm, and its `body`.
 
         Raises:
             UserError: the image is missing or cannot be used.
@@ -131,27 +135,33 @@ class PretrainedModel(nn.Module):
         return prepare_image(image, self.plans, self.configuration, self.dataset_json, with_body)
 
 
+def _inside(level: Tensor, size: Sequence[int], stride: Stride) -> Tensor:
+    z, y, x = (-(-n // s) for n, s in zip(size, stride, strict=True))
+    return level[:, :, :z, :y, :x]
+
+
 def load_pretrained(path: str | Path, device: str = "cpu") -> PretrainedModel:
     """Load the backbone of a pretraining, frozen.
 
     Args:
-        path: run folder of any method of `nnssl_pretrain`, or a checkpoint.
+        path: run folder of any method of `nnssl_pretrain`, or a checkpoint; or `random:RUN` for the same network with
+            random weights.
         device: `cpu` or `cuda`.
 
     Raises:
         UserError: there is no such checkpoint, or it does not fit its own plans.
     """
-    check_device(device, 1)
-    pretrained = read_pretrained(checkpoint_of(path))
+    check_device(device)
+    return model_of(open_run(path)).to(device)
+
+
+def model_of(run: Run) -> PretrainedModel:
+    """The frozen backbone of an opened run, on the CPU."""
+    pretrained = pretrained_of(run.content, run.checkpoint)
     method = get_method(pretrained.method)
     config = from_plain(method.config_class, pretrained.config)
     backbone = build_backbone(pretrained.plans, pretrained.configuration, pretrained.levels)
     if issubclass(method, PixelMethod):  # maps finer than its finest encoding are not trained
         backbone.leave_out_finer(min(head.level for head in method.encoding_heads(config, backbone).values()))
     load_whole(backbone, pretrained.backbone, pretrained.path)
-    return PretrainedModel(backbone, pretrained, cast(Stride, config.patch_size)).to(device)
-
-
-def _inside(level: Tensor, size: Sequence[int], stride: Stride) -> Tensor:
-    z, y, x = (-(-n // s) for n, s in zip(size, stride, strict=True))
-    return level[:, :, :z, :y, :x]
+    return PretrainedModel(backbone, pretrained, cast(Stride, config.patch_size), run.is_random)

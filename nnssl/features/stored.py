@@ -1,4 +1,4 @@
-"""Pairs of points of two volumes by the encodings of a pretrained pixel encoder (Alice; methods.md 4.1)."""
+"""Stored encodings of volumes, and pairs of points of two volumes by them (Alice; methods.md 4.1)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from nnssl.core.files import read_json, write_json
 from nnssl.core.own_files import EncodedFile
 from nnssl.core.system import name_file
 from nnssl.data.volumes import BloscVolume, VolumeFolder
-from nnssl.features.match import EncodedImage, distance_back, interpolated_lengths, match_points
+from nnssl.features.match import distance_back, interpolated_lengths, match_points
+from nnssl.features.tiles import EncodedImage
 from nnssl.methods.base import Match
 from nnssl.networks.contrastive import l2_normalise
 from nnssl.networks.encodings import PixelEncoder
@@ -33,12 +34,12 @@ _LENGTHS = "_lengths"
 
 
 class PooledEncoder(PixelEncoder):
-    """A pixel encoder whose finer maps are averaged and normalised again, up to cells of about so many mm.
+    """A pixel encoder whose finer maps are averaged to cells of about `cell_mm` and normalised again.
 
-    The factor is the largest power of two that keeps a cell at most so long along its axis; larger cells stay.
+    The factor is the largest power of two that keeps a cell at most `cell_mm` long along its axis; larger cells stay.
 
     Args:
-        encoder: whose backbone and heads are used; it is not changed.
+        encoder: with the backbone and heads; it is not changed.
         spacing: (z, y, x) mm a voxel.
         cell_mm: length of a cell, at most.
     """
@@ -53,7 +54,7 @@ class PooledEncoder(PixelEncoder):
         self.freeze()
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """As of `PixelEncoder`, in larger cells; one that ends behind the image averages what is inside."""
+        """As of `PixelEncoder`, in larger cells; one that ends beyond the image averages its inner part."""
         return {
             name: l2_normalise(F.avg_pool3d(values, self.factors[name], ceil_mode=True, count_include_pad=False), dim=1)
             for name, values in super().forward(x).items()
@@ -61,19 +62,19 @@ class PooledEncoder(PixelEncoder):
 
 
 def pooling_factors(stride: Stride, spacing: Sequence[float], cell_mm: float) -> Stride:
-    """How many cells (z, y, x) of a map become one."""
+    """Number of cells (z, y, x) of a map that become one."""
     longest = [cell_mm * (1 + _ROUNDING) / (s * mm) for s, mm in zip(stride, spacing, strict=True)]
     z, y, x = (2 ** max(int(np.floor(np.log2(factor))), 0) for factor in longest)
     return z, y, x
 
 
 def embedding_folder(folder: VolumeFolder, key: str) -> Path:
-    """Where the encodings of a dataset's volumes by one encoder lie."""
+    """Folder of the encodings of a dataset's volumes by one encoder."""
     return folder.images.with_name(f"{folder.images.name}_embeddings_{key}")
 
 
 def save_embeddings(folder: VolumeFolder, case: str, key: str, encoded: EncodedImage) -> int:
-    """Write the encodings of a volume; returns the number of bytes.
+    """Write the encodings of a volume and return the number of bytes.
 
     Raises:
         OSError: the disk is full.
@@ -96,11 +97,11 @@ def save_embeddings(folder: VolumeFolder, case: str, key: str, encoded: EncodedI
 
 
 def has_embeddings(folder: VolumeFolder, case: str, key: str) -> bool:
-    """Whether the encodings of a volume are there, and not those of a file that has been replaced since."""
+    """Whether a volume has encodings, made from the file as it is now."""
     file = embedding_folder(folder, key) / f"{case}.json"
     try:
         return file.is_file() and bool(read_json(file, EncodedFile)["image_bytes"] == _image_bytes(folder, case))
-    except UserError:  # damaged, which is as good as not there: it is made again
+    except UserError:  # damaged: it is made again
         return False
 
 
@@ -108,10 +109,10 @@ def open_embeddings(folder: VolumeFolder, case: str, key: str) -> EncodedImage:
     """The encodings of a volume, mapped into memory: processes that read the same volume share them.
 
     Raises:
-        OSError: they are not there.
+        OSError: they are missing.
     """
     home = embedding_folder(folder, key)
-    described = json.loads((home / f"{case}.json").read_text())  # checked by `has_embeddings`, and read for every match
+    described = json.loads((home / f"{case}.json").read_text())  # `has_embeddings` has checked it; read for every match
     strides: dict[str, Stride] = {name: cast(Stride, tuple(s)) for name, s in described["strides"].items()}
 
     def load(name: str) -> Tensor:
@@ -124,7 +125,7 @@ def open_embeddings(folder: VolumeFolder, case: str, key: str) -> EncodedImage:
 
 
 def _image_bytes(folder: VolumeFolder, case: str) -> int:
-    """Size of the compressed volume, which hardly ever stays when the volume changes."""
+    """Size of the compressed volume, which almost always changes with the volume."""
     return (folder.images / f"{case}.b2nd").stat().st_size
 
 
@@ -146,18 +147,18 @@ _AT_A_TIME = 32  # draws: most of a search is reading the other volume, which th
 
 @dataclass(frozen=True)
 class EmbeddingAligner:
-    """A random point of the body and the cell of the other volume that is most similar to it.
+    """A random point of the body and the most similar cell of the other volume.
 
-    A match below the threshold is drawn again, at most `draws` times in all; then the last one is taken. It holds no
-    encodings: they are read from the disk, where `nnssl.pretraining.alignment` has put them.
+    A match below the threshold is drawn again, at most `draws` times in all; then the last one counts. Encodings are
+    read from the disk, where `nnssl.pretraining.alignment` has written them.
 
     Args:
         checkpoint: of the pixel encoder, to make missing encodings with.
         method: its method.
-        key: what tells this encoder's encodings from others'.
+        key: of this encoder's encodings.
         threshold: least mean cosine of a match, -1 to 1.
         draws: at most, >= 1.
-        back_mm: farthest that a match, searched in the first volume, may land from its point; None: not checked.
+        back_mm: largest distance from its point at which a match, searched in the first volume, may land; None for any.
     """
 
     checkpoint: Path
@@ -169,11 +170,11 @@ class EmbeddingAligner:
 
     @property
     def identity(self) -> str:
-        """Method and key of the encoder, wherever its checkpoint lies."""
+        """Method and key of the encoder, without the place of its checkpoint."""
         return f"{self.method} {self.key}"
 
     def match(self, volume: BloscVolume, other: BloscVolume, rng: np.random.Generator) -> Match:
-        """Draw points until one matches well enough; all that is random comes from `rng`."""
+        """Draw points by `rng` until one matches well enough."""
         query, key = (open_embeddings(v.folder, v.case, self.key) for v in (volume, other))
         left = self.draws
         while True:
@@ -192,12 +193,12 @@ class EmbeddingAligner:
 
 
 def voxel_of(point: Floats, encoded: EncodedImage, size: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Voxel of a volume (Z, Y, X) that a point of its encoded image lies in, which may have other voxels."""
+    """Voxel of a volume (Z, Y, X) around a point of its encoded image, whose grid may be another."""
     inside = np.floor(_moved(point, encoded.size, size) + 0.5)
     return np.clip(inside, 0, size - 1).astype(np.int64)
 
 
 def _moved(points: NDArray, size: NDArray | tuple[int, ...], new_size: NDArray | tuple[int, ...]) -> Floats:
-    """Points (..., 3) in voxels of one grid, in those of another one over the same field."""
+    """Points (..., 3) from voxels of one grid to those of another one over the same field."""
     moved: Floats = (points + 0.5) * (np.asarray(new_size) / np.asarray(size)) - 0.5
     return moved

@@ -1,41 +1,45 @@
-"""Feature maps of whole images, tile by tile: which tiles there are, and what is used of each."""
+"""Features of whole images, tile by tile: named maps, dense maps and the mean over the body."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
+from nnssl.core.errors import BadCase
 from nnssl.core.geometry import Box, sliding_window_boxes
 from nnssl.networks.pyramid import Stride
 
 if TYPE_CHECKING:
     from nnssl.features.components import Projection
     from nnssl.features.model import PretrainedModel
+    from nnssl.features.source import LevelEncoder
+    from nnssl.networks.encodings import PixelEncoder
 
 OVERLAP = 0.5  # of neighbouring tiles, nnU-Net's: a quarter of a tile on each inner side is not used
-_LARGEST = float(np.finfo(np.float16).max)
+LARGEST = float(np.finfo(np.float16).max)  # maps are kept in float16
 
 Slices = tuple[slice, ...]
 
 
 @dataclass(frozen=True)
 class Tiling:
-    """Overlapping tiles of an image, which begin at multiples of the network's strides.
+    """Overlapping tiles of an image. They begin at multiples of the network's strides: their cells are the image's.
 
-    Their cells are those of the whole image, therefore. Where a tile has neighbours, half of the overlap is cut off.
+    Where a tile has neighbours, half of the overlap is cut off.
 
     Args:
         size: (Z, Y, X) voxels of the image.
-        padded: of the image with zeros at its end: a tile at least, and what the network divides by.
-        extent: of a tile.
-        shared: of the overlap of neighbours, at least.
+        padded: voxels with the zeros at the end of the image: at least a tile, and a multiple of the strides.
+        extent: voxels of a tile.
+        shared: least overlap of neighbours, in voxels.
         boxes: the tiles, last axis fastest.
     """
 
@@ -46,9 +50,9 @@ class Tiling:
     boxes: list[Box]
 
     def cells(self, box: Box, stride: Stride) -> tuple[Slices, Slices]:
-        """What is used of a tile's map, as slices (Z, Y, X) in the map of the tile and in that of the image.
+        """The used part of a tile's map, as slices (Z, Y, X) in the map of the tile and in that of the image.
 
-        Every cell of the image is used of one tile, and of one only.
+        Every cell of the image comes from exactly one tile.
         """
         source, target = [], []
         for axis, step in enumerate(stride):
@@ -69,8 +73,8 @@ def tile_image(size: Sequence[int], tile: Sequence[int], strides: Sequence[Strid
     Args:
         size: (Z, Y, X) voxels of the image.
         tile: (Z, Y, X) voxels, such as the patch of a pretraining; rounded up to multiples of the strides.
-        strides: of all maps, and what the network divides by.
-        overlap: of neighbouring tiles, at least, as a part of a tile; below 1.
+        strides: of all maps, and the network's divisor.
+        overlap: least overlap of neighbouring tiles, as a part of a tile; below 1.
     """
     steps = [math.lcm(*(int(stride[axis]) for stride in strides)) for axis in range(3)]
     extent = [-(-t // s) * s for t, s in zip(tile, steps, strict=True)]
@@ -87,6 +91,60 @@ def read_tile(values: np.ndarray, box: Box) -> Tensor:
     inside = torch.from_numpy(values[place])
     z, y, x = (int(n) for n in box.stop - stop)
     return F.pad(inside[None], (0, x, 0, y, 0, z))
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """Named maps of an image; plain tensors, so that they can be kept for many matches.
+
+    Args:
+        maps: by name, such as "fine" and "coarse": (d, ceil(Z / s_z), ...) float16 on the CPU.
+        strides: voxels (z, y, x) a cell, by name.
+        size: (Z, Y, X) voxels of the image.
+        lengths: of the other maps' vectors at the fine cells, by name (`nnssl.features.match.interpolated_lengths`);
+            every search computes the missing ones.
+    """
+
+    maps: dict[str, Tensor]
+    strides: dict[str, Stride]
+    size: tuple[int, int, int]
+    lengths: dict[str, Tensor] = field(default_factory=dict)
+
+
+@torch.no_grad()
+def encode_image(
+    encoder: PixelEncoder | LevelEncoder,
+    values: np.ndarray,
+    tile: Sequence[int],
+    device: torch.device | str = "cpu",
+    overlap: float = OVERLAP,
+) -> EncodedImage:
+    """Encode an image of any size; the device holds one tile and its maps at a time.
+
+    Args:
+        encoder: frozen; it is moved to the device.
+        values: (C, Z, Y, X) float32, normalised as in the pretraining.
+        tile: (Z, Y, X) voxels, such as the patch of the pretraining; rounded up to multiples of the strides.
+        device: where to compute.
+        overlap: least overlap of neighbouring tiles, as a part of a tile; below 1.
+    """
+    tiling = tile_image(values.shape[1:], tile, [*encoder.strides.values(), encoder.backbone.divisor], overlap)
+    maps = {
+        name: torch.zeros([encoder.dims[name], *_cells_of(tiling.size, stride)], dtype=torch.float16)
+        for name, stride in encoder.strides.items()
+    }
+    encoder.to(device)
+    for box in tiling.boxes:
+        encoded = encoder(read_tile(values, box).to(device))
+        for name, stride in encoder.strides.items():
+            source, target = ((slice(None), *cells) for cells in tiling.cells(box, stride))
+            maps[name][target] = encoded[name][0][source].to(maps[name])
+    return EncodedImage(maps, dict(encoder.strides), tiling.size)
+
+
+def _cells_of(size: Sequence[int], stride: Stride) -> Stride:
+    z, y, x = (-(-n // s) for n, s in zip(size, stride, strict=True))
+    return z, y, x
 
 
 def tile_for(model: PretrainedModel, values: np.ndarray) -> Tiling:
@@ -106,8 +164,7 @@ def dense_shape(
     """Shape (d, Z', Y', X') of what `dense_features` makes of an image of (Z, Y, X) voxels."""
     channels = sum(model.channels) if level is None else model.channels[level]
     depth = channels if projection is None else len(projection.components)
-    z, y, x = (-(-n // s) for n, s in zip(size, model.strides[level or 0], strict=True))
-    return depth, z, y, x
+    return depth, *_cells_of(size, model.strides[level or 0])
 
 
 def dense_features(
@@ -120,8 +177,8 @@ def dense_features(
 ) -> Any:
     """Features of an image of any size; the device holds one tile and its maps at a time.
 
-    Tiles have the patch size of the pretraining and overlap by half; a cell takes all its levels from the tile in which
-    it is far from the inner borders. What a cell sees farther away than a quarter of a tile is that of the tile.
+    Tiles have the patch size of the pretraining and overlap by half. A cell takes all levels from the tile in which it
+    is far from the inner borders; what it sees farther away than a quarter of a tile depends on the tile.
 
     Args:
         model: from `nnssl.load_pretrained`, on the device.
@@ -129,8 +186,8 @@ def dense_features(
         level: number of one level, 0 the finest; None for all of them, at the cells of the finest one.
         device: where the model is.
         projection: to fewer components.
-        out: what takes the result, of the shape of `dense_shape`, such as a memory-mapped or a blosc2 array; None for
-            a new array.
+        out: array for the result, of the shape of `dense_shape`, such as a memory-mapped or a blosc2 one; None for a
+            new one.
 
     Returns:
         `out`: (d, ceil(Z / s_z), ceil(Y / s_y), ceil(X / s_x)) float16 for the stride s of the level.
@@ -149,7 +206,7 @@ def dense_features(
         for block in _blocks([levels[i] for i in chosen], [model.strides[i] for i in chosen], source, projection):
             last = first + len(block)
             place = (slice(first, last), *target)
-            out[place] = block.clamp(-_LARGEST, _LARGEST).to(torch.float16).cpu().numpy()
+            out[place] = block.clamp(-LARGEST, LARGEST).to(torch.float16).cpu().numpy()
             first = last
     return out
 
@@ -162,7 +219,7 @@ def _blocks(
         for level, stride in zip(levels, strides, strict=True):
             yield at_cells(level, stride, strides[0], source)
         return
-    # level by level: a projection of cells is that of the voxels in them, and there are fewer
+    # cells are projected before they are spread over finer ones: there are fewer
     parts = projection.apart([len(level) for level in levels], levels[0].device)
     total = projection.offset.to(levels[0].device).view(-1, 1, 1, 1)
     for level, stride, weight in zip(levels, strides, parts, strict=True):
@@ -171,8 +228,58 @@ def _blocks(
 
 
 def at_cells(level: Tensor, stride: Stride, finest: Stride, cells: Slices) -> Tensor:
-    """The map (C, Z_l, Y_l, X_l) at cells of a finer one of the same tile: each takes the cell that it lies in."""
+    """A map (C, Z_l, Y_l, X_l) read at cells of a finer one of the same tile; each takes the cell that holds it."""
     for axis, (part, step, fine) in enumerate(zip(cells, stride, finest, strict=True), start=1):
         places = torch.arange(part.start, part.stop, device=level.device) * fine // step
         level = level.index_select(axis, places)
     return level
+
+
+def body_vector(
+    model: PretrainedModel,
+    values: np.ndarray,
+    body: NDArray[np.bool_],
+    level: int | None = None,
+    device: str = "cpu",
+) -> NDArray[np.float32]:
+    """Mean of the features of all body voxels (D,), tile by tile: of each level, finest first, or of one.
+
+    A cell counts as often as it has body voxels.
+
+    Args:
+        model: on the device.
+        values: (C, Z, Y, X) float32, preprocessed.
+        body: (Z, Y, X).
+        level: number of one level; None for all of them, concatenated.
+        device: where the model is.
+
+    Raises:
+        BadCase: the body is empty.
+    """
+    if not body.any():
+        raise BadCase("all air: no body voxel on the grid of the plans")
+    chosen = range(len(model.strides)) if level is None else [level]
+    sums = [torch.zeros(model.channels[i], dtype=torch.float64, device=device) for i in chosen]
+    tiling = tile_for(model, values)
+    for box in tiling.boxes:
+        cells = [tiling.cells(box, model.strides[i]) for i in chosen]
+        weights = [_body_voxels(body, target, model.strides[i]) for (_, target), i in zip(cells, chosen, strict=True)]
+        if not any(weight.any() for weight in weights):
+            continue
+        levels = run_tile(model, values, box, device)
+        for total, (source, _), weight, i in zip(sums, cells, weights, chosen, strict=True):
+            used = (slice(None), *source)
+            total += torch.einsum("czyx,zyx->c", levels[i][used], torch.from_numpy(weight).to(levels[i])).double()
+    return (torch.cat(sums) / int(body.sum())).float().cpu().numpy()
+
+
+def _body_voxels(body: NDArray[np.bool_], cells: Slices, stride: Stride) -> NDArray[np.float32]:
+    """Number of body voxels in each cell."""
+    region = body[tuple(slice(part.start * step, part.stop * step) for part, step in zip(cells, stride, strict=True))]
+    if region.size == 0:
+        return np.zeros([part.stop - part.start for part in cells], dtype=np.float32)
+    inside = torch.from_numpy(region.astype(np.float32))[None, None]
+    z, y, x = (-n % step for n, step in zip(region.shape, stride, strict=True))
+    counted = F.avg_pool3d(F.pad(inside, (0, x, 0, y, 0, z)), stride) * float(np.prod(stride))
+    counts: NDArray[np.float32] = counted.round()[0, 0].numpy()
+    return counts

@@ -1,7 +1,11 @@
-"""nnU-Net's split without the cases that must not be trained on."""
+"""What every trainer adds to nnU-Net's: checks, a split without unusable cases, length and rate by variables."""
 
 from __future__ import annotations
 
+import math
+import os
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +13,7 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
+from torch.optim import Optimizer
 
 from nnssl.core.errors import UserError
 from nnssl.core.files import checked
@@ -17,10 +22,9 @@ from nnssl.core.plans_schema import PlansFile
 from nnssl.core.schemas import DatasetFile
 from nnssl.data.inventory import named
 from nnssl.data.next_lines import Way, predict_line, rendered
-from nnssl.data.records import labels_digest
+from nnssl.data.records import labels_digest, unused_cases
 from nnssl.data.report import settings_digest
 from nnssl.data.trusted import only_plain_types, refuse_untrusted_names
-from nnssl.data.unused import unused_cases
 from nnssl.networks.trusted import trusted_network
 
 
@@ -42,6 +46,15 @@ class CheckedTrainer(nnUNetTrainer):
     ) -> None:
         refuse_bad_files(plans, configuration, dataset_json)
         super().__init__(plans, configuration, fold, dataset_json, device)
+        self.set_up()
+
+    def set_up(self) -> None:
+        """What a trainer sets before anything is built; the variables and the plans' block have the last word.
+
+        Raises:
+            UserError: as of `apply_settings`.
+        """
+        apply_settings(self, self.plans_manager.plans.get("nnssl", {}))
 
     @staticmethod
     def build_network_architecture(
@@ -61,6 +74,11 @@ class CheckedTrainer(nnUNetTrainer):
         )
         return network
 
+    def set_deep_supervision_enabled(self, enabled: bool) -> None:
+        """As nnU-Net's, where the network has several outputs."""
+        if self.enable_deep_supervision:
+            super().set_deep_supervision_enabled(enabled)
+
     def load_checkpoint(self, filename_or_checkpoint: Any) -> None:
         """Go on with a checkpoint of this trainer.
 
@@ -78,7 +96,7 @@ class CheckedTrainer(nnUNetTrainer):
         self._checkpoint = CheckedTrainer._checkpoint
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
-        """nnU-Net's; then what belongs to it, and what to type next as the very last lines."""
+        """Validate as nnU-Net does, then what a trainer adds; the last lines say what to type next."""
         super().perform_actual_validation(save_probabilities)
         self.after_validation()
         if self.local_rank == 0 and (Path(self.output_folder) / self._checkpoint).is_file():
@@ -149,3 +167,58 @@ class UsableCases(CheckedTrainer):
         if warning not in self._told:
             self._told = (*self._told, warning)
             self.print_to_log_file(warning)
+
+
+class RateByEpoch:
+    """A scheduler as nnU-Net's trainers use one: every epoch sets the rate of all parameter groups.
+
+    Args:
+        optimiser: Whose rate is set.
+        rate: Of an epoch, counted from 0.
+    """
+
+    def __init__(self, optimiser: Optimizer, rate: Callable[[int], float]) -> None:
+        self.optimiser, self.rate = optimiser, rate
+
+    def step(self, epoch: int) -> None:
+        """Set the rate of an epoch."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.rate(epoch)
+
+
+LENGTHS = ("num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch")
+RATE = "initial_lr"
+_WHOLE = re.compile(r"0*[1-9][0-9]{0,8}")
+
+
+def apply_settings(trainer: Any, block: Mapping[str, Any]) -> None:
+    """Set an nnU-Net trainer's lengths and rate: those of `nnssl_num_epochs` and so on, else those of the plans' block.
+
+    Raises:
+        UserError: a length is no whole number of at least 1, or the rate is no number above 0.
+    """
+    for name in LENGTHS:
+        value = _given(name, block)
+        if value is None:
+            continue
+        if not _WHOLE.fullmatch(value):
+            raise UserError(f"nnssl_{name} takes a whole number from 1 to 999999999, not {shown(value)}; type: export "
+                            f"nnssl_{name}=10")  # fmt: skip
+        setattr(trainer, name, int(value))
+    if (value := _given(RATE, block)) is not None:
+        setattr(trainer, RATE, _rate(value))
+
+
+def _given(name: str, block: Mapping[str, Any]) -> str | None:
+    value = os.environ.get(f"nnssl_{name}") or block.get(name)
+    return None if value is None else str(value)
+
+
+def _rate(value: str) -> float:
+    try:
+        rate = float(value)
+    except ValueError:
+        rate = math.nan
+    if not 0 < rate < math.inf:
+        raise UserError(f"nnssl_{RATE} takes a number above 0, not {shown(value)}; type: export nnssl_{RATE}=0.001")
+    return rate

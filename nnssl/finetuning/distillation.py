@@ -18,8 +18,8 @@ from nnssl.data.trusted import read_nnunet_checkpoint
 from nnssl.finetuning.distillation_loss import teaching_loss, temperature_at
 from nnssl.finetuning.partial_label_loss import AnnotatedLoss
 from nnssl.finetuning.partial_labels import PartialLabels
-from nnssl.finetuning.recipes import FlareRecipe, apply_settings
-from nnssl.finetuning.start import refuse_second_stage
+from nnssl.finetuning.recipes import FlareRecipe
+from nnssl.finetuning.segmentation import refuse_second_stage
 from nnssl.finetuning.teacher import ENTRY, Teacher, TeacherPlace, find_teacher, refuse_other_teacher
 from nnssl.finetuning.unlabelled import UnlabelledCases, WithUnlabelled, is_unlabelled, prepare_unlabelled, share_of
 from nnssl.networks.build import resolve_configuration
@@ -29,16 +29,16 @@ _SHARE = "unlabelled_share"  # of plans["nnssl"]
 
 
 class DistilledLoss(AnnotatedLoss):
-    """a times the teacher's loss at full resolution, plus 1 - a times the loss of what is annotated.
+    """a times the teacher's loss at full resolution, plus 1 - a times the loss on what is annotated.
 
     Args:
-        labelled: the loss of what is annotated, with deep supervision or without; it is taken over.
+        labelled: the loss on what is annotated, with or without deep supervision; this object replaces it.
         weight: a.
         regions: whether the classes are regions.
         dice_ce: see `nnssl.finetuning.distillation_loss.teaching_loss`.
 
     Attributes:
-        teacher: (B, C, Z, Y, X) logits of the batch that comes; set them before every call, which forgets them.
+        teacher: (B, C, Z, Y, X) logits of the next batch; set them before every call, which forgets them.
         temperature: of the epoch.
     """
 
@@ -68,32 +68,30 @@ class DistillTrainer(FlareRecipe, PartialLabels):
     axes that the teacher was mirrored along are mirrored, as it knows no others.
     """
 
-    teacher_trainer: ClassVar[str | None] = None  # whose model is looked for; None for the only one there is
+    teacher_trainer: ClassVar[str | None] = None  # trainer of the teacher; None for the only model there is
     teacher_weight: ClassVar[float] = 0.5  # a
     first_temperature: ClassVar[float] = 1.0
     last_temperature: ClassVar[float] = 4.0
     dice_ce_on_teacher: ClassVar[bool] = False
     unlabelled_share: ClassVar[float | None] = None  # of the patches; None for `share_of`; the plans' block may say it
+    teacher: Teacher | None = None
+    _unlabelled: UnlabelledCases | None = None
     loss: Any
     inference_allowed_mirroring_axes: Any
 
-    def __init__(
-        self,
-        plans: dict,
-        configuration: str,
-        fold: int | str,
-        dataset_json: dict,
-        device: torch.device = torch.device("cuda"),  # noqa: B008  (as in nnU-Net, which reads the signature)
-    ) -> None:
-        super().__init__(plans, configuration, fold, dataset_json, device)
-        resolved = resolve_configuration(plans, configuration)
-        refuse_second_stage(resolved, configuration, type(self).__name__)
+    def set_up(self) -> None:
+        """Set the recipe of the class, then what the other bases set.
+
+        Raises:
+            UserError: a 2D configuration, or the second stage of a cascade.
+        """
+        resolved = resolve_configuration(self.plans_manager.plans, self.configuration_name)
+        refuse_second_stage(resolved, self.configuration_name, type(self).__name__)
         self.enable_deep_supervision = has_deep_supervision(resolved)
         self.initial_lr, self.weight_decay = self.rate, self.decay
         self.num_epochs, self.num_iterations_per_epoch = self.epochs, self.steps
-        apply_settings(self, self._block)
-        self.teacher: Teacher | None = None
-        self._unlabelled: UnlabelledCases | None = None
+        self.plans_manager.plans.setdefault("nnssl", {})  # names the teacher from the start of the training on
+        super().set_up()
 
     def load_checkpoint(self, filename_or_checkpoint: Any) -> None:
         """Go on with a checkpoint of this trainer, with the teacher that it had."""
@@ -125,24 +123,24 @@ class DistillTrainer(FlareRecipe, PartialLabels):
         self.print_to_log_file(f"Temperature: {self.loss.temperature:.3f}")
 
     def train_step(self, batch: dict) -> dict:
-        """As the other bases', with the teacher's outputs on the same patches."""
+        """Add the teacher's outputs on the same patches."""
         result: dict = super().train_step(self._taught(batch))
         return result
 
     def validation_step(self, batch: dict) -> dict:
-        """As the other bases'; the loss is that of training, so that the two curves can be compared."""
+        """Add the teacher's outputs: the loss is that of training, so that the two curves can be compared."""
         result: dict = super().validation_step(self._taught(batch))
         return result
 
     def annotated(self, keys: Sequence[str]) -> Tensor:
-        """As the other bases'; a volume without labels has nothing annotated but background."""
+        """Nothing but background is annotated in a volume without labels."""
         rows = super().annotated(keys)  # which knows nothing of them and counts them as complete
         first = 0 if self.label_manager.has_regions else 1
         rows[torch.tensor([is_unlabelled(key) for key in keys]), first:] = False
         return rows
 
     def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
-        """As the other bases', with the volumes without labels among the training cases."""
+        """Add the volumes without labels to the training cases."""
         training, validation = super().get_tr_and_val_datasets()
         without = self._unlabelled
         if without is not None and without.cases:
@@ -155,17 +153,12 @@ class DistillTrainer(FlareRecipe, PartialLabels):
         return training, validation
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, bool, Any, tuple[int, ...]]:
-        """As the other bases', mirroring only what the teacher was mirrored along."""
+        """Mirror only along the axes that the teacher was mirrored along."""
         rotation, flat, size, axes = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
         if self.teacher is not None:
             axes = tuple(axis for axis in axes if axis in (self.teacher.description.mirroring_axes or ()))
             self.inference_allowed_mirroring_axes = axes or None
         return rotation, flat, size, axes
-
-    def set_deep_supervision_enabled(self, enabled: bool) -> None:
-        """As nnU-Net's, where the plans' network has several outputs."""
-        if self.enable_deep_supervision:
-            super().set_deep_supervision_enabled(enabled)
 
     def _build_loss(self) -> AnnotatedLoss:
         return DistilledLoss(

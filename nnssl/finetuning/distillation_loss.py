@@ -77,7 +77,7 @@ def teaching_loss(
         temperature: as in `distillation_kl`.
         regions: as in `distillation_kl`.
         dice_ce: T^2 times the cross-entropy, minus the Dice, of the student and the teacher's probabilities at the
-            temperature, in the place of T^2 times the KL.
+            temperature, instead of T^2 times the KL.
 
     Raises:
         ValueError: the shapes differ.

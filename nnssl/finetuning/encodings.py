@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor, nn
 
-from nnssl.checkpoints.intensity import IntensityBridge, bridge_intensities
-from nnssl.checkpoints.pretrained import build_pixel_encoder, name_of, read_pixel_encoder, read_pretrained
+from nnssl.checkpoints.intensity import IntensityBridge
+from nnssl.checkpoints.pretrained import build_pixel_encoder
 from nnssl.core.errors import UserError
-from nnssl.data.guard import ALLOWED
 from nnssl.finetuning.base_trainer import trusted_manager
 from nnssl.finetuning.partial_labels import PartialLabels
 from nnssl.finetuning.recipes import FlareRecipe
-from nnssl.finetuning.segmentation import described_network, saved_tensors
-from nnssl.finetuning.start import Start, refuse_second_stage
+from nnssl.finetuning.segmentation import described_network, refuse_other_channels, saved_tensors
+from nnssl.finetuning.start import ENCODINGS, Head
 from nnssl.finetuning.trainer import PretrainedTrainer
-from nnssl.finetuning.which_run import ENCODINGS, Wanted, check_fits, find_checkpoint, image_warnings, transfer_advice
-from nnssl.networks.build import resolve_configuration, segmentation_of
+from nnssl.networks.build import segmentation_of
 from nnssl.networks.encodings import PixelEncoder
 from nnssl.networks.heads import upsampled_to
 from nnssl.networks.monai_unet import has_deep_supervision
@@ -113,9 +109,7 @@ def build_encoded_segmentation(
     if "encoder" not in network:
         raise UserError("these plans describe the network of another trainer (nnssl: network has no encoder); train "
                         "under plans of another name")  # fmt: skip
-    if num_input_channels != len(configuration["normalization_schemes"]):
-        raise UserError("the second stage of a cascade also reads the first one's segmentation, which pretraining did "
-                        "not; train 3d_fullres or 3d_lowres")  # fmt: skip
+    refuse_other_channels(configuration, num_input_channels)
     channels = network["intensity"]
     whole: Any = segmentation_of(configuration, num_classes)
     built = EncodedSegmentation(
@@ -134,21 +128,12 @@ class EncodingsTrainer(FlareRecipe, PartialLabels, PretrainedTrainer):
     The encoder is computed anew for every augmented patch. Nothing is mirrored, as for every frozen network here.
     """
 
-    def __init__(
-        self,
-        plans: dict,
-        configuration: str,
-        fold: int | str,
-        dataset_json: dict,
-        device: torch.device = torch.device("cuda"),  # noqa: B008  (as in nnU-Net, which reads the signature)
-    ) -> None:
-        super().__init__(plans, configuration, fold, dataset_json, device)
-        self.enable_deep_supervision = has_deep_supervision(self.configuration_manager.configuration)
+    head: ClassVar[Head] = ENCODINGS
 
-    @classmethod
-    def wanted(cls, plans: dict[str, Any], configuration: str) -> Wanted:
-        """Encodings of single pixels."""
-        return Wanted(cls.__name__, cls.method, ENCODINGS, plans, configuration)
+    def set_up(self) -> None:
+        """Keep the deep supervision of the plans' network."""
+        super().set_up()
+        self.enable_deep_supervision = has_deep_supervision(self.configuration_manager.configuration)
 
     @staticmethod
     def build_network_architecture(
@@ -166,47 +151,3 @@ class EncodingsTrainer(FlareRecipe, PartialLabels, PretrainedTrainer):
             num_output_channels,
             enable_deep_supervision,
         )
-
-    def set_deep_supervision_enabled(self, enabled: bool) -> None:
-        """As nnU-Net's, where the plans' network has several outputs."""
-        if self.enable_deep_supervision:
-            self.network_module.decoder.deep_supervision = enabled
-
-    def _resolve_start(self, results: Path) -> Start:
-        return find_encoder(
-            replace(self.wanted(self.plans_manager.plans, self.configuration_name), seen=self._seen()), results
-        )
-
-
-def find_encoder(wanted: Wanted, results: Path) -> Start:
-    """Resolve the pixel encoder that a training starts from, and all that the network needs of it.
-
-    Args:
-        wanted: the target and its trainer.
-        results: nnUNet_results.
-
-    Raises:
-        UserError: no checkpoint or several, of another method or modality, or random weights; intensities that cannot
-            be bridged; a 2D or unknown configuration, or the second stage of a cascade.
-    """
-    plans, configuration, trainer = wanted.plans, wanted.configuration, wanted.trainer
-    resolved = resolve_configuration(plans, configuration)
-    refuse_second_stage(resolved, configuration, trainer)
-    block = dict(plans.get("nnssl", {}))
-    choice = find_checkpoint(wanted, results)
-    path = choice.path
-    if path is None:
-        raise UserError(f"{trainer} needs the encodings of a pretraining, and random weights are asked for; train "
-                        f"nnUNetTrainer_PartialLabels to see what the encodings bring")  # fmt: skip
-    source = read_pretrained(path)
-    check_fits(source, wanted)
-    encoder = read_pixel_encoder(path)
-    state = encoder.encoder.state_dict()
-    left = {name: number for name, number in source.others.items() if name not in state}
-    bridge = bridge_intensities(plans, source.plans, (configuration, source.configuration), bool(block.get(ALLOWED)))
-    found = {"checkpoint": name_of(path, results), "method": source.method, "levels": source.levels,
-             "network": {"encoder": encoder.architecture, "intensity": bridge.channels}}  # fmt: skip
-    advice = transfer_advice(plans, source)
-    warnings = [*bridge.warnings, *image_warnings(wanted, source)]
-    notes = [choice.note] if choice.note else []
-    return Start({**block, **found}, replace(source, backbone=state, others=left), advice, warnings, notes)

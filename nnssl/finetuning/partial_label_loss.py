@@ -1,4 +1,4 @@
-"""nnU-Net's own loss object with the partial-label loss in the place of its innermost part."""
+"""The losses for partial labels, and how one replaces the innermost part of nnU-Net's loss."""
 
 from __future__ import annotations
 
@@ -209,7 +209,7 @@ class AnnotatedLoss(nn.Module):
         loss: `PartialLabelLoss` or `PartialRegionLoss`, or nnU-Net's wrapper for deep supervision around one.
 
     Attributes:
-        annotated: (B, C) bool of the batch that comes; set it before every call.
+        annotated: (B, C) bool of the next batch; set it before every call.
     """
 
     def __init__(self, loss: nn.Module) -> None:

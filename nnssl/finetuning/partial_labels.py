@@ -1,4 +1,4 @@
-"""nnU-Net's training on cases of which only some classes are annotated."""
+"""nnU-Net's training on cases with only some classes annotated."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from nnssl.data.annotated_labels import AnnotatedLabels, annotated_labels_of_tra
 from nnssl.data.label_maps import raw_contradicts
 from nnssl.finetuning.base_trainer import UsableCases
 from nnssl.finetuning.partial_label_loss import AnnotatedLoss, partial_label_loss
-from nnssl.finetuning.recipes import apply_settings
 
 
 class AnnotatedCases:
@@ -118,8 +117,8 @@ def hard_counts(
 def annotated_summary(summary: dict[str, Any], annotations: AnnotatedLabels, file_ending: str) -> dict[str, Any]:
     """Leave out of nnU-Net's summary what is not annotated.
 
-    All numbers of such a class in such a case become NaN, which is how nnU-Net marks the Dice of an absent class, and
-    the means are taken without them.
+    The numbers of a class in a case that does not have it annotated become NaN, which is how nnU-Net marks the Dice of
+    an absent class, and the means are taken without them.
 
     Args:
         summary: as nnU-Net's `load_summary_json` gives it, with labels (int) or regions (tuple) as keys.
@@ -261,18 +260,3 @@ class PartialLabels(UsableCases):
         lacking = ", ".join(f"{name} in {sum(name not in of for of in partial.values())}" for name in names)
         self.print_to_log_file(f"Partial labels: {len(partial)} cases are not completely annotated; not annotated are: "
                                f"{lacking}")  # fmt: skip
-
-
-class PartialLabelTrainer(PartialLabels):
-    """Stock nnU-Net training on partial labels; `nnssl_num_epochs` and so on shorten it."""
-
-    def __init__(
-        self,
-        plans: dict,
-        configuration: str,
-        fold: int | str,
-        dataset_json: dict,
-        device: torch.device = torch.device("cuda"),  # noqa: B008  (as in nnU-Net, which reads the signature)
-    ) -> None:
-        super().__init__(plans, configuration, fold, dataset_json, device)
-        apply_settings(self, self.plans_manager.plans.get("nnssl", {}))

@@ -1,37 +1,19 @@
-"""Length and learning rate of a training without a class of its own."""
+"""How the papers train: rates, optimisers and what is frozen; what `nnssl_trainers` is made of."""
 
 from __future__ import annotations
 
 import math
-import os
-import re
-from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoDA import nnUNetTrainerNoDA
-from torch.optim import Optimizer
+from torch.nn.parallel import DistributedDataParallel
 
-from nnssl.core.errors import UserError
-from nnssl.core.names import shown
-
-
-class RateByEpoch:
-    """A scheduler as nnU-Net's trainers use one: every epoch sets the rate of all parameter groups.
-
-    Args:
-        optimiser: Whose rate is set.
-        rate: Of an epoch, counted from 0.
-    """
-
-    def __init__(self, optimiser: Optimizer, rate: Callable[[int], float]) -> None:
-        self.optimiser, self.rate = optimiser, rate
-
-    def step(self, epoch: int) -> None:
-        """Set the rate of an epoch."""
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.rate(epoch)
+from nnssl.finetuning.base_trainer import RateByEpoch
+from nnssl.finetuning.segmentation import UNET
+from nnssl.finetuning.start import Head
+from nnssl.finetuning.trainer import PAPER_EPOCHS, PretrainedTrainer
 
 
 def vox2vec_unfreezing_rate(epoch: int, frozen_epochs: int = 50, head_rate: float = 3e-4) -> float:
@@ -73,7 +55,7 @@ class FlareRecipe(nnUNetTrainer):
         return optimiser, RateByEpoch(optimiser, lambda epoch: warmup_cosine_rate(epoch, self.num_epochs, rate, 0))
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, bool, Any, Any]:
-        """As the other bases say, or the patch itself where nothing is augmented."""
+        """Take the patch as it is, unmirrored, where nothing is augmented."""
         rotation, flat, size, axes = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
         if not self.augments:
             size, axes, self.inference_allowed_mirroring_axes = self.configuration_manager.patch_size, (), None
@@ -85,39 +67,118 @@ class FlareRecipe(nnUNetTrainer):
         return kind.get_training_transforms(*arguments, **options)
 
 
-LENGTHS = ("num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch")
-RATE = "initial_lr"
-_WHOLE = re.compile(r"0*[1-9][0-9]{0,8}")
+class ProbeTrainer(PretrainedTrainer):
+    """The backbone stays frozen, bitwise; only the head is trained."""
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
+        """Freeze first: neither the optimiser nor DistributedDataParallel may know the backbone."""
+        self.network_module.freeze()
+        return super().configure_optimizers()
 
 
-def apply_settings(trainer: Any, block: Mapping[str, Any]) -> None:
-    """Set an nnU-Net trainer's lengths and rate: those of `nnssl_num_epochs` and so on, else those of the plans' block.
+class FinetuneTrainer(PretrainedTrainer):
+    """The backbone stays frozen for a third of the training (15,000 of 45,000 steps), then it is trained as well.
 
-    Raises:
-        UserError: a length is no whole number of at least 1, or the rate is no number above 0.
+    Its rate rises from a tenth of the head's to the head's within 1,200 steps, in parts of 300 (paper, section 4;
+    methods.md 1.5). A shorter training shrinks all this in proportion.
     """
-    for name in LENGTHS:
-        value = _given(name, block)
-        if value is None:
-            continue
-        if not _WHOLE.fullmatch(value):
-            raise UserError(f"nnssl_{name} takes a whole number from 1 to 999999999, not {shown(value)}; type: export "
-                            f"nnssl_{name}=10")  # fmt: skip
-        setattr(trainer, name, int(value))
-    if (value := _given(RATE, block)) is not None:
-        setattr(trainer, RATE, _rate(value))
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
+        """The head alone; the backbone joins with a group of its own."""
+        self.network_module.freeze()
+        return super().configure_optimizers()
+
+    def on_train_epoch_start(self) -> None:
+        """Also count the steps of the epoch."""
+        super().on_train_epoch_start()
+        self._iteration = 0
+        self.print_to_log_file(f"Current learning rate of the backbone: {self.backbone_rate():.2e}")
+
+    def backbone_rate(self) -> float:
+        """Rate of the backbone at the next step."""
+        step = self.current_epoch * self.num_iterations_per_epoch + self._iteration
+        return vox2vec_unfreezing_rate(
+            PAPER_EPOCHS * step // (self.num_epochs * self.num_iterations_per_epoch), head_rate=self.initial_lr
+        )
+
+    def train_step(self, batch: dict) -> dict:
+        """nnU-Net's step, at the backbone's own rate."""
+        rate = self.backbone_rate()
+        if rate > 0 and self.network_module.frozen:
+            self._unfreeze()
+        for group in self.optimizer.param_groups[1:]:
+            group["lr"] = rate
+        self._iteration += 1
+        return super().train_step(batch)
+
+    def prepare_optimiser(self, groups: int) -> None:
+        """One group is a frozen backbone, two are a trained one."""
+        if groups != len(self.optimizer.param_groups):
+            self.optimizer, self.lr_scheduler = self.configure_optimizers()
+            if groups == 2:
+                self._unfreeze()
+
+    def _unfreeze(self) -> None:
+        self.optimizer.add_param_group({"params": self.network_module.unfreeze(), "lr": 0.0})
+        if isinstance(self.network, DistributedDataParallel):  # it only synchronises what was trained when it was made
+            self.network = DistributedDataParallel(self.network.module, device_ids=[self.local_rank])
 
 
-def _given(name: str, block: Mapping[str, Any]) -> str | None:
-    value = os.environ.get(f"nnssl_{name}") or block.get(name)
-    return None if value is None else str(value)
+class ScratchTrainer(PretrainedTrainer):
+    """The network, optimiser and number of steps of the fine-tuning, from random weights; nothing is ever frozen."""
+
+    from_scratch = True
 
 
-def _rate(value: str) -> float:
-    try:
-        rate = float(value)
-    except ValueError:
-        rate = math.nan
-    if not 0 < rate < math.inf:
-        raise UserError(f"nnssl_{RATE} takes a number above 0, not {shown(value)}; type: export nnssl_{RATE}=0.001")
-    return rate
+class UNetTrainer(PretrainedTrainer):
+    """The plans' segmentation network: the pretrained part loaded, the rest fresh, everything trained at once.
+
+    Mirroring stays on, as the network can get used to it. Iterations are nnU-Net's 250 an epoch; deep supervision is
+    off, as in both papers.
+    """
+
+    head: ClassVar[Head] = UNET
+    mirrors: ClassVar[bool] = True
+    steps: ClassVar[int] = 250
+
+
+class PimpicTrainer(UNetTrainer):
+    """Adam at a constant 1e-5 without decay, up to 500 epochs (PiMPiC; methods.md 3.5)."""
+
+    rate: ClassVar[float] = 1e-5
+    epochs: ClassVar[int] = 500
+
+
+class WarmupCosineTrainer(UNetTrainer):
+    """AdamW with a decay of 1e-5; the rate rises linearly in the first epochs, then falls as half a cosine."""
+
+    decay: ClassVar[float] = 1e-5
+    warmup: ClassVar[int] = 10  # epochs for one of warm-up
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
+        """AdamW over everything."""
+        trained = [p for p in self.network_module.parameters() if p.requires_grad]
+        optimiser = torch.optim.AdamW(trained, self.initial_lr, weight_decay=self.weight_decay)
+        warmup = self.num_epochs // self.warmup
+        return optimiser, RateByEpoch(
+            optimiser, lambda epoch: warmup_cosine_rate(epoch, self.num_epochs, self.initial_lr, warmup)
+        )
+
+
+class VoCoTrainer(WarmupCosineTrainer):
+    """A rate of 3e-4; a tenth of the 1,000 epochs is warm-up (methods.md 2.5)."""
+
+    epochs: ClassVar[int] = 1000
+
+
+class MaskedTrainer(WarmupCosineTrainer):
+    """What UNETR and SwinUNETR are trained with, which Alice's paper refers to (methods.md 4.5).
+
+    Rate 1e-4, a hundredth of the epochs is warm-up, as the authors' code has it for both (MONAI's
+    research-contributions, BTCV). Its 5,000 epochs of 24 volumes are 120,000 steps: 500 epochs of 250 here. The plans'
+    U-Net, which the paper does not use, is trained in the same way.
+    """
+
+    rate: ClassVar[float] = 1e-4
+    epochs: ClassVar[int] = 500
+    warmup: ClassVar[int] = 100

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from nnssl.networks.build import backbone_of, pretrained_part, segmentation_of
 from nnssl.networks.heads import LinearHead, NonLinearHead, SegmentationHead, upsampled_to
 from nnssl.networks.pyramid import FeaturePyramid, padded_to_multiple
 
-UNET = "unet"
+UNET: Literal["unet"] = "unet"
 _HEADS: dict[str, type[SegmentationHead]] = {"linear": LinearHead, "nonlinear": NonLinearHead}
 
 
@@ -86,7 +86,7 @@ class PyramidSegmentation(nn.Module):
 
 
 class UNetSegmentation(nn.Module):
-    """Intensity bridge and the plans' whole segmentation network, of which the pretraining fills a part.
+    """Intensity bridge and the plans' whole segmentation network; the pretraining fills a part of it.
 
     Args:
         network: From `nnssl.networks.build.segmentation_of`.
@@ -133,6 +133,20 @@ def _cannot_be_one_cell(backbone: FeaturePyramid) -> bool:
     return False
 
 
+def refuse_second_stage(resolved: dict[str, Any], configuration: str, trainer: str) -> None:
+    """Raise UserError for the second stage of a cascade."""
+    if resolved.get("previous_stage") is not None:
+        raise UserError(f"{configuration} also reads the segmentation of {resolved['previous_stage']}, which no "
+                        f"pretraining did; train 3d_fullres or 3d_lowres with {trainer}")  # fmt: skip
+
+
+def refuse_other_channels(configuration: Mapping[str, Any], num_input_channels: int) -> None:
+    """Raise UserError where a network would read more than the channels of the image."""
+    if num_input_channels != len(configuration["normalization_schemes"]):
+        raise UserError("the second stage of a cascade also reads the first one's segmentation, which pretraining did "
+                        "not; train 3d_fullres or 3d_lowres")  # fmt: skip
+
+
 def described_network(plans: Mapping[str, Any]) -> Any:
     """What the plans of a training say of its network, which prediction builds again from that alone.
 
@@ -169,9 +183,7 @@ def build_segmentation(
     levels, kind, channels = network["levels"], network["head"], network["intensity"]
     if kind not in (*_HEADS, UNET):
         raise UserError(f"the plans name the head {kind!r}; choose one of: {', '.join((*_HEADS, UNET))}")
-    if num_input_channels != len(configuration["normalization_schemes"]):
-        raise UserError("the second stage of a cascade also reads the first one's segmentation, which pretraining did "
-                        "not; train 3d_fullres or 3d_lowres")  # fmt: skip
+    refuse_other_channels(configuration, num_input_channels)
     bridge = None if channels is None else IntensityBridge(channels)
     if kind == UNET:
         whole = segmentation_of(configuration, num_classes)

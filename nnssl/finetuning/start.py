@@ -1,24 +1,111 @@
-"""What a training starts from: the checkpoint, the bridge to its intensities, and what the user should know."""
+"""What a training starts from: which pretraining, whether it fits, and what the network needs of it."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+import os
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import torch
+
+from nnssl.checkpoints.files import FINAL
 from nnssl.checkpoints.intensity import bridge_intensities
-from nnssl.checkpoints.loading import TransferReport
-from nnssl.checkpoints.pretrained import Pretrained, name_of, read_pretrained
+from nnssl.checkpoints.pretrained import (
+    RANDOM,
+    VARIABLE,
+    Pretrained,
+    finished_pretrainings,
+    load_pretrained,
+    name_of,
+    read_pixel_encoder,
+    read_pretrained,
+)
+from nnssl.checkpoints.runs import checkpoint_of
 from nnssl.core.errors import UserError
-from nnssl.core.files import read_json, write_json
-from nnssl.core.own_files import TransferFile
-from nnssl.core.plans_schema import PlansFile
-from nnssl.finetuning.segmentation import UNET
-from nnssl.finetuning.which_run import Head, Wanted, check_fits, find_checkpoint, image_warnings, transfer_advice
+from nnssl.data.folders import dataset_argument
+from nnssl.data.guard import ALLOWED, Images, check_images
+from nnssl.finetuning.segmentation import UNET, build_segmentation, refuse_second_stage
 from nnssl.methods.registry import get_method
+from nnssl.methods.shared.pixel_method import PixelMethod
 from nnssl.networks.build import network_entries, resolve_configuration
 
-RECORD = "nnssl_transfer.json"
+ENCODINGS: Literal["encodings"] = "encodings"  # in place of a head: the training reads a frozen encoder's encodings
+Head = Literal["linear", "nonlinear", "unet", "encodings"]
+
+_ANY_METHOD = {
+    "linear": "nnUNetTrainer_SSLLinearProbe",
+    "nonlinear": "nnUNetTrainer_SSLProbe",
+    UNET: "nnUNetTrainer_SSLUNetFinetune",
+    ENCODINGS: "nnUNetTrainer_SSLEncodings",
+}
+_MASKED = {"alice": "nnUNetTrainer_AliceFinetune", "mae": "nnUNetTrainer_MAEFinetune"}  # neither replaces the other
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a trainer wants of a pretraining.
+
+    Args:
+        trainer: its name, for messages.
+        method: the only one that will do; None for any.
+        head: see `nnssl.finetuning.segmentation.build_segmentation`; or `encodings`.
+        plans: of the target.
+        configuration: of the target.
+        seen: channels of the target and orientations of its training volumes, where known.
+    """
+
+    trainer: str
+    method: str | None
+    head: Head
+    plans: dict[str, Any]
+    configuration: str
+    seen: Images | None = None
+
+    @cached_property
+    def resolved(self) -> dict[str, Any]:
+        """The target's configuration; raises UserError where it is missing or 2D."""
+        return resolve_configuration(self.plans, self.configuration)
+
+    @property
+    def block(self) -> dict[str, Any]:
+        """A copy of `plans["nnssl"]`, empty where the plans have none."""
+        return dict(self.plans.get("nnssl", {}))
+
+    def refuse_method(self, method: str) -> str:
+        """What to say of a pretraining with a method that will not do, as the end of a sentence."""
+        finetunes = self.head == "nonlinear" and self.trainer.endswith("Finetune")
+        other = "nnUNetTrainer_SSLFinetune" if finetunes else _ANY_METHOD[self.head]
+        other = _MASKED.get(method, other) if self.head == UNET else other
+        return (f"was pretrained with {method}, and {self.trainer} is for {self.method}: type -tr {other}, or pretrain "
+                f"{self.method}")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A pretraining that a training can start from.
+
+    Args:
+        source: what its checkpoint holds; the tensors stay on the disk until they are used.
+        intensity: channels of `IntensityBridge`; None where both plans give the same values.
+        advice: what to do where the architectures differ, as the end of a sentence.
+        warnings: how the images differ from those of the pretraining, in sentences.
+    """
+
+    source: Pretrained
+    intensity: list[dict[str, float]] | None
+    advice: str
+    warnings: list[str]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A checkpoint, None for random weights; where it was chosen among all finished ones, how it fits, and why it."""
+
+    path: Path | None
+    note: str | None = None
+    fit: Fit | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -41,86 +128,162 @@ class Start:
 
 
 def find_start(wanted: Wanted, from_scratch: bool, results: Path) -> Start:
-    """Resolve the checkpoint and all that the network needs of it.
+    """Find the checkpoint, check that it fits, and read all that the network needs of it.
 
     Args:
         wanted: the target, with or without the block `nnssl` in its plans, and its trainer.
-        from_scratch: random weights, no checkpoint is looked for.
+        from_scratch: take random weights and look for no checkpoint.
         results: nnUNet_results.
 
     Raises:
-        UserError: no checkpoint or several, of another method, of another modality, with intensities that cannot be
-            bridged; a 2D or unknown configuration.
+        UserError: no checkpoint, one of another method or modality, intensities that cannot be bridged, or random
+            weights where encodings are wanted; a 2D or unknown configuration, or the second stage of a cascade.
     """
-    plans, configuration, head = wanted.plans, wanted.configuration, wanted.head
-    resolved = resolve_configuration(plans, configuration)
-    refuse_second_stage(resolved, configuration, wanted.trainer)
-    block = dict(plans.get("nnssl", {}))
-    choice = None if from_scratch else find_checkpoint(wanted, results)
-    if choice is None or choice.path is None:
-        of_method = block.get("method") or wanted.method
-        levels = block.get("levels") or (get_method(of_method).levels if of_method else "decoder")
-        resolved_block = {"checkpoint": name_of(None, results), "method": of_method, "levels": levels}
-        network = {"levels": levels, "head": head, "intensity": None}
-        return Start({**block, **resolved_block, "network": network}, None, "", [])
-    source = read_pretrained(choice.path)
-    check_fits(source, wanted)
-    bridge = bridge_intensities(plans, source.plans, (configuration, source.configuration), wanted.allows)
-    advice = transfer_advice(plans, source)
-    own_network, notes = _own_network(resolved, source, head, advice)
-    network = {"levels": source.levels, "head": head, "intensity": bridge.channels, **own_network}
-    resolved_block = {"checkpoint": name_of(choice.path, results), "method": source.method, "levels": source.levels}
-    warnings = [*bridge.warnings, *image_warnings(wanted, source)]
+    refuse_second_stage(wanted.resolved, wanted.configuration, wanted.trainer)
+    choice = Choice(None) if from_scratch else find_checkpoint(wanted, results)
+    if choice.path is None:
+        return _random_start(wanted, results)
+    fit = choice.fit or _fit(choice.path, wanted)
+    source, network, notes = _encoder(fit) if wanted.head == ENCODINGS else _network(fit, wanted)
+    found = {"checkpoint": name_of(choice.path, results), "method": source.method, "levels": source.levels}
     notes += [choice.note] if choice.note else []
-    return Start({**block, **resolved_block, "network": network}, source, advice, warnings, notes)
+    return Start({**wanted.block, **found, "network": network}, source, fit.advice, fit.warnings, notes)
 
 
-def _own_network(
-    resolved: dict[str, Any], source: Pretrained, head: Head, advice: str
-) -> tuple[dict[str, Any], list[str]]:
-    """The pretraining's network for a head of ours where it is not that of the target's plans, and what to say of it.
+def _random_start(wanted: Wanted, results: Path) -> Start:
+    if wanted.head == ENCODINGS:
+        raise UserError(f"{wanted.trainer} needs the encodings of a pretraining, and random weights are asked for; "
+                        f"train nnUNetTrainer_PartialLabels to see what the encodings bring")  # fmt: skip
+    method = wanted.block.get("method") or wanted.method
+    levels = wanted.block.get("levels") or (get_method(method).levels if method else "decoder")
+    network = {"levels": levels, "head": wanted.head, "intensity": None}
+    found = {"checkpoint": name_of(None, results), "method": method, "levels": levels, "network": network}
+    return Start({**wanted.block, **found}, None, "", [])
 
-    Plans that agree keep the form in which trainings of earlier versions describe their network.
+
+def _network(fit: Fit, wanted: Wanted) -> tuple[Pretrained, dict[str, Any], list[str]]:
+    """The weights, what the network is built from, and notes.
+
+    A head of this package stands on the pretraining's network where the target's plans have another one. Plans that
+    agree keep the form in which trainings of earlier versions describe their network.
     """
+    source = read_pretrained(fit.source.path)
+    network = {"levels": source.levels, "head": wanted.head, "intensity": fit.intensity}
     theirs = network_entries(resolve_configuration(source.plans, source.configuration))
-    if head == UNET or theirs == network_entries(resolved):
-        return {}, []
-    return {"backbone": theirs}, [f"the backbone is the pretraining's own network, which is not that of these plans; "
-                                  f"to have its spacing, patch and intensities too, {advice}"]  # fmt: skip
+    if wanted.head == UNET or theirs == network_entries(wanted.resolved):
+        return source, network, []
+    return source, {**network, "backbone": theirs}, [
+        f"the backbone is the pretraining's own network, which is not that of these plans; to have its spacing, patch "
+        f"and intensities too, {fit.advice}"
+    ]  # fmt: skip
 
 
-def refuse_second_stage(resolved: dict[str, Any], configuration: str, trainer: str) -> None:
-    """Raise UserError for the second stage of a cascade."""
-    if resolved.get("previous_stage") is not None:
-        raise UserError(f"{configuration} also reads the segmentation of {resolved['previous_stage']}, which no "
-                        f"pretraining did; train 3d_fullres or 3d_lowres with {trainer}")  # fmt: skip
+def _encoder(fit: Fit) -> tuple[Pretrained, dict[str, Any], list[str]]:
+    """As `_network`, for a training on the encodings of the frozen encoder."""
+    encoder = read_pixel_encoder(fit.source.path)
+    state = encoder.encoder.state_dict()
+    left = {name: number for name, number in fit.source.others.items() if name not in state}
+    network = {"encoder": encoder.architecture, "intensity": fit.intensity}
+    return replace(fit.source, backbone=state, others=left), network, []
 
 
-def refuse_mixture(start: Start, model_folder: Path, fold_folder: Path) -> None:
-    """Make sure that a training replaces no fold that began elsewhere, and predicts together with the other folds.
+def find_checkpoint(wanted: Wanted, results: Path) -> Choice:
+    """Checkpoint to start from: that of the plans, else that of the environment, else the finished one that fits best.
 
-    All folds of a model share one plans.json, which prediction builds the network from.
+    A finished one fits if it has the wanted method and its channels and intensities suit the target; a trainer that
+    goes on with the plans' own network also wants that network. Among several, those with the target's spacing, axes
+    and network come first, then the newest.
+
+    Args:
+        wanted: the target and its trainer.
+        results: nnUNet_results, which relative paths in the plans start from.
 
     Raises:
-        UserError: naming the folder and what to do.
+        UserError: plans and environment disagree; there is no such file; no pretraining is finished or none fits, with
+            the reason of each.
     """
-    record = fold_folder / RECORD
-    if record.is_file() and any(fold_folder.glob("checkpoint_*.pth")):
-        before, now = read_json(record, TransferFile)["checkpoint"], start.block["checkpoint"]
-        if before != now:
-            raise UserError(f"{fold_folder} holds a training that started from {before}, and this one would start from "
-                            f"{now} and replace it; move that folder away, or train under plans of another name "
-                            f"(nnssl_transfer makes them)")  # fmt: skip
-    plans, others = model_folder / "plans.json", model_folder.glob("fold_*/checkpoint_*.pth")
-    if plans.is_file() and any(file.parent != fold_folder for file in others):
-        network = read_json(plans, PlansFile).get("nnssl", {}).get("network")
-        if network is not None and network != start.block["network"]:
-            raise UserError(f"the other folds in {model_folder} were trained with another network or other intensities "
-                            f"({network}), and all folds predict with one; start this fold from the same kind of "
-                            f"pretraining, or move the folder away")  # fmt: skip
+    planned = _named(wanted.block.get("checkpoint"), results, "the plans")
+    asked = _named(os.environ.get(VARIABLE), Path.cwd(), VARIABLE)
+    if planned and asked and planned != asked:
+        raise UserError(f"the plans name the checkpoint {planned} and {VARIABLE} names {asked}; unset it, or take "
+                        f"other plans with -p (nnssl_transfer -m random makes some for random weights)")  # fmt: skip
+    chosen = planned or asked
+    if chosen is None:
+        return _best(wanted, results)
+    return Choice(None if chosen == RANDOM else Path(chosen))
 
 
-def write_record(start: Start, report: TransferReport | None, fold_folder: Path) -> None:
-    """Keep beside the training what it started from, as JSON."""
-    content = {**start.block, "warnings": start.warnings, "report": None if report is None else asdict(report)}
-    write_json(fold_folder / RECORD, content)
+def _named(value: str | None, base: Path, where: str) -> str | None:
+    """Full path of the checkpoint of a RUN; `random` stays."""
+    if not value or value == RANDOM:
+        return value or None
+    try:
+        return str(checkpoint_of((base / value).resolve()))
+    except UserError as error:
+        raise UserError(f"{where} names a pretraining that cannot be used: {error}; or name another with "
+                        f"export {VARIABLE}=/path/to/it") from error  # fmt: skip
+
+
+def _best(wanted: Wanted, results: Path) -> Choice:
+    found = finished_pretrainings(results)
+    if not found:
+        of_method = f" of {wanted.method}" if wanted.method else ""
+        raise UserError(f"there is no finished pretraining{of_method} in {results}; run nnssl_pretrain -d DATASET -m "
+                        f"{wanted.method or 'METHOD'} first, or name a checkpoint with export "
+                        f"{VARIABLE}=/path/to/{FINAL} (or export {VARIABLE}={RANDOM} for random weights)")  # fmt: skip
+    fitting: dict[Path, Fit] = {}
+    reasons: dict[Path, str] = {}
+    for path in found:
+        try:
+            fitting[path] = _fit(path, wanted)
+        except UserError as error:
+            reasons[path] = str(error).replace(f"{path} ", "", 1)
+    if not fitting:
+        listed = "".join(f"\n  {path.parent}: {reason}" for path, reason in reasons.items())
+        raise UserError(f"none of the finished pretrainings fits {wanted.trainer} on {wanted.plans['plans_name']}; "
+                        f"pretrain one that does, or name a checkpoint with export {VARIABLE}=:{listed}")  # fmt: skip
+    same = {path: _same_plans(fit.source, wanted) for path, fit in fitting.items()}
+    best = max(fitting, key=lambda path: (same[path], path.stat().st_mtime, path))
+    if len(fitting) == 1:
+        return Choice(best, fit=fitting[best])
+    why = "the newest with the network, spacing and axes of these plans" if same[best] else "the newest that fits"
+    others = ", ".join(str(path.parent) for path in fitting if path != best)
+    note = f"starts from {best.parent}, {why}; export {VARIABLE}=... takes another one that fits: {others}"
+    return Choice(best, note, fitting[best])
+
+
+def _fit(path: Path, wanted: Wanted) -> Fit:
+    """Raise UserError, which names the checkpoint, where a training cannot start from it."""
+    source = read_pretrained(path, mapped=True)
+    if wanted.method not in (None, source.method):
+        raise UserError(f"{path} {wanted.refuse_method(source.method)}")
+    if wanted.head == ENCODINGS and not issubclass(get_method(source.method), PixelMethod):
+        raise UserError(f"{path} was pretrained with {source.method}, which encodes no single pixels, and "
+                        f"{wanted.trainer} reads such encodings; pretrain lapn or sam")  # fmt: skip
+    source_id, target_id = (dataset_argument(str(p["dataset_name"])) for p in (source.plans, wanted.plans))
+    advice = (f"run nnssl_transfer -s {source_id} -t {target_id} -m {source.method}, which makes plans with the "
+              f"pretraining's network, spacing and intensities, and train with those")  # fmt: skip
+    allowed = bool(wanted.block.get(ALLOWED))
+    bridge = bridge_intensities(wanted.plans, source.plans, (wanted.configuration, source.configuration), allowed)
+    given = Images.of_pretraining(source.plans, source.configuration, source.dataset_json, source.orientation)
+    own = replace(wanted.seen or Images(""), name=str(wanted.plans["dataset_name"]), spacing=wanted.resolved["spacing"],
+                  axes=wanted.plans.get("transpose_forward", [0, 1, 2]))  # fmt: skip
+    warnings = check_images(given, own, allowed, advice=advice,
+                            way=f"train with the plans of nnssl_transfer --{ALLOWED}")  # fmt: skip
+    if wanted.head == UNET:
+        network = {"levels": source.levels, "head": UNET, "intensity": bridge.channels}
+        with torch.device("meta"):  # for the names and shapes only
+            built = build_segmentation(network, wanted.resolved, len(wanted.resolved["normalization_schemes"]), 2)
+        load_pretrained(built, source, advice)
+    return Fit(source, bridge.channels, advice, [*bridge.warnings, *warnings])
+
+
+def _same_plans(source: Pretrained, wanted: Wanted) -> bool:
+    """Whether network, spacing and order of the axes of pretraining and target are the same."""
+    given = resolve_configuration(source.plans, source.configuration)
+    axes = (plans.get("transpose_forward") for plans in (wanted.plans, source.plans))
+    return (
+        network_entries(wanted.resolved) == network_entries(given)
+        and list(wanted.resolved["spacing"]) == list(given["spacing"])
+        and len(set(map(str, axes))) == 1
+    )

@@ -26,7 +26,7 @@ _CT_KEYS = ("mean", "std", "percentile_00_5", "percentile_99_5")
 
 @dataclass(frozen=True)
 class TeacherPlace:
-    """Where a trained model lies.
+    """Where a trained model is.
 
     Args:
         named: what the plans, the variable or the search gave: a model folder, or one fold of it.
@@ -57,7 +57,7 @@ def find_teacher(
         results: nnUNet_results, which relative paths in the plans start from.
         model_folder: of the student, `RESULTS/DATASET/TRAINER__PLANS__CONFIGURATION`.
         fold: of the student. The teacher is of the same fold, or of fold "all", unless one is named.
-        trainer: of the teacher that is looked for where none is named, in the student's dataset and configuration;
+        trainer: of the teacher to look for in the student's dataset and configuration where none is named;
             None for any that is no distillation. One with the student's plans is preferred.
 
     Raises:

@@ -1,10 +1,10 @@
-"""nnU-Net trainers that start from a pretraining: what `nnssl_trainers` is made of."""
+"""nnU-Net's trainer, started from a pretraining; and the record of what it started from."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from nnunetv2.paths import nnUNet_results
@@ -12,19 +12,22 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from nnssl.checkpoints.loading import TransferReport
 from nnssl.checkpoints.pretrained import load_pretrained
 from nnssl.core.errors import UserError
+from nnssl.core.files import read_json, write_json
+from nnssl.core.own_files import TransferFile
+from nnssl.core.plans_schema import PlansFile
 from nnssl.data.check_case import orientation
 from nnssl.data.guard import Images, names_of_channels
 from nnssl.data.trusted import read_nnunet_checkpoint
-from nnssl.finetuning.base_trainer import UsableCases, trusted_manager
-from nnssl.finetuning.recipes import RateByEpoch, apply_settings, vox2vec_unfreezing_rate
+from nnssl.finetuning.base_trainer import RateByEpoch, UsableCases, trusted_manager
 from nnssl.finetuning.segmentation import build_segmentation, described_network
-from nnssl.finetuning.start import Start, find_start, refuse_mixture, write_record
-from nnssl.finetuning.which_run import Wanted
+from nnssl.finetuning.start import Head, Start, Wanted, find_start
 
-_PAPER_EPOCHS = 150  # of 300 steps: 45,000 steps
-_ORIENTED = 20  # training volumes whose orientation is looked at
+RECORD = "nnssl_transfer.json"
+PAPER_EPOCHS = 150  # of 300 steps: 45,000 steps
+_ORIENTED = 20  # training volumes whose orientation is read
 
 
 class PretrainedTrainer(UsableCases):
@@ -39,31 +42,24 @@ class PretrainedTrainer(UsableCases):
     """
 
     method: ClassVar[str | None] = None  # the only one whose checkpoints will do
-    head: ClassVar[Literal["linear", "nonlinear", "unet"]] = "nonlinear"
+    head: ClassVar[Head] = "nonlinear"
     from_scratch: ClassVar[bool] = False
     mirrors: ClassVar[bool] = False
     rate: ClassVar[float] = 3e-4
     decay: ClassVar[float] = 0.0
-    epochs: ClassVar[int] = _PAPER_EPOCHS
+    epochs: ClassVar[int] = PAPER_EPOCHS
     steps: ClassVar[int] = 300  # an epoch
+    _goes_on: bool = False  # with a checkpoint of this trainer
     network: Any
     optimizer: Any
     lr_scheduler: Any
 
-    def __init__(
-        self,
-        plans: dict,
-        configuration: str,
-        fold: int | str,
-        dataset_json: dict,
-        device: torch.device = torch.device("cuda"),  # noqa: B008  (as in nnU-Net, which reads the signature)
-    ) -> None:
-        super().__init__(plans, configuration, fold, dataset_json, device)
+    def set_up(self) -> None:
+        """Set the recipe of the class, then what the other bases set."""
         self.initial_lr, self.weight_decay = self.rate, self.decay
         self.enable_deep_supervision = False  # the heads give one output
         self.num_epochs, self.num_iterations_per_epoch = self.epochs, self.steps
-        apply_settings(self, self._block)
-        self._goes_on = False  # with a checkpoint of this trainer
+        super().set_up()
 
     @classmethod
     def wanted(cls, plans: dict[str, Any], configuration: str) -> Wanted:
@@ -122,10 +118,7 @@ class PretrainedTrainer(UsableCases):
         return rotation, flat, size, axes
 
     def prepare_optimiser(self, groups: int) -> None:
-        """Make the optimiser ready for the state of one with so many parameter groups."""
-
-    def set_deep_supervision_enabled(self, enabled: bool) -> None:
-        """Do nothing: the heads give one output."""
+        """Make the optimiser ready for the state of one with this number of parameter groups."""
 
     @property
     def network_module(self) -> Any:
@@ -143,18 +136,15 @@ class PretrainedTrainer(UsableCases):
     def _find_start(self) -> Start:
         if not nnUNet_results.is_set():
             raise UserError("the folder variable nnUNet_results is not set; type: export nnUNet_results=/path/to/it")
-        start = self._resolve_start(Path(str(nnUNet_results)))
+        wanted = self.wanted(self.plans_manager.plans, self.configuration_name)
+        if not self.from_scratch:
+            wanted = replace(wanted, seen=self._seen())
+        start = find_start(wanted, self.from_scratch, Path(str(nnUNet_results)))
         for note in start.notes:
             self.print_to_log_file(f"Note: {note}")
         for warning in start.warnings:
             self.print_to_log_file(f"WARNING: {warning}")
         return start
-
-    def _resolve_start(self, results: Path) -> Start:
-        wanted = self.wanted(self.plans_manager.plans, self.configuration_name)
-        if not self.from_scratch:
-            wanted = replace(wanted, seen=self._seen())
-        return find_start(wanted, self.from_scratch, results)
 
     def _seen(self) -> Images:
         """What the guard asks of the dataset."""
@@ -181,64 +171,31 @@ class PretrainedTrainer(UsableCases):
             write_record(start, report, Path(self.output_folder))
 
 
-class ProbeTrainer(PretrainedTrainer):
-    """The backbone stays frozen, bitwise; only the head is trained."""
+def refuse_mixture(start: Start, model_folder: Path, fold_folder: Path) -> None:
+    """Make sure that a training replaces no fold that began elsewhere, and predicts together with the other folds.
 
-    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
-        """Freeze first: neither the optimiser nor DistributedDataParallel shall know the backbone."""
-        self.network_module.freeze()
-        return super().configure_optimizers()
+    All folds of a model share one plans.json, which prediction builds the network from.
 
-
-class FinetuneTrainer(PretrainedTrainer):
-    """The backbone stays frozen for a third of the training (15,000 of 45,000 steps), then it is trained as well.
-
-    Its rate rises from a tenth of the head's to the head's within 1,200 steps, in parts of 300 (paper, section 4;
-    methods.md 1.5). A shorter training shrinks all this in proportion.
+    Raises:
+        UserError: naming the folder and what to do.
     """
-
-    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
-        """The head alone; the backbone joins with a group of its own."""
-        self.network_module.freeze()
-        return super().configure_optimizers()
-
-    def on_train_epoch_start(self) -> None:
-        """Also count the steps of the epoch."""
-        super().on_train_epoch_start()
-        self._iteration = 0
-        self.print_to_log_file(f"Current learning rate of the backbone: {self.backbone_rate():.2e}")
-
-    def backbone_rate(self) -> float:
-        """Rate of the backbone at the step that comes."""
-        step = self.current_epoch * self.num_iterations_per_epoch + self._iteration
-        return vox2vec_unfreezing_rate(
-            _PAPER_EPOCHS * step // (self.num_epochs * self.num_iterations_per_epoch), head_rate=self.initial_lr
-        )
-
-    def train_step(self, batch: dict) -> dict:
-        """nnU-Net's step, at the backbone's own rate."""
-        rate = self.backbone_rate()
-        if rate > 0 and self.network_module.frozen:
-            self._unfreeze()
-        for group in self.optimizer.param_groups[1:]:
-            group["lr"] = rate
-        self._iteration += 1
-        return super().train_step(batch)
-
-    def prepare_optimiser(self, groups: int) -> None:
-        """One group is a frozen backbone, two are a trained one."""
-        if groups != len(self.optimizer.param_groups):
-            self.optimizer, self.lr_scheduler = self.configure_optimizers()
-            if groups == 2:
-                self._unfreeze()
-
-    def _unfreeze(self) -> None:
-        self.optimizer.add_param_group({"params": self.network_module.unfreeze(), "lr": 0.0})
-        if isinstance(self.network, DistributedDataParallel):  # it only synchronises what was trained when it was made
-            self.network = DistributedDataParallel(self.network.module, device_ids=[self.local_rank])
+    record = fold_folder / RECORD
+    if record.is_file() and any(fold_folder.glob("checkpoint_*.pth")):
+        before, now = read_json(record, TransferFile)["checkpoint"], start.block["checkpoint"]
+        if before != now:
+            raise UserError(f"{fold_folder} holds a training that started from {before}, and this one would start from "
+                            f"{now} and replace it; move that folder away, or train under plans of another name "
+                            f"(nnssl_transfer makes them)")  # fmt: skip
+    plans, others = model_folder / "plans.json", model_folder.glob("fold_*/checkpoint_*.pth")
+    if plans.is_file() and any(file.parent != fold_folder for file in others):
+        network = read_json(plans, PlansFile).get("nnssl", {}).get("network")
+        if network is not None and network != start.block["network"]:
+            raise UserError(f"the other folds in {model_folder} were trained with another network or other intensities "
+                            f"({network}), and all folds predict with one; start this fold from the same kind of "
+                            f"pretraining, or move the folder away")  # fmt: skip
 
 
-class ScratchTrainer(PretrainedTrainer):
-    """The network, optimiser and number of steps of the fine-tuning, from random weights; nothing is ever frozen."""
-
-    from_scratch = True
+def write_record(start: Start, report: TransferReport | None, fold_folder: Path) -> None:
+    """Keep beside the training what it started from, as JSON."""
+    content = {**start.block, "warnings": start.warnings, "report": None if report is None else asdict(report)}
+    write_json(fold_folder / RECORD, content)

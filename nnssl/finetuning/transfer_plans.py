@@ -32,11 +32,10 @@ from nnssl.data.next_lines import (
 )
 from nnssl.data.planning import BLOCK, PlanRequest, Plans
 from nnssl.data.pool import default_processes
-from nnssl.data.prepared import majority_orientation
 from nnssl.data.raw import RawDataset
-from nnssl.data.report import PreparedDataset, RunOptions
+from nnssl.data.report import PreparedDataset, RunOptions, majority_orientation
 from nnssl.networks.build import resolve_configuration
-from nnssl.pretraining.nnunet_weights import NNUNET_WEIGHTS
+from nnssl.pretraining.weights import NNUNET_WEIGHTS
 
 _STAGES = ("inherits_from", "previous_stage", "next_stage")  # other configurations, which are not transferred
 

@@ -14,11 +14,12 @@ from typing import Any
 
 from nnssl.core.errors import UserError
 from nnssl.data.folders import explained_errors_of
-from nnssl.data.inventory import Comparison, RawFiles, found_volumes, named
+from nnssl.data.inventory import Comparison, found_volumes, named
 from nnssl.data.pool import default_processes
-from nnssl.data.preprocessing import Prepared, PreprocessingJob, prepare_case
+from nnssl.data.preprocessing import Prepared, PreprocessingJob, SharedWork, prepare_case
 from nnssl.data.raw import UNLABELLED, RawCase, RawDataset, first_ct_channel, read_dataset_json, read_unlabelled
-from nnssl.data.records import Record, Records, digest_of, now
+from nnssl.data.raw_files import RawFiles, digest_of
+from nnssl.data.records import Record, Records, now, read_withdrawn, unused_cases, write_withdrawn
 from nnssl.data.report import (
     read_settings,
     refuse_other_settings,
@@ -27,10 +28,8 @@ from nnssl.data.report import (
     volume_settings,
     write_settings,
 )
-from nnssl.data.shared_work import SharedWork
 from nnssl.data.storage import body_folder, claimed_cases, dataset_lock, done_cases
 from nnssl.data.trusted import refuse_untrusted_names
-from nnssl.data.unused import read_withdrawn, unused_cases, write_withdrawn
 
 _PREFIX = f"{UNLABELLED}/"  # of an identifier: a labelled case may have the same name
 _WAIT_S = 2.0
@@ -174,7 +173,7 @@ class _Volumes:
         return record.reason is not None or (on_disk and record.unfit(self.digest, None) is None)
 
     def _failed(self, name: str) -> str | None:
-        """Why no volume could be made of the very files that are there."""
+        """Why the files that are there could not be made into a volume."""
         record = self.records.get(name)
         return None if record is None or record.files != self.files.states.get(name) else record.reason
 
@@ -218,5 +217,5 @@ def is_unlabelled(identifier: str) -> bool:
 
 
 def share_of(labelled: int, unlabelled: int) -> float:
-    """Share of the patches without labels where none is asked for: that of the cases, at most a half."""
+    """Default share of the patches without labels: that of the cases, at most a half."""
     return min(0.5, unlabelled / (labelled + unlabelled))

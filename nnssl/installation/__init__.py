@@ -1,4 +1,4 @@
-"""Is everything in place? What `nnssl_doctor` looks at, and what to type where something is not."""
+"""Is everything in place? What `nnssl_doctor` checks, and what to type where something is wrong."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ __all__ = ["Check", "check_installation"]
 
 
 def check_installation(report: Callable[[Check], None] | None = None) -> list[Check]:
-    """Look at versions, name clashes, folders, pretrainings, device and trainers; nothing is changed.
+    """Check versions, name clashes, folders, pretrainings, device and trainers; nothing is changed.
 
     Args:
-        report: called with each check as soon as it is made: the last ones import torch and nnU-Net, which takes
-            some ten seconds.
+        report: called with each check as soon as it is made; the last ones import torch and nnU-Net, which takes
+            about ten seconds.
     """
     looks = (check_python, check_packages, check_other_package, check_folders, check_stock_plans, check_pretrainings,
              check_device, check_trainers)  # fmt: skip

@@ -1,4 +1,4 @@
-"""Versions, torch's device, and the other package that is imported as `nnssl`."""
+"""Checks of folders, datasets, versions, torch's device and the other package that is imported as `nnssl`."""
 
 from __future__ import annotations
 
@@ -16,17 +16,30 @@ from typing import Literal
 import nnssl
 
 INSTALL = "pip install .   (in a fresh clone of ours)"
+FREE_GIB = 10.0  # preprocessed volumes or checkpoints soon fill less than this
+NAMED = 10  # at most this number of datasets in a line
+FINISHED = "*/nnssl_*/fold_*/checkpoint_final.pth"
+PYTHON = (3, 10)
+# Bounds of pyproject.toml for the packages whose version decides what works.
+MINIMA = {"nnunetv2": "2.8", "torch": "2.4", "dynamic-network-architectures": "0.4.4", "blosc2": "3.3.2"}
+# Of the other project that is imported as `nnssl`: names in its package that ours never has, and its commands.
+OTHERS_FILES = (
+    "adaptation_planning", "architectures", "configuration.py", "dataset_conversion", "experiment_planning", "paths.py",
+    "preprocessing", "run", "ssl_data", "training",
+)  # fmt: skip
+OTHERS_COMMANDS = ("nnssl_train", "nnssl_preprocess", "nnssl_plan_experiment", "nnssl_extract_fingerprint")
+OTHER = "the other package that is imported as nnssl (MIC-DKFZ/nnssl)"
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at.
+    """What was found about one thing.
 
     Args:
         name: what it is, such as "nnUNet_raw".
-        status: "ok"; "warn" where work is possible and a surprise too; "fail" where something will not work.
+        status: "ok"; "warn" if work is possible but may surprise; "fail" if something will not work.
         message: what was found, in one line.
-        fix: the line to type, or None where there is nothing to mend.
+        fix: the line to type; None if nothing is wrong.
     """
 
     name: str
@@ -40,25 +53,20 @@ def in_a_line(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
-FREE_GIB = 10.0  # less than this is soon full of preprocessed volumes or checkpoints
-NAMED = 10  # datasets that a line names at most
-FINISHED = "*/nnssl_*/fold_*/checkpoint_final.pth"
-
-
 def check_folders() -> Iterator[Check]:
-    """Whether the folders are set, exist, and have the rights and the room."""
-    yield _check("nnUNet_raw", written=False)
-    yield _check("nnUNet_preprocessed", written=True)
-    yield _check("nnUNet_results", written=True)
+    """Whether the folders are set and exist, may be read and written, and have space."""
+    yield _check_folder("nnUNet_raw", written=False)
+    yield _check_folder("nnUNet_preprocessed", written=True)
+    yield _check_folder("nnUNet_results", written=True)
 
 
-def _check(name: str, written: bool) -> Check:
+def _check_folder(name: str, written: bool) -> Check:
     value = os.environ.get(name)
     choose = f"export {name}=/path/to/{name}"
     if not value:
         return Check(name, "fail", "is not set", choose)
     if not os.path.isdir(value):
-        # what is written to is made when it is first needed
+        # a folder for output is made when it is first needed
         return Check(name, "warn" if written else "fail", f"{value} is not a folder", f"mkdir -p {shlex.quote(value)}")
     if not os.access(value, os.R_OK | os.X_OK):
         return Check(name, "fail", f"{value} cannot be read", choose)
@@ -66,7 +74,9 @@ def _check(name: str, written: bool) -> Check:
         return Check(name, "fail", f"{value} cannot be written to", choose)
     free = shutil.disk_usage(value).free / 2**30
     if written and free < FREE_GIB:
-        return Check(name, "warn", f"{value}, only {free:.1f} GiB free", f"{choose}   (on a larger disk; or make room)")
+        return Check(
+            name, "warn", f"{value}, only {free:.1f} GiB free", f"{choose}   (on a larger disk, or free some space)"
+        )
     return Check(name, "ok", f"{value}, {free:.0f} GiB free")
 
 
@@ -83,14 +93,14 @@ def check_pretrainings() -> Iterator[Check]:
 
 
 def check_stock_plans() -> Iterator[Check]:
-    """Whether the labelled datasets have nnU-Net's own plans: without -p, nnUNetv2_train ends in a traceback if not."""
+    """Whether the labelled datasets have nnU-Net's own plans: without them nnUNetv2_train needs -p."""
     raw, preprocessed = (os.environ.get(name) for name in ("nnUNet_raw", "nnUNet_preprocessed"))
     if not raw or not preprocessed or not os.path.isdir(raw):
         return  # said by check_folders
     try:
         from nnssl.data.next_lines import STOCK_PLANS, plan_lines
         from nnssl.data.raw import number_of_labels
-    except Exception as error:  # a package that is missing, or does not load
+    except Exception as error:  # a package is missing, or does not load
         yield Check("stock plans", "fail", f"datasets cannot be read: {in_a_line(error)}", INSTALL)
         return
     labelled = [folder.name for folder in sorted(Path(raw).glob("Dataset*_*")) if number_of_labels(folder)]
@@ -101,18 +111,6 @@ def check_stock_plans() -> Iterator[Check]:
                     " && ".join(plan_lines(*lacking)))  # fmt: skip
     else:
         yield Check("stock plans", "ok", f"{len(labelled)} labelled datasets, each with {STOCK_PLANS}.json")
-
-
-PYTHON = (3, 10)
-# The bounds of pyproject.toml for the packages whose version decides what works.
-MINIMA = {"nnunetv2": "2.8", "torch": "2.4", "dynamic-network-architectures": "0.4.4", "blosc2": "3.3.2"}
-# Of the other project that is imported as `nnssl`: what its package holds and ours never does, and its commands.
-OTHERS_FILES = (
-    "adaptation_planning", "architectures", "configuration.py", "dataset_conversion", "experiment_planning", "paths.py",
-    "preprocessing", "run", "ssl_data", "training",
-)  # fmt: skip
-OTHERS_COMMANDS = ("nnssl_train", "nnssl_preprocess", "nnssl_plan_experiment", "nnssl_extract_fingerprint")
-OTHER = "the other package that is imported as nnssl (MIC-DKFZ/nnssl)"
 
 
 def check_python() -> Iterator[Check]:
@@ -126,7 +124,7 @@ def check_python() -> Iterator[Check]:
 
 
 def check_packages() -> Iterator[Check]:
-    """The versions of nnssl and of what it stands on."""
+    """The versions of nnssl and of the packages that it needs."""
     folder = _own_folder()
     version = _installed("nnssl")
     if version is None:
@@ -165,7 +163,7 @@ def check_device() -> Iterator[Check]:
     """The cards that torch sees, or that it sees none."""
     try:
         import torch
-    except Exception as error:  # also what a library that does not load, or another numpy, brings up
+    except Exception as error:  # a library that does not load or another numpy raises errors of other kinds too
         yield Check("device", "fail", f"torch cannot be imported: {in_a_line(error)}",
                     "pip install --force-reinstall torch")  # fmt: skip
         return
@@ -177,7 +175,7 @@ def check_device() -> Iterator[Check]:
         yield Check("device", "ok", f"cuda:{index} {card.name}, {card.total_memory / 2**30:.0f} GiB, {precision}")
     if torch.cuda.device_count():
         return
-    threads = f"cpu, {torch.get_num_threads()} threads: give the commands -device cpu"
+    threads = f"cpu, {torch.get_num_threads()} threads: nnU-Net's commands need -device cpu"
     if shutil.which("nvidia-smi") is None:
         yield Check("device", "ok", threads)
     else:

@@ -1,4 +1,4 @@
-"""Whether nnU-Net finds our trainers by name, by its own search."""
+"""Whether nnU-Net's own search finds our trainers by name."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PREFIX = "nnUNetTrainer_"
 
 
 def check_trainers() -> Iterator[Check]:
-    """The variable that nnU-Net looks into, and what its search makes of it."""
+    """The variable that nnU-Net searches, and what its search finds."""
     spec = importlib.util.find_spec("nnssl_trainers")
     ours = Path(spec.origin).parent if spec is not None and spec.origin else None
     names = trainer_names(ours) if ours is not None else []
@@ -43,7 +43,7 @@ def trainer_names(folder: Path) -> list[str]:
         try:
             body = ast.parse(file.read_bytes()).body
         except SyntaxError:
-            continue  # nnU-Net's search stops there: _check_search says so
+            continue  # where nnU-Net's search stops: _check_search says so
         names |= {node.name for node in body if isinstance(node, ast.ClassDef) and node.name.startswith(PREFIX)}
     return sorted(names)
 
@@ -86,19 +86,19 @@ def _same(entry: str, folder: Path) -> bool:
 def _check_search(ours: Path, names: list[str]) -> Check:
     try:
         from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
-    except Exception as error:  # as when importing torch
+    except Exception as error:  # of any kind, as for torch
         return Check("trainers", "fail", f"nnU-Net's search cannot be imported: {in_a_line(error)}",
                      'pip install "nnunetv2>=2.8"')  # fmt: skip
     lost = []
     for name in names:
         try:
-            # nnU-Net prints each module that it inspects; what these warn of is not about the installation
+            # nnU-Net prints each module that it inspects, and their warnings are not about the installation
             with redirect_stdout(io.StringIO()), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 recursive_find_trainer_class_by_name(name)
-        except (Exception, SystemExit) as error:  # the search runs every module of every folder: anything can come
+        except (Exception, SystemExit) as error:  # the search runs every module of every folder: any error is possible
             culprit = _culprit(error)
-            if culprit is None and isinstance(error, RuntimeError):  # how nnU-Net says that there is none
+            if culprit is None and isinstance(error, RuntimeError):  # nnU-Net's error for a name that it does not find
                 lost.append(name)
             else:
                 return _stopped(name, error, culprit, ours)
@@ -108,7 +108,7 @@ def _check_search(ours: Path, names: list[str]) -> Check:
 
 
 def _culprit(error: BaseException) -> tuple[str, str] | None:
-    """Folder of the variable, and file in it, whose import ended the search."""
+    """Folder of the variable and file in it whose import ended the search."""
     files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
     if isinstance(error, SyntaxError) and error.filename:
         files.append(error.filename)
@@ -120,7 +120,7 @@ def _culprit(error: BaseException) -> tuple[str, str] | None:
 
 
 def _stopped(name: str, error: BaseException, culprit: tuple[str, str] | None, ours: Path) -> Check:
-    """One module that cannot be imported hides the trainers of all others."""
+    """A module that cannot be imported hides the trainers of all others."""
     why = in_a_line(error)
     if culprit is None:
         return Check("trainers", "fail", f"nnU-Net's search for {name} ends with {why}", INSTALL)
@@ -129,4 +129,4 @@ def _stopped(name: str, error: BaseException, culprit: tuple[str, str] | None, o
         return Check("trainers", "fail", f"our {file} cannot be imported: {why}", INSTALL)
     rest = [other for other in _entries() if other != entry and os.path.exists(other)]
     return Check("trainers", "fail", f"nnU-Net's search for every trainer stops in {file}: {why}",
-                 f"{_export(_with(ours, rest))}   (or mend that file)")  # fmt: skip
+                 f"{_export(_with(ours, rest))}   (or repair that file)")  # fmt: skip

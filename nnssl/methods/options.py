@@ -34,13 +34,13 @@ def override(config: Config, options: Iterable[str]) -> Config:
             raise UserError(f"-o takes key=value, not {shown(option)}")
         if key not in hints:
             shared, own = _listed(config)
-            raise UserError(f"there is no option {shown(key)}; every method has {shared}, and this one has {own}")
+            raise UserError(f"there is no option {shown(key)}; every method has {shared}, and this one also {own}")
         if key in values:
-            raise UserError(f"-o has {key} twice; leave one out")
+            raise UserError(f"-o has {key} twice; remove one")
         try:
             values[key] = _parse(text, hints[key])
         except OverflowError:
-            raise UserError(f"-o {key} has to be below 2^63 and finite, not {shown(text)}") from None
+            raise UserError(f"-o {key} must be finite and below 2^63, not {shown(text)}") from None
         except ValueError:
             raise UserError(f"-o {key} takes {describe_type(hints[key])}, not {shown(text)}") from None
     return dataclasses.replace(config, **values)
@@ -55,7 +55,7 @@ def from_plain(config_class: type[Config], values: dict[str, Any]) -> Config:
     """Inverse of `to_plain`.
 
     Raises:
-        UserError: for keys that the class no longer has, and values of other types than it has.
+        UserError: for keys that the class no longer has, and values of the wrong type.
     """
     names = {f.name for f in dataclasses.fields(config_class)}
     unknown = sorted(set(values) - names)
@@ -73,16 +73,16 @@ def from_plain(config_class: type[Config], values: dict[str, Any]) -> Config:
 
 
 def new_options(config: MethodConfig, stored: Container[str]) -> list[str]:
-    """`name=value` of the options that a stored config lacks and whose value its version may not have used.
+    """`name=value` of the options that a stored config lacks, without those that were constants of its version.
 
-    Options that were constants of that version are left out: their defaults are those constants.
+    The defaults of the latter are these constants, so that the run used the same values.
     """
     options = (f for f in dataclasses.fields(config) if f.name not in stored and not f.metadata.get(FORMERLY_FIXED))
     return [_typed(config, f.name) for f in options]
 
 
 def describe_type(hint: Any) -> str:
-    """A type in words for messages and help."""
+    """Describe a type for messages and help."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Literal:
         return "one of " + ", ".join(str(a) for a in arguments)
@@ -120,7 +120,7 @@ def _parse(text: str, hint: Any) -> Any:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of a field's type; numbers are finite, and whole ones no larger than any use of them."""
+    """Whether a value has a field's type; numbers must be finite and below 2^63."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return any(_fits(value, a) for a in arguments)
@@ -136,7 +136,7 @@ def _fits(value: Any, hint: Any) -> bool:
 
 
 def _listed(config: MethodConfig) -> tuple[str, str]:
-    """All options with their values, as `-o` takes them: those of every method, and the others."""
+    """All options with their values, as `-o` takes them: those of every method, and the method's own."""
     shared = [f.name for f in dataclasses.fields(MethodConfig)]
     own = [f.name for f in dataclasses.fields(config) if f.name not in shared]
     one, two = (" ".join(_typed(config, name) for name in names) for names in (shared, own))

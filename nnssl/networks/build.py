@@ -2,98 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from nnssl.core.errors import UserError
-from nnssl.networks.fpn_unet import FPN3d, FPN3dUNet, check_strides
-from nnssl.networks.lapn_unet import LapnUNet, lapn_pyramid
-from nnssl.networks.pimpic_unet import PimpicUNet, pimpic_pyramid
-from nnssl.networks.pyramid import FeaturePyramid
-from nnssl.networks.swin import SwinPyramid, SwinUNETR, check_swin_strides
+from nnssl.networks.fpn_unet import FPN3dUNet, SegmentationNetwork
+from nnssl.networks.lapn_unet import LapnUNet
+from nnssl.networks.pimpic_unet import PimpicUNet
+from nnssl.networks.pyramid import FeaturePyramid, Levels
+from nnssl.networks.swin import SwinUNETR
 from nnssl.networks.trusted import trusted_network
 from nnssl.networks.unet import UNetPyramid
-from nnssl.networks.vit import UNETR, vit_pyramid
-
-Levels = Literal["encoder", "decoder"]
+from nnssl.networks.vit import UNETR
 
 _UNET_CLASSES = ("PlainConvUNet", "ResidualEncoderUNet", "ResidualUNet")
-# The segmentation layers are no part of a backbone, whatever their number of classes.
-_ANY_NUMBER_OF_CLASSES = 2
+_ANY_NUMBER_OF_CLASSES = 2  # the segmentation layers are not part of a backbone
 
 
-class _OwnNetwork(NamedTuple):
-    """A network of this package: what plans name, and the same as a pyramid."""
-
-    segmentation: type[nn.Module]  # (input_channels, num_classes, **arch_kwargs)
-    pyramid: Callable[..., FeaturePyramid]  # (input_channels, levels, **arch_kwargs)
-
-
-def _fpn(input_channels: int, levels: Levels, strides: Any, num_scales: int, **arguments: Any) -> FeaturePyramid:
-    check_strides(strides, num_scales)
-    return FPN3d(input_channels, num_scales=num_scales, levels=levels, **arguments)
-
-
-def _swin(input_channels: int, levels: Levels, strides: Any, **arguments: Any) -> FeaturePyramid:
-    check_swin_strides(strides)
-    return SwinPyramid(input_channels, levels=levels, **arguments)
-
-
-_OWN = {
-    f"{own.segmentation.__module__}.{own.segmentation.__qualname__}": own
-    for own in (
-        _OwnNetwork(FPN3dUNet, _fpn),
-        _OwnNetwork(SwinUNETR, _swin),
-        _OwnNetwork(PimpicUNet, pimpic_pyramid),
-        _OwnNetwork(LapnUNet, lapn_pyramid),
-        _OwnNetwork(UNETR, vit_pyramid),
-    )
+_OWN: dict[str, type[SegmentationNetwork]] = {
+    f"{own.__module__}.{own.__qualname__}": own for own in (FPN3dUNet, SwinUNETR, PimpicUNet, LapnUNet, UNETR)
 }
 
 
-def build_network(plans: dict[str, Any], configuration: str, num_classes: int) -> nn.Module:
-    """Build the segmentation network that the plans name, freshly initialised as nnU-Net does it.
+def segmentation_of(resolved: dict[str, Any], num_classes: int) -> nn.Module:
+    """Build the segmentation network of a resolved 3D configuration, freshly initialised as nnU-Net does it.
 
     Args:
-        plans: Content of an nnU-Net plans file.
-        configuration: Name of a 3D configuration, such as "3d_fullres".
+        resolved: See `resolve_configuration`.
         num_classes: Number of output channels.
 
     Returns:
         The network without deep supervision: an image (B, C, Z, Y, X) to logits (B, num_classes, Z, Y, X), where C is
         the number of normalisation schemes of the configuration.
-
-    Raises:
-        UserError: The configuration is missing or two-dimensional.
     """
-    return segmentation_of(resolve_configuration(plans, configuration), num_classes)
-
-
-def segmentation_of(resolved: dict[str, Any], num_classes: int) -> nn.Module:
-    """Build the segmentation network of a resolved 3D configuration, see `build_network`."""
     trusted = trusted_network(resolved)
     name = _network_name(trusted)
     with _described(name):
         if name not in _OWN:
             return _build_with_nnunet(trusted, num_classes)
         input_channels = len(trusted["normalization_schemes"])
-        return _OWN[name].segmentation(input_channels, num_classes, **trusted["architecture"]["arch_kwargs"])
+        return _OWN[name](input_channels, num_classes, **trusted["architecture"]["arch_kwargs"])
 
 
 def pretrained_part(network: nn.Module, resolved: dict[str, Any], levels: Levels) -> dict[str, Tensor]:
-    """Parameters and buffers of a segmentation network that a pretraining fills.
+    """Return the parameters and buffers of a segmentation network that a pretraining fills.
 
     Args:
         network: From `segmentation_of`.
         resolved: The configuration that it was built from.
-        levels: Of the pretraining.
+        levels: Levels that the pretraining uses.
 
     Returns:
-        The network's tensors, by their names in the pyramid of `backbone_of`; one with several names comes once.
+        The network's tensors, each under one name in the pyramid of `backbone_of`.
     """
     with torch.device("meta"):  # for the names only
         pyramid = backbone_of(resolved, levels)
@@ -102,9 +66,9 @@ def pretrained_part(network: nn.Module, resolved: dict[str, Any], levels: Levels
 
 
 def name_in_network(name: str) -> str:
-    """What a pyramid's tensor is called in the segmentation network.
+    """Name in the segmentation network of a tensor of its pyramid.
 
-    `UNetPyramid` holds that network; the networks of this package hold their pyramid.
+    `UNetPyramid` contains that network; the networks of this package contain their pyramid.
     """
     held = "network."
     return name[len(held) :] if name.startswith(held) else f"backbone.{name}"
@@ -136,10 +100,9 @@ def backbone_of(resolved: dict[str, Any], levels: Levels) -> FeaturePyramid:
     """
     name = _network_name(resolved)
     if name not in _OWN and name.rsplit(".", 1)[-1] not in _UNET_CLASSES:
-        raise UserError(
-            f"The network {name} of the plans is not supported: use plans whose network is one of "
-            f"{', '.join(_UNET_CLASSES)} (dynamic_network_architectures), {' or '.join(_OWN)}."
-        )
+        raise UserError(f"the network {name} of the plans is not supported; use plans whose network is one of "
+                        f"{', '.join(_UNET_CLASSES)} (dynamic_network_architectures), {' or '.join(_OWN)}"
+                        )  # fmt: skip
     trusted = trusted_network(resolved)
     with _described(name):
         if name in _OWN:
@@ -150,19 +113,19 @@ def backbone_of(resolved: dict[str, Any], levels: Levels) -> FeaturePyramid:
 
 @contextmanager
 def _described(network: str) -> Iterator[None]:
-    """What goes wrong while a network is built is the plans' fault: its arguments are theirs."""
+    """Turn any error while a network is built into a UserError: its arguments come from the plans."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"The network {network} cannot be built with the arch_kwargs of the plans "
+        raise UserError(f"the network {network} cannot be built with the arch_kwargs of the plans "
                         f"({type(error).__name__}: {' '.join(str(error).split())[:300]}); mend them, or plan the "
-                        f"dataset again.") from error  # fmt: skip
+                        f"dataset again") from error  # fmt: skip
 
 
 def _build_with_nnunet(trusted: dict[str, Any], num_classes: int) -> nn.Module:
-    """Build a network from what `trusted_network` has seen; it may be changed."""
+    """Build a network from the result of `trusted_network`, which this may change."""
     from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
     from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
@@ -188,40 +151,37 @@ def resolve_configuration(plans: dict[str, Any], name: str) -> dict[str, Any]:
     usable = [n for n in configurations if len(_resolve(configurations, n).get("patch_size", ())) == 3]
     if name not in usable:
         reason = "is not three-dimensional" if name in configurations else "is not in the plans"
-        raise UserError(
-            f"Configuration {name} {reason}: choose a 3D one of the plans ({', '.join(usable) or 'there is none'})."
-        )
+        raise UserError(f"configuration {name} {reason}; choose a 3D one of the plans ({', '.join(usable) or 'none'})")
     return _resolve(configurations, name)
 
 
 def any_configuration(plans: dict[str, Any], name: str) -> dict[str, Any]:
-    """Return a configuration of the plans, of two dimensions too, with what it inherits.
+    """Return a 2D or 3D configuration of the plans with what it inherits.
 
     Raises:
         UserError: The configuration is missing.
     """
     if name not in plans["configurations"]:
-        raise UserError(f"Configuration {name} is not in the plans, which have {', '.join(plans['configurations'])}: "
-                        f"restore the plans that belong to it.")  # fmt: skip
+        raise UserError(f"configuration {name} is not in the plans, which have {', '.join(plans['configurations'])}; "
+                        f"restore the plans that belong to it")  # fmt: skip
     return _resolve(plans["configurations"], name)
 
 
 def _resolve(configurations: dict[str, Any], name: str) -> dict[str, Any]:
-    """Merge a configuration over its ancestors, as nnU-Net's PlansManager does, which needs all of nnU-Net."""
+    """Merge a configuration over its ancestors as nnU-Net's PlansManager does, without importing nnU-Net."""
     chain: list[dict[str, Any]] = []
     parent: str | None = name
     while parent is not None:
         if parent not in configurations or len(chain) > len(configurations):
-            raise UserError(
-                f"Mend `inherits_from` of configuration {name} in the plans: it leads to {parent}, no further."
-            )
+            raise UserError(f"`inherits_from` of configuration {name} in the plans leads to {parent}, which ends "
+                            f"nowhere; mend it")  # fmt: skip
         chain.append(configurations[parent])
         parent = configurations[parent].get("inherits_from")
     return {key: value for configuration in reversed(chain) for key, value in configuration.items()}
 
 
 def network_entries(resolved: dict[str, Any]) -> dict[str, Any]:
-    """The entries of a resolved configuration that its network is built from; all of those of an older nnU-Net."""
+    """The entries of a resolved configuration that determine its network; all entries for plans of an older nnU-Net."""
     return {"architecture": resolved["architecture"]} if "architecture" in resolved else dict(resolved)
 
 

@@ -1,10 +1,10 @@
-"""Momentum networks: a frozen copy that follows a network as an exponential moving average of its parameters."""
+"""Parts of contrastive methods: unit vectors, projection heads, and momentum networks that follow a student."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from copy import deepcopy
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,60 +15,49 @@ from nnssl.networks.pyramid import FeaturePyramid
 
 
 def l2_normalise(x: Tensor, dim: int = -1, eps: float = 1e-8) -> Tensor:
-    """Return x / max(|x|, eps): a zero vector stays zero (cosine 0 with everything) and has a finite gradient.
+    """Return x / max(|x|, eps): a zero vector stays zero (cosine 0 to any other) and has a finite gradient.
 
     Args:
         x: any floating tensor; half precisions are cast up to float32 first.
         dim: axis of the vectors.
-        eps: smallest length that is divided by.
+        eps: smallest divisor.
 
     Returns:
-        A tensor of x's shape, float64 for float64 and float32 for all else.
+        A tensor of x's shape; float64 for float64, else float32.
     """
     return functional.normalize(x if x.dtype == torch.float64 else x.float(), dim=dim, eps=eps)
 
 
-def projection_head(in_features: int, hidden_features: int, out_features: int) -> nn.Sequential:
-    """Build the three-layer head of vox2vec (methods.md 1.2), which uses `hidden_features = in_features`.
+def projection_head(
+    in_features: int, hidden_features: int, out_features: int, batch_statistics: bool = False
+) -> nn.Sequential:
+    """Build the three-layer head of vox2vec (methods.md 1.2) and PiMPiC, or of VoCo (methods.md 2.2).
 
-    It maps (N, in_features) to (N, out_features), not normalised; in training N must be at least 2 (batch statistics).
+    It maps (N, in_features) to (N, out_features), not normalised; in training N must be at least 2.
+
+    Args:
+        in_features: Width of the input.
+        hidden_features: Width of both hidden layers; vox2vec takes `in_features`.
+        out_features: Width of the output.
+        batch_statistics: As in VoCo, normalise without weights and always by the statistics of the N rows; N should be
+            18 or more.
     """
-    return nn.Sequential(
-        nn.Linear(in_features, hidden_features),
-        nn.BatchNorm1d(hidden_features),
-        nn.ReLU(inplace=True),
-        nn.Linear(hidden_features, hidden_features),
-        nn.BatchNorm1d(hidden_features),
-        nn.ReLU(inplace=True),
-        nn.Linear(hidden_features, out_features),
-    )
-
-
-def batch_statistics_head(in_features: int, hidden_features: int, out_features: int) -> nn.Sequential:
-    """Build the three-layer head of VoCo (methods.md 2.2): batch normalisation without weights or running statistics.
-
-    It maps (N, in_features) to (N, out_features), not normalised, and always by the statistics of the N rows: N must be
-    at least 2 in training, and should be 18 or more.
-    """
-    return nn.Sequential(
-        nn.Linear(in_features, hidden_features),
-        nn.BatchNorm1d(hidden_features, affine=False, track_running_stats=False),
-        nn.ReLU(inplace=True),
-        nn.Linear(hidden_features, hidden_features),
-        nn.BatchNorm1d(hidden_features, affine=False, track_running_stats=False),
-        nn.ReLU(inplace=True),
-        nn.Linear(hidden_features, out_features),
-    )
+    own = not batch_statistics
+    layers: list[nn.Module] = []
+    for features in (in_features, hidden_features):
+        normalisation = nn.BatchNorm1d(hidden_features, affine=own, track_running_stats=own)
+        layers += [nn.Linear(features, hidden_features), normalisation, nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers, nn.Linear(hidden_features, out_features))
 
 
 class DinoHead(nn.Module):
     """Three-layer head with a bottleneck of unit length and a linear layer of unit directions (DINO; methods.md 4.2).
 
     Args:
-        in_features: of the vectors.
-        out_features: d of the result.
-        hidden_features: of the two hidden layers.
-        bottleneck: of the unit vectors before the last layer.
+        in_features: Width of the input.
+        out_features: Width of the output.
+        hidden_features: Width of both hidden layers.
+        bottleneck: Width of the unit vectors before the last layer.
     """
 
     def __init__(self, in_features: int, out_features: int, hidden_features: int = 2048, bottleneck: int = 256) -> None:
@@ -87,8 +76,8 @@ class DinoHead(nn.Module):
         self.directions = nn.Linear(bottleneck, out_features, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (..., in_features) to cosines with the directions (..., out_features), each in -1..1."""
-        # the authors' weight normalisation with its lengths frozen at 1
+        """Map (..., in_features) to cosines with the directions (..., out_features), in [-1, 1]."""
+        # the authors' weight normalisation, with its lengths frozen at 1
         return functional.linear(l2_normalise(self.mlp(x)), l2_normalise(self.directions.weight))
 
 
@@ -96,15 +85,11 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def momentum_copy(network: Network, shared: Iterable[Tensor] = ()) -> Network:
-    """A copy of the network with equal values and without gradients.
+    """Copy a network, without gradients: neither optimisers nor DistributedDataParallel touch the copy.
 
     Args:
-        network: what is copied.
-        shared: parameters and buffers of the network that the copy needs none of its own of, such as an unused decoder.
-
-    Returns:
-        The copy; its parameters take part neither in an optimiser (nothing requires a gradient) nor in
-        DistributedDataParallel's reductions.
+        network: The original.
+        shared: Parameters and buffers that the copy takes over instead of copying, such as an unused decoder's.
     """
     kept = {id(tensor): tensor for tensor in shared}
     copied = deepcopy(network, dict(kept))
@@ -118,12 +103,12 @@ def momentum_copy(network: Network, shared: Iterable[Tensor] = ()) -> Network:
 def update_momentum(follower: nn.Module, network: nn.Module, momentum: float) -> None:
     """Set every parameter of the follower to momentum * itself + (1 - momentum) * the network's, in place.
 
-    Buffers are left alone: running statistics are those of the follower's own forward passes. A follower that equals
-    the network stays bitwise as it is.
+    Buffers stay: running statistics come from the follower's own forward passes. A follower that equals the network
+    does not change by a bit.
 
     Args:
-        follower: made by `momentum_copy`.
-        network: what it follows.
+        follower: From `momentum_copy`.
+        network: The network that it follows.
         momentum: 0 copies, 1 does nothing.
     """
     pairs = zip(follower.parameters(), network.parameters(), strict=True)
@@ -132,22 +117,12 @@ def update_momentum(follower: nn.Module, network: nn.Module, momentum: float) ->
         get_ema_multi_avg_fn(momentum)([mine for mine, _ in own], [theirs for _, theirs in own], 0)
 
 
-class Follows(Protocol):
-    """A method with a momentum network."""
-
-    def student(self) -> dict[str, Any]:
-        """The networks that the momentum network is made of."""
-
-    def register_load_state_dict_post_hook(self, hook: Callable[[Any, Any], None]) -> Any:
-        """As of `torch.nn.Module`."""
-
-
-def begin_equal(method: Follows, name: str) -> None:
-    """See to it that a run that starts from another run's backbone begins with a momentum network that equals it.
+def begin_equal(method: Any, name: str) -> None:
+    """Let a run that starts from another run's backbone begin with a momentum network equal to the student.
 
     Args:
-        method: what is loaded.
-        name: of its momentum network; values for that, where there are some, are kept.
+        method: A method with `student()`, the networks that the momentum network follows.
+        name: Attribute of its `MomentumNetworks`, which keep any values that are loaded for them.
     """
 
     def follow(loaded: Any, incompatible: Any) -> None:
@@ -160,11 +135,11 @@ def begin_equal(method: Follows, name: str) -> None:
 class MomentumNetworks(nn.ModuleDict):
     """Copies of a student's networks that follow them, under the same names.
 
-    What the backbone's maps do not depend on, such as the decoder of the plans' network, is shared with the student.
+    Tensors that the backbone's maps do not depend on, such as an unused decoder's, are shared with the student.
 
     Args:
-        backbone: The student's, copied as "backbone".
-        others: What the student has beside it, such as heads.
+        backbone: The student's backbone, copied as "backbone".
+        others: The student's other networks, such as heads.
     """
 
     def __init__(self, backbone: FeaturePyramid, **others: nn.Module) -> None:
@@ -179,6 +154,6 @@ class MomentumNetworks(nn.ModuleDict):
             update_momentum(self[name], network, momentum)
 
     def become(self, student: Mapping[str, nn.Module]) -> None:
-        """Take all values of the student, as at the beginning; buffers too."""
+        """Take all values of the student, buffers too, as at the beginning."""
         for name, network in student.items():
             self[name].load_state_dict(network.state_dict())

@@ -1,4 +1,4 @@
-"""Encodings of voxels: unit-length maps made from a feature pyramid, whole or at points between the voxels."""
+"""Encodings of voxels: unit vectors made from a feature pyramid, as whole maps or at single points."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from nnssl.networks.pyramid import FeaturePyramid, Stride, gather_voxels, interp
 
 
 class EncodingHead(nn.Module):
-    """From one level of a pyramid to vectors of length 1 (methods.md 5.2).
+    """Map one level of a pyramid to vectors of length 1 (methods.md 5.2).
 
-    A 1x1x1 convolution, or nothing where that level already is an encoding of as many channels.
+    The map is a 1x1x1 convolution, or the identity where the level already is an encoding of `dim` channels.
 
     Args:
         backbone: The pyramid that the maps come from; it is not kept.
-        level: Which of its levels is read, 0 for the finest.
+        level: The level to read, 0 for the finest.
         dim: Number of channels d of the encoding.
     """
 
@@ -36,9 +36,9 @@ class EncodingHead(nn.Module):
         return l2_normalise(feature_map if self.layer is None else self.layer(feature_map), dim=1)
 
     def at(self, pyramid: list[Tensor], points: Tensor) -> Tensor:
-        """Read the encoding at points: the unit-length map, interpolated trilinearly and normalised again.
+        """Read the encoding at points: `forward`'s map, interpolated trilinearly and normalised again.
 
-        The same as reading `forward`'s map, which at full resolution is larger than all others and is never built.
+        The map itself, which at full resolution would be larger than all others, is never built.
 
         Args:
             pyramid: Feature maps (B, C_l, Z_l, Y_l, X_l), finest first.
@@ -58,7 +58,7 @@ class EncodingHead(nn.Module):
         return l2_normalise(mixed.sum(1))
 
     def description(self) -> dict[str, int]:
-        """What the head is made from beside the pyramid, as JSON types."""
+        """Arguments of the head besides the pyramid, as JSON types."""
         return {"level": self.level, "dim": self.dim}
 
 
@@ -76,7 +76,7 @@ class PixelEncoder(nn.Module):
         backbone.leave_out_finer(min(head.level for head in heads.values()))
         self.heads = nn.ModuleDict(heads)
         self.input_channels = backbone.input_channels
-        self.strides: dict[str, Stride] = {name: head.stride for name, head in heads.items()}  # of a cell, in voxels
+        self.strides: dict[str, Stride] = {name: head.stride for name, head in heads.items()}  # voxels per cell
         self.dims: dict[str, int] = {name: head.dim for name, head in heads.items()}
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
@@ -86,8 +86,8 @@ class PixelEncoder(nn.Module):
             x: (B, C, Z, Y, X) in the normalised values of the plans that the encoder was trained with.
 
         Returns:
-            Unit vectors (B, d, ceil(Z / s_z), ceil(Y / s_y), ceil(X / s_x)) by the name of the head, s its stride. The
-            image is padded with zeros at its end where the backbone needs it.
+            Unit vectors (B, d, ceil(Z / s_z), ceil(Y / s_y), ceil(X / s_x)) by the name of the head, with its stride s.
+            The image is padded with zeros at its end where the backbone needs it.
         """
         size = x.shape[2:]
         pyramid = self.backbone(padded_to_multiple(x, self.backbone.divisor))
@@ -98,7 +98,7 @@ class PixelEncoder(nn.Module):
         return maps
 
     def named_heads(self) -> dict[str, EncodingHead]:
-        """The heads by their names."""
+        """The heads by name, typed."""
         return {name: head for name, head in self.heads.items() if isinstance(head, EncodingHead)}
 
     def freeze(self) -> PixelEncoder:

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
-from typing import Literal
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnssl.core.errors import UserError
-from nnssl.networks.pyramid import FeaturePyramid, Stride, check_three_axes, format_size, to_channels_last
+from nnssl.networks.pyramid import FeaturePyramid, Levels, Stride, check_three_axes, format_size, to_channels_last
 
-# From here on the weights of a convolution outweigh its map and the default layout is the faster one; below it
-# channels-last is (forward and backward of a 3x3x3 convolution on a CPU).
+# From this number on the weights of a convolution outweigh its map, and the default layout is faster than channels-last
+# (forward and backward pass of a 3x3x3 convolution on a CPU).
 _MANY_CHANNELS = 256
 
 
 class FPN3d(FeaturePyramid):
     """Feature pyramid network (vox2vec; methods.md 1.2), with the names of the authors' state dict.
 
-    Level l has base_channels * 2^l channels at stride 2^l. Any size is accepted: pooling rounds up and an upsampled map
-    is cropped to its skip connection. The maps with few channels are kept in `torch.channels_last_3d` inside, whatever
+    Level l has base_channels * 2^l channels at stride 2^l. Any size is accepted: pooling rounds up, and upsampled
+    maps are cropped to their skip connections. Maps with few channels are kept in `torch.channels_last_3d`, whatever
     the layout of the input.
 
     Args:
@@ -38,7 +38,7 @@ class FPN3d(FeaturePyramid):
         in_channels: int = 1,
         base_channels: int = 16,
         num_scales: int = 6,
-        levels: Literal["encoder", "decoder"] = "decoder",
+        levels: Levels = "decoder",
     ) -> None:
         channels = pyramid_channels(base_channels, num_scales)
         super().__init__(channels, [(2**level,) * 3 for level in range(num_scales)], in_channels)
@@ -81,20 +81,15 @@ class FPN3d(FeaturePyramid):
         return [x.new_empty(0)] * self.finest + pyramid[::-1]
 
     def check_patch(self, patch_size: Sequence[int], batch_size: int = 2) -> None:
-        """Make sure that batch normalisation sees more than one value per channel; every size is fine otherwise.
-
-        Raises:
-            UserError: The patch is one voxel, or a single patch leaves one voxel at the coarsest level.
-        """
+        """As in every pyramid; any size is fine where batch normalisation sees more than one value per channel."""
         patch = check_three_axes(patch_size)
         coarsest = [-(-size // stride) for size, stride in zip(patch, self.strides[-1], strict=True)]
         if prod(patch) > 1 and batch_size * prod(coarsest) > 1:
             return
         nearest = (*patch[:2], self.strides[-1][2] + 1)
-        raise UserError(
-            f"The patch size {format_size(patch)} with a batch of {batch_size} leaves one voxel at the coarsest level, "
-            f"and batch normalisation needs two: use at least {format_size(nearest)}, or a larger batch."
-        )
+        raise UserError(f"the patch size {format_size(patch)} with a batch of {batch_size} leaves one voxel at the "
+                        f"coarsest level, and batch normalisation needs two; use at least {format_size(nearest)}, or a "
+                        f"larger batch")  # fmt: skip
 
 
 class ResidualBlock(nn.Module):
@@ -154,44 +149,6 @@ def _in_own_layout(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=_layout(x.shape[1]))
 
 
-class FPN3dUNet(nn.Module):
-    """`FPN3d` with a 1x1x1 segmentation layer per level above the bottleneck, with nnU-Net's names.
-
-    nnU-Net builds it from plans whose `network_class_name` is "nnssl.networks.fpn_unet.FPN3dUNet". The pretrained part
-    is `backbone`; `decoder.seg_layers` is what `-pretrained_weights` skips. Deep supervision needs a patch that is
-    divisible by 2^(num_scales - 2): nnU-Net rounds the sizes of its targets, the network rounds up.
-
-    Args:
-        input_channels: Number of channels of the image.
-        num_classes: Number of output channels.
-        base_channels: Number of channels of the finest level.
-        num_scales: Number of levels.
-        strides: Stride of each level to the one before; nnU-Net reads it in the plans to size its targets.
-        deep_supervision: Return the logits of every level above the bottleneck.
-
-    Raises:
-        UserError: `strides` are not those of the network.
-    """
-
-    def __init__(
-        self,
-        input_channels: int,
-        num_classes: int,
-        base_channels: int,
-        num_scales: int,
-        strides: Sequence[Sequence[int]],
-        deep_supervision: bool = False,
-    ) -> None:
-        super().__init__()
-        check_strides(strides, num_scales)
-        self.backbone = FPN3d(input_channels, base_channels, num_scales)
-        self.decoder = SegmentationLayers(self.backbone.channels[:-1], num_classes, deep_supervision)
-
-    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
-        """Map an image (B, input_channels, Z, Y, X) to logits (B, num_classes, Z, Y, X), or to a list (see above)."""
-        return self.decoder(self.backbone(x)[:-1])
-
-
 class SegmentationLayers(nn.Module):
     """Logits from feature maps; ordered and named as the decoder of nnU-Net's networks.
 
@@ -218,13 +175,73 @@ class SegmentationLayers(nn.Module):
 
 
 def check_strides(strides: Sequence[Sequence[int]], num_scales: int) -> None:
-    """Make sure that the strides of the plans are 1, then 2 on every axis.
+    """Make sure that the strides of the plans are 1, then 2 on every axis, one for each of the levels.
 
     Raises:
         UserError: They are not.
     """
     expected = [[1, 1, 1]] + [[2, 2, 2]] * (num_scales - 1)
     if [list(stride) for stride in strides] != expected:
-        raise UserError(
-            f"This network halves every axis at each scale: set `strides` in the plans' architecture to {expected}."
-        )
+        raise UserError(f"this network halves every axis at each of its {num_scales} levels but the first; set "
+                        f"`strides` in the plans' architecture to {expected}")  # fmt: skip
+
+
+class SegmentationNetwork(nn.Module):
+    """A pyramid with segmentation layers: what nnU-Net builds where plans name a network of this package.
+
+    The pretrained part is `backbone`; `decoder.seg_layers` is what `-pretrained_weights` skips. It maps an image
+    (B, input_channels, Z, Y, X) to logits (B, num_classes, Z, Y, X), or to a list of them with deep supervision. The
+    sides must be multiples of the pyramid's `divisor`.
+
+    Args:
+        input_channels: Number of channels of the image.
+        num_classes: Number of output channels.
+        deep_supervision: Return the logits of every segmentation layer, finest first, as a list.
+        architecture: The other `arch_kwargs` of the plans, passed to `pyramid`.
+
+    Raises:
+        UserError: See `pyramid`.
+    """
+
+    kernel_size: ClassVar[int] = 1  # of the segmentation layers
+    single_output: ClassVar[bool] = False  # one layer on the finest level; else one on each but the coarsest
+
+    def __init__(
+        self, input_channels: int, num_classes: int, deep_supervision: bool = False, **architecture: Any
+    ) -> None:
+        super().__init__()
+        self.backbone = self.pyramid(input_channels, "decoder", **architecture)
+        channels = self.backbone.channels[:1] if self.single_output else self.backbone.channels[:-1]
+        self.decoder = SegmentationLayers(channels, num_classes, deep_supervision, self.kernel_size)
+
+    @staticmethod
+    def pyramid(*arguments: Any, **architecture: Any) -> FeaturePyramid:
+        """Build the backbone from the number of input channels, the levels to show, and the `arch_kwargs` of plans.
+
+        nnU-Net reads one of them, `strides`, in the plans to size its targets: the stride of each level to the one
+        before.
+
+        Raises:
+            UserError: `strides` are not those of the network, or other arguments do not fit together.
+        """
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
+        """Return the logits of an image, see above."""
+        return self.decoder(self.backbone(x)[: len(self.decoder.seg_layers)])
+
+
+class FPN3dUNet(SegmentationNetwork):
+    """`FPN3d` with a 1x1x1 segmentation layer per level above the bottleneck.
+
+    Plans name it as "nnssl.networks.fpn_unet.FPN3dUNet". Any size is accepted; deep supervision needs a patch that is
+    divisible by 2^(num_scales - 2), because nnU-Net rounds the sizes of its targets and the network rounds up.
+    """
+
+    @staticmethod
+    def pyramid(
+        input_channels: int, levels: Levels, strides: Sequence[Sequence[int]], base_channels: int, num_scales: int
+    ) -> FPN3d:
+        """Build `FPN3d`, see `SegmentationNetwork.pyramid`."""
+        check_strides(strides, num_scales)
+        return FPN3d(input_channels, base_channels, num_scales, levels)

@@ -13,7 +13,7 @@ from nnssl.networks.pyramid import Stride
 
 
 class SegmentationHead(nn.Module):
-    """What both heads have in common: they walk from the coarsest level to the finest.
+    """Base of both heads, which go from the coarsest level to the finest.
 
     Args:
         channels: Number of channels of each level, finest first.
@@ -37,8 +37,8 @@ class SegmentationHead(nn.Module):
 class LinearHead(SegmentationHead):
     """One linear classifier on the representation of each voxel, applied level by level (methods.md 1.5).
 
-    The sum over levels of a 1x1x1 convolution, upsampled, equals a linear layer on the concatenated channels of the
-    cells that contain the voxel, and never builds them at full resolution.
+    The sum over levels of upsampled 1x1x1 convolutions equals a linear layer on the concatenated channels of the cells
+    that contain the voxel, but never builds these at full resolution.
     """
 
     def __init__(self, channels: Sequence[int], strides: Sequence[Stride], num_classes: int) -> None:
@@ -48,7 +48,7 @@ class LinearHead(SegmentationHead):
         )
 
     def forward(self, pyramid: list[Tensor]) -> Tensor:
-        """Map the pyramid, finest first, to logits (B, num_classes, Z, Y, X) at the size of the finest level."""
+        """See `SegmentationHead`."""
         logits = self.layers[-1](pyramid[-1])
         for layer, feature_map, factor in reversed(
             list(zip(self.layers[:-1], pyramid[:-1], self.factors, strict=True))
@@ -73,7 +73,7 @@ class NonLinearHead(SegmentationHead):
         self.final_block = nn.Conv3d(channels[0], num_classes, 1)
 
     def forward(self, pyramid: list[Tensor]) -> Tensor:
-        """Map the pyramid, finest first, to logits (B, num_classes, Z, Y, X) at the size of the finest level."""
+        """See `SegmentationHead`."""
         x = self.bottom_block(pyramid[-1])
         for up, skip, right, feature_map, factor in zip(
             self.up_blocks,
@@ -88,7 +88,7 @@ class NonLinearHead(SegmentationHead):
 
 
 def upsampled_to(logits: Tensor, stride: Stride, size: Sequence[int]) -> Tensor:
-    """Logits of a finest level of some stride at the size (Z, Y, X) of the image: cells repeated, then cropped."""
+    """Repeat the cells of the finest level's logits by its stride, then crop to the size (Z, Y, X) of the image."""
     if stride != (1, 1, 1):
         logits = F.interpolate(logits, scale_factor=tuple(float(s) for s in stride), mode="nearest")
     z, y, x = size

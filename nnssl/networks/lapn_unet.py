@@ -1,20 +1,17 @@
-"""LAPN's network: MONAI's residual U-Net as a feature pyramid, and as a segmentation network that plans can name.
-
-MONAI is an extra: it is imported where such a network is built, never before.
-"""
+"""LAPN's network: MONAI's residual U-Net as a feature pyramid, and as a segmentation network that plans can name."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from nnssl.core.errors import UserError
-from nnssl.networks.fpn_unet import SegmentationLayers, check_strides
+from nnssl.networks.fpn_unet import SegmentationNetwork, check_strides
 from nnssl.networks.monai_parts import import_monai
-from nnssl.networks.pyramid import FeaturePyramid, Stride, check_halved
+from nnssl.networks.pyramid import FeaturePyramid, Levels, Stride
 
 CHANNELS = (64, 128, 256, 512, 512)
 RESIDUAL_UNITS = 2
@@ -25,10 +22,9 @@ class LapnPyramid(FeaturePyramid):
     """MONAI's `UNet` under the names of its state dict, with instance normalisation with weights (methods.md 5.2).
 
     The first stage already halves the resolution, and the last one does not. Decoder levels are the outputs of the
-    upward stages and of the bottom layer, at strides 1, 2, 4, ...: the finest, which ends in a convolution, is the
+    upward stages and of the bottom layer, at strides 1, 2, 4, ...; the finest, which ends in a convolution, is the
     encoding. Encoder levels are the outputs of the downward stages at strides 2, 4, ..., the coarsest after the bottom
-    layer. As in the other pyramids the whole network is there, and what the levels do not use is neither trained nor
-    run.
+    layer. The whole network is built; stages that the levels do not use are neither trained nor run.
 
     Args:
         input_channels: Number of channels of the image.
@@ -47,12 +43,12 @@ class LapnPyramid(FeaturePyramid):
         channels: Sequence[int] = CHANNELS,
         num_res_units: int = RESIDUAL_UNITS,
         encoding_channels: int = ENCODING,
-        levels: Literal["encoder", "decoder"] = "decoder",
+        levels: Levels = "decoder",
     ) -> None:
         if len(channels) < 2:
-            raise UserError(f"MONAI's UNet needs two or more numbers of channels, not {list(channels)}.")
-        below = [*channels[:-2], channels[-1]]  # what the coarsest stage is shown as: the bottom layer's output
-        shown = below if levels == "encoder" else [encoding_channels, *channels[:-2], channels[-1]]
+            raise UserError(f"MONAI's UNet needs two or more `channels`, not {list(channels)}; mend the plans")
+        below = [*channels[:-2], channels[-1]]  # the bottom layer's output takes the place of the coarsest stage's
+        shown = below if levels == "encoder" else [encoding_channels, *below]
         strides: list[Stride] = [(2**level,) * 3 for level in range(len(channels))]
         super().__init__(shown, strides[1:] if levels == "encoder" else strides, input_channels)
         self.levels = levels
@@ -88,14 +84,6 @@ class LapnPyramid(FeaturePyramid):
             pyramid.append(x)
         return pyramid[::-1]
 
-    def check_patch(self, patch_size: Sequence[int], batch_size: int = 2) -> None:
-        """Make sure that every stage halves its map evenly and that instance normalisation sees two voxels.
-
-        Raises:
-            UserError: The patch is not divisible by the total stride, or leaves one voxel at the coarsest level.
-        """
-        check_halved(patch_size, self.divisor, "LAPN's")
-
     def _stages(self) -> _Stages:
         """MONAI nests its stages: down, the rest with a skip connection around it, up."""
         inner: Any = self.model
@@ -107,60 +95,24 @@ class LapnPyramid(FeaturePyramid):
         return _Stages(down, inner, up)
 
 
-class LapnUNet(nn.Module):
-    """`LapnPyramid` with a 1x1x1 segmentation layer per level above the bottom layer, with nnU-Net's names.
+class LapnUNet(SegmentationNetwork):
+    """`LapnPyramid` with a 1x1x1 segmentation layer per level above the bottom layer.
 
-    nnU-Net builds it from plans whose `network_class_name` is "nnssl.networks.lapn_unet.LapnUNet". The pretrained part
-    is `backbone`; `decoder.seg_layers` is what `-pretrained_weights` skips.
-
-    Args:
-        input_channels: Number of channels of the image.
-        num_classes: Number of output channels.
-        strides: Stride of each level to the one before; nnU-Net reads it in the plans to size its targets.
-        channels, num_res_units, encoding_channels: See `LapnPyramid`.
-        deep_supervision: Return the logits of every level above the bottom layer.
-
-    Raises:
-        UserError: MONAI is missing, or `strides` are not those of the network.
+    Plans name it as "nnssl.networks.lapn_unet.LapnUNet".
     """
 
-    def __init__(
-        self,
+    @staticmethod
+    def pyramid(
         input_channels: int,
-        num_classes: int,
+        levels: Levels,
         strides: Sequence[Sequence[int]],
         channels: Sequence[int] = CHANNELS,
         num_res_units: int = RESIDUAL_UNITS,
         encoding_channels: int = ENCODING,
-        deep_supervision: bool = False,
-    ) -> None:
-        super().__init__()
-        self.backbone = lapn_pyramid(input_channels, "decoder", strides, channels, num_res_units, encoding_channels)
-        self.decoder = SegmentationLayers(self.backbone.channels[:-1], num_classes, deep_supervision)
-
-    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
-        """Map an image (B, input_channels, Z, Y, X) to logits (B, num_classes, Z, Y, X), or to a list (see above).
-
-        The sides have to be divisible by the last stride.
-        """
-        return self.decoder(self.backbone(x)[:-1])
-
-
-def lapn_pyramid(
-    input_channels: int,
-    levels: Literal["encoder", "decoder"],
-    strides: Sequence[Sequence[int]],
-    channels: Sequence[int] = CHANNELS,
-    num_res_units: int = RESIDUAL_UNITS,
-    encoding_channels: int = ENCODING,
-) -> LapnPyramid:
-    """Build the pyramid from what plans state about a `LapnUNet`.
-
-    Raises:
-        UserError: MONAI is missing, or `strides` are not those of the network.
-    """
-    check_strides(strides, len(channels))
-    return LapnPyramid(input_channels, channels, num_res_units, encoding_channels, levels)
+    ) -> LapnPyramid:
+        """Build `LapnPyramid`, see `SegmentationNetwork.pyramid`."""
+        check_strides(strides, len(channels))
+        return LapnPyramid(input_channels, channels, num_res_units, encoding_channels, levels)
 
 
 class _Stages(NamedTuple):

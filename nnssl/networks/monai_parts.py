@@ -1,4 +1,4 @@
-"""Parts of MONAI, which is an extra of this package."""
+"""Parts of MONAI, an extra of this package: it is imported when a network needs it, never before."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ def import_monai(network: str, module: str, *names: str) -> list[Any]:
     """Import classes of MONAI.
 
     Args:
-        network: What is built of them, for the message.
-        module: Where they are.
-        names: Of the classes.
+        network: What they are for, in the message.
+        module: Full name of their module.
+        names: Names of the classes.
 
     Raises:
-        UserError: MONAI, or what it looks for when it runs, cannot be imported; the line to type is named.
+        UserError: MONAI, or a package that it needs to run, cannot be imported; the message names the line to type.
     """
     try:
         with torch.device("cpu"):  # under `torch.device("meta")` the modules' own constants must be real
@@ -30,3 +30,8 @@ def import_monai(network: str, module: str, *names: str) -> list[Any]:
         raise UserError(
             f'{network} is built by MONAI, which cannot be imported ({error}); type: pip install "monai>=1.4" einops'
         ) from error
+
+
+def monai_name(name: str) -> str:
+    """MONAI's name for an entry of the state dict of `SwinUNETR` or `UNETR` of this package."""
+    return name.replace("decoder.seg_layers.0.", "out.conv.conv.").removeprefix("backbone.")

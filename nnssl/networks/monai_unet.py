@@ -8,21 +8,21 @@ from typing import Any
 from torch import Tensor, nn
 
 from nnssl.core.errors import UserError
-from nnssl.networks.lapn_unet import lapn_pyramid
+from nnssl.networks.lapn_unet import LapnUNet
 
 CHANNELS = (32, 64, 128, 256, 512)  # 7.938 M parameters with 15 outputs (methods.md 5.2)
 
 
 class MonaiUNet(nn.Module):
-    """MONAI's `UNet` whose finest upward stage gives the logits (methods.md 5.2, "student").
+    """MONAI's `UNet`, whose finest upward stage gives the logits (methods.md 5.2, "student").
 
-    nnU-Net builds it from plans whose `network_class_name` is "nnssl.networks.monai_unet.MonaiUNet". The first stage
-    already halves the resolution. There is one output and no deep supervision.
+    Plans name it as "nnssl.networks.monai_unet.MonaiUNet". The first stage already halves the resolution. There is one
+    output and no deep supervision.
 
     Args:
         input_channels: Number of channels of the image.
         num_classes: Number of output channels.
-        strides: Stride of each level to the one before, 1 and then 2 on every axis, as many as channels.
+        strides: Stride of each level to the one before: 1, then 2 on every axis, one for each of the channels.
         channels: Of the downward stages and of the bottom layer.
         num_res_units: Convolutions of each residual unit; 0 for single convolutions everywhere, as in the student.
         deep_supervision: Only False is possible.
@@ -45,12 +45,12 @@ class MonaiUNet(nn.Module):
             raise UserError("MonaiUNet has one output and no deep supervision; train it with nnUNetTrainer_LAPN, "
                             "nnUNetTrainer_LAPNDistill, nnUNetTrainer_Distill or "
                             "nnUNetTrainerNoDeepSupervision")  # fmt: skip
-        self.backbone = lapn_pyramid(input_channels, "decoder", strides, channels, num_res_units, num_classes)
+        self.backbone = LapnUNet.pyramid(input_channels, "decoder", strides, channels, num_res_units, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map an image (B, input_channels, Z, Y, X) to logits (B, num_classes, Z, Y, X).
 
-        The sides have to be divisible by the total stride.
+        The sides must be multiples of the total stride.
         """
         return self.backbone(x)[0]
 

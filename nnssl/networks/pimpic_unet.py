@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nnssl.networks.fpn_unet import SegmentationLayers, check_strides, pyramid_channels
-from nnssl.networks.pyramid import FeaturePyramid, Stride, check_halved, to_channels_last
+from nnssl.networks.fpn_unet import SegmentationNetwork, check_strides, pyramid_channels
+from nnssl.networks.pyramid import FeaturePyramid, Levels, Stride, to_channels_last
 
 _EPS = 1e-5  # as in nn.InstanceNorm3d
 
@@ -18,9 +18,9 @@ _EPS = 1e-5  # as in nn.InstanceNorm3d
 def instance_norm(x: Tensor) -> Tensor:
     """Normalise every channel of every volume (B, C, Z, Y, X), without weights, as nn.InstanceNorm3d does.
 
-    torch's own function copies a channels-last map to the default layout, and the convolution after it copies it back.
-    On a CPU such a map is taken volume by volume through torch's batch normalisation, which knows the layout: a fifth
-    of the time, forward and backward, of torch's function on a map in the default layout.
+    torch's own function copies a channels-last map to the default layout, and the next convolution copies it back. On a
+    CPU such a map goes volume by volume through torch's batch normalisation, which keeps the layout. Forward and
+    backward pass then take a fifth of the time that torch's function takes on a map in the default layout.
 
     Raises:
         ValueError: there is only one voxel.
@@ -32,7 +32,7 @@ def instance_norm(x: Tensor) -> Tensor:
 
 
 def keeps_layout(x: Tensor) -> bool:
-    """Whether `instance_norm` would return the map in the layout that it has and the default one is another."""
+    """Whether the map is on the CPU in channels-last layout only, which `instance_norm` then keeps."""
     return x.device.type == "cpu" and x.is_contiguous(memory_format=torch.channels_last_3d) and not x.is_contiguous()
 
 
@@ -61,16 +61,16 @@ class _VolumeByVolume(torch.autograd.Function):
         return through
 
 
-# From here on the weights of a convolution outweigh its map and the default layout is the faster one on a CPU too.
+# From this number on the weights of a convolution outweigh its map, and the default layout is faster on a CPU too.
 _MANY_CHANNELS = 256
 
 
 class Pimpic3d(FeaturePyramid):
     """PiMPiC's network (methods.md 3.2 and 3.5); `encoder` has the names of the authors' state dict.
 
-    Encoder level l has base_channels * 2^l channels at stride 2^l. The decoder begins at stride 2^num_scales with as
-    many channels as the coarsest encoder level, and its finest level has base_channels as the second finest has.
-    Convolutions have a bias and instance normalisation no weights, as published.
+    Encoder level l has base_channels * 2^l channels at stride 2^l. The decoder begins at stride 2^num_scales with the
+    channels of the coarsest encoder level; its two finest levels both have base_channels. As published, convolutions
+    have a bias and instance normalisation has no weights.
 
     Args:
         in_channels: Number of channels of the input.
@@ -85,7 +85,7 @@ class Pimpic3d(FeaturePyramid):
         in_channels: int = 1,
         base_channels: int = 32,
         num_scales: int = 5,
-        levels: Literal["encoder", "decoder"] = "encoder",
+        levels: Levels = "encoder",
     ) -> None:
         of_encoder = pyramid_channels(base_channels, num_scales)
         of_decoder = [base_channels, *of_encoder[:-1]]
@@ -129,14 +129,6 @@ class Pimpic3d(FeaturePyramid):
             pyramid.append(x)
         return [x.new_empty(0)] * self.finest + pyramid[::-1]
 
-    def check_patch(self, patch_size: Sequence[int], batch_size: int = 2) -> None:
-        """Make sure that every stage halves its map evenly and that instance normalisation sees two voxels.
-
-        Raises:
-            UserError: The patch is not divisible by the total stride, or leaves one voxel at the coarsest level.
-        """
-        check_halved(patch_size, self.divisor, "PiMPiC's")
-
 
 class ConvBlock(nn.Module):
     """Three times convolution, instance normalisation, ReLU; the first and the third activation are added.
@@ -151,7 +143,7 @@ class ConvBlock(nn.Module):
         self.conv3 = nn.Conv3d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Run the block."""
+        """Run the block, see above."""
         first = _activated(self.conv(_in_fast_layout(x, self.conv.out_channels)))
         return first + _activated(self.conv3(_activated(self.conv2(first))))
 
@@ -164,7 +156,7 @@ class EncoderStage(nn.Module):
         self.conv_block = ConvBlock(in_channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Run the block."""
+        """Run the block, see there."""
         return self.conv_block(x)
 
 
@@ -174,63 +166,24 @@ def _activated(x: Tensor) -> Tensor:
 
 
 def _in_fast_layout(x: Tensor, channels: int) -> Tensor:
-    """The input of convolutions to so many channels, in the layout in which they are fastest."""
+    """The input of convolutions with this number of output channels, in the layout in which they are fastest."""
     channels_last = x.device.type == "cpu" and channels < _MANY_CHANNELS
     return to_channels_last(x) if channels_last else x.contiguous()
 
 
-class PimpicUNet(nn.Module):
+class PimpicUNet(SegmentationNetwork):
     """`Pimpic3d` with the published 3x3x3 segmentation layer, and one more for every other level of the decoder.
 
-    nnU-Net builds it from plans whose `network_class_name` is "nnssl.networks.pimpic_unet.PimpicUNet". The pretrained
-    part is `backbone.encoder`; `decoder.seg_layers` is what `-pretrained_weights` skips. The published network has the
-    finest segmentation layer only: the others serve nnU-Net's deep supervision.
-
-    Args:
-        input_channels: Number of channels of the image.
-        num_classes: Number of output channels.
-        base_channels: Number of channels of the finest level.
-        num_scales: Number of levels of the encoder.
-        strides: Stride of each of the num_scales + 1 levels to the one before; nnU-Net reads it in the plans to size
-            its targets.
-        deep_supervision: Return the logits of every level above the bottleneck.
-
-    Raises:
-        UserError: `strides` are not those of the network.
+    Plans name it as "nnssl.networks.pimpic_unet.PimpicUNet". The published network has the finest segmentation layer
+    only; the others serve nnU-Net's deep supervision. Only `backbone.encoder` is pretrained.
     """
 
-    def __init__(
-        self,
-        input_channels: int,
-        num_classes: int,
-        base_channels: int,
-        num_scales: int,
-        strides: Sequence[Sequence[int]],
-        deep_supervision: bool = False,
-    ) -> None:
-        super().__init__()
-        self.backbone = pimpic_pyramid(input_channels, "decoder", base_channels, num_scales, strides)
-        self.decoder = SegmentationLayers(self.backbone.channels[:-1], num_classes, deep_supervision, kernel_size=3)
+    kernel_size = 3
 
-    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
-        """Map an image (B, input_channels, Z, Y, X) to logits (B, num_classes, Z, Y, X), or to a list (see above).
-
-        The sides have to be divisible by 2^num_scales.
-        """
-        return self.decoder(self.backbone(x)[:-1])
-
-
-def pimpic_pyramid(
-    input_channels: int,
-    levels: Literal["encoder", "decoder"],
-    base_channels: int,
-    num_scales: int,
-    strides: Sequence[Sequence[int]],
-) -> Pimpic3d:
-    """Build the pyramid from what plans state about a `PimpicUNet`.
-
-    Raises:
-        UserError: `strides` are not those of the network.
-    """
-    check_strides(strides, num_scales + 1)
-    return Pimpic3d(input_channels, base_channels, num_scales, levels)
+    @staticmethod
+    def pyramid(
+        input_channels: int, levels: Levels, base_channels: int, num_scales: int, strides: Sequence[Sequence[int]]
+    ) -> Pimpic3d:
+        """Build `Pimpic3d`, which has num_scales + 1 levels, see `SegmentationNetwork.pyramid`."""
+        check_strides(strides, num_scales + 1)
+        return Pimpic3d(input_channels, base_channels, num_scales, levels)

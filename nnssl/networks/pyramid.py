@@ -1,11 +1,11 @@
-"""What a backbone gives to a method: feature maps at several resolutions, finest first."""
+"""The interface between networks and methods: feature maps at several resolutions, finest first."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import product
-from math import prod
-from typing import NamedTuple
+from math import ceil, floor, prod
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,23 +14,24 @@ from torch import Tensor, nn
 from nnssl.core.errors import UserError
 
 Stride = tuple[int, int, int]
+Levels = Literal["encoder", "decoder"]  # which maps of a network form the pyramid
 
 
 class BlockMask(NamedTuple):
-    """Which blocks of each volume of a batch are hidden; N blocks, n of which are visible in every volume."""
+    """Which of the N blocks of each volume of a batch are hidden; n are visible in every volume."""
 
     hidden: Tensor  # (B, Z', Y', X') bool, blocks divide the volume evenly
     visible: Tensor  # (B, n) numbers of the visible blocks, ascending, the last axis fastest
 
 
-# As many voxels may share one cell of a half-precision map before their summed gradients lose digits (bf16 has 8 bits).
+# Most voxels that may share a cell of a half-precision map; the sum of more gradients loses digits (bf16 has 8 bits).
 _MAX_SHARED_CELL = 8
 
 
 class FeaturePyramid(nn.Module):
     """A network that maps a volume to feature maps, finest level first.
 
-    A cell of level l covers `strides[l]` input voxels: voxel (z, y, x) lies in cell (z // s_z, y // s_y, x // s_x).
+    A cell of level l covers `strides[l]` input voxels: voxel (z, y, x) is in cell (z // s_z, y // s_y, x // s_x).
 
     Args:
         channels: Number of channels of each level.
@@ -43,25 +44,24 @@ class FeaturePyramid(nn.Module):
         self.channels: tuple[int, ...] = tuple(channels)
         self.strides: tuple[Stride, ...] = tuple(strides)
         self.input_channels = input_channels
-        self.divisor: Stride = (1, 1, 1)  # what every axis of an input has to be divisible by
-        self.unused: tuple[str, ...] = ()  # how the names of parameters begin that the maps do not depend on
-        self.decoding: tuple[str, ...] = ()  # module lists with an entry a decoded level, finest last
-        self.finest = 0  # finer levels are not computed where the network decodes stage by stage
-        self.encodes = False  # whether the finest level ends in a linear layer: what a loss compares, not a feature
-        self.encodes_blocks = False  # whether the only level holds a token a cell, which sees the others by attention
+        self.divisor: Stride = (1, 1, 1)  # the sides of an input must be multiples of it
+        self.unused: tuple[str, ...] = ()  # prefixes of the parameters that the maps do not depend on
+        self.decoding: tuple[str, ...] = ()  # module lists with one entry per decoded level, finest last
+        self.finest = 0  # finest level that a network with `decoding` computes
+        self.encodes = False  # whether the finest level ends in a linear layer: an encoding to compare, not a feature
+        self.encodes_blocks = False  # whether the only level holds one token per cell, which attends to all others
         self.position_grids: dict[str, Stride] = {}  # learned embeddings (1, N, d) by name: tokens along each axis
-        self.mask_width = 0  # of the token that stands for hidden cells; 0: there is none, hidden voxels are zero
+        self.mask_width = 0  # width of the token that replaces hidden cells; 0: no token, hidden voxels become zero
 
     def used_tensors(self) -> dict[str, Tensor]:
-        """Parameters and buffers that the maps depend on; a tensor with several names comes once."""
+        """Parameters and buffers that the maps depend on, each under one name."""
         everything = {**dict(self.named_parameters()), **dict(self.named_buffers())}
         return {name: tensor for name, tensor in everything.items() if not name.startswith(self.unused)}
 
     def leave_out_finer(self, level: int) -> None:
-        """Say that the maps finer than this level are not needed.
+        """Stop computing the maps finer than this level, where the network decodes stage by stage (`decoding`).
 
-        A network that decodes stage by stage (`decoding`) returns empty tensors in their place from now on, and the
-        parameters that only they depend on have no gradient any more. Others go on as before.
+        `forward` then returns empty tensors in their place, and the parameters that only they need get no gradient.
         """
         if not self.decoding:
             return
@@ -78,21 +78,23 @@ class FeaturePyramid(nn.Module):
         raise NotImplementedError
 
     def masked_levels(self, x: Tensor, mask: BlockMask, token: Tensor | None) -> list[Tensor]:
-        """The levels of a volume whose hidden blocks the network must not see.
+        """Return the levels of a volume without letting the network see its hidden blocks.
 
         Args:
             x: (B, C, Z, Y, X), normalised: hidden voxels become 0.
             mask: Which blocks are hidden.
-            token: (mask_width,) what stands for hidden cells; None where the network has no place for it.
+            token: (mask_width,) replaces hidden cells; None where `mask_width` is 0.
 
         Returns:
-            The levels, finest first; what they hold in hidden blocks means nothing.
+            The levels, finest first; their values in hidden blocks are meaningless.
         """
         levels: list[Tensor] = self(x.masked_fill(spread(mask.hidden, x.shape[2:]), 0))
         return levels
 
     def check_patch(self, patch_size: Sequence[int], batch_size: int = 2) -> None:
         """Make sure that the network can train on patches of this size.
+
+        By default every side must be a multiple of `divisor`, with two voxels or more at the coarsest level.
 
         Args:
             patch_size: Patch in voxels (z, y, x).
@@ -101,7 +103,26 @@ class FeaturePyramid(nn.Module):
         Raises:
             UserError: The network cannot take this patch; the message names sizes that it takes.
         """
-        raise NotImplementedError
+        patch = check_three_axes(patch_size)
+        sizes = [
+            [rounded(side / step) * step for side, step in zip(patch, self.divisor, strict=True)]
+            for rounded in (floor, ceil)
+        ]
+        if not self.takes_single_voxels(batch_size):
+            for size in sizes:
+                size[2] *= 2 if tuple(size) == self.divisor else 1
+        if list(patch) not in sizes:
+            fitting = dict.fromkeys(format_size(size) for size in sizes if min(size) > 0)
+            reason = (
+                "leaves one voxel at the coarsest level, and normalisation needs two"
+                if patch == self.divisor
+                else f"is not divisible by {format_size(self.divisor)}, the total stride of the network"
+            )
+            raise UserError(f"the patch size {format_size(patch)} {reason}; use {' or '.join(fitting)}")
+
+    def takes_single_voxels(self, batch_size: int) -> bool:
+        """Whether patches may have one voxel at the coarsest level in training; instance normalisation refuses it."""
+        return False
 
 
 def spread(hidden: Tensor, size: Sequence[int]) -> Tensor:
@@ -120,36 +141,13 @@ def check_three_axes(patch_size: Sequence[int]) -> tuple[int, int, int]:
     """Return the patch size as three ints.
 
     Raises:
-        UserError: It has not three axes or an axis is below 1.
+        UserError: It does not have three axes, or an axis is below 1.
     """
     if len(patch_size) != 3 or min(patch_size) < 1:
-        raise UserError(
-            f"The patch size {format_size(patch_size)} must be three numbers of at least 1 (Z,Y,X), such as 32,64,64."
-        )
+        raise UserError(f"the patch size {format_size(patch_size)} must be three numbers of at least 1 (Z,Y,X); use "
+                        f"for example 32,64,64")  # fmt: skip
     z, y, x = (int(size) for size in patch_size)
     return z, y, x
-
-
-def check_halved(patch_size: Sequence[int], divisor: Stride, whose: str) -> None:
-    """Make sure that a network of even halvings and instance normalisation can train on patches of this size.
-
-    Args:
-        patch_size: Patch in voxels (z, y, x).
-        divisor: Total stride of each axis.
-        whose: Network, such as "LAPN's", for the message.
-
-    Raises:
-        UserError: The patch is not divisible by the total stride, or leaves one voxel at the coarsest level.
-    """
-    patch = check_three_axes(patch_size)
-    fitting = [-(-size // stride) * stride for size, stride in zip(patch, divisor, strict=True)]
-    if tuple(fitting) == divisor:
-        fitting[2] *= 2
-    if list(patch) != fitting:
-        raise UserError(
-            f"The patch size {format_size(patch)} does not suit {whose} network, which needs sides divisible by "
-            f"{divisor[0]} and two voxels at the end: use {format_size(fitting)} or a multiple on each axis."
-        )
 
 
 def format_size(size: Sequence[int]) -> str:
@@ -160,8 +158,8 @@ def format_size(size: Sequence[int]) -> str:
 def to_channels_last(x: Tensor) -> Tensor:
     """Return the volume (B, C, Z, Y, X) in `torch.channels_last_3d`, also when C is 1.
 
-    With one channel the two layouts hold the same bytes in the same order and torch keeps the strides of the default
-    one, so that the first convolution would write the default layout and every later layer would follow it.
+    With one channel both layouts have the same bytes in the same order and torch keeps the strides of the default one.
+    The first convolution would then write the default layout, and every later layer would follow it.
     """
     if x.shape[1] != 1:
         return x.contiguous(memory_format=torch.channels_last_3d)
@@ -170,7 +168,7 @@ def to_channels_last(x: Tensor) -> Tensor:
 
 
 def padded_to_multiple(x: Tensor, divisor: Stride) -> Tensor:
-    """The image (B, C, Z, Y, X) with zeros after its end, as nnU-Net pads, so that `divisor` divides every axis."""
+    """Pad an image (B, C, Z, Y, X) with zeros at the end of every axis to a multiple of `divisor`, as nnU-Net pads."""
     z, y, x_ = (-size % d for size, d in zip(x.shape[2:], divisor, strict=True))
     return F.pad(x, (0, x_, 0, y, 0, z)) if z or y or x_ else x
 
@@ -194,7 +192,7 @@ def gather_voxels(pyramid: Sequence[Tensor], strides: Sequence[Stride], voxels: 
         z, y, x = (voxels[:, axis + 1] // stride[axis] for axis in range(3))
         half = feature_map.dtype in (torch.bfloat16, torch.float16)
         if half and prod(stride) > _MAX_SHARED_CELL:
-            # The gradients of all the voxels of a cell are summed in the type of the map: these maps are small.
+            # The gradients of all voxels in a cell are summed in the type of the map. These maps are small.
             feature_map = feature_map.float()
         cells = _read_cells(feature_map, batch, z, y, x)
         rows.append(cells.float() if half else cells)
@@ -202,14 +200,14 @@ def gather_voxels(pyramid: Sequence[Tensor], strides: Sequence[Stride], voxels: 
 
 
 def interpolate_cells(size: Sequence[int], stride: Stride, points: Tensor) -> tuple[Tensor, Tensor]:
-    """Tell which cells of a map surround points, and what each counts in trilinear interpolation.
+    """Find the cells of a map around points, and their weights in trilinear interpolation.
 
-    The centre of cell c lies at voxel (c + 0.5) * stride - 0.5 of the network's input. A point beyond the outermost
+    The centre of cell c is at voxel (c + 0.5) * stride - 0.5 of the network's input. A point beyond the outermost
     centres takes the value there.
 
     Args:
         size: Cells (Z_l, Y_l, X_l) of the map.
-        stride: Voxels a cell.
+        stride: Voxels per cell.
         points: Floats (N, 4) of [batch, z, y, x], in voxels of the network's input; integers are the voxels' centres.
 
     Returns:
@@ -236,8 +234,8 @@ def _read_cells(feature_map: Tensor, batch: Tensor, z: Tensor, y: Tensor, x: Ten
     channels_last = feature_map.is_contiguous(memory_format=torch.channels_last_3d)
     fewer_cells_than_rows = feature_map.numel() <= channels * len(batch)
     if channels_last or fewer_cells_than_rows:
-        # A row per cell is a view of a channels-last map and a cheap copy of a small one. Plain indexing is slower, and
-        # its gradient comes in the default layout, which the convolutions before it would have to convert.
+        # One row per cell is a view of a channels-last map and a cheap copy of a small one. Plain indexing is slower,
+        # and its gradient has the default layout, which the convolutions before it would have to convert.
         flat = ((batch * size_z + z) * size_y + y) * size_x + x
         return feature_map.permute(0, 2, 3, 4, 1).reshape(-1, channels).index_select(0, flat)
     return feature_map[batch, :, z, y, x]

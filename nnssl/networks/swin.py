@@ -1,27 +1,20 @@
-"""MONAI's SwinUNETR as a feature pyramid, and as a segmentation network that plans can name.
-
-MONAI is an extra: it is imported where such a network is built, never before.
-"""
+"""MONAI's SwinUNETR as a feature pyramid, and as a segmentation network that plans can name."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from nnssl.core.errors import UserError
-from nnssl.networks.fpn_unet import SegmentationLayers
+from nnssl.networks.fpn_unet import SegmentationNetwork, check_strides
 from nnssl.networks.monai_parts import import_monai
-from nnssl.networks.pyramid import BlockMask, FeaturePyramid, Stride, check_three_axes, format_size, spread
+from nnssl.networks.pyramid import BlockMask, FeaturePyramid, Levels, Stride, spread
 
-STRIDES = [[1, 1, 1]] + [[2, 2, 2]] * 5  # of each level to the one before, as plans state them
-_TOTAL_STRIDE = 32
 _DECODER = ("decoder5.", "decoder4.", "decoder3.", "decoder2.", "decoder1.")
-_OUTPUT, _MONAI_OUTPUT = "decoder.seg_layers.0.", "out.conv.conv."
 
 
 class SwinPyramid(FeaturePyramid):
@@ -29,8 +22,8 @@ class SwinPyramid(FeaturePyramid):
 
     Encoder levels are the outputs of its five convolution blocks, at strides 1, 2, 4, 8 and 32 (VoCo; methods.md 2.2):
     `encoder1` reads the image, the others the Swin transformer's stages. Decoder levels are the five stages of the
-    decoder and the bottleneck, at strides 1, 2, 4, 8, 16 and 32. As in the other pyramids the whole network is there,
-    and what the levels do not use has no gradient and is not run.
+    decoder and the bottleneck, at strides 1, 2, 4, 8, 16 and 32. The whole network is built; stages that the levels do
+    not use are neither trained nor run.
 
     Args:
         input_channels: Number of channels of the image.
@@ -38,7 +31,7 @@ class SwinPyramid(FeaturePyramid):
         depths: Number of transformer blocks of each of the four stages.
         num_heads: Number of attention heads of each stage.
         window_size: Side of the attention windows, in cells.
-        use_checkpoint: Compute the transformer's activations again in the backward pass, which saves memory.
+        use_checkpoint: Compute the transformer's activations again in the backward pass, to save memory.
         levels: "encoder" or "decoder".
 
     Raises:
@@ -53,7 +46,7 @@ class SwinPyramid(FeaturePyramid):
         num_heads: Sequence[int] = (3, 6, 12, 24),
         window_size: int = 7,
         use_checkpoint: bool = False,
-        levels: Literal["encoder", "decoder"] = "encoder",
+        levels: Levels = "encoder",
     ) -> None:
         widths = [feature_size * factor for factor in (1, 1, 2, 4, 8, 16)]
         _check_widths(feature_size, depths, num_heads)
@@ -61,7 +54,7 @@ class SwinPyramid(FeaturePyramid):
         strides: list[Stride] = [(2**level,) * 3 for level in shown]
         super().__init__([widths[level] for level in shown], strides, input_channels)
         self.levels = levels
-        self.divisor = (_TOTAL_STRIDE,) * 3
+        self.divisor = (32,) * 3
         self.mask_width = feature_size
         (transformer,) = import_monai("SwinUNETR", "monai.networks.nets.swin_unetr", "SwinTransformer")
         basic, raising = import_monai("SwinUNETR", "monai.networks.blocks", "UnetrBasicBlock", "UnetrUpBlock")
@@ -105,7 +98,7 @@ class SwinPyramid(FeaturePyramid):
         return maps if self.levels == "encoder" else self._decode(maps, stages[3])
 
     def masked_levels(self, x: Tensor, mask: BlockMask, token: Tensor | None) -> list[Tensor]:
-        """As in every pyramid; the transformer's own tokens of hidden blocks are replaced by the given one (SimMIM)."""
+        """As in every pyramid; also replace the transformer's tokens of hidden blocks by the given one (SimMIM)."""
         if token is None:
             return super().masked_levels(x, mask, token)
 
@@ -130,95 +123,31 @@ class SwinPyramid(FeaturePyramid):
     def _decoder_stages(self) -> list[nn.Module]:
         return [self.decoder5, self.decoder4, self.decoder3, self.decoder2, self.decoder1]
 
-    def check_patch(self, patch_size: Sequence[int], batch_size: int = 2) -> None:
-        """Make sure that every stage halves its map evenly and that instance normalisation sees two values.
 
-        Raises:
-            UserError: The patch is not divisible by 32, or leaves one voxel at the coarsest level.
-        """
-        patch = check_three_axes(patch_size)
-        above = [-(-size // _TOTAL_STRIDE) * _TOTAL_STRIDE for size in patch]
-        if prod(above) == _TOTAL_STRIDE**3:
-            above[2] *= 2
-        if list(patch) != above:
-            raise UserError(
-                f"The patch size {format_size(patch)} does not suit SwinUNETR, which halves every axis five times and "
-                f"needs two voxels at the end: use multiples of 32, such as {format_size(above)} or 64,64,64."
-            )
+class SwinUNETR(SegmentationNetwork):
+    """`SwinPyramid` with MONAI's single segmentation layer.
 
-
-class SwinUNETR(nn.Module):
-    """`SwinPyramid` with MONAI's single segmentation layer, built by nnU-Net from plans.
-
-    `network_class_name` is "nnssl.networks.swin.SwinUNETR". The pretrained part is `backbone`; `decoder.seg_layers` is
-    what `-pretrained_weights` skips. The network has one output: with deep supervision it is a list of that one, and
-    nnU-Net's loss then is 8/15 of the plain one (the weight of the finest of its five scales).
-
-    Args:
-        input_channels: Number of channels of the image.
-        num_classes: Number of output channels.
-        strides: Stride of each level to the one before; nnU-Net reads it in the plans to size its targets.
-        feature_size, depths, num_heads, window_size, use_checkpoint: see `SwinPyramid`.
-        deep_supervision: Return a list, as nnU-Net's trainers expect it.
-
-    Raises:
-        UserError: MONAI is missing, or the numbers do not fit together.
+    Plans name it as "nnssl.networks.swin.SwinUNETR". With deep supervision the result is a list of the one output, and
+    nnU-Net's loss is 8/15 of the plain one (the weight of the finest of its five scales). MONAI calls the entries of
+    the state dict as `nnssl.networks.monai_parts.monai_name` says. 145 of the 167 are those of a VoCo student, without
+    `backbone.` (methods.md 2.5).
     """
 
-    def __init__(
-        self,
-        input_channels: int,
-        num_classes: int,
-        strides: Sequence[Sequence[int]],
-        feature_size: int = 48,
-        depths: Sequence[int] = (2, 2, 2, 2),
-        num_heads: Sequence[int] = (3, 6, 12, 24),
-        window_size: int = 7,
-        use_checkpoint: bool = False,
-        deep_supervision: bool = False,
-    ) -> None:
-        super().__init__()
-        check_swin_strides(strides)
-        self.backbone = SwinPyramid(
-            input_channels, feature_size, depths, num_heads, window_size, use_checkpoint, "decoder"
-        )
-        self.decoder = SegmentationLayers([feature_size], num_classes, deep_supervision)
+    single_output = True
 
-    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
-        """Map an image (B, C, Z, Y, X), sides divisible by 32, to logits (B, num_classes, Z, Y, X), or a list of it."""
-        return self.decoder(self.backbone(x)[:1])
-
-
-def monai_name(name: str) -> str:
-    """What MONAI's SwinUNETR calls an entry of the state dict of the `SwinUNETR` here.
-
-    The entries of a VoCo student have the same names without `backbone.`: 145 of the 167 (methods.md 2.5).
-    """
-    if name.startswith(_OUTPUT):
-        return _MONAI_OUTPUT + name.removeprefix(_OUTPUT)
-    return name.removeprefix("backbone.")
-
-
-def check_swin_strides(strides: Sequence[Sequence[int]]) -> None:
-    """Make sure that the strides of the plans are those of SwinUNETR: 1, then five times 2 on every axis.
-
-    Raises:
-        UserError: They are not.
-    """
-    if [list(stride) for stride in strides] != STRIDES:
-        raise UserError(
-            f"SwinUNETR halves every axis five times: set `strides` in the architecture of the plans to {STRIDES}."
-        )
+    @staticmethod
+    def pyramid(input_channels: int, levels: Levels, strides: Sequence[Sequence[int]], **arguments: Any) -> SwinPyramid:
+        """Build `SwinPyramid`, see `SegmentationNetwork.pyramid`."""
+        check_strides(strides, 6)
+        return SwinPyramid(input_channels, levels=levels, **arguments)
 
 
 def _check_widths(feature_size: int, depths: Sequence[int], num_heads: Sequence[int]) -> None:
     if len(depths) != 4 or len(num_heads) != 4:
-        raise UserError("SwinUNETR has four stages: give four numbers for `depths` and for `num_heads`.")
+        raise UserError("SwinUNETR has four stages; give four numbers for `depths` and for `num_heads`")
     if any(feature_size * 2**i % heads for i, heads in enumerate(num_heads)):
-        raise UserError(
-            f"A feature_size of {feature_size} cannot be divided among {list(num_heads)} attention heads: use a "
-            f"multiple of 12 with 3, 6, 12 and 24 heads."
-        )
+        raise UserError(f"a feature_size of {feature_size} cannot be divided among {list(num_heads)} attention heads; "
+                        f"use a multiple of 12 with 3, 6, 12 and 24 heads")  # fmt: skip
 
 
 def _block(kind: Any, in_channels: int, out_channels: int, **options: Any) -> nn.Module:
@@ -228,7 +157,7 @@ def _block(kind: Any, in_channels: int, out_channels: int, **options: Any) -> nn
 
 
 class _LinspaceOnCpu(TorchFunctionMode):
-    """MONAI reads the rates of its stochastic depth from a tensor, which the device "meta" would not allow."""
+    """MONAI reads the rates of its stochastic depth from a tensor, which is impossible on the device "meta"."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         changed = {"device": "cpu"} if func is torch.linspace else {}

@@ -15,14 +15,8 @@ from nnssl.core.distributed import all_reduce_sum, gather_rows, world_size
 def synchronise_batch_norm(module: nn.Module) -> nn.Module:
     """Turn every nn.BatchNorm1d, 2d and 3d inside a module, or the module itself, into its synchronised subclass.
 
-    It happens in place: parameters, buffers, hooks and state-dict keys stay what they are. Layers of other classes,
-    subclasses of torch's included, are left alone.
-
-    Args:
-        module: any module.
-
-    Returns:
-        The same module.
+    This changes the module in place and returns it. Parameters, buffers, hooks and state-dict keys stay, and so do
+    layers of other classes, even subclasses of torch's.
     """
     for layer in module.modules():
         for plain, synchronised in _SYNCHRONISED.items():
@@ -32,26 +26,25 @@ def synchronise_batch_norm(module: nn.Module) -> nn.Module:
 
 
 class _Synchronised(_BatchNorm):
-    """The forward pass that the three layers share.
+    """The forward pass of the three layers.
 
-    In training with several ranks mean and variance are those of all ranks' rows (ranks may have different numbers of
-    rows), and the running variance takes the unbiased one, as in nn.BatchNorm; else, and where no rank has a row, this
-    is nn.BatchNorm. The gradients of weight and bias are this rank's share, as
-    torch.nn.parallel.DistributedDataParallel expects.
+    In training with several ranks, mean and variance are those of all ranks' rows (the numbers of rows may differ), and
+    the running variance takes the unbiased one, as in nn.BatchNorm. Otherwise, and if no rank has a row, this is
+    nn.BatchNorm. The gradients of weight and bias are this rank's share, as DistributedDataParallel expects.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise (N, C, ...).
 
         Raises:
-            ValueError: there is only one value a channel on all ranks together.
+            ValueError: All ranks together have a single value per channel.
         """
         if not self.training or world_size() == 1:
             return super().forward(x)
         self._check_input_dim(x)
         statistics = _global_statistics(x)
         if statistics is None:
-            return super().forward(x)  # which leaves the running statistics of no rows as they are
+            return super().forward(x)  # keeps the running statistics where there are no rows
         mean, squares, count = statistics
         variance = squares / count
         if self.track_running_stats:
@@ -63,7 +56,7 @@ class _Synchronised(_BatchNorm):
     def _update_running(self, mean: Tensor, unbiased_variance: Tensor) -> None:
         assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
         self.num_batches_tracked.add_(1)
-        # No momentum means the plain average over all batches so far.
+        # Without a momentum: the plain average over all batches.
         weight = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), weight)
         self.running_var.lerp_(unbiased_variance.to(self.running_var.dtype), weight)
@@ -90,9 +83,9 @@ _SYNCHRONISED: dict[type[_BatchNorm], type[_Synchronised]] = {
 
 @torch.no_grad()
 def _global_statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Mean (C,), sum of squared deviations from it (C,) and values a channel () over all ranks, in float64.
+    """Mean (C,), sum of squared deviations (C,) and number of values per channel () over all ranks, in float64.
 
-    None where no rank has a value.
+    None if no rank has a value.
     """
     channels = x.shape[1]
     count = x.numel() // channels
@@ -104,14 +97,14 @@ def _global_statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
     rows = gather_rows(mine[None], [1] * world_size())
     means, squares, counts = rows[:, :channels], rows[:, channels:-1], rows[:, -1:]
     total = counts.sum()
-    # A total of one can only be where no rank has two, so that most calls need not wait for the device here.
+    # The total can only be 0 or 1 if this rank has less than two values: most calls need not wait for the device.
     if count == 0 and total == 0:
         return None
     if count < 2 and total < 2:
         raise ValueError(
             f"Expected more than 1 value per channel on all ranks together when training, got {list(x.shape)} here"
         )
-    # Deviations within the ranks plus those of the ranks' means: no difference of large sums (Chan et al. 1979).
+    # Deviations within ranks plus deviations of the ranks' means avoid a difference of large sums (Chan et al. 1979).
     mean = (counts * means).sum(0) / total
     return mean, (squares + counts * (means - mean).square()).sum(0), total
 
@@ -130,7 +123,7 @@ class _Normalise(torch.autograd.Function):
         count: Tensor,
         eps: float,
     ) -> Tensor:
-        # Half-precision x goes with float32 statistics and weights, as in torch's own layer.
+        # Statistics and weights are float32 for half-precision x, as in torch's own layer.
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         scale = torch.ones_like(mean, dtype=dtype) if weight is None else weight.to(dtype)
         shift = None if bias is None else bias.to(dtype)
@@ -143,12 +136,12 @@ class _Normalise(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, scale, mean, variance, count = ctx.saved_tensors
         if x.numel():
-            # torch's fused backward pass with the statistics held fixed: its gradients of weight and bias are the two
-            # sums over rows that the statistics' share needs as well.
+            # torch's fused backward pass with fixed statistics: its gradients of weight and bias are also the two sums
+            # over rows that the gradient through the statistics needs.
             through_x, for_scale, for_shift = torch.ops.aten.native_batch_norm_backward(
                 gradient, x, scale, mean, variance, None, None, False, ctx.eps, [True, True, True]
             )
-        else:  # it divides by the number of rows and ends the process; the other ranks still wait for the sums
+        else:  # native_batch_norm_backward would crash, and the other ranks wait for the sums
             through_x, for_scale, for_shift = torch.zeros_like(x), torch.zeros_like(scale), torch.zeros_like(scale)
         sums = all_reduce_sum(torch.stack([for_scale, for_shift])) / count
         slope = -scale * torch.rsqrt(variance + ctx.eps)

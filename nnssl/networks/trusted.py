@@ -1,9 +1,9 @@
 """Which classes the architecture of plans may name.
 
-Plans come from other people's checkpoints, model folders and ONNX files, and nnU-Net calls whatever their names lead
-to: `nonlin: "os.system"` runs a command. Here every name is looked up first, importing nothing but modules that are
-trusted already, and judged by what it leads to. A prefix would not do: attribute look-up walks out of a package, as in
-`torch.nn.modules.module.os.system`.
+Plans come from other people's checkpoints, model folders and ONNX files, and nnU-Net calls whatever they name:
+`nonlin: "os.system"` runs a command. This module looks every name up first, imports nothing but trusted modules, and
+judges the object it finds. A check of the prefix would not suffice, because attribute look-up can leave a package, as
+in `torch.nn.modules.module.os.system`.
 """
 
 from __future__ import annotations
@@ -25,30 +25,29 @@ from torch import nn
 from nnssl.core.errors import UserError
 
 VARIABLE = "nnssl_trusted_modules"  # modules of the user's own classes: a,b
-_FOLDERS = "nnUNet_extTrainer"  # folders with the user's own trainers, and what else is in these files
+_FOLDERS = "nnUNet_extTrainer"  # folders with the user's own trainers and other classes
 _OPERATIONS = ("torch.nn",)
 _NETWORKS = (*_OPERATIONS, "nnssl", "dynamic_network_architectures", "monai.networks")
-_NETWORK_PARTS = ("block",)  # arguments that are no operations: a residual U-Net's kind of block
+_NETWORK_PARTS = ("block",)  # arguments other than operations: a residual U-Net's kind of block
 _OLD_NETWORKS = ("PlainConvUNet", "ResidualEncoderUNet")  # of plans without `architecture`, as nnU-Net reads them
 
 
 def trusted_network(resolved: Mapping[str, Any], source: object = None) -> dict[str, Any]:
     """Look up and judge every class that the network of a configuration is built from.
 
-    The network itself has to be an `nn.Module` class of torch.nn, this package, dynamic_network_architectures or
-    MONAI; its operations, normalisations and non-linearities one of torch.nn. Classes of the user's own trainer folders
-    (`nnUNet_extTrainer`) and of the modules that `nnssl_trusted_modules` names pass too. None stays None.
+    The network must be an `nn.Module` class of torch.nn, this package, dynamic_network_architectures or MONAI; its
+    operations, normalisations and non-linearities classes of torch.nn. Classes in the user's own trainer folders
+    (`nnUNet_extTrainer`) and in the modules that `nnssl_trusted_modules` lists pass too. None stays None.
 
     Args:
-        resolved: Configuration of plans, with what it inherits; of older nnU-Net versions too.
+        resolved: Configuration of plans with what it inherits, also of older nnU-Net versions.
         source: File that the plans come from, for the message.
 
     Returns:
-        A copy in which each class has the full name of the module that defines it, so that nnU-Net has nothing to
-        search.
+        A copy with the full name of each class, so that nnU-Net has nothing to search.
 
     Raises:
-        UserError: A name leads to anything else or to nothing, or the architecture is not of nnU-Net's form.
+        UserError: A name leads to anything else or to nothing, or the architecture does not have nnU-Net's form.
     """
     plans = f"the plans in {source}" if source else "the plans"
     copy = deepcopy(dict(resolved))
@@ -77,7 +76,7 @@ def _check_old(configuration: Mapping[str, Any], plans: str) -> None:
 
 
 def _parts(architecture: Any, plans: str) -> tuple[dict[str, Any], list[str]]:
-    """arch_kwargs, and which of them are names of classes."""
+    """arch_kwargs, and the keys of those that name classes."""
     if not isinstance(architecture, dict) or not isinstance(architecture.get("network_class_name"), str):
         raise UserError(f"{plans} have an architecture without the text network_class_name; plan the dataset again")
     kwargs, imported = architecture.get("arch_kwargs"), architecture.get("_kw_requires_import")
@@ -93,17 +92,13 @@ def _parts(architecture: Any, plans: str) -> tuple[dict[str, Any], list[str]]:
 
 
 def _class_name(name: Any, key: str, homes: Sequence[str], plans: str) -> str:
-    """Full name of the class that a name leads to.
-
-    Raises:
-        UserError: It leads to anything else.
-    """
+    """Full name of the trusted class that a name leads to; UserError where it leads to anything else."""
     trusted = (*homes, *_users_modules())
     try:
         found: Any = _locate(name, trusted) if isinstance(name, str) else None
         if found is None and key == "network_class_name" and _may_have_moved(name, trusted):
             found = _moved_network(name)
-    except Exception as error:  # whatever a module does when it is imported, MONAI that is not installed for one
+    except Exception as error:  # importing a module can raise anything, for example where MONAI is not installed
         raise UserError(f"{plans} name {name} as {key}, which cannot be imported here ({type(error).__name__}: "
                         f"{error}); install it, or mend it") from error  # fmt: skip
     if not _is_trusted_class(found, trusted):
@@ -116,10 +111,10 @@ def _class_name(name: Any, key: str, homes: Sequence[str], plans: str) -> str:
 
 
 def _locate(name: str, homes: Sequence[str]) -> Any:
-    """What `pydoc.locate`, nnU-Net's look-up, finds; but nothing is imported or entered that is not below a home.
+    """Look up as `pydoc.locate` (nnU-Net's look-up) does, but import and enter nothing outside of the homes.
 
     Returns:
-        The object; None where there is none, or where it is not in a home.
+        The object; None if there is none, or none in a home.
     """
     parts = name.split(".")
     if not all(part.isidentifier() and not part.startswith("__") for part in parts):
@@ -130,13 +125,13 @@ def _locate(name: str, homes: Sequence[str]) -> Any:
     if len(parts) > 1 and _is_in_trainer_folder(parts[0]):
         with _trainer_folders_on_path():
             found = _look_up(parts[1:], parts[0])
-        if _comes_from_trainer_folder(parts[0]):  # and is no installed module of that name
+        if _comes_from_trainer_folder(parts[0]):  # and not from an installed module of that name
             return found
     return None
 
 
 def _look_up(parts: list[str], home: str) -> Any:
-    """Modules below a home as far as there are any, then attributes."""
+    """Follow the parts through modules below a home, then through attributes."""
     path, found = home, import_module(home)
     while parts and hasattr(found, "__path__") and find_spec(f"{path}.{parts[0]}") is not None:
         path = f"{path}.{parts[0]}"
@@ -145,7 +140,7 @@ def _look_up(parts: list[str], home: str) -> Any:
 
 
 def _attribute(found: Any, parts: list[str], home: str) -> Any:
-    """An attribute of a module or of a class; what lies in the way and is neither, or another package, is returned."""
+    """Follow attributes of modules and classes; stop at any other object, or at a module outside of the home."""
     for part in parts:
         if isinstance(found, ModuleType) and not _is_below(found.__name__, [home]):
             return found
@@ -158,13 +153,13 @@ def _attribute(found: Any, parts: list[str], home: str) -> Any:
 def _may_have_moved(name: Any, homes: Sequence[str]) -> bool:
     """Whether nnU-Net's second look-up may search a network's class by its last name.
 
-    Names of no package, and of a trusted one that does not have it any more; of another package it would be a guess.
+    It may for names without a package, and of a trusted package that no longer has them. For others it would guess.
     """
     return isinstance(name, str) and ("." not in name or _is_below(name, homes))
 
 
 def _moved_network(name: str) -> Any:
-    """As `get_network_from_plans` does where it finds nothing."""
+    """Search a network as `get_network_from_plans` does after its first look-up fails."""
     import dynamic_network_architectures as room
     from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 
@@ -183,7 +178,7 @@ def _is_below(module: str, homes: Sequence[str]) -> bool:
 
 
 def _module_to_trust(found: Any, name: str, homes: Sequence[str]) -> str:
-    """What the user would have to name; no module of Python's own, where no network is, and none that is trusted."""
+    """The module that the user would have to trust; a placeholder for Python's own modules and trusted ones."""
     module = found.__module__ if isinstance(found, type) else name.rpartition(".")[0]
     root = module.partition(".")[0]
     known = root in sys.stdlib_module_names or _is_below(module, homes)
@@ -219,7 +214,7 @@ def _comes_from_trainer_folder(module: str) -> bool:
 
 @contextmanager
 def _trainer_folders_on_path() -> Iterator[None]:
-    """nnU-Net puts them there while it looks for a trainer, and no longer."""
+    """Add the folders for a while, as nnU-Net does while it looks for a trainer."""
     added = [folder for folder in _trainer_folders() if folder not in sys.path]
     sys.path[:0] = added
     try:

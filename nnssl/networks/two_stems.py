@@ -1,4 +1,4 @@
-"""A second way in: encodings beside the image, each through a stem of half the first width (methods.md 5.2)."""
+"""Two inputs: image and encodings, each through a stem of half the first width (methods.md 5.2)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _Stem = Callable[[int, int], nn.Module]  # from channels in and out
 
 
 class TwoStems(nn.Module):
-    """In the place of a network's first block: the outputs of two blocks, concatenated.
+    """Replaces a network's first block: the outputs of two blocks, concatenated.
 
     Args:
         image: From the image to the first half of the channels.
@@ -29,28 +29,28 @@ class TwoStems(nn.Module):
     def forward(self, inputs: tuple[Tensor, Tensor]) -> Tensor:
         """Map image (B, C, Z, Y, X) and encodings (B, d, Z, Y, X) to (B, width, ...).
 
-        They come as a pair and not concatenated: at full resolution that copy would be the largest tensor of all.
+        The input is a pair because its concatenation would be the largest tensor of all at full resolution.
         """
         image, encodings = inputs
         return torch.cat([self.image(image), self.encodings(encodings)], dim=1)
 
 
 def with_two_stems(network: Any, encoding_channels: int) -> Any:
-    """Give a segmentation network a second stem; from then on it takes the pair (image, encodings).
+    """Give a segmentation network a second stem; it then takes the pair (image, encodings).
 
-    The first block (PlainConvUNet: the first convolution with its normalisation; ResidualEncoderUNet: the stem;
-    LapnUNet and MonaiUNet: the first downward stage) becomes two of its kind with half of its channels each, freshly
-    initialised as the network's own. Everything behind it stays as it is.
+    Two new blocks with half of the channels each replace the first block (PlainConvUNet: the first convolution with its
+    normalisation; ResidualEncoderUNet: the stem; LapnUNet and MonaiUNet: the first downward stage), freshly initialised
+    as the network is. All other blocks stay.
 
     Args:
         network: Freshly built from plans; it is changed.
         encoding_channels: Number of channels of the encodings.
 
     Returns:
-        The network.
+        The same network.
 
     Raises:
-        UserError: It is of another kind.
+        UserError: The network is of another kind.
     """
     from dynamic_network_architectures.building_blocks.plain_conv_encoder import PlainConvEncoder
     from dynamic_network_architectures.building_blocks.residual_encoders import ResidualEncoder
@@ -66,14 +66,14 @@ def with_two_stems(network: Any, encoding_channels: int) -> Any:
         first = next(layer for layer in model[0].modules() if isinstance(layer, nn.Conv3d))
         model[0] = _pair(_stem_of_monai(model[0]), first, encoding_channels)
     else:
-        raise UserError(f"the plans' network {type(network).__name__} cannot take encodings beside the image; take "
+        raise UserError(f"the plans' network {type(network).__name__} cannot take encodings besides the image; use "
                         f"plans whose network is PlainConvUNet, ResidualEncoderUNet, LapnUNet or "
                         f"MonaiUNet")  # fmt: skip
     return network
 
 
 def _pair(stem: _Stem, first: nn.Conv3d, encoding_channels: int) -> TwoStems:
-    """Two stems in the place of one whose first convolution is given."""
+    """Two stems instead of the one that begins with the convolution `first`."""
     width = first.out_channels
     return TwoStems(stem(first.in_channels, width - width // 2), stem(encoding_channels, width // 2))
 

@@ -1,41 +1,36 @@
-"""MONAI's UNETR as a feature pyramid, and as a segmentation network that plans can name.
-
-MONAI is an extra: it is imported where such a network is built, never before.
-"""
+"""MONAI's UNETR as a feature pyramid, and as a segmentation network that plans can name."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnssl.core.errors import UserError
-from nnssl.networks.fpn_unet import SegmentationLayers
+from nnssl.networks.fpn_unet import SegmentationNetwork, check_strides
 from nnssl.networks.monai_parts import import_monai
-from nnssl.networks.pyramid import BlockMask, FeaturePyramid, Stride, check_three_axes, format_size
+from nnssl.networks.pyramid import BlockMask, FeaturePyramid, Levels, Stride, check_three_axes, format_size
 
-STRIDES = [[1, 1, 1]] + [[2, 2, 2]] * 4  # of each level to the one before, as plans state them
 POSITIONS = "vit.patch_embedding.position_embeddings"
-_PATCH = 16  # voxels of a token along each axis
+_PATCH = 16  # voxels per token along each axis
 _BLOCKS = ("encoder1.", "encoder2.", "encoder3.", "encoder4.", "decoder5.", "decoder4.", "decoder3.", "decoder2.")
-_OUTPUT, _MONAI_OUTPUT = "decoder.seg_layers.0.", "out.conv.conv."
 
 
 class ViTPyramid(FeaturePyramid):
     """The maps of a UNETR (Hatamizadeh et al., WACV 2022), under the names of MONAI's state dict.
 
-    The encoder is the vision transformer, whose one level is its last output at stride 16. Decoder levels are the four
-    stages of the decoder and the transformer's output, at strides 1, 2, 4, 8 and 16. As in the other pyramids the
-    whole network is there, and what the levels do not use has no gradient and is not run.
+    The encoder is the vision transformer; its one level is the last output, at stride 16. Decoder levels are the four
+    stages of the decoder and the transformer's output, at strides 1, 2, 4, 8 and 16. The whole network is built; stages
+    that the levels do not use are neither trained nor run.
 
-    The position embeddings are those of `image_size` and are interpolated for volumes of another size.
+    The position embeddings fit `image_size` and are interpolated for volumes of another size.
 
     Args:
         input_channels: Number of channels of the image.
-        image_size: (Z, Y, X) voxels that the position embeddings are made for, multiples of 16.
+        image_size: (Z, Y, X) voxels of the volumes that the position embeddings fit, multiples of 16.
         feature_size: Number of channels of the finest decoder level.
         hidden_size: Width of the tokens.
         mlp_dim: Of the transformer's feed-forward layers.
@@ -57,7 +52,7 @@ class ViTPyramid(FeaturePyramid):
         mlp_dim: int = 3072,
         num_heads: int = 12,
         num_layers: int = 12,
-        levels: Literal["encoder", "decoder"] = "encoder",
+        levels: Levels = "encoder",
     ) -> None:
         _check_numbers(image_size, hidden_size, num_heads, num_layers)
         widths = [feature_size * factor for factor in (1, 2, 4, 8)]
@@ -107,7 +102,7 @@ class ViTPyramid(FeaturePyramid):
         return [self.decoder2(half, self.encoder1(x)), half, quarter, eighth, coarsest]
 
     def masked_levels(self, x: Tensor, mask: BlockMask, token: Tensor | None) -> list[Tensor]:
-        """As in every pyramid; only the visible tokens run through the transformer (MAE), the others are 0."""
+        """As in every pyramid; only visible tokens pass through the transformer (MAE), the others are 0."""
         if self.levels != "encoder":
             return super().masked_levels(x, mask, token)
         grid = [size // _PATCH for size in x.shape[2:]]
@@ -127,7 +122,7 @@ class ViTPyramid(FeaturePyramid):
         return tokens.flatten(2).mT + positions
 
     def _run_blocks(self, tokens: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """The transformer's output, and what the decoder reads of its inside."""
+        """The transformer's output, and the outputs of the inner blocks that the decoder reads."""
         between = []
         blocks: Any = self.vit.blocks
         for number, block in enumerate(blocks):
@@ -137,79 +132,30 @@ class ViTPyramid(FeaturePyramid):
         normalised: Tensor = self.vit.norm(tokens)  # type: ignore[operator]
         return normalised, between
 
-    def check_patch(self, patch_size: Sequence[int], batch_size: int = 2) -> None:
-        """Make sure that the patch is whole tokens, and more than one.
 
-        Raises:
-            UserError: The patch is not divisible by 16, or a single token.
-        """
-        patch = check_three_axes(patch_size)
-        above = [-(-size // _PATCH) * _PATCH for size in patch]
-        if above == [_PATCH] * 3:
-            above[2] *= 2
-        if list(patch) != above:
-            raise UserError(f"The patch size {format_size(patch)} does not suit UNETR, whose tokens have 16 voxels: "
-                            f"use multiples of 16, such as {format_size(above)}.")  # fmt: skip
+class UNETR(SegmentationNetwork):
+    """`ViTPyramid` with MONAI's single segmentation layer.
 
-
-class UNETR(nn.Module):
-    """`ViTPyramid` with MONAI's single segmentation layer, built by nnU-Net from plans.
-
-    `network_class_name` is "nnssl.networks.vit.UNETR". The pretrained part is `backbone`; `decoder.seg_layers` is what
-    `-pretrained_weights` skips. The network has one output, see `nnssl.networks.swin.SwinUNETR`.
-
-    Args:
-        input_channels: Number of channels of the image.
-        num_classes: Number of output channels.
-        strides: Stride of each level to the one before; nnU-Net reads it in the plans to size its targets.
-        image_size: The patch size of the plans.
-        feature_size, hidden_size, mlp_dim, num_heads, num_layers: see `ViTPyramid`.
-        deep_supervision: Return a list, as nnU-Net's trainers expect it.
-
-    Raises:
-        UserError: MONAI is missing, or the numbers do not fit together.
+    Plans name it as "nnssl.networks.vit.UNETR", with their patch size as `image_size`. It has one output, see
+    `nnssl.networks.swin.SwinUNETR`.
     """
 
-    def __init__(
-        self,
-        input_channels: int,
-        num_classes: int,
-        strides: Sequence[Sequence[int]],
-        image_size: Sequence[int],
-        feature_size: int = 16,
-        hidden_size: int = 768,
-        mlp_dim: int = 3072,
-        num_heads: int = 12,
-        num_layers: int = 12,
-        deep_supervision: bool = False,
-    ) -> None:
-        super().__init__()
-        check_vit_strides(strides)
-        self.backbone = ViTPyramid(
-            input_channels, image_size, feature_size, hidden_size, mlp_dim, num_heads, num_layers, "decoder"
-        )
-        self.decoder = SegmentationLayers([feature_size], num_classes, deep_supervision)
+    single_output = True
 
-    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
-        """Map an image (B, C, Z, Y, X), sides divisible by 16, to logits (B, num_classes, Z, Y, X), or a list of it."""
-        return self.decoder(self.backbone(x)[:1])
-
-
-def vit_pyramid(
-    input_channels: int, levels: Literal["encoder", "decoder"], strides: Sequence[Sequence[int]], **arguments: Any
-) -> ViTPyramid:
-    """The pyramid of the `UNETR` that plans name with these arguments."""
-    check_vit_strides(strides)
-    return ViTPyramid(input_channels, levels=levels, **arguments)
+    @staticmethod
+    def pyramid(input_channels: int, levels: Levels, strides: Sequence[Sequence[int]], **arguments: Any) -> ViTPyramid:
+        """Build `ViTPyramid`, see `SegmentationNetwork.pyramid`."""
+        check_strides(strides, 5)
+        return ViTPyramid(input_channels, levels=levels, **arguments)
 
 
 def resized_positions(positions: Tensor, grid: Sequence[int], new_grid: Sequence[int]) -> Tensor:
-    """Position embeddings of a grid of tokens for another grid over the same field, interpolated trilinearly.
+    """Interpolate the position embeddings of a grid of tokens trilinearly to another grid over the same field.
 
     Args:
         positions: (1, N, d), the grid's last axis fastest.
         grid: Tokens along each axis, N of them.
-        new_grid: The grid that is wanted.
+        new_grid: Tokens along each axis of the result.
 
     Returns:
         (1, N', d).
@@ -219,36 +165,17 @@ def resized_positions(positions: Tensor, grid: Sequence[int], new_grid: Sequence
     return resized.flatten(2).mT
 
 
-def monai_name(name: str) -> str:
-    """What MONAI's UNETR calls an entry of the state dict of the `UNETR` here."""
-    if name.startswith(_OUTPUT):
-        return _MONAI_OUTPUT + name.removeprefix(_OUTPUT)
-    return name.removeprefix("backbone.")
-
-
-def check_vit_strides(strides: Sequence[Sequence[int]]) -> None:
-    """Make sure that the strides of the plans are those of UNETR: 1, then four times 2 on every axis.
-
-    Raises:
-        UserError: They are not.
-    """
-    if [list(stride) for stride in strides] != STRIDES:
-        raise UserError(
-            f"UNETR halves every axis four times: set `strides` in the architecture of the plans to {STRIDES}."
-        )
-
-
 def _check_numbers(image_size: Sequence[int], hidden_size: int, num_heads: int, num_layers: int) -> None:
     if any(size % _PATCH or size < _PATCH for size in check_three_axes(image_size)):
-        raise UserError(f"UNETR's tokens have 16 voxels: set `image_size` to multiples of 16, not "
-                        f"{format_size(image_size)}.")  # fmt: skip
+        raise UserError(f"UNETR's tokens have 16 voxels; set `image_size` to multiples of 16, not "
+                        f"{format_size(image_size)}")  # fmt: skip
     if hidden_size % num_heads or num_layers < 4 or num_layers % 4:
-        raise UserError(f"A UNETR of width {hidden_size} with {num_heads} heads and {num_layers} layers cannot be: the "
-                        f"heads have to divide the width, and the layers be a multiple of 4.")  # fmt: skip
+        raise UserError(f"a UNETR of width {hidden_size} cannot have {num_heads} heads and {num_layers} layers; choose "
+                        f"heads that divide the width, and a multiple of 4 for the layers")  # fmt: skip
 
 
 def _cross_attention(transformer: nn.Module) -> list[str]:
-    """How the names begin of what MONAI's blocks have for a second input and never run."""
+    """Prefixes of the parameters that MONAI's blocks have for a second input and never use here."""
     kinds = ("cross_attn", "norm_cross_attn")
     return [f"vit.{name}." for name, _ in transformer.named_modules() if name.rsplit(".", 1)[-1] in kinds]
 

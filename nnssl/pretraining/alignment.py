@@ -17,12 +17,12 @@ from nnssl.checkpoints.pretrained import PretrainedEncoder, finished_pretraining
 from nnssl.checkpoints.runs import checkpoint_of
 from nnssl.core.errors import UserError
 from nnssl.core.system import why
-from nnssl.data.guard import Images, names_of_channels, warn_of_images
-from nnssl.data.loader import Aligner, Cases, RelativePosition, reading
+from nnssl.data.guard import Images, warn_of_images
+from nnssl.data.loader import Aligner, RelativePosition, reading
 from nnssl.data.pool import map_cases
 from nnssl.data.volumes import BloscVolume, VolumeFolder
-from nnssl.features.match import EncodedImage, encode_image
 from nnssl.features.stored import EmbeddingAligner, PooledEncoder, embedding_folder, has_embeddings, save_embeddings
+from nnssl.features.tiles import EncodedImage, encode_image
 from nnssl.methods.registry import get_method, method_names
 from nnssl.methods.shared.pixel_method import PixelMethod
 from nnssl.networks.build import resolve_configuration
@@ -39,7 +39,7 @@ def choose_aligner(asked: str | Path | None, config: Any, datasets: Sequence[str
 
     Args:
         asked: RUN of a pixel encoder (`nnssl.checkpoints.runs.checkpoint_of`); `position` for none; None for the only
-            finished pretraining of these datasets with such a method, or none.
+            finished pretraining of these datasets that encodes pixels, if there is one.
         config: of the method, with `match_threshold`, `match_draws` and `match_back_mm`.
         datasets: names.
         results: nnUNet_results.
@@ -64,7 +64,7 @@ def prepare_embeddings(setup: Setup, device: str, may_compute: bool, allow_other
     Args:
         setup: of a method that pairs volumes.
         device: cuda or cpu.
-        may_compute: False where several processes would do it at once; everything has to be there then.
+        may_compute: False where several processes would do it at once; everything must be there then.
         allow_other_intensities: whether the encoder may be of another modality than the volumes.
 
     Raises:
@@ -73,7 +73,7 @@ def prepare_embeddings(setup: Setup, device: str, may_compute: bool, allow_other
     aligner = setup.aligner
     if not isinstance(aligner, EmbeddingAligner):
         return
-    volumes = [(c.folders[c.folder_of[i]], str(c.names[i])) for c in _streams(setup) for i in range(len(c))]
+    volumes = [(c.folders[c.folder_of[i]], str(c.names[i])) for c in (setup.train, setup.val) for i in range(len(c))]
     missing = [(folder, case) for folder, case in volumes if not has_embeddings(folder, case, aligner.key)]
     homes = ", ".join(str(home) for home in sorted({embedding_folder(folder, aligner.key) for folder, _ in volumes}))
     if not missing:
@@ -84,8 +84,8 @@ def prepare_embeddings(setup: Setup, device: str, may_compute: bool, allow_other
                         f"train together do not make them; run the same once with nnssl_pretrain itself, without "
                         f"torchrun")  # fmt: skip
     try:
-        sizes = _encode(missing, aligner, VolumeEncoder(read_pixel_encoder(aligner.checkpoint), setup, device,
-                                                        allow_other_intensities))  # fmt: skip
+        encode = VolumeEncoder(read_pixel_encoder(aligner.checkpoint), setup, device, allow_other_intensities)
+        sizes = _encode(missing, aligner, encode)
     except OSError as error:
         if (sentence := why(error, "run this again: what is done is kept")) is None:
             raise
@@ -109,7 +109,7 @@ class VolumeEncoder:
     """Encodes preprocessed volumes of a run with an encoder that was pretrained with other plans.
 
     Intensities are mapped to those of the encoder's plans, and volumes resampled to their spacing, trilinearly. What
-    the run's plans have cut off does not come back: said in a warning, as is another orientation.
+    the run's plans have cut off does not come back: a warning says so, and warns of another orientation.
 
     Args:
         source: the encoder.
@@ -151,10 +151,6 @@ def resampled_size(size: Sequence[int], spacing: Sequence[float], wanted: Sequen
     ]
 
 
-def _streams(setup: Setup) -> tuple[Cases, Cases]:
-    return setup.train, setup.val
-
-
 def _key(path: Path) -> str:
     """Of the checkpoint's content, so that a moved one is the same and a retrained one is another."""
     with open(path, "rb") as file:
@@ -181,8 +177,4 @@ def _check_images(source: PretrainedEncoder, setup: Setup, allow: bool) -> None:
                         f"them as {own}; pretrain an encoder with these axes, or add "
                         f"-alignment {POSITION}")  # fmt: skip
     given = Images.of_pretraining(source.plans, source.configuration, source.dataset_json, source.orientation)
-    name = setup.train.folders[0].name
-    own = Images(
-        name, names_of_channels(setup.dataset_json), orientations={f"most volumes of {name}": setup.orientation}
-    )
-    warn_of_images(given, own, allow)
+    warn_of_images(given, setup.images, allow)

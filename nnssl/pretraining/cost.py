@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -12,7 +15,7 @@ from nnssl.pretraining.metrics import Row
 
 
 class EnergyMeter:
-    """The total-energy counter of an NVIDIA card (Volta or newer), of which differences are to be taken.
+    """The total-energy counter of an NVIDIA card (Volta or newer); only differences mean something.
 
     It counts the whole card, other processes on it included. Without such a counter (CPU, an older card, a part of a
     card, no `nvidia-ml-py`) nothing is reported: `joules` is None.
@@ -118,7 +121,7 @@ class EpochCost:
         return {"seconds": dict(self.seconds), "samples": self.samples, "joules": self.joules}
 
     def finish_epoch(self) -> Row:
-        """The epoch's cost over all processes, each of which has to call this; the next epoch begins."""
+        """The epoch's cost over all processes, which must all call this; the next epoch begins."""
         self.lap("other")
         self._read_energy()
         wall = sum(self.seconds.values())
@@ -161,3 +164,48 @@ def _kwh(shares: list[dict[str, float] | None]) -> float | None:
         for device, joules in share.items():
             taken[device] = max(taken.get(device, 0.0), joules)
     return sum(taken.values()) / _JOULES_PER_KWH
+
+
+class Clock:
+    """Seconds spent in `running` blocks: of this process, or of the card where a block took longer there.
+
+    The card is never waited for: what it is still computing is counted later.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.on_card = device.type == "cuda"
+        self._seconds, self.total, self.began = 0.0, 0.0, time.perf_counter()
+        self._unfinished: deque[tuple[float, torch.cuda.Event, torch.cuda.Event]] = deque()
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Count what is done inside."""
+        first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2)) if self.on_card else (None, None)
+        begin = time.perf_counter()
+        if first is not None:
+            first.record()
+        try:
+            yield
+        finally:
+            seconds = time.perf_counter() - begin
+            self._add(seconds)
+            if first is not None and last is not None:
+                last.record()
+                self._unfinished.append((seconds, first, last))
+
+    def take(self) -> float:
+        """Seconds since the last call; `total` goes on."""
+        while self._unfinished and self._unfinished[0][2].query():
+            counted, first, last = self._unfinished.popleft()
+            self._add(max(0.0, first.elapsed_time(last) / 1000 - counted))
+        seconds, self._seconds = self._seconds, 0.0
+        return seconds
+
+    @property
+    def share(self) -> float:
+        """Of the time since the clock was made."""
+        return self.total / max(time.perf_counter() - self.began, 1e-9)
+
+    def _add(self, seconds: float) -> None:
+        self._seconds += seconds
+        self.total += seconds

@@ -82,7 +82,7 @@ def ways_on(setup: Setup, results: Path, device: str) -> list[Way]:
     labels = number_of_labels(Path(os.environ["nnUNet_raw"]) / target)
     fold = "0" if target == TARGET else first_fold(labels, home)
     finished = [file for file in results.glob(f"Dataset*/nnssl_*__*/fold_*/{FINAL}") if file.parent != setup.folder]
-    # others of this dataset and method: nnssl_transfer has to be told which one
+    # others of this dataset and method: nnssl_transfer must be told which one
     alike = any(file.parts[-4] == source and file.parts[-3].startswith(f"nnssl_{method}__") for file in finished)
     which = ["-p", plans, "-c", setup.configuration, "-f", setup.fold] if alike else []
     transferred = (
@@ -98,7 +98,7 @@ def ways_on(setup: Setup, results: Path, device: str) -> list[Way]:
     return [
         Way(transferred, f"recommended: give {target} the spacing, intensities and network of this pretraining{named}"),
         Way((train,) if planned else (*plan_lines(target), train),
-            f"train on nnU-Net's own plans of {target}" + ("" if planned else ", which have to be made first")),
+            f"train on nnU-Net's own plans of {target}" + ("" if planned else ", which must be made first")),
     ]  # fmt: skip
 
 

@@ -7,17 +7,20 @@ import logging
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from statistics import fmean, median
 from typing import Any
 
 import torch
+from torch import nn
 from tqdm import tqdm
 
-from nnssl.core.distributed import is_main
-from nnssl.methods.base import MethodConfig
+from nnssl.core.distributed import is_main, world_size
+from nnssl.data.loader import number_of_workers
+from nnssl.methods.base import Method, MethodConfig
 from nnssl.pretraining.cost import EpochCost, Use
-from nnssl.pretraining.metrics import Row, Watch
+from nnssl.pretraining.metrics import Row, Watch, memory_gib
+from nnssl.pretraining.setup import Setup
 
 SILENCE_S = 60.0  # after which a line says how far the run is, where no bar does
 _WARM_UP = 2  # steps: libraries choose their algorithms, memory is claimed
@@ -34,7 +37,7 @@ class Pace:
     Args:
         config: of the run.
         val_steps: of an epoch.
-        rows: of the epochs that the run has made before on such a device; they tell until this process knows better.
+        rows: of the run's earlier epochs on such a device; they give the pace until this process has measured its own.
     """
 
     def __init__(self, config: MethodConfig, val_steps: int, rows: Sequence[Row] = ()) -> None:
@@ -81,7 +84,7 @@ class Pace:
 
 
 class LifeSigns:
-    """Speaks for the main process, of which the other ones' `step` only takes the time; draws the bar of an epoch.
+    """Speaks for the main process and draws the bar of an epoch; in other processes, only counts the time.
 
     Nothing here waits for the device but the end of the first step.
 
@@ -110,7 +113,7 @@ class LifeSigns:
 
     @contextlib.contextmanager
     def epoch(self, epoch: int, step: int) -> Iterator[None]:
-        """Within it, an epoch's steps are made; `epoch` epochs and `step` steps are finished."""
+        """Make the steps of an epoch inside, after `epoch` finished epochs and `step` finished steps."""
         now = self.clock()
         if self._made:
             self.pace.ends.append(now - self._mark)
@@ -124,7 +127,7 @@ class LifeSigns:
             yield
 
     def step(self, step: int) -> None:
-        """A training step is finished, by now `step` of the run: count its time, and say what is due."""
+        """Count the time of a finished training step, the run's `step`-th, and say what is due."""
         if self._made == 0 and self.device.type == "cuda":
             torch.cuda.synchronize(self.device)  # else the first step's time is that of its launch
         self.cost.lap("training")
@@ -147,7 +150,7 @@ class LifeSigns:
             self._say(self._so_far(step))
 
     def validated(self, step: int) -> None:
-        """A step of the validation is finished, by now `step`."""
+        """Say where the validation is after `step` steps, if that is due."""
         if self._is_due():
             self._say(f"{self._epoch}  validation {step}/{self.pace.val_steps}")
 
@@ -190,3 +193,83 @@ def about(seconds: float) -> str:
             large_units, rest = divmod(minutes, size)
             return f"{large_units} {large} {rest // count} {small}"
     return f"{minutes} min"
+
+
+def announce(setup: Setup, method: Method, device: torch.device, precision: torch.dtype, step: int, time: str) -> None:
+    """Say it in aligned lines.
+
+    Args:
+        setup: of the run.
+        method: built, on the device.
+        device: of this process.
+        precision: of the forward passes.
+        step: finished steps.
+        time: what is known of how long the run will take.
+    """
+    config = setup.config
+    steps = f"{config.num_epochs:,} epochs of {config.steps_per_epoch:,} steps"
+    rows = [
+        ("method", f"{setup.method}, {steps}" + (f", goes on after step {step:,}" if step else "")),
+        ("network", _network(method)),
+        ("parameters", f"{_count([method]):,} in all, {_count([method.backbone]):,} of them in the backbone"),
+        ("input", _input(setup)),
+        ("device", _device(device, precision)),
+        ("volumes", _volumes(setup)),
+        *_probe(setup),
+        ("memory", _memory(device)),
+        ("time", time),
+        ("output", str(setup.folder)),
+    ]
+    width = max(len(name) for name, _ in rows)
+    for name, text in rows:
+        log.info(f"{name:<{width}}  {text}")
+
+
+def _network(method: Method) -> str:
+    backbone = method.backbone
+    kind = type(getattr(backbone, "network", backbone)).__name__
+    number = len(backbone.channels)
+    channels = ", ".join(map(str, backbone.channels))
+    left_out = f", the finest {backbone.finest} left out" if backbone.finest else ""
+    return f"{kind}, {method.levels} maps at {number} level{'s' * (number > 1)} of {channels} channels{left_out}"
+
+
+def _count(modules: Iterable[nn.Module]) -> int:
+    return sum(parameter.numel() for module in modules for parameter in module.parameters())
+
+
+def _input(setup: Setup) -> str:
+    sizes = (setup.config.patch, setup.train.folders[0].spacing)
+    patch, mm = (" x ".join(f"{number:g}" for number in numbers) for numbers in sizes)
+    share = f", {setup.config.volumes // world_size()} in each of {world_size()} processes"
+    return f"patch {patch} voxels of {mm} mm, batch {setup.config.volumes}{share if world_size() > 1 else ''}"
+
+
+def _device(device: torch.device, precision: torch.dtype) -> str:
+    threads = torch.get_num_threads()
+    where = f"{threads} thread{'s' * (threads > 1)} of the CPU"
+    if device.type == "cuda":
+        where = torch.cuda.get_device_name(device)
+    workers = number_of_workers()
+    loading = f"{workers} loader process{'es' * (workers > 1)}" if workers else "volumes are loaded between the steps"
+    return f"{str(precision).removeprefix('torch.')} on {where}, {loading}"
+
+
+def _volumes(setup: Setup) -> str:
+    held = f"{len(setup.val):,} held out" if len(setup.val) else "none held out: there is no validation loss"
+    return f"{len(setup.train):,} for the training, {held}"
+
+
+def _probe(setup: Setup) -> list[tuple[str, str]]:
+    if setup.probe is None:
+        return []
+    return [("probe", f"heads on the features learn from {len(setup.probe.train)} labelled cases of "
+                      f"{setup.probe.folder.name}, Dice on {len(setup.probe.held_out)} others")]  # fmt: skip
+
+
+def _memory(device: torch.device) -> str:
+    text = f"{memory_gib(torch.device('cpu')):.2f} GiB of this process so far"
+    if device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory / 2**30
+        text += f", {memory_gib(device):.2f} of the card's {total:.1f} GiB"
+    return text

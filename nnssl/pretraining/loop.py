@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from nnssl.checkpoints.files import BEST, FINAL, LATEST, load_checkpoint, package_versions, save_checkpoint
+from nnssl.checkpoints.files import BEST, FINAL, LATEST, package_versions, save_checkpoint
 from nnssl.core.distributed import barrier, is_main, rank, world_size
 from nnssl.core.signals import Interrupted, StopSignal
 from nnssl.data.loader import (
@@ -24,17 +24,14 @@ from nnssl.data.loader import (
 from nnssl.methods.base import Batch, Method, StepOutput, to_device
 from nnssl.methods.options import to_plain
 from nnssl.networks.sync_batch_norm import synchronise_batch_norm
-from nnssl.pretraining.announcement import announce
-from nnssl.pretraining.life_signs import LifeSigns, Pace
+from nnssl.pretraining.life_signs import LifeSigns, Pace, announce
 from nnssl.pretraining.meters import Meters
 from nnssl.pretraining.optimisation import build_optimiser, choose_precision, learning_rate, set_learning_rate
 from nnssl.pretraining.pictures import draw_reconstruction, draw_views
+from nnssl.pretraining.probe import OnlineProbe
 from nnssl.pretraining.reporting import Reporter
 from nnssl.pretraining.setup import Setup, case_labels
 from nnssl.pretraining.weights import load_weights
-
-if TYPE_CHECKING:
-    from nnssl.pretraining.probe import OnlineProbe
 
 
 class Pretraining:
@@ -51,12 +48,14 @@ class Pretraining:
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == torch.float16)
         self.step, self.epoch = 0, 0  # finished steps and epochs
         self.signal = StopSignal()
-        self.probe = self._build_probe()
+        self.probe = OnlineProbe(setup, self.method, device, self.precision) if setup.probe and is_main() else None
         self.meters = Meters(setup, device, self.probe)
         if setup.resume:
-            self._restore(load_checkpoint(setup.resume))
+            self._restore(setup.resume.content)
+            setup.resume.forget()
         elif setup.pretrained:
             load_weights(self.method, setup.pretrained)
+            setup.pretrained.forget()
         self.reporter = Reporter(setup, self.epoch)
         pace = Pace(self.config, self._val_steps(), self.reporter.rows(device) if setup.resume and is_main() else ())
         self.life = LifeSigns(self.config, pace, self.meters.cost, self.meters.watch, device)
@@ -191,14 +190,6 @@ class Pretraining:
 
     def _saves(self, epoch: int) -> bool:
         return epoch % self.config.save_every_epochs == 0 or epoch == self.config.num_epochs
-
-    def _build_probe(self) -> OnlineProbe | None:
-        """The main process's probe, if the run has one."""
-        if self.setup.probe is None or not is_main():
-            return None
-        from nnssl.pretraining.probe import OnlineProbe
-
-        return OnlineProbe(self.setup, self.method, self.device, self.precision)
 
     def _distribute(self) -> nn.Module:
         if world_size() == 1:

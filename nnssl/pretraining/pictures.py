@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from nnssl.core.files import replacing
+from nnssl.core.figures import COLOURS, new_figure, save_figure
 from nnssl.core.names import picture
 from nnssl.core.system import dispensable
 from nnssl.methods.base import Batch, Method, Panel
@@ -17,10 +17,6 @@ from nnssl.pretraining.setup import Setup
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-# Okabe and Ito's colours: told apart with every kind of colour vision
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#FFFFFF")
 
 # `progress.png`: what an axis shows, and the keys of its lines with their names
 _PROGRESS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
@@ -38,7 +34,8 @@ def draw_progress(rows: list[Row], file: Path, title: str) -> None:
     from matplotlib.ticker import MaxNLocator
 
     panels = [(label, series) for label, series in _PROGRESS if any(key in row for row in rows for key, _ in series)]
-    figure, axes = _figure(len(panels), 1, (9.0, 2.7 * len(panels) + 0.8))
+    figure = new_figure(9.0, 2.7 * len(panels) + 0.8)
+    axes = list(figure.subplots(len(panels), 1, squeeze=False).ravel())
     for axis, (label, series) in zip(axes, panels, strict=True):
         for colour, (key, name) in zip(COLOURS, series, strict=False):
             points = [(row["epoch"], row[key]) for row in rows if key in row]
@@ -62,13 +59,14 @@ def draw_progress(rows: list[Row], file: Path, title: str) -> None:
     axes[-1].set_ylim(0, 1.05 * max(row["samples_per_second"] for row in rows))
     axes[-1].set_xlabel("epoch")
     axes[0].set_title(title)
-    _save(figure, file)
+    save_figure(figure, file)
 
 
 def draw_panels(rows: list[list[Panel]], file: Path, title: str) -> None:
     """Rows of pictures with numbered points and boxes, as one PNG."""
     columns = max(len(row) for row in rows)
-    figure, axes = _figure(len(rows), columns, (4.2 * columns, 4.2 * len(rows) + 0.2 + 0.25 * title.count("\n")))
+    figure = new_figure(4.2 * columns, 4.2 * len(rows) + 0.2 + 0.25 * title.count("\n"))
+    axes = list(figure.subplots(len(rows), columns, squeeze=False).ravel())
     for i, row in enumerate(rows):
         for j in range(columns):
             axis = axes[i * columns + j]
@@ -76,7 +74,7 @@ def draw_panels(rows: list[list[Panel]], file: Path, title: str) -> None:
             if j < len(row):
                 _draw_panel(axis, row[j])
     figure.suptitle(picture(title))
-    _save(figure, file)
+    save_figure(figure, file)
 
 
 def _draw_panel(axis: Axes, panel: Panel) -> None:
@@ -99,21 +97,6 @@ def _draw_panel(axis: Axes, panel: Panel) -> None:
         label = axis.text(column, row, text, color="white", fontsize=9, ha="center", va="center")
         label.set_path_effects([withStroke(linewidth=2, foreground="black")])
     axis.set_title(panel.title, fontsize=10)
-
-
-def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    # no pyplot: it would hold global state and choose a display
-    figure = Figure(figsize=size, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, list(figure.subplots(rows, columns, squeeze=False).ravel())
-
-
-def _save(figure: Figure, file: Path) -> None:
-    with replacing(file) as temporary:
-        figure.savefig(temporary, dpi=110, format="png")
 
 
 def draw_views(setup: Setup, method: Method, views: Batch, cases: Sequence[str]) -> None:

@@ -8,33 +8,19 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from nnssl.checkpoints.files import FINAL, package_versions
-from nnssl.core.errors import UserError
+from nnssl.core.distributed import resolve_device
 from nnssl.core.files import remove_leftovers, write_json
-from nnssl.data.loader import RelativePosition, number_of_workers
-from nnssl.methods.options import new_options, to_plain
-from nnssl.methods.registry import get_method
+from nnssl.methods.options import to_plain
 from nnssl.pretraining.alignment import prepare_embeddings
 from nnssl.pretraining.finished import FinishedRun, finished_run
+from nnssl.pretraining.folder import CONFIG, Claim, claimed, refuse_other_folder
 from nnssl.pretraining.launch import joined, launch
-from nnssl.pretraining.nnunet_weights import NNUNET_WEIGHTS, write_nnunet_weights
-from nnssl.pretraining.optimisation import build_optimiser
 from nnssl.pretraining.request import Request
-from nnssl.pretraining.run_lock import Claim, claimed
 from nnssl.pretraining.run_log import open_run_log, run_log
-from nnssl.pretraining.setup import (
-    CONFIG,
-    Setup,
-    case_labels,
-    check_same_run,
-    refuse_other_folder,
-)
-from nnssl.pretraining.trackers import check_trackers
-from nnssl.pretraining.weights import check_weights
+from nnssl.pretraining.setup import Setup, case_labels
+from nnssl.pretraining.weights import NNUNET_WEIGHTS, write_nnunet_weights
 
 log = logging.getLogger("nnssl")
 
@@ -46,7 +32,7 @@ def pretrain(
     configuration: str = "3d_fullres",
     plans: str = "nnUNetPlans",
     fold: str = "all",
-    device: str = "cuda",
+    device: str | None = None,
     num_gpus: int = 1,
     continue_run: bool = False,
     overwrite: bool = False,
@@ -66,7 +52,7 @@ def pretrain(
         configuration: a 3D configuration of the plans.
         plans: plans of the first dataset, or a preset such as nnsslPlans_vox2vec.
         fold: "all" holds 5 % of the cases out; a number takes the fold of splits_final.json.
-        device: "cuda" or "cpu".
+        device: "cuda" or "cpu"; None: cuda where PyTorch sees a card.
         num_gpus: processes on this machine (on the CPU too); under torchrun, torchrun's count applies.
         continue_run: go on with an interrupted run; start anew where there is none.
         overwrite: replace an earlier run.
@@ -88,6 +74,7 @@ def pretrain(
         UserError: another process writes to the run's folder; `continue_run` waits for it for a while.
         Interrupted: SIGTERM or SIGUSR1; the run is saved.
     """
+    device = resolve_device(device, num_gpus)
     request = Request(dataset_ids, method, configuration, plans, fold, device, num_gpus, continue_run, overwrite,
                       options, pretrained, num_processes, alignment, probe, probe_every,
                       allow_other_intensities)  # fmt: skip
@@ -95,30 +82,24 @@ def pretrain(
     prepared = request.prepare()
     folder = request.folder(prepared)
     with _held(folder, continue_run, overwrite) as claim, joined(device):
-        setup, checkpoint = request.resolve(prepared, folder, claim)
-        _train(request, setup, checkpoint)
+        setup = request.resolve(prepared, folder, claim)
+        _train(request, setup)
     return finished_run(setup, prepared.results, device)
 
 
-def _train(request: Request, setup: Setup, checkpoint: dict[str, Any] | None) -> None:
-    """From the checkpoint, if there is one, to the end of the run; nothing where it is there already."""
-    folder = setup.folder
-    if checkpoint:
-        check_same_run(setup, checkpoint)
-        if setup.resume == folder / FINAL:
-            log.info(f"this run is finished: {setup.resume}")
-            if not (folder / NNUNET_WEIGHTS).is_file():
-                _for_stock_trainers(folder)
-            return
-        _tell_new_options(setup.config, checkpoint["config"])
-    _check_before_writing(setup, request)
-    _warn(setup)
+def _train(request: Request, setup: Setup) -> None:
+    """To the end of the run; of a finished one only what is missing."""
+    if setup.is_finished:
+        log.info(f"this run is finished: {setup.folder / FINAL}")
+        if not (setup.folder / NNUNET_WEIGHTS).is_file():
+            _for_stock_trainers(setup.folder)
+        return
     prepare_embeddings(setup, request.device, request.may_preprocess, request.allow_other_intensities)
     if _is_main():
         _open_folder(setup, request)
     launch(setup, request.device, request.num_gpus)
-    _for_stock_trainers(folder)
-    log.info(f"finished: {folder / FINAL}")
+    _for_stock_trainers(setup.folder)
+    log.info(f"finished: {setup.folder / FINAL}")
 
 
 @contextlib.contextmanager
@@ -142,56 +123,10 @@ def _for_stock_trainers(folder: Path) -> None:
         write_nnunet_weights(folder)
 
 
-def _tell_new_options(config: Any, stored: dict[str, Any]) -> None:
-    """Warn of options that the version which began the run did not have: the run may go on with another objective."""
-    if new := new_options(config, stored):
-        log.warning(f"the version that began this run did not have all options, and it goes on with {' '.join(new)}; "
-                    f"if that is not what it began with, start anew with --overwrite")  # fmt: skip
-
-
-def _check_before_writing(setup: Setup, request: Request) -> None:
-    """Whatever can be refused before the folder of an earlier run is touched.
-
-    The network is built without memory: it must take the patch and the weights to start from, and its checkpoints must
-    fit on the disk.
-    """
-    number_of_workers()
-    check_trackers()
-    with torch.device("meta"):
-        method = setup.build_method()
-    build_optimiser(setup.config, method.parameters())
-    if setup.pretrained:
-        if request.overwrite and setup.pretrained.resolve().is_relative_to(setup.folder.resolve()):
-            raise UserError(f"--overwrite would delete {setup.pretrained}, the weights to start from; move the file "
-                            f"out of the run's folder first")  # fmt: skip
-        check_weights(method, setup, request.allow_other_intensities)
-    parameters = sum(p.numel() for p in method.parameters())
-    parent = setup.folder
-    while not parent.is_dir():
-        parent = parent.parent
-    # weights and two moments in float32; the latest and the final checkpoint, with a probe the best one too, and one of
-    # them while it is replaced
-    copies = 3 + (setup.probe is not None)
-    needed, free = parameters * 12 * copies, shutil.disk_usage(parent).free
-    if free < needed:
-        raise UserError(f"the checkpoints need {needed / 2**30:.1f} GiB in {parent}, but {free / 2**30:.1f} GiB are "
-                        f"free; make room, or set nnUNet_results to another disk")  # fmt: skip
-
-
-def _warn(setup: Setup) -> None:
-    config = setup.config
-    distinct = get_method(setup.method).volumes_per_step(config)
-    if len(setup.train) < distinct:
-        log.warning(f"a step takes {distinct} volumes but there are {len(setup.train)}: some are drawn more than once")
-    if get_method(setup.method).pairs_volumes and isinstance(setup.aligner, RelativePosition):
-        log.warning("the volumes are paired by the relative position in the body: no pixel encoder is given "
-                    "(-alignment), and no finished pretraining of these datasets is one (lapn or sam)")  # fmt: skip
-
-
 def _open_folder(setup: Setup, request: Request) -> None:
     folder = setup.folder
     if request.overwrite and folder.is_dir():
-        refuse_other_folder(folder)  # again: hours may lie between
+        refuse_other_folder(folder)  # again: hours may have passed
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     open_run_log(folder)
@@ -207,7 +142,7 @@ def _open_folder(setup: Setup, request: Request) -> None:
         "held_out_cases": case_labels(setup.val),
         "aligner": setup.aligner.identity,
         "probe": setup.probe.identity if setup.probe else None,
-        "pretrained": str(setup.pretrained) if setup.pretrained else None,
+        "pretrained": str(setup.pretrained.path) if setup.pretrained else None,
         "device": request.device,
         "seed": setup.config.seed,
         "versions": package_versions(),

@@ -8,17 +8,18 @@ the pretraining nor depends on interruptions.
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from math import ceil, prod
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nnssl.methods.base import Method
 from nnssl.networks.heads import upsampled_to
-from nnssl.networks.pyramid import gather_voxels
-from nnssl.pretraining.probe_cost import Clock, StepCost, evaluation_interval, training_interval, windows_within
-from nnssl.pretraining.probe_data import HeldOutWindows, LabelledCases, ProbeData, Window
+from nnssl.networks.pyramid import FeaturePyramid, gather_voxels
+from nnssl.pretraining.cost import Clock
+from nnssl.pretraining.probe_data import LabelledCases, ProbeData, Window
 from nnssl.pretraining.probe_heads import (
     LINEAR,
     DiceCounts,
@@ -28,9 +29,7 @@ from nnssl.pretraining.probe_heads import (
     mean_dice,
     sample_voxels,
 )
-
-if TYPE_CHECKING:
-    from nnssl.pretraining.setup import Setup
+from nnssl.pretraining.setup import Setup
 
 _RATE = 1e-2  # of Adam [D]; vox2vec has 3e-4 and 100,000 steps, here a short run gives the heads a hundred
 CROPS = 2  # of one forward pass: one crop alone takes a CPU as long as two
@@ -58,21 +57,16 @@ class OnlineProbe:
         classes = len(self.data.values)
         self.heads = fresh_heads(self.config.seed, self.features.channels, self.features.strides, classes).to(device)
         self.optimiser = torch.optim.Adam(self.heads.parameters(), lr=_RATE)
-        self.windows = HeldOutWindows(self.cases)
+        self.windows = self.cases.held_out_windows()
         self.improved = False
         self._best, self._updates = -1.0, 0
         self._cost: StepCost | None = StepCost(method)
         self._units = 0.0  # of a training step; known after the first
         self._clock, self._said = Clock(device), False
 
-    @property
-    def seconds(self) -> float:
-        """Wall seconds since `reset_clock`; what a card is still computing is counted later."""
-        return self._clock.seconds
-
-    def reset_clock(self) -> None:
-        """Begin to count `seconds` anew."""
-        self._clock.reset()
+    def take_seconds(self) -> float:
+        """Wall seconds since the last call; what a card is still computing is counted later."""
+        return self._clock.take()
 
     @property
     def interval(self) -> int:
@@ -96,7 +90,8 @@ class OnlineProbe:
         if epoch % self.interval and epoch != self.config.num_epochs:
             return {}
         with self._clock.running():
-            windows = self.windows.first(windows_within(self._units, self.interval * self.config.steps_per_epoch))
+            affordable = windows_within(self._units, self.interval * self.config.steps_per_epoch)
+            windows = self.windows[: max(affordable, len(self.data.held_out))]  # at least one a case
             metrics = self._evaluate(windows)
         score = metrics.get(f"probe_{LINEAR}_dice", -1.0)
         self.improved, self._best = score > self._best, max(score, self._best)
@@ -172,7 +167,7 @@ class OnlineProbe:
         return tensor
 
     def _say(self, windows: int) -> None:
-        """Once: what is measured, on what, and what it costs."""
+        """Say once what is measured, on which data, and at what cost."""
         if self._said:
             return
         self._said = True
@@ -181,3 +176,65 @@ class OnlineProbe:
                  f"{training_interval(self._units)} steps; Dice every {self.interval} epochs on {part} windows of "
                  f"{len(self.data.held_out)} held-out cases; so far it took {self._clock.total:.1f} s, "
                  f"{100 * self._clock.share:.1f} % of the time")  # fmt: skip
+
+
+TRAINING_SHARE = 0.04  # of the run's units, for training the heads
+EVALUATION_SHARE = 0.03  # for the Dice
+EVALUATIONS = 20  # in a run, at most, unless the user says how often
+_BACKWARD = 2  # units of the backward pass of one forward pass
+_TRAINING_COST = 4.0  # units of two crops for the heads: reading, forward pass, steps of the heads
+_WINDOW_COST = 1.5  # units of one window: reading, forward pass, both heads on every voxel
+_ENOUGH_WINDOWS = 8  # an evaluation with fewer waits for more budget
+
+
+class StepCost:
+    """Counts what one training step forwards, by hooks that are gone after the first step.
+
+    Crops through any feature pyramid of the method count, three units where a gradient follows. A network that hides
+    blocks in a way of its own is not called as a module: there the images of the batch count, visible part only.
+    """
+
+    def __init__(self, method: Method) -> None:
+        self.patch = prod(method.config.patch_size)
+        self.voxels = 0.0
+        self._of_batch = 0.0
+        pyramids = [m for m in method.modules() if isinstance(m, FeaturePyramid)]
+        self._handles = [m.register_forward_pre_hook(self._count) for m in pyramids]
+        self._handles.append(method.register_forward_pre_hook(self._count_batch))
+
+    def units(self) -> float:
+        """Units of the steps since the hooks were set, which are removed."""
+        self.close()
+        return (self.voxels or self._of_batch) / self.patch
+
+    def close(self) -> None:
+        """Remove the hooks."""
+        for handle in self._handles:
+            handle.remove()
+
+    def _count(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        follows = torch.is_grad_enabled() and any(p.requires_grad for p in module.parameters())
+        self.voxels += args[0].shape[0] * prod(args[0].shape[2:]) * (1 + _BACKWARD * follows)
+
+    def _count_batch(self, module: Method, args: tuple[Any, ...]) -> None:
+        visible = 1 - getattr(module.config, "mask_ratio", 0.0) if module.backbone.encodes_blocks else 1
+        images = [t for t in args[0].values() if t.ndim >= 5 and t.is_floating_point()]
+        voxels = sum(t.numel() for t in images) / module.backbone.input_channels
+        self._of_batch += (1 + _BACKWARD) * visible * voxels
+
+
+def training_interval(units: float) -> int:
+    """Steps from one training of the heads to the next, in a run whose steps cost `units`."""
+    return max(1, ceil(_TRAINING_COST / (TRAINING_SHARE * max(units, 1e-9))))
+
+
+def evaluation_interval(units: float, steps_per_epoch: int, num_epochs: int, windows: int) -> int:
+    """Epochs between evaluations: at most `EVALUATIONS` of them, and budget for several windows (of `windows`)."""
+    enough = min(windows, _ENOUGH_WINDOWS)
+    wait = ceil(enough * _WINDOW_COST / (EVALUATION_SHARE * max(units, 1e-9) * steps_per_epoch))
+    return min(num_epochs, max(wait, ceil(num_epochs / EVALUATIONS)))
+
+
+def windows_within(units: float, steps: int) -> int:
+    """Windows that an evaluation after `steps` steps may use."""
+    return int(EVALUATION_SHARE * units * steps / _WINDOW_COST)

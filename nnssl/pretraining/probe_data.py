@@ -1,7 +1,8 @@
-"""What a probe reads of a labelled dataset: crops to learn from, windows to measure on."""
+"""`-probe`: a labelled dataset with the run's own plans; crops of it to learn from, windows to measure on."""
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,8 +13,13 @@ import numpy as np
 
 from nnssl.core.errors import UserError
 from nnssl.core.geometry import Box, sliding_window_boxes
+from nnssl.data.folders import dataset_name, require_folders
+from nnssl.data.guard import Images, check_datasets
 from nnssl.data.loader import reading
+from nnssl.data.plan_and_preprocess import PreparedDatasets, prepare_datasets
+from nnssl.data.raw import RawDataset, list_dataset
 from nnssl.data.volumes import BloscVolume, VolumeFolder
+from nnssl.pretraining.setup import hold_out
 
 Values = tuple[int, ...]  # of a label map
 
@@ -28,7 +34,7 @@ class ProbeData:
         held_out: cases whose Dice is computed.
         labels: the values of each foreground label by name, in the order of dataset.json; a region has several.
         ignore: value of voxels that count for nothing, None where there is none.
-        every: epochs between evaluations; None for the default (`nnssl.pretraining.probe_cost`).
+        every: epochs between evaluations; None for the default (`nnssl.pretraining.probe.evaluation_interval`).
     """
 
     folder: VolumeFolder
@@ -45,7 +51,7 @@ class ProbeData:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What has to be the same where a run is continued; plain types."""
+        """What must stay the same when a run is continued; plain types."""
         return {
             "dataset": self.folder.name,
             "train_cases": list(self.train),
@@ -61,33 +67,6 @@ class Window(NamedTuple):
 
     case: str
     box: Box
-
-
-class HeldOutWindows:
-    """Windows of all held-out cases in the order of their worth: the cases take turns.
-
-    Within a case those come first that hold most of its labels, every label counting the same.
-    """
-
-    def __init__(self, cases: LabelledCases) -> None:
-        ordered = [[Window(case, box) for box in _by_worth(cases, case)] for case in cases.data.held_out]
-        self._windows = [window for turn in zip_longest(*ordered) for window in turn if window is not None]
-        self.least = len(ordered)
-
-    def __len__(self) -> int:
-        return len(self._windows)
-
-    def first(self, count: int) -> list[Window]:
-        """The first ones, at least one a case."""
-        return self._windows[: max(count, self.least)]
-
-
-def _by_worth(cases: LabelledCases, case: str) -> list[Box]:
-    boxes, places = cases.windows(case), cases.places(case)
-    worth = [
-        -sum(float(np.mean(((voxels >= box.start) & (voxels < box.stop)).all(1))) for voxels in places) for box in boxes
-    ]
-    return [boxes[i] for i in np.argsort(worth, kind="stable")]
 
 
 _FOREGROUND = 0.5  # of the crops are centred on a voxel of a random label
@@ -113,7 +92,7 @@ class LabelledCases:
 
     Args:
         data: the dataset.
-        patch: (Z, Y, X) voxels of every crop; without one, nothing can be read but what is labelled where.
+        patch: (Z, Y, X) voxels of every crop; without one, only the places of labels can be read.
     """
 
     def __init__(self, data: ProbeData, patch: Sequence[int] = ()) -> None:
@@ -164,15 +143,31 @@ class LabelledCases:
         return self._read(volume, start)
 
     def windows(self, case: str) -> list[Box]:
-        """Patches side by side that cover a case; on an axis on which it is smaller, all of it."""
+        """Patches side by side that cover a case; on an axis shorter than the patch, the whole axis."""
         return sliding_window_boxes(self._open(case).size.tolist(), self.patch.tolist(), (0, 0, 0))
 
+    def held_out_windows(self) -> list[Window]:
+        """Windows of all held-out cases in the order of their worth: the cases take turns.
+
+        Within a case those come first that hold most of its labels, every label counting the same.
+        """
+        ordered = [[Window(case, box) for box in self._by_worth(case)] for case in self.data.held_out]
+        return [window for turn in zip_longest(*ordered) for window in turn if window is not None]
+
     def window(self, case: str, box: Box) -> tuple[LabelledCrop, tuple[slice, ...]]:
-        """The patch of a window of `windows`, and which part of it lies in the volume."""
+        """The patch of a window of `windows`, and which part of it is inside the volume."""
         volume = self._open(case)
         before = _padding(volume.size, self.patch)
         inside = tuple(slice(int(b), int(b + e)) for b, e in zip(before, box.stop - box.start, strict=True))
         return self._read(volume, box.start), inside
+
+    def _by_worth(self, case: str) -> list[Box]:
+        boxes, places = self.windows(case), self.places(case)
+        worth = [
+            -sum(float(np.mean(((voxels >= box.start) & (voxels < box.stop)).all(1))) for voxels in places)
+            for box in boxes
+        ]
+        return [boxes[i] for i in np.argsort(worth, kind="stable")]
 
     def _read(self, volume: BloscVolume, start: np.ndarray) -> LabelledCrop:
         begin = start - _padding(volume.size, self.patch)
@@ -190,5 +185,112 @@ class LabelledCases:
 
 
 def _padding(size: np.ndarray, patch: np.ndarray) -> np.ndarray:
-    """Voxels (3,) of a patch before a volume that is smaller: it lies in the middle, as nnU-Net pads."""
+    """Voxels (3,) of a patch before a smaller volume, which is centred in it, as nnU-Net pads."""
     return np.maximum(patch - size, 0) // 2
+
+
+HELD_OUT = 0.2  # of the cases, where there is no splits_final.json
+MOST_HELD_OUT = 4  # cases whose Dice is computed: a sliding window over all of a large dataset would cost hours
+
+
+def check_probe(dataset: int | str, first: int | str, every: int | None, allow: bool = False) -> RawDataset:
+    """The labelled dataset, if a run on `first` can be probed on it; nothing is preprocessed for the answer.
+
+    Args:
+        dataset: number or name of the labelled dataset.
+        first: of the run's first dataset.
+        every: epochs between evaluations; None for the default.
+        allow: whether it may be of another modality.
+
+    Raises:
+        UserError: there is no such dataset, it has no labels or other channels (`nnssl.data.guard`), or `every` is
+            below 1.
+    """
+    if every is not None and every < 1:
+        raise UserError(f"-probe_every takes a number of epochs from 1 on, not {every}")
+    raw, preprocessed = require_folders("nnUNet_raw", "nnUNet_preprocessed")
+    own, listed = (list_dataset(raw, name, preprocessed / name) for name in map(dataset_name, (first, dataset)))
+    if not listed.dataset_json["labels"].keys() - {"background", "ignore"} or not (
+        listed.labelled if listed.cases else (preprocessed / listed.name / "gt_segmentations").is_dir()
+    ):
+        raise UserError(f"{listed.name} has no labels to probe with; put them into {listed.folder / 'labelsTr'} and "
+                        f"name them in its dataset.json, or choose a labelled dataset with -probe")  # fmt: skip
+    # what it warns of is said when the dataset gets the plans of the run
+    check_datasets(Images(own.name, own.channel_names), Images(listed.name, listed.channel_names), allow)
+    return listed
+
+
+def prepare_probe(
+    dataset: int | str,
+    prepared: PreparedDatasets,
+    configuration: str,
+    every: int | None,
+    num_processes: int | None,
+    may_preprocess: bool,
+    allow_other_intensities: bool = False,
+) -> ProbeData:
+    """The labelled dataset of a probe, with the plans, spacing and intensities of the run.
+
+    A dataset of the run is taken as it is. Another one gets the plans of the run's first dataset and its volumes under
+    the names that `nnssl_plan_and_preprocess -d FIRST PROBE` and `nnssl_transfer` use too, so that they are made once.
+    Its held-out cases are those of fold 0 of its splits_final.json, else a fixed fifth of its cases; the Dice of at
+    most four of them is computed.
+
+    Args:
+        dataset: number or name.
+        prepared: the datasets of the run.
+        configuration: of the plans.
+        every: epochs between evaluations; None for the default.
+        num_processes: for preprocessing, None for the default.
+        may_preprocess: False where several processes would do it at once; everything must be there then.
+        allow_other_intensities: whether it may be of another modality than the datasets of the run.
+
+    Raises:
+        UserError: fewer than two of its cases are ready, or what `check_probe`, `prepare_datasets` and
+            `LabelledCases.check` raise.
+    """
+    first = prepared.folders[0].name
+    listed = check_probe(dataset, first, every, allow_other_intensities)
+    labels, ignore = _labels(listed)
+    folder = next((f for f in prepared.folders if f.name == listed.name), None)
+    if folder is None:
+        plans = prepared.plans["plans_name"]
+        both = prepare_datasets([first, listed.name], plans, configuration, num_processes, may_preprocess,
+                                allow_other_intensities)  # fmt: skip
+        folder = next(f for f in both.folders if f.name == listed.name)
+    train, held_out = _split(folder)
+    data = ProbeData(folder, train, held_out, labels, ignore, every)
+    LabelledCases(data).check()
+    return data
+
+
+def _labels(listed: RawDataset) -> tuple[dict[str, Values], int | None]:
+    """Foreground labels and the value to ignore."""
+    entries = {str(k): v for k, v in listed.dataset_json["labels"].items() if k != "background"}
+    ignore = entries.pop("ignore", None)
+    try:
+        labels = {k: tuple(int(v) for v in (e if isinstance(e, list) else [e])) for k, e in entries.items()}
+        return labels, None if ignore is None else int(ignore)
+    except (TypeError, ValueError):
+        raise UserError(f"the labels of {listed.name} must be numbers or lists of numbers; mend its "
+                        f"dataset.json") from None  # fmt: skip
+
+
+def _split(folder: VolumeFolder) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Training and held-out cases."""
+    cases = folder.cases()
+    if len(cases) < 2:
+        raise UserError(f"{folder.name} has {len(cases)} preprocessed cases in {folder.images}, and a probe needs two: "
+                        f"one to learn from and one to measure on")  # fmt: skip
+    shuffled = sorted(cases, key=lambda case: hashlib.blake2b(f"{folder.name}/{case}".encode()).digest())
+    if (folder.images.parent / "splits_final.json").is_file():
+        first, second = hold_out([folder], "0", 0)
+        train, held = {str(c) for c in first.names}, {str(c) for c in second.names}
+        if not held:
+            raise UserError(f"none of the held-out cases of fold 0 in {folder.images.parent / 'splits_final.json'} is "
+                            f"preprocessed; delete the file, nnUNetv2_train writes it anew")  # fmt: skip
+    else:
+        held = set(shuffled[: max(1, round(HELD_OUT * len(cases)))])
+        train = set(cases) - held
+    scored = [case for case in shuffled if case in held][:MOST_HELD_OUT]
+    return tuple(sorted(train)), tuple(sorted(scored))

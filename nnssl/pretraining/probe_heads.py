@@ -37,7 +37,7 @@ class DiceCounts:
         self._confusion += np.bincount(pairs, minlength=size * size).reshape(size, size)
 
     def dice(self) -> dict[str, float]:
-        """2 |A and B| / (|A| + |B|) by label; NaN for a label that the case has not."""
+        """2 |A and B| / (|A| + |B|) by label; NaN for a label that the case lacks."""
         found = {}
         for name, member in self._members.items():
             truth, predicted = self._confusion[member].sum(), self._confusion[:, member].sum()
@@ -80,7 +80,7 @@ class FrozenFeatures:
 
     @torch.no_grad()
     def __call__(self, image: Tensor) -> list[Tensor]:
-        """Map an image (B, C, Z, Y, X) to the levels that there are, finest first."""
+        """Map an image (B, C, Z, Y, X) to the levels of the backbone, finest first."""
         mixed = self.precision != torch.float32
         with (
             _in_evaluation_mode(self.backbone),

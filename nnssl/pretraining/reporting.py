@@ -2,105 +2,35 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
-from collections.abc import Callable, Sequence
-from types import TracebackType
-from typing import Any
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType, TracebackType
+from typing import Any, Protocol
 
 import torch
 
 from nnssl.core.distributed import is_main, world_size
+from nnssl.core.errors import UserError
 from nnssl.core.files import write_json
 from nnssl.core.signals import Interrupted
 from nnssl.core.system import dispensable, why
-from nnssl.pretraining.metrics import Row, collapse_warning, epoch_line, read_rows, write_rows
+from nnssl.methods.options import to_plain
+from nnssl.pretraining.metrics import (
+    Row,
+    collapse_warning,
+    epoch_line,
+    read_rows,
+    summarise,
+    summary_lines,
+    totals,
+    write_rows,
+)
 from nnssl.pretraining.pictures import draw_progress
 from nnssl.pretraining.setup import Setup
-from nnssl.pretraining.trackers import Tracker, open_trackers
-
-_HEALTH = ("embedding_std", "effective_rank", "alignment", "uniformity")
-_NAMES = ("deviation", "effective rank", "alignment", "uniformity")
-_DICE = ("probe_linear_dice", "probe_nonlinear_dice")
-
-
-def totals(rows: Sequence[Row]) -> Row:
-    """Cost of all epochs together; energy is None where that of any epoch is not known."""
-    energy = [row.get("energy_kwh") for row in rows]
-    known = [kwh for kwh in energy if kwh is not None]
-    return {
-        "total_device_hours": sum(row.get("device_hours", 0.0) for row in rows),
-        "total_energy_kwh": sum(known) if len(known) == len(energy) else None,
-    }
-
-
-def summarise(rows: Sequence[Row], processes: int) -> dict[str, Any]:
-    """The summary of a run from its rows; None stands for what is not known.
-
-    `data_wait` and `probe_share` are shares of the time of the steps and of all time, `device_hours` wall hours times
-    processes, `best_probe` the highest Dice of each kind of head with its epoch.
-    """
-    last = rows[-1]
-    rows = [row for row in rows if "wall_seconds" in row]  # earlier versions did not write what an epoch cost
-    seconds, wall = (sum(row[key] for row in rows) for key in ("seconds", "wall_seconds"))
-    return {
-        "epochs": last["epoch"],
-        "steps": last["step"],
-        "samples": sum(row.get("samples", 0) for row in rows),
-        "device": last["device"],
-        "processes": processes,
-        "device_hours": last["total_device_hours"],
-        "wall_hours": wall / 3600,
-        "samples_per_second": sum(row.get("samples", 0) for row in rows) / max(seconds, 1e-9),
-        "data_wait": sum(row["data_wait"] * row["seconds"] for row in rows) / max(seconds, 1e-9),
-        "peak_memory_gib": max(row["memory_gib"] for row in rows),
-        "energy_kwh": last["total_energy_kwh"],
-        "loss": last["loss"],
-        "val_loss": last.get("val_loss"),
-        **{key: last.get(key) for key in _HEALTH},
-        "probe_share": _probe_share(rows, wall),
-        "best_probe": _best_probe(rows),
-    }
-
-
-def summary_lines(summary: dict[str, Any]) -> list[str]:
-    """The summary for the log."""
-    unit = {"cuda": "GPU", "cpu": "CPU"}.get(summary["device"], summary["device"])
-    energy = "energy not reported" if summary["energy_kwh"] is None else f"{summary['energy_kwh']:.3g} kWh"
-    cost = [
-        f"{summary['steps']} steps, {summary['samples']} samples in {summary['device_hours']:.3g} {unit}-hours "
-        f"({summary['processes']} process{'es' if summary['processes'] > 1 else ''})",
-        f"{summary['samples_per_second']:.2f} samples/s",
-        f"data-wait {100 * summary['data_wait']:.1f} %",
-        f"{summary['peak_memory_gib']:.2f} GiB",
-        energy,
-    ]
-    state = [f"loss {summary['loss']:.4f}"]
-    if summary["val_loss"] is not None:
-        state.append(f"val {summary['val_loss']:.4f}")
-    state += [f"{n} {summary[k]:.4g}" for k, n in zip(_HEALTH, _NAMES, strict=True) if summary[k] is not None]
-    lines = ["cost: " + ", ".join(cost), "at the end: " + ", ".join(state)]
-    if summary["best_probe"]:
-        best = [f"{kind} {found['dice']:.4f} (epoch {found['epoch']})" for kind, found in summary["best_probe"].items()]
-        lines.append(f"best probe Dice: {', '.join(best)}; the probe took {100 * summary['probe_share']:.1f} % of the "
-                     f"time")  # fmt: skip
-    return lines
-
-
-def _probe_share(rows: Sequence[Row], wall: float) -> float | None:
-    if not any("probe_share" in row for row in rows):
-        return None
-    return sum(row.get("probe_share", 0.0) * row["wall_seconds"] for row in rows) / max(wall, 1e-9)
-
-
-def _best_probe(rows: Sequence[Row]) -> dict[str, dict[str, float]] | None:
-    best = {}
-    for key in _DICE:
-        probed = [row for row in rows if row.get(key) is not None]
-        if probed:
-            row = max(probed, key=lambda r: float(r[key]))
-            best[key.removeprefix("probe_").removesuffix("_dice")] = {"dice": row[key], "epoch": row["epoch"]}
-    return best or None
-
 
 log = logging.getLogger("nnssl")
 
@@ -120,7 +50,7 @@ class Reporter:
         self._trackers: list[Tracker] = []
 
     def rows(self, device: torch.device) -> list[Row]:
-        """Those of finished epochs that such a device has made."""
+        """Rows of the finished epochs that such a device made."""
         rows = read_rows(self.setup.folder / METRICS)
         return [row for row in rows if row["epoch"] <= self.first and row.get("device") == device.type]
 
@@ -161,7 +91,7 @@ class Reporter:
         self._tell_trackers(lambda tracker: tracker.close(kind is not None and not issubclass(kind, Interrupted)))
 
     def _tell_trackers(self, tell: Callable[[Tracker], None]) -> None:
-        """Whatever ails a tracker, the run goes on without it: `metrics.jsonl` has the rows, and weeks are at stake."""
+        """If a tracker fails, the run goes on without it: `metrics.jsonl` has the rows, and weeks are at stake."""
         for tracker in list(self._trackers):
             try:
                 tell(tracker)
@@ -169,3 +99,140 @@ class Reporter:
                 self._trackers.remove(tracker)
                 said = why(error) or f"{type(error).__name__}: {error}"
                 log.warning(f"{tracker.name} is left out from now on, metrics.jsonl goes on ({' '.join(said.split())})")
+
+
+TENSORBOARD = "nnssl_tensorboard"
+WANDB = "nnUNet_wandb_enabled"  # nnU-Net's own, as are the two below
+_WANDB_PROJECT, _WANDB_MODE = "nnUNet_wandb_project", "nnUNet_wandb_mode"
+
+
+class Tracker(Protocol):
+    """Where the rows go."""
+
+    name: str
+
+    def log(self, row: Row) -> None:
+        """The row of an epoch."""
+
+    def close(self, failed: bool) -> None:
+        """The process ends, by an error or not."""
+
+
+def check_trackers() -> None:
+    """Refuse a run that asks for a tracker which is not installed.
+
+    Raises:
+        UserError: saying how to install it, or that a variable is neither 0 nor 1.
+    """
+    if _enabled(TENSORBOARD) and not _installed("tensorboard"):
+        raise UserError(f"{TENSORBOARD} asks for TensorBoard, which is not installed; run pip install "
+                        f"'nnssl[tensorboard]', or set {TENSORBOARD}=0")  # fmt: skip
+    if _enabled(WANDB) and not _installed("wandb"):
+        raise UserError(f"{WANDB} asks for Weights & Biases, which is not installed; run pip install wandb, or set "
+                        f"{WANDB}=0")  # fmt: skip
+
+
+def open_trackers(setup: Setup, epoch: int) -> list[Tracker]:
+    """Those that the environment asks for.
+
+    Args:
+        setup: of the run.
+        epoch: finished epochs; the trackers replace later ones.
+
+    Raises:
+        UserError: see `check_trackers`; Weights & Biases cannot be reached.
+    """
+    check_trackers()
+    trackers: list[Tracker] = []
+    if _enabled(TENSORBOARD):
+        trackers.append(_TensorBoard(setup.folder / "tensorboard", epoch))
+    if _enabled(WANDB):
+        trackers.append(_Wandb(setup))
+    return trackers
+
+
+class _TensorBoard:
+    name = "TensorBoard"
+
+    def __init__(self, folder: Path, epoch: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writer: Any = SummaryWriter(str(folder), purge_step=epoch + 1)
+
+    def log(self, row: Row) -> None:
+        for name, value in _numbers(row).items():
+            self.writer.add_scalar(name, value, row["epoch"])
+        self.writer.flush()
+
+    def close(self, failed: bool) -> None:
+        self.writer.close()
+
+
+class _Wandb:
+    """As nnU-Net's `WandbLogger`: its folder is inside the run's, and a continued run goes on in it."""
+
+    name = "Weights & Biases"
+
+    def __init__(self, setup: Setup) -> None:
+        wandb = _wandb()
+        resumed = setup.resume is not None
+        if not resumed:
+            shutil.rmtree(setup.folder / "wandb", ignore_errors=True)
+        config = {"method": setup.method, "options": to_plain(setup.config), "configuration": setup.configuration,
+                  "plans": setup.plans["plans_name"], "fold": setup.fold, "JobID": _job()}  # fmt: skip
+        try:
+            self.run: Any = wandb.init(
+                project=os.environ.get(_WANDB_PROJECT, "nnunet"),
+                name=f"{setup.folder.parent.name}/{setup.folder.name}",
+                dir=str(setup.folder),
+                id=_wandb_id(setup.folder / "wandb" / "latest-run") if resumed else None,
+                mode=os.environ.get(_WANDB_MODE, "online"),
+                resume="allow" if resumed else "never",
+            )
+        except wandb.Error as error:
+            raise UserError(f"Weights & Biases cannot be used: {str(error).splitlines()[0]}; log in with wandb login, "
+                            f"or set {_WANDB_MODE}=offline or {WANDB}=0") from error  # fmt: skip
+        self.run.config.update(config, allow_val_change=True)
+        self.first = self.run.step if resumed else 0
+
+    def log(self, row: Row) -> None:
+        if row["epoch"] >= self.first:  # W&B takes no step twice
+            self.run.log(_numbers(row), step=row["epoch"])
+
+    def close(self, failed: bool) -> None:
+        self.run.finish(exit_code=int(failed))
+
+
+def _wandb() -> ModuleType:
+    import wandb
+
+    module: ModuleType = wandb
+    return module
+
+
+def _wandb_id(latest: Path) -> str | None:
+    """W&B's name for the run that the folder holds: its file is run-ID.wandb."""
+    files = sorted(latest.glob("run-*.wandb")) if latest.is_dir() else []
+    return files[0].stem.removeprefix("run-") if files else None
+
+
+def _job() -> str | None:
+    return os.environ.get("SLURM_JOB_ID") or os.environ.get("LSB_JOBID")
+
+
+def _numbers(row: Row) -> dict[str, float]:
+    return {name: value for name, value in row.items() if isinstance(value, int | float) and name != "epoch"}
+
+
+def _installed(package: str) -> bool:
+    found = importlib.util.find_spec(package)
+    return found is not None and found.origin is not None  # a mere folder of that name, such as W&B's own, has none
+
+
+def _enabled(variable: str) -> bool:
+    value = os.environ.get(variable, "0")
+    if value in ("", "0", "False", "false"):
+        return False
+    if value in ("1", "True", "true"):
+        return True
+    raise UserError(f"{variable} is 0 or 1, not {value!r}")

@@ -12,9 +12,9 @@ from pathlib import Path
 from nnssl.core.errors import UserError
 from nnssl.core.signals import Interrupted, Stopped
 from nnssl.core.system import name_file, why
-from nnssl.pretraining.failures import CONTINUE
 
 LOG_FILE = "pretraining_log.txt"
+CONTINUE = "continue with --c"
 
 log = logging.getLogger("nnssl")
 
@@ -38,7 +38,7 @@ class _LogFile(logging.FileHandler):
 
 
 class _RunLog(MemoryHandler):
-    """Keeps what is said until `open`, and then writes every line at once."""
+    """Keeps the lines until `open`, and writes every later one at once."""
 
     def __init__(self) -> None:
         super().__init__(sys.maxsize, flushLevel=sys.maxsize, flushOnClose=False)
@@ -58,7 +58,7 @@ class _RunLog(MemoryHandler):
 
 @contextlib.contextmanager
 def run_log() -> Iterator[None]:
-    """Keep all that is said, and what ends the run, for the file that `open_run_log` opens; nested, the outer one does.
+    """Keep all lines, and what ends the run, for the file of `open_run_log`; a nested `run_log` does nothing.
 
     Nothing is written where that is not called: a request that is refused leaves no trace.
     """
@@ -80,7 +80,7 @@ def run_log() -> Iterator[None]:
 
 
 def open_run_log(folder: Path) -> None:
-    """Write what was said so far to the log in the run's folder, after what is there, and all that follows.
+    """Append the lines so far, and all that follow, to the log in the run's folder.
 
     Call it within `run_log`, in the process that writes to the folder; a second call does nothing.
 

@@ -1,32 +1,29 @@
-"""Everything that a run is made of, resolved and checked before anything is written."""
+"""A resolved run: method, sizes, plans, training and held-out volumes, folder."""
 
 from __future__ import annotations
 
 import hashlib
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from nnssl.checkpoints.files import BEST, FINAL, LATEST, check_entries, load_checkpoint, load_content
+from nnssl.checkpoints.files import FINAL
 from nnssl.core.errors import UserError
 from nnssl.core.files import read_json
-from nnssl.core.own_files import RunFile
 from nnssl.core.schemas import SplitsFile
-from nnssl.core.system import unreadable
 from nnssl.data.folders import dataset_argument
-from nnssl.data.inventory import named
+from nnssl.data.guard import Images, names_of_channels
 from nnssl.data.loader import Aligner, Cases, RelativePosition
-from nnssl.data.unused import read_withdrawn
 from nnssl.data.volumes import VolumeFolder
 from nnssl.methods.base import Method, MethodConfig
 from nnssl.methods.registry import get_method
 from nnssl.networks.build import build_backbone, resolve_configuration
-from nnssl.pretraining.probe_data import ProbeData
-from nnssl.pretraining.run_lock import Claim
+from nnssl.pretraining.folder import Claim, Stored
 
-CONFIG = "config.json"  # of a run, written before it begins
+if TYPE_CHECKING:
+    from nnssl.pretraining.probe_data import ProbeData
+
 HELD_OUT = 0.05  # fraction of the cases that give the validation loss
 
 
@@ -42,7 +39,7 @@ class Setup:
         fold: "all" or a number.
         train, val: the volumes; `val` may be empty.
         folder: the run's output folder.
-        resume: checkpoint to continue from.
+        resume: checkpoint to go on from.
         pretrained: checkpoint whose weights to start from.
         orientation: the first dataset's commonest one, such as LPS; None where it is unknown.
         aligner: what finds a point of a volume in another one, for methods that pair volumes.
@@ -60,12 +57,17 @@ class Setup:
     train: Cases
     val: Cases
     folder: Path
-    resume: Path | None = None
-    pretrained: Path | None = None
+    resume: Stored | None = None
+    pretrained: Stored | None = None
     orientation: str | None = None
     aligner: Aligner = field(default_factory=RelativePosition)
     probe: ProbeData | None = None
     claim: Claim | None = None
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the folder holds the whole run already."""
+        return self.resume is not None and self.resume.path == self.folder / FINAL
 
     def build_method(self) -> Method:
         """The method with a freshly initialised backbone."""
@@ -74,19 +76,21 @@ class Setup:
         method.check(self.config, backbone)
         return method(backbone, self.config)
 
+    @property
+    def images(self) -> Images:
+        """Channels and commonest orientation of the volumes, to compare with those of another pretraining."""
+        name = self.train.folders[0].name
+        oriented = {f"most volumes of {name}": self.orientation}
+        return Images(name, names_of_channels(self.dataset_json), orientations=oriented)
+
     def check_claim(self) -> None:
-        """Raise UserError where another run writes to the folder by now."""
+        """Raise UserError where another run has taken the folder."""
         if self.claim is not None:
             self.claim.check()
 
 
-def run_folder(results: Path, dataset: str, method: str, plans_name: str, configuration: str, fold: str) -> Path:
-    """Where a run's files lie: beside nnU-Net's own models of the dataset."""
-    return results / dataset / f"nnssl_{method}__{plans_name}__{configuration}" / f"fold_{fold}"
-
-
 def resolve_sizes(config: MethodConfig, plans: dict[str, Any], configuration: str, world_size: int) -> MethodConfig:
-    """The hyper-parameters with the plans' batch and patch size where none is given.
+    """Fill in the plans' batch and patch size where none is given.
 
     Raises:
         UserError: the plans lack the configuration or it is 2D; the batch does not divide among the processes.
@@ -103,7 +107,7 @@ def resolve_sizes(config: MethodConfig, plans: dict[str, Any], configuration: st
 def hold_out(datasets: Sequence[VolumeFolder], fold: str, seed: int) -> tuple[Cases, Cases]:
     """Training and held-out cases.
 
-    Fold "all": 5 % of the cases (at least one, none if there is but one), chosen by a hash of their names, so that
+    Fold "all": 5 % of the cases (at least one, but none of a single case), chosen by a hash of their names, so that
     volumes that are added later do not shuffle the others. A number: the fold of every dataset's `splits_final.json`;
     a dataset without that file (it has no labels) gives all its cases to the training, and so do cases without label.
 
@@ -156,119 +160,6 @@ def _held_out_by_split(file: Path, fold: str) -> Split | None:
     if not fold.isdecimal() or int(fold) >= len(splits):
         raise UserError(f"there is no fold {fold!r} in {file}; use -f all, or a number below {len(splits)}")
     return set(splits[int(fold)]["train"]), set(splits[int(fold)]["val"])
-
-
-def check_output(folder: Path, resume: bool, overwrite: bool) -> Path | None:
-    """Checkpoint to continue from, or None for a new run.
-
-    Raises:
-        UserError: the folder holds a run that the request would overwrite, or with `overwrite` something else.
-    """
-    final, latest = folder / FINAL, folder / LATEST
-    if resume and overwrite:
-        raise UserError("--c continues a run and --overwrite starts anew; give one of them")
-    if resume:
-        return final if final.is_file() else latest if latest.is_file() else None
-    if overwrite:
-        refuse_other_folder(folder)
-        return None
-    if final.is_file():
-        raise UserError(f"{folder} holds a finished run; start anew with --overwrite, or use its {FINAL}")
-    if latest.is_file():
-        raise UserError(f"{folder} holds an interrupted run; continue it with --c, or start anew with --overwrite")
-    return None
-
-
-def refuse_other_folder(folder: Path) -> None:
-    """Raise UserError unless `--overwrite` may remove a folder: that of a run, an empty one, or none.
-
-    What lies behind a link is never removed.
-    """
-    fix = "move it away, or remove it yourself"
-    if folder.is_symlink():
-        raise UserError(f"{folder} is a link, and --overwrite removes nothing that lies elsewhere; {fix}")
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file; {fix}")
-    if folder.is_dir() and any(folder.iterdir()) and not any((folder / name).is_file() for name in (FINAL, LATEST)):
-        read_json(folder / CONFIG, RunFile, f"--overwrite removes nothing but runs of nnssl_pretrain; {fix}")
-
-
-def load_resumed(path: Path) -> dict[str, Any]:
-    """The checkpoint that a run goes on from; a damaged one is never passed over in silence.
-
-    Raises:
-        UserError: it is damaged; says which other one of the run is whole, and what to type to go on from that.
-        OSError: it cannot be read, which says nothing of its content.
-    """
-    try:
-        content = load_content(path)
-    except UserError as error:
-        if (refused := unreadable(path)) is not None:
-            raise refused from error
-        others = [path.with_name(name) for name in (LATEST, BEST) if path.name != name]
-        good = next((other for other in others if _step(other) is not None), None)
-        if good is None:
-            raise UserError(f"{path} is damaged, and the run has no other checkpoint that is whole; restore the file, "
-                            f"or start anew with --overwrite") from error  # fmt: skip
-        aside = f"mv {shlex.quote(str(path))} {shlex.quote(f'{path}.damaged')}"
-        if good.name != LATEST:
-            aside += f" && cp {shlex.quote(str(good))} {shlex.quote(str(path.with_name(LATEST)))}"
-        raise UserError(f"{path} is damaged, but {good.name} beside it is whole (step {_step(good)}); to go on from "
-                        f"that one type: {aside}; then continue with --c") from error  # fmt: skip
-    return check_entries(content, path, to_continue=True)
-
-
-def _step(path: Path) -> int | None:
-    """Finished steps of a checkpoint that is whole."""
-    try:
-        return int(load_checkpoint(path)["step"])
-    except (UserError, OSError, KeyError):
-        return None
-
-
-def check_same_run(setup: Setup, checkpoint: dict[str, Any]) -> None:
-    """Refuse to continue a run with other plans, volumes, pairs or probe than it began with.
-
-    Raises:
-        UserError: naming what differs.
-    """
-    if checkpoint["plans"] != setup.plans:
-        raise UserError(f"the plans {setup.plans['plans_name']} have changed since {setup.resume} was written; start "
-                        f"anew with --overwrite")  # fmt: skip
-    if checkpoint["train_cases"] != case_labels(setup.train) or checkpoint["val_cases"] != case_labels(setup.val):
-        raise UserError(_other_volumes(setup, [*checkpoint["train_cases"], *checkpoint["val_cases"]]))
-    before = checkpoint.get("aligner", RelativePosition().identity)
-    if get_method(setup.method).pairs_volumes and before != setup.aligner.identity:
-        asked = before if before == RelativePosition().identity else "CHECKPOINT"
-        raise UserError(f"this run began with volumes paired by {before} and would go on with "
-                        f"{setup.aligner.identity}; continue it with the same -alignment {asked}, or start anew with "
-                        f"--overwrite")  # fmt: skip
-    _check_same_probe(setup, checkpoint)
-
-
-def _other_volumes(setup: Setup, before: Sequence[str]) -> str:
-    """Why a run on the volumes `before` cannot go on, and what to do."""
-    folders = {*setup.train.folders, *setup.val.folders}
-    withdrawn = {f"{f.name}/{case}" for f in folders for case in read_withdrawn(f.images.parent)} & set(before)
-    if not withdrawn:
-        return (f"the preprocessed volumes are not those that {setup.resume} was trained on; restore them, or start "
-                f"anew with --overwrite")  # fmt: skip
-    return (f"{named(withdrawn)} are gone from nnUNet_raw and are not used any more, so that this run, which began "
-            f"with them, cannot go on; start anew with --overwrite, or from its weights: copy {setup.resume} "
-            f"elsewhere and add --overwrite -pretrained COPY")  # fmt: skip
-
-
-def _check_same_probe(setup: Setup, checkpoint: dict[str, Any]) -> None:
-    state = checkpoint.get("probe_state")
-    before, now = state and state["identity"], setup.probe and setup.probe.identity
-    if before == now:
-        return
-    if before and now and before["dataset"] == now["dataset"]:
-        raise UserError(f"the cases, the labels or -probe_every of the probe on {now['dataset']} are not those that "
-                        f"this run began with; restore them, or start anew with --overwrite")  # fmt: skip
-    texts = [f"with -probe {probe['dataset']}" if probe else "without -probe" for probe in (before, now)]
-    raise UserError(f"this run began {texts[0]} and would go on {texts[1]}; continue it {texts[0]}, or start anew with "
-                    f"--overwrite")  # fmt: skip
 
 
 def case_labels(cases: Cases) -> list[str]:

@@ -9,7 +9,7 @@ import SimpleITK as sitk
 import torch
 
 from nnssl.features.images import ImageGeometry
-from nnssl.features.match import EncodedImage
+from nnssl.features.tiles import EncodedImage
 
 SPACING = (2.0, 1.5, 1.0)  # (x, y, z)
 ORIGIN = (10.0, -20.0, 30.0)

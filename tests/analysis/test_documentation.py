@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from nnssl.analysis.embedding_files import write_vectors
+from nnssl.analysis.files import write_vectors
 from nnssl.cli.embed import parser
 from tests.phantoms import ct_volume, write_volume
 from tests.pretrainings import tiny_plans, write_pretraining

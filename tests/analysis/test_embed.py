@@ -11,7 +11,7 @@ import SimpleITK as sitk
 
 import nnssl
 from nnssl.analysis.embed import Embedded, _open_folder, embed
-from nnssl.analysis.embedding_files import is_dense_map, read_vectors, write_dense
+from nnssl.analysis.files import is_dense_map, read_vectors, write_dense
 from nnssl.core.errors import UserError
 from nnssl.features.tiles import dense_features
 from tests.features.models import mean_model
@@ -180,8 +180,11 @@ def test_embed__a_folder_of_other_things_is_not_written_to(run: Path, images: Pa
     with pytest.raises(UserError, match="holds embeddings with another level"):
         _embed(run, images)
     other = write_pretraining(tmp_path / "others", tiny_plans(patch_size=[16, 32, 32]), seed=2).parent
-    with pytest.raises(UserError, match="holds embeddings with another weights"):
-        embed(other, images, made.folder, level=3, device="cpu")
+    for model in (other, f"random:{run}"):
+        with pytest.raises(UserError, match="holds embeddings with another weights"):
+            embed(model, images, made.folder, level=3, device="cpu")
+    embed(f"random:{run}", images / "a", tmp_path / "random", level=3, device="cpu")
+    assert json.loads((tmp_path / "random/embedding.json").read_text())["checkpoint"].startswith("random:")
     moved = run.rename(run.with_name("fold_0"))
     assert _embed(moved, images, level=3).cases == CASES  # the same weights elsewhere
     assert _embed(moved, images, what="dense", level=3, overwrite=True).cases == CASES

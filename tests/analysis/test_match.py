@@ -10,9 +10,12 @@ import SimpleITK as sitk
 import torch
 import torch.nn.functional as F
 
-from nnssl.analysis.match import Match, checkpoint_of, match
+from nnssl.analysis.match import Match, draw_match, match
 from nnssl.checkpoints.pretrained import PretrainedEncoder
+from nnssl.checkpoints.runs import Run
 from nnssl.core.errors import UserError
+from nnssl.features.images import PreparedImage
+from tests.analysis.images import geometry
 from tests.features.encoders import averaging_encoder
 from tests.pretrainings import CT_JSON, tiny_plans, write_pretraining
 
@@ -43,8 +46,8 @@ def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[sitk.Image,
     pretrained = PretrainedEncoder(
         Path(MODEL), "sam", plans, "3d_fullres", CT_JSON, averaging_encoder(), {}, (8, 16, 16), "LPS"
     )
-    monkeypatch.setattr("nnssl.analysis.match.read_pixel_encoder", lambda path: pretrained)
-    monkeypatch.setattr("nnssl.analysis.match.checkpoint_of", Path)
+    monkeypatch.setattr("nnssl.features.source.open_run", lambda model: Run(Path(model), {"method": "sam"}))
+    monkeypatch.setattr("nnssl.features.source.pixel_encoder_of", lambda content, path: pretrained)
     return (
         _write(tmp_path / "query_0000.nii.gz", content, (-40.0, 20.0, 100.0)),
         _write(tmp_path / "key_0000.nii.gz", moved, (15.0, -5.0, 7.0)),
@@ -52,7 +55,7 @@ def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[sitk.Image,
 
 
 def _match(folder: Path, point: Any, **options: Any) -> Match:
-    return match(MODEL, folder / "query", folder / "key_0000.nii.gz", point, **options)
+    return match(MODEL, folder / "query", folder / "key_0000.nii.gz", point, device="cpu", **options)
 
 
 @pytest.mark.parametrize("cell", [(5, 8, 11), (8, 5, 6)])
@@ -134,18 +137,18 @@ def test_match__a_folder_for_the_picture_that_does_not_exist_is_said_first(
         match("no model", "no image", "no image", (0, 0, 0), output=tmp_path / "nowhere" / "match.png")
 
 
-def test_checkpoint_of__a_run_a_fold_and_a_file(tmp_path: Path) -> None:
-    checkpoint = write_pretraining(tmp_path, tiny_plans(), method="vox2vec")
-    assert checkpoint_of(checkpoint) == checkpoint_of(checkpoint.parent) == checkpoint
-    assert checkpoint_of(checkpoint.parent.parent) == checkpoint
-    with pytest.raises(UserError, match="holds no finished run"):
-        checkpoint_of(tmp_path)
-    write_pretraining(tmp_path, tiny_plans(), method="vox2vec", fold="0")
-    with pytest.raises(UserError, match=r"holds 2 finished runs .*fold_0.*fold_all"):
-        checkpoint_of(checkpoint.parent.parent)
-
-
 def test_match__a_method_without_pixel_encodings(tmp_path: Path) -> None:
     checkpoint = write_pretraining(tmp_path, tiny_plans(), method="vox2vec")
     with pytest.raises(UserError, match="give a checkpoint of lapn or sam"):
         match(checkpoint, "no image", "no image", (0, 0, 0))
+
+
+def test_draw_match__writes_a_picture_in_one_piece(tmp_path: Path) -> None:
+    where = geometry((14, 16, 12))
+    image = PreparedImage("case", np.random.default_rng(0).random((1, 12, 16, 14), dtype=np.float32), where)
+    similarity = np.random.default_rng(0).random((6, 8, 7), dtype=np.float32)
+    draw_match(
+        image, image, np.array([3.0, 4, 5]), np.array([6, 2, 1.5]), similarity, (2, 2, 2), tmp_path / "match.png"
+    )
+    assert [file.name for file in tmp_path.iterdir()] == ["match.png"]
+    assert (tmp_path / "match.png").stat().st_size > 10_000

@@ -2,11 +2,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from nnssl.analysis.labels import LabelVolume
-from nnssl.analysis.matches import centres_of_labels, find_landmarks, places_of
-from nnssl.analysis.matches_picture import fit_title
-from nnssl.features.images import ImageGeometry, PreparedImage
-from nnssl.features.match import EncodedImage
+from nnssl.analysis.matches import find_landmarks, fit_title
+from nnssl.features.images import PreparedImage
+from nnssl.features.tiles import EncodedImage
 from tests.analysis.images import encoded, geometry
 
 SIZE = (6, 8, 10)
@@ -14,40 +12,6 @@ SIZE = (6, 8, 10)
 
 def _image(name: str) -> PreparedImage:
     return PreparedImage(name, np.zeros((1, *SIZE), np.float32), geometry(SIZE[::-1]))
-
-
-def test_centres_of_labels__of_those_that_occur() -> None:
-    values = np.zeros(SIZE[::-1], dtype=np.int64)
-    values[2:4, 1, 3] = 1
-    values[0, 0, 0] = 3
-    volume = LabelVolume(values, geometry(SIZE[::-1]))
-    found = centres_of_labels(volume, {1: "liver", 2: "spine", 3: "corner"})
-    assert found.names == ("liver", "corner") and found.sources == ((1, ""), (3, ""))
-    np.testing.assert_allclose(found.points, np.array([[3, 1, 2.5], [0, 0, 0]]), atol=1e-9)
-    cropped = centres_of_labels(LabelVolume(values, geometry(SIZE[::-1], crop=1)), {3: "corner"})
-    assert cropped.names == () and cropped.points.shape == (0, 3)
-
-
-def _pair(where: ImageGeometry) -> LabelVolume:
-    values = np.zeros(SIZE[::-1], dtype=np.uint8)
-    values[1:3, 4, 2] = values[8:10, 4, 2] = 7
-    return LabelVolume(values, where)
-
-
-def test_centres_of_labels__both_halves_of_a_pair() -> None:
-    found = centres_of_labels(_pair(geometry(SIZE[::-1])), {7: "hippocampus"})
-    assert found.names == ("hippocampus (left)", "hippocampus (right)")
-    np.testing.assert_allclose(found.points, [[2, 4, 8.5], [2, 4, 1.5]], atol=1e-9)
-
-
-def test_places_of__the_same_half_or_nowhere() -> None:
-    one, pair = LabelVolume(np.zeros(SIZE[::-1], dtype=np.uint8), geometry(SIZE[::-1])), _pair(geometry(SIZE[::-1]))
-    one.values[4:6, 4, 2] = 7
-    np.testing.assert_allclose(places_of(pair, [(7, "right"), (7, "left"), (7, "")])[:, 2], [1.5, 8.5, 5], atol=1e-9)
-    found = places_of(one, [(7, "right"), (7, ""), (1, "")])
-    assert np.isnan(found[[0, 2]]).all()
-    np.testing.assert_allclose(found[1], [2, 4, 4.5], atol=1e-9)
-    assert places_of(one, []).shape == (0, 3)
 
 
 def test_fit_title__in_lines_as_wide_as_the_column() -> None:

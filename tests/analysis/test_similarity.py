@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nnssl.analysis.features import read_vectors, subtract
 from nnssl.analysis.similarity import compare, distances_mm, mean_by_distance, rank_correlation
+from nnssl.features.match import read_vectors, subtract
 from tests.analysis.images import all_voxels, encoded, geometry
 
 SIZE = (6, 8, 10)

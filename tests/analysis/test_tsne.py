@@ -2,13 +2,11 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
 
-from nnssl.analysis.labels import LabelVolume
+from nnssl.analysis.points import LabelVolume
 from nnssl.analysis.tsne import Scatter, _draw, _save, draw_voxels, embed_in_plane, reduce, same_neighbours
 from tests.analysis.images import geometry
 
@@ -38,8 +36,7 @@ def test_tsne__labels_and_cases_with_odd_names(tmp_path: Path) -> None:
     number = np.array([1, 2, 2])
     scatter = Scatter(np.zeros((3, 2)), number, names, np.array([0, 0, 1]), np.ones((3, 3)), {1: 0.5, 2: 0.5})
     cases = ["-x_1&2%", "$y_{$"]
-    source: Any = SimpleNamespace(title="vox2vec")
-    _save(scatter, source, cases, tmp_path / "a.png")
+    _save(scatter, "vox2vec", cases, tmp_path / "a.png")
     rows = list(csv.DictReader((tmp_path / "a.csv").open()))
     assert [(row["image"], row["label"]) for row in rows] == [
         ("'-x_1&2%", "'=cmd()"),

@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from nnssl.analysis.features import generator
-from nnssl.analysis.match import locate
+from nnssl.analysis.points import generator, locate
 from nnssl.benchmarking.subsets import choose_test_set
 from nnssl.data.planning import PlanRequest
 from nnssl.features.images import ImageGeometry, PreparedImage
-from nnssl.finetuning.recipes import apply_settings
+from nnssl.finetuning.base_trainer import apply_settings
 from tests.bad_inputs.json_files import LABELLED, raw, source_run, write
 from tests.bad_inputs.rows import Row, command, function
 from tests.pretrainings import tiny_plans

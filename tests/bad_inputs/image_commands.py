@@ -218,7 +218,7 @@ def _single_rows() -> Iterator[Row]:
     yield _evaluation("a FIFO", fifo, "FIFO")
     yield _evaluation("another value", lambda file: write(file, labels() * 3), "3, 6")
     yield _evaluation("a fraction", lambda file: write(file, labels() * np.float32(1.5)), "1.5, 3")
-    yield _evaluation("another spacing", geometry(Spacing=(0.7, 0.8, 5.0)), "elsewhere")
+    yield _evaluation("another spacing", geometry(Spacing=(0.7, 0.8, 5.0)), "another spacing")
     for action in ("propose", "check"):
         yield Row(f"annotated_labels {action}: label maps that cannot be used", _annotated(action == "check"),
                   command("annotated_labels", action, "-d", "17", "-np", "1"),
@@ -278,7 +278,7 @@ def _distil(folder: Path) -> None:
 
 
 def _read_label(folder: Path) -> None:
-    from nnssl.analysis.labels import read_labels
+    from nnssl.analysis.points import read_labels
 
     read_labels(folder / "x.nii.gz", None)  # type: ignore[arg-type]
 

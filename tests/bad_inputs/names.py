@@ -8,7 +8,7 @@ from typing import Any
 
 from nnssl.data.raw import read_unlabelled
 from nnssl.finetuning.base_trainer import refuse_bad_files
-from nnssl.pretraining.probe_prepare import check_probe
+from nnssl.pretraining.probe_data import check_probe
 from tests.bad_inputs.json_files import BENCHMARK, LABELLED, changed, raw, source_run, write
 from tests.bad_inputs.rows import Row, command, function
 from tests.pretrainings import CT_JSON, tiny_plans

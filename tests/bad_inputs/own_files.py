@@ -15,9 +15,10 @@ from nnssl.checkpoints.files import load_checkpoint
 from nnssl.deployment.model_folder import check_model_folder
 from nnssl.deployment.session import Description
 from nnssl.features.stored import has_embeddings
-from nnssl.finetuning.start import Start, refuse_mixture
+from nnssl.finetuning.start import Start
+from nnssl.finetuning.trainer import refuse_mixture
+from nnssl.pretraining.folder import check_output, load_resumed
 from nnssl.pretraining.metrics import read_rows
-from nnssl.pretraining.setup import check_output, load_resumed
 from tests.bad_inputs.json_files import GONE, LABELLED, changed, checkpoint, raw, source_run, volumes, write
 from tests.bad_inputs.rows import Row, Said, command, function
 from tests.pretrainings import tiny_plans

@@ -127,13 +127,13 @@ def _break(folders: tuple[Path, Path], how: str) -> None:
         ("missing", "1 references have no prediction in .*: b; predict them too"),
         ("unknown", "1 predictions have no reference in .*: b; remove them"),
         ("size", "18 x 16 x 13 voxels and .* has 18 x 16 x 14; resample the prediction of b"),
-        ("spacing", "lie elsewhere"),
-        ("origin", "lie elsewhere"),
-        ("label", "holds the labels 7, which dataset.json does not name"),
+        ("spacing", "another spacing, origin or direction"),
+        ("origin", "another spacing, origin or direction"),
+        ("label", "the labels 7, .*-djfile"),
         ("file", "b.nii.gz cannot be read"),
         ("text", "predicted/dataset.json .*valid JSON.* -djfile"),
         ("swapped", "predicted/plans.json.* plans_name.* -pfile"),
-        ("plans", "no plans.json beside the predictions in .*; name it with -pfile"),
+        ("plans", "no plans.json beside the predictions in .* with -pfile"),
     ],
 )
 def test_evaluate__mistakes(folders: tuple[Path, Path], how: str, words: str) -> None:

@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import logging
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
 from nnssl.benchmarking.subsets import Amount, amounts_of, draw_test_cases, extend_folds, subset
+from nnssl.benchmarking.workspace import Source
 from nnssl.core.errors import UserError
+from nnssl.data.records import write_withdrawn
 
 CASES = [f"case_{i:03d}" for i in range(40)]
 
@@ -29,7 +32,7 @@ def test_amounts_of__rounds_up_and_takes_at_least_one() -> None:
 def test_amounts_of__the_same_number_of_cases_once(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         assert amounts_of(10, [5, 10, 50]) == [Amount(1, 5), Amount(5, 50)]
-    assert "10 % of 10 training cases are 1, as many as 5 %; 10 % is left out" in caplog.text
+    assert "10 % of 10 training cases are 1, as many as 5 %; 10 % is skipped" in caplog.text
 
 
 @pytest.mark.parametrize("wrong", [{"fractions": [0]}, {"fractions": [101]}, {"cases": [0]}, {"cases": [13]}, {}])
@@ -53,3 +56,20 @@ def test_draw_test_cases__always_the_same_and_never_all() -> None:
     for percent in (0, 100, 99.9):
         with pytest.raises(UserError, match="-test"):
             draw_test_cases(CASES, percent)
+
+
+class _Source(Source):
+    @property
+    def data_folders(self) -> list[Path]:
+        return [self.folder / "data"]
+
+
+def test_Source__cases_that_were_withdrawn_are_no_part_of_a_benchmark(tmp_path: Path) -> None:
+    for folder, end in (("data", ".b2nd"), ("data", "_seg.b2nd"), ("data", ".pkl"), ("gt_segmentations", ".nii.gz")):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        for case in "abc":
+            (tmp_path / folder / f"{case}{end}").touch()
+    source = _Source(tmp_path, {"file_ending": ".nii.gz"}, {}, "3d_fullres")
+    assert source.labelled() == ["a", "b", "c"]
+    write_withdrawn(tmp_path, {"b"})
+    assert source.labelled() == ["a", "c"]

@@ -4,13 +4,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from nnssl.checkpoints.files import LATEST
 from nnssl.checkpoints.pretrained import Pretrained
-from nnssl.checkpoints.runs import RunFilter, choose_pretraining, source_name
+from nnssl.checkpoints.runs import RunFilter, checkpoint_of, choose_pretraining, open_run, source_name
 from nnssl.core.errors import UserError
+from nnssl.data.loader import Cases
 from nnssl.methods import registry
-from tests.pretrainings import CT_JSON, finish_pretraining, tiny_plans
+from nnssl.methods.options import from_plain
+from nnssl.pretraining.setup import Setup
+from tests.pretrainings import CT_JSON, finish_pretraining, tiny_plans, write_pretraining
 
 SOURCE = "Dataset500_Source"
 
@@ -47,7 +51,7 @@ def test_choose_pretraining__several_are_listed_with_the_lines_to_type(tmp_path:
     ]
     assert _choose(tmp_path, plans="wide").path.parent == wide
     assert _choose(tmp_path, plans="nnsslPlans_tiny", fold="0").path.parent == other
-    with pytest.raises(UserError, match=r"(?s)what -m, -p, -c and -f ask for; type one of:.*-p wide"):
+    with pytest.raises(UserError, match=r"(?s)-m, -p, -c and -f; type one of:.*-p wide"):
         _choose(tmp_path, fold="7")
 
     # Random weights need a network only: both folds have the same one.
@@ -75,10 +79,10 @@ def test_choose_pretraining__random_of_methods_with_other_levels(
 def test_choose_pretraining__none(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no finished pretraining.*nnssl_pretrain -d 500 -m vox2vec"):
         _choose(tmp_path)
-    with pytest.raises(UserError, match=r"no method 'simsiam'"):
-        _choose(tmp_path, method="simsiam")
-    with pytest.raises(UserError, match=r"no method 'simsiam'"):
-        _choose(tmp_path, method="random:simsiam")
+    with pytest.raises(UserError, match=r"no method 'nothing'"):
+        _choose(tmp_path, method="nothing")
+    with pytest.raises(UserError, match=r"no method 'nothing'"):
+        _choose(tmp_path, method="random:nothing")
 
 
 def test_source_name__only_the_results_are_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,3 +110,45 @@ def test_numbers_of_four_digits__are_other_datasets(tmp_path: Path, monkeypatch:
 def test_finished_pretrainings__of_a_dataset_with_signs_of_patterns(tmp_path: Path) -> None:
     run = finish_pretraining(tmp_path, "Dataset500_a[1]", tiny_plans(), CT_JSON)
     assert choose_pretraining(tmp_path, "Dataset500_a[1]", 17, RunFilter()).path.parent == run
+
+
+def test_checkpoint_of__a_run_a_fold_and_a_file(tmp_path: Path) -> None:
+    checkpoint = write_pretraining(tmp_path, tiny_plans(), method="vox2vec")
+    assert checkpoint_of(checkpoint) == checkpoint_of(checkpoint.parent) == checkpoint
+    assert checkpoint_of(checkpoint.parent.parent) == checkpoint
+    with pytest.raises(UserError, match="holds no finished run"):
+        checkpoint_of(tmp_path)
+    write_pretraining(tmp_path, tiny_plans(), method="vox2vec", fold="0")
+    with pytest.raises(UserError, match=r"holds 2 finished runs .*fold_0.*fold_all"):
+        checkpoint_of(checkpoint.parent.parent)
+
+
+@pytest.mark.parametrize("method", ["vox2vec", "sam"])
+def test_open_run__random_weights_are_those_that_the_run_began_with(tmp_path: Path, method: str) -> None:
+    checkpoint = write_pretraining(tmp_path, tiny_plans(), method=method)
+    trained, before = open_run(checkpoint.parent), torch.get_rng_state()
+    random, again = open_run(f"random:{checkpoint.parent}"), open_run(f"random:{checkpoint}")
+    assert torch.equal(torch.get_rng_state(), before)
+    assert (trained.is_random, trained.title) == (False, method)
+    assert (random.is_random, random.title) == (True, f"{method} with random weights")
+    assert random.checkpoint == trained.checkpoint == checkpoint
+    state, same, learned = (run.content["method_state"] for run in (random, again, trained))
+    assert state.keys() == learned.keys()
+    assert all(torch.equal(state[name], same[name]) for name in state)
+    assert any(not torch.equal(state[name], learned[name]) for name in state)
+    config = from_plain(registry.get_method(method).config_class, random.content["config"])
+    torch.manual_seed(config.seed)
+    nobody = Cases.of([], [])
+    fresh = Setup(method, config, random.content["plans"], CT_JSON, {}, "3d_fullres", "all", nobody, nobody,
+                  tmp_path).build_method().state_dict()  # fmt: skip
+    assert all(torch.equal(state[name], fresh[name]) for name in state)
+    kept = random.content.keys() - {"method_state", "epoch"}
+    assert all(random.content[name] == trained.content[name] for name in kept)
+
+
+@pytest.mark.parametrize("run", ["random", "random:"])
+def test_open_run__random_names_its_run(run: str) -> None:
+    with pytest.raises(UserError, match="type random:RUN"):
+        open_run(run)
+    with pytest.raises(UserError, match="there is no checkpoint nowhere"):
+        open_run("random:nowhere")

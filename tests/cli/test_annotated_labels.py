@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import pytest
 
@@ -29,11 +27,3 @@ def test_main__propose_and_check(folders: Folders, capsys: pytest.CaptureFixture
     assert exit_.value.code == 1
     error = capsys.readouterr().err
     assert error.startswith("error: ") and "no label: spin (in case_001)" in error and error.count("\n") == 1
-
-
-def test_parser__help_needs_no_numpy() -> None:
-    code = ("import sys\nfrom nnssl.cli.annotated_labels import main\n"
-            "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
-            "sys.exit(len({'torch', 'nnunetv2', 'numpy'} & sys.modules.keys()))")  # fmt: skip
-    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert shown.returncode == 0 and "nnUNetTrainer_PartialLabels" in shown.stdout

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -29,12 +27,3 @@ def test_main__a_mistake_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureF
         main([str(tmp_path), str(tmp_path)])
     error = capsys.readouterr().err
     assert stopped.value.code == 1 and error.startswith("error: there is no dataset.json") and error.count("\n") == 1
-
-
-@pytest.mark.parametrize("command", ["evaluate", "benchmark"])
-def test_parser__help_needs_no_torch(command: str) -> None:
-    code = (f"import sys\nfrom nnssl.cli.{command} import main\n"
-            "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
-            "sys.exit(len({'torch', 'nnunetv2', 'numpy'} & sys.modules.keys()))")  # fmt: skip
-    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert shown.returncode == 0 and "-tolerance" in shown.stdout

@@ -77,8 +77,8 @@ def test_next__typed_line_by_line(
 ) -> None:
     _type("nnssl_plan_and_preprocess -d 500 -p nnsslPlans_tiny -np 1", monkeypatch)
     (line,) = _next(capsys.readouterr().out)
-    assert line == "nnssl_pretrain -d 500 -m vox2vec -p nnsslPlans_tiny -device cpu"
-    _type(line, monkeypatch, "-o", *SHORT)
+    assert line == "nnssl_pretrain -d 500 -m vox2vec -p nnsslPlans_tiny"
+    _type(line, monkeypatch, "-o", *SHORT)  # without a card and without -device
     printed = _next(capsys.readouterr().out)
     run = nnssl.pretrain([500], "vox2vec", plans="nnsslPlans_tiny", device="cpu", options=SHORT, continue_run=True)
     assert run.next == printed and (run / "checkpoint_final.pth").is_file()

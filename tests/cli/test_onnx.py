@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -69,12 +67,3 @@ def test_main__a_mistake_is_a_sentence(
     shown = capsys.readouterr()
     assert exit_.value.code == 1 and shown.out == ""
     assert shown.err.startswith(said) and shown.err.count("\n") == 1
-
-
-@pytest.mark.parametrize("name", ["export_onnx", "predict_onnx", "efficiency"])
-def test_parser__help_needs_no_torch(name: str) -> None:
-    code = (f"import sys\nfrom nnssl.cli.{name} import main\n"
-            "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
-            "sys.exit(len({'torch', 'nnunetv2', 'numpy', 'onnxruntime'} & sys.modules.keys()))")  # fmt: skip
-    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert shown.returncode == 0 and f"nnssl_{name}" in shown.stdout

@@ -20,20 +20,6 @@ def _environment(tmp_path: Path) -> dict[str, str]:
     return {**os.environ, **folders, "PYTHONPATH": str(ROOT), "nnUNet_n_proc_DA": "1"}
 
 
-def test_main__help_imports_nothing_heavy() -> None:
-    code = (
-        "import sys\n"
-        "from nnssl.cli.plan_and_preprocess import main\n"
-        "try: main(['--help'])\n"
-        "except SystemExit as e: assert e.code == 0\n"
-        "assert not {'torch', 'nnunetv2', 'blosc2', 'SimpleITK'} & set(sys.modules), 'heavy'\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, text=True,
-                          capture_output=True, check=False)  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "-overwrite_target_spacing" in done.stdout
-
-
 def test_main__as_a_command(tmp_path: Path) -> None:
     environment = _environment(tmp_path)
     folder = write_ct_dataset(tmp_path / "nnUNet_raw", 1, "X", 2)

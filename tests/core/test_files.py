@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -43,6 +44,21 @@ def test_replacing__removes_what_a_killed_process_left_of_the_same_file(tmp_path
     assert {f.name for f in tmp_path.iterdir()} == {file.name, alive.name}
     remove_leftovers(tmp_path)
     assert [f.name for f in tmp_path.iterdir()] == [file.name]
+
+
+def test_replacing__lists_a_folder_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed: list[Path] = []
+    scandir = os.scandir
+    monkeypatch.setattr("os.scandir", lambda folder: listed.append(folder) or scandir(folder))  # type: ignore[func-returns-value]
+    for name in ("a", "b", "a"):
+        replace_file(tmp_path / name, b"x")
+    assert listed == [tmp_path]
+
+
+def test_replacing__keeps_the_name_of_another_file_in_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as caught, replacing(tmp_path / "copy") as temporary:
+        shutil.copy2(tmp_path / "source", temporary)
+    assert caught.value.filename == str(tmp_path / "source") or caught.value.filename == tmp_path / "source"
 
 
 def test_replacing__a_folder_that_is_gone(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def test_only_one_holds_it(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_whoever_is_refused_is_told_by_whom(tmp_path: Path) -> None:
+def test_a_refusal_names_the_holder(tmp_path: Path) -> None:
     write_lock(tmp_path / "lock", holder_elsewhere())
     with pytest.raises(UserError, match=r"the run .*gpu7"), Lock(tmp_path / "lock", "the run"):
         pass

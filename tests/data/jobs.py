@@ -13,9 +13,8 @@ from typing import Any
 
 import torch
 
-from nnssl.data import dataset_volumes
-from nnssl.data.plan_and_preprocess import plan_and_preprocess
-from nnssl.data.prepared import prepare_datasets
+from nnssl.data import folder_volumes
+from nnssl.data.plan_and_preprocess import plan_and_preprocess, prepare_datasets
 from nnssl.finetuning import unlabelled
 from nnssl.finetuning.transfer_plans import transfer
 
@@ -77,14 +76,14 @@ def _run(job: Job, log: Path, folders: dict[str, str], slowly: float) -> None:
     handler = logging.FileHandler(log)
     logging.getLogger("nnssl").addHandler(handler)
     logging.getLogger("nnssl").setLevel(logging.INFO)
-    prepare = dataset_volumes.prepare_case
+    prepare = folder_volumes.prepare_case
 
     def slow(*arguments: Any, **options: Any) -> Any:
         time.sleep(slowly)
         return prepare(*arguments, **options)
 
-    dataset_volumes.prepare_case = unlabelled.prepare_case = slow
-    unlabelled.default_processes = lambda: 1
+    folder_volumes.prepare_case = unlabelled.prepare_case = slow
+    unlabelled.default_processes = lambda asked=None: 1
     function, keywords = job
     try:
         function(**keywords)

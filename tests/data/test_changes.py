@@ -15,7 +15,7 @@ import pytest
 import SimpleITK as sitk
 
 from nnssl.core.errors import UserError
-from nnssl.data import dataset_run, dataset_volumes
+from nnssl.data import dataset_run, folder_volumes
 from nnssl.data.plan_and_preprocess import plan_and_preprocess
 from nnssl.data.records import Records
 from nnssl.data.storage import body_folder
@@ -33,7 +33,7 @@ class Runs:
 
     def __init__(self, folders: Folders, patch: pytest.MonkeyPatch) -> None:
         self.folders, self.prepared, self.scans = folders, list[str](), 0
-        prepare, scan = dataset_volumes.prepare_case, dataset_run.scan_dataset
+        prepare, scan = folder_volumes.prepare_case, dataset_run.scan_dataset
 
         def watched_prepare(case: Any, job: Any) -> Any:
             self.prepared.append(case if isinstance(case, str) else case.name)
@@ -43,7 +43,7 @@ class Runs:
             self.scans += 1
             return scan(*arguments)
 
-        patch.setattr(dataset_volumes, "prepare_case", watched_prepare)
+        patch.setattr(folder_volumes, "prepare_case", watched_prepare)
         patch.setattr(dataset_run, "scan_dataset", watched_scan)
 
     def __call__(self, *ids: int, **options: Any) -> Any:
@@ -277,7 +277,7 @@ def test_another_kind_of_channel_needs_other_plans(run: Runs) -> None:
 
 def test_overwrite_plans__volumes_are_replaced_one_by_one(run: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     """Interrupted at the second case, and continued by the same line or by any other."""
-    watched = dataset_volumes.prepare_case
+    watched = folder_volumes.prepare_case
     _forget_records(run)  # as a folder of before
 
     def dies(case: Any, job: Any) -> Any:
@@ -287,10 +287,10 @@ def test_overwrite_plans__volumes_are_replaced_one_by_one(run: Runs, monkeypatch
 
     asked = {"preset": None, "planner": "ExperimentPlanner", "overwrite_plans_name": "nnsslPlans_tiny"}
     spacing = {"overwrite_target_spacing": (6.0, 3.0, 3.0), "overwrite_plans": True}
-    monkeypatch.setattr(dataset_volumes, "prepare_case", dies)
+    monkeypatch.setattr(folder_volumes, "prepare_case", dies)
     with pytest.raises(KeyboardInterrupt):
         run(**asked, **spacing)
-    monkeypatch.setattr(dataset_volumes, "prepare_case", watched)
+    monkeypatch.setattr(folder_volumes, "prepare_case", watched)
     assert all((run.data / f"{case}{end}").is_file() for case in CASES for end in (".b2nd", "_seg.b2nd", ".pkl"))
     assert run.readable == ["case_000"]  # nothing of other plans is read
     assert run(**asked, **spacing).cases == run.readable == CASES
@@ -338,7 +338,7 @@ def test_a_half_replaced_volume_is_not_read(run: Runs) -> None:
     records = Records(run.data)
     record = records.get("case_001")
     assert record is not None
-    records.append([dataset_volumes.replace(record, begun=True)])  # as a killed job leaves it
+    records.append([folder_volumes.replace(record, begun=True)])  # as a killed job leaves it
     assert run.readable == ["case_000", "case_002"]
     run()
     assert run.prepared == ["case_001"] and run.readable == CASES
@@ -362,7 +362,7 @@ def test_a_split_that_comes_with_the_raw_dataset_is_taken(run: Runs, other: bool
 
 
 def test_reports_cover_all_cases_after_an_interruption(run: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
-    watched = dataset_volumes.prepare_case
+    watched = folder_volumes.prepare_case
 
     def dies(case: Any, job: Any) -> Any:
         if case.name == "case_002":
@@ -371,10 +371,10 @@ def test_reports_cover_all_cases_after_an_interruption(run: Runs, monkeypatch: p
 
     for file in [run.home / "nnsslPlans_tiny_left_out.json", *body_folder(run.data).iterdir(), *run.data.iterdir()]:
         file.unlink()
-    monkeypatch.setattr(dataset_volumes, "prepare_case", dies)
+    monkeypatch.setattr(folder_volumes, "prepare_case", dies)
     with pytest.raises(KeyboardInterrupt):
         run()
-    monkeypatch.setattr(dataset_volumes, "prepare_case", watched)
+    monkeypatch.setattr(folder_volumes, "prepare_case", watched)
     run()
     assert run.prepared == ["case_002"] and run.report()["orientation"]["counts"] == {"LPS": 3}
     before = run.files()

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from nnssl.core.errors import UserError
-from nnssl.data import dataset_volumes
+from nnssl.data import folder_volumes
 from nnssl.data.plan_and_preprocess import plan_and_preprocess
 from tests.data.conftest import Folders
 from tests.phantoms import write_ct_dataset
@@ -59,7 +59,7 @@ def test_DatasetRun__what_nnunet_made_stays_as_it_is(folders: Folders) -> None:
     assert new == sorted([*bodies, *labels, *notes, "nnUNetPlans_left_out.json"])
     assert result.cases == ["case_000", "case_001", "case_002"]
 
-    # The raw images may be gone by then.
+    # The raw images may be gone then.
     for file in home.glob("*_body/*"):
         file.unlink()
     raw.rename(folders.raw.parent / "elsewhere")
@@ -74,13 +74,13 @@ def test_DatasetRun__skips_what_is_done(folders: Folders, monkeypatch: pytest.Mo
     (result,) = plan_and_preprocess([1], **TINY)
     (result.folder / "case_001.pkl").unlink()  # as after a crash of nnU-Net's own preprocessing
     others = {name: content for name, content in _bytes(result.folder).items() if "case_001" not in name}
-    stock, seen = dataset_volumes.prepare_case, []
+    stock, seen = folder_volumes.prepare_case, []
 
     def watch(case: Any, job: Any) -> Any:
         seen.append(case.name)
         return stock(case, job)
 
-    monkeypatch.setattr(dataset_volumes, "prepare_case", watch)
+    monkeypatch.setattr(folder_volumes, "prepare_case", watch)
     (again,) = plan_and_preprocess([1], **TINY)
     assert seen == ["case_001"]
     assert again.cases == result.cases

@@ -7,7 +7,7 @@ import pytest
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
 from nnssl.core.errors import UserError
-from nnssl.data.body_mask import body_mask_ct
+from nnssl.data.check_case import body_mask_ct
 from nnssl.data.fingerprint import make_fingerprint, scan_case, scan_dataset
 from nnssl.data.raw import read_raw_dataset
 from tests.phantoms import ct_volume, write_ct_dataset, write_mr_dataset, write_volume

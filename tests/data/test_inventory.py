@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from nnssl.data.inventory import Inventory, RawFiles, data_folders, named, withdrawn_cases
+from nnssl.data.inventory import Inventory, data_folders, named, withdrawn_cases
 from nnssl.data.raw import RawCase, RawDataset
-from nnssl.data.unused import write_withdrawn
+from nnssl.data.raw_files import RawFiles
+from nnssl.data.records import write_withdrawn
 
 
 def _case(folder: Path, name: str, there: bool = True) -> RawCase:

@@ -7,6 +7,7 @@ import pytest
 
 from nnssl.cli import pretrain
 from nnssl.data.next_lines import (
+    ANY_TRAINER,
     TRAINERS,
     Way,
     after_planning,
@@ -37,10 +38,10 @@ def test_command__quotes_what_a_shell_would_take_apart() -> None:
 
 def test_device_flag(monkeypatch: pytest.MonkeyPatch) -> None:
     assert device_flag("cuda") == () and device_flag("cpu") == ("-device", "cpu")
-    assert device_flag("cpu", default="cpu") == () and device_flag("cuda", default="cpu") == ("-device", "cuda")
     for there in (False, True):
         monkeypatch.setattr("torch.cuda.is_available", lambda there=there: there)
         assert device_flag() == (() if there else ("-device", "cpu"))
+        assert device_flag(ours=True) == () and device_flag("cpu", ours=True) == (("-device", "cpu") if there else ())
 
 
 def test_lines__datasets_that_a_number_does_not_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,7 +67,8 @@ def test_lines__datasets_that_a_number_does_not_name(tmp_path: Path, monkeypatch
 
 
 def test_trainer_for__every_method() -> None:
-    assert TRAINERS.keys() == set(method_names())
+    assert TRAINERS.keys() <= set(method_names())  # others have no trainer of their own
+    assert {trainer_for(method) for method in method_names() if method not in TRAINERS} <= {ANY_TRAINER}
     assert {trainer_for(method, any_plans=True) for method in ("pimpic", "voco", "mae", "alice", "another")} == {
         "nnUNetTrainer_SSLProbe"
     }

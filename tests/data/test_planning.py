@@ -16,7 +16,6 @@ from nnssl.data.planning import (
     load_plans,
     make_plans,
     merged,
-    moved_plans,
     planner_class,
     planner_classes,
     refuse_other_content,
@@ -185,12 +184,9 @@ PLANS: dict[str, Any] = {
 }
 
 
-def test_renamed__and_moved(folders: Folders) -> None:
-    write_ct_dataset(folders.raw, 1, "X", 1, file_ending=".nrrd")
-    target = read_raw_dataset(folders.raw, "Dataset001_X")
-    plans = moved_plans(PLANS, "nnUNetPlansFrom500", target, find_reader(target))
+def test_renamed() -> None:
+    plans = renamed(PLANS, "nnUNetPlansFrom500")
     assert plans["configurations"]["3d_fullres"]["data_identifier"] == "nnUNetPlansFrom500_3d_fullres"
-    assert (plans["dataset_name"], plans["image_reader_writer"]) == ("Dataset001_X", "SimpleITKIO")
     assert PLANS["plans_name"] == "nnUNetPlans"
     assert renamed({**PLANS, "plans_name": "ResEnc"}, "Other")["configurations"]["3d_fullres"]["data_identifier"] == (
         "Other_nnUNetPlans_3d_fullres"

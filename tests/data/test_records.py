@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from nnssl.core.errors import UserError
 from nnssl.data.raw import RawCase
-from nnssl.data.records import CaseFiles, FileState, Record, Records, labels_digest
+from nnssl.data.raw_files import CaseFiles, FileState
+from nnssl.data.records import Record, Records, labels_digest, read_withdrawn, unused_cases, write_withdrawn
 
 OLD = FileState(10, 5_000_000, "aa")
 
@@ -142,3 +144,34 @@ def test_labels_digest__values_and_regions_count_and_names_do_not() -> None:
     assert digest(a=1, b=2) == digest(c=1, a=2) != digest(a=1, b=3)
     assert digest(a=1, b=[1, 2]) == digest(a=1, b=[2, 1]) != digest(a=1, b=2)
     assert digest(a=1, b=2) != digest(a=1, ignore=2)
+
+
+def test_write_withdrawn__of_either_kind_and_gone_when_all_are_back(tmp_path: Path) -> None:
+    write_withdrawn(tmp_path, [])
+    assert not list(tmp_path.iterdir()) and read_withdrawn(tmp_path) == set()
+    write_withdrawn(tmp_path, {"b", "a"})
+    write_withdrawn(tmp_path, {"a"}, "imagesUn")
+    assert (read_withdrawn(tmp_path), read_withdrawn(tmp_path, "imagesUn")) == ({"a", "b"}, {"a"})
+    write_withdrawn(tmp_path, {"b"})
+    write_withdrawn(tmp_path, [], "imagesUn")
+    assert unused_cases(tmp_path / "data") == {"b": "its raw files are gone"}
+    assert unused_cases(tmp_path / "data_unlabelled") == {}
+    write_withdrawn(tmp_path, {"c"}, "imagesUn")  # another case of this name may be in imagesTr, without a label
+    assert unused_cases(tmp_path / "data_imagesTr_unlabelled").keys() == {"b"}
+    write_withdrawn(tmp_path, [], "imagesUn")
+    write_withdrawn(tmp_path, [])
+    assert not list(tmp_path.iterdir())
+
+
+def test_unused_cases__for_plans(tmp_path: Path) -> None:
+    Records(tmp_path / "data").append(
+        [Record("good", None, "p"), Record("old", None, "q"), Record("bad", None, "p", reason="2-D"), Record("?", None)]
+    )
+    assert unused_cases(tmp_path / "data", "p").keys() == {"old", "bad"}
+    assert unused_cases(tmp_path / "data").keys() == {"bad"}
+
+
+def test_read_withdrawn__damaged(tmp_path: Path) -> None:
+    (tmp_path / "nnssl_withdrawn.json").write_text("{")
+    with pytest.raises(UserError, match=r"nnssl_withdrawn\.json.*nnssl_plan_and_preprocess"):
+        unused_cases(tmp_path / "data")

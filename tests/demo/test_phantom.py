@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+import SimpleITK as sitk
 
+from nnssl.data.raw import read_raw_dataset
 from nnssl.demo.anatomy import LABELS
-from nnssl.demo.phantom import SHAPE, Torso, make_torso
+from nnssl.demo.patient import Grid, smooth_noise
+from nnssl.demo.phantom import LABELLED, SHAPE, UNLABELLED, Torso, make_torso, write_labelled, write_unlabelled
 
 RANGES = {  # HU within which the mean of an organ lies, without contrast and in any phase
     "liver": (35, 150),
@@ -87,3 +92,65 @@ def test_make_torso__organs_are_in_one_piece_each(torsos: list[Torso]) -> None:
             pieces, _ = ndimage.label(torso.labels == LABELS[organ], np.ones((3, 3, 3)))
             largest = np.bincount(pieces.ravel())[1:].max()
             assert largest > 0.9 * (torso.labels == LABELS[organ]).sum(), organ
+
+
+def test_write_unlabelled__a_raw_dataset_without_labels(tmp_path: Path) -> None:
+    folder = write_unlabelled(tmp_path, 2)
+    assert folder == tmp_path / UNLABELLED
+    dataset = read_raw_dataset(tmp_path, UNLABELLED)
+    assert list(dataset.cases) == ["torso_000", "torso_001"] and not dataset.labelled and not dataset.left_out
+    assert dataset.ct_channel == 0
+    assert not (folder / "labelsTr").exists()
+
+
+def test_write_labelled__training_and_test_cases_of_other_patients(tmp_path: Path) -> None:
+    folder = write_labelled(tmp_path, 1, 1)
+    dataset = read_raw_dataset(tmp_path, LABELLED)
+    assert dataset.labelled and list(dataset.cases) == ["organs_000"] and not dataset.left_out
+    assert dataset.dataset_json["labels"] == {"background": 0, **LABELS}
+    assert dataset.dataset_json["numTraining"] == 1
+    images = [
+        sitk.ReadImage(str(folder / f"images{p}" / f"organs_00{i}_0000.nii.gz")) for i, p in enumerate(("Tr", "Ts"))
+    ]
+    labels = [sitk.ReadImage(str(folder / f"labels{p}" / f"organs_00{i}.nii.gz")) for i, p in enumerate(("Tr", "Ts"))]
+    for image, label in zip(images, labels, strict=True):
+        assert image.GetSize() == label.GetSize() and image.GetSpacing() == label.GetSpacing()
+        assert image.GetSpacing()[2] > 3.4  # z comes last
+        assert image.GetDirection() == (1, 0, 0, 0, 1, 0, 0, 0, 1)
+        assert set(np.unique(sitk.GetArrayFromImage(label))) == {0, *LABELS.values()}
+    one, other = (sitk.GetArrayFromImage(image) for image in images)
+    assert not np.array_equal(one, other)
+
+
+def test_write_labelled__other_patients_than_the_unlabelled_ones(tmp_path: Path) -> None:
+    first = write_unlabelled(tmp_path, 1) / "imagesTr" / "torso_000_0000.nii.gz"
+    second = write_labelled(tmp_path, 1, 0) / "imagesTr" / "organs_000_0000.nii.gz"
+    one, other = (sitk.GetArrayFromImage(sitk.ReadImage(str(file))) for file in (first, second))
+    assert not np.array_equal(one, other)
+
+
+@pytest.fixture
+def grid() -> Grid:
+    z, y, x = np.meshgrid(*[np.arange(-10.0, 11.0, dtype=np.float32)] * 3, indexing="ij")
+    return Grid(z, y, x)
+
+
+def test_ellipsoid__one_on_its_surface(grid: Grid) -> None:
+    ellipsoid = grid.ellipsoid((1, 0, 0), (4, 2, np.inf))
+    assert ellipsoid[11, 10, 0] == 0  # its axis, however far along x
+    assert ellipsoid[15, 10, 5] == pytest.approx(1) and ellipsoid[11, 8, 5] == pytest.approx(1)
+
+
+def test_tube__distance_to_the_polyline(grid: Grid) -> None:
+    tube = grid.tube([(0, 0, -5), (0, 0, 5), (0, 5, 5)])
+    assert tube[10, 10, 10] == pytest.approx(0)
+    assert tube[13, 10, 8] == pytest.approx(3)  # beside the first part
+    assert tube[10, 10, 2] == pytest.approx(3)  # beyond its end
+    assert tube[10, 15, 19] == pytest.approx(4)  # the second part
+
+
+def test_smooth_noise__unit_deviation_and_smooth() -> None:
+    noise = smooth_noise(np.random.default_rng(0), (60, 60, 60), (6, 5.5, 4))
+    assert noise.shape == (60, 60, 60) and noise.dtype == np.float32
+    assert noise.std() == pytest.approx(1, abs=0.1) and abs(noise.mean()) < 0.1
+    assert np.abs(np.diff(noise, axis=0)).mean() < 0.25  # white noise: 1.13

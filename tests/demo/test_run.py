@@ -85,7 +85,7 @@ def test_run_demo__goes_on_after_a_failure(
         pretend(step)
 
     monkeypatch.setattr(run, "run_task", fail)
-    with pytest.raises(UserError, match=r"(?s)nnssl_transfer .*exit code 7.*goes on from here.*too few cases"):
+    with pytest.raises(UserError, match=r"(?s)nnssl_transfer .*exit code 7.*to continue.*too few cases"):
         run_demo(tmp_path / "demo")
     monkeypatch.setattr(run, "run_task", pretend)
     with caplog.at_level("INFO"):

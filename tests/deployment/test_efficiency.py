@@ -86,8 +86,8 @@ def test_measure_efficiency__images_that_cannot_be_used_are_named_and_the_others
         ({"step_size": 2.0}, r"-step_size 2.0 must be"),
         ({"folds": ["1"]}, r"has no fold_1/checkpoint_final.pth; choose with -f and -chk among: fold_0/checkpoint_fin"),
         ({"images": "nowhere"}, r"there is no folder nowhere"),
-        ({"device": "cuda"}, r"torch sees no CUDA card, whose memory was to be measured; give -device cpu"),
-        ({"model": "nowhere"}, r"there is no folder nowhere; -m wants"),
+        ({"device": "cuda"}, r"no CUDA card; use -device cpu"),
+        ({"model": "nowhere"}, r"there is no folder nowhere; give -m"),
     ],
 )
 def test_measure_efficiency__a_mistake_is_a_sentence(

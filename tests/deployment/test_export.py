@@ -114,5 +114,5 @@ def test_export_onnx__a_missing_package_is_a_sentence(tmp_path: Path, monkeypatc
 
 
 def test_export_onnx__a_folder_is_no_file(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is a folder; -o wants the name of a file"):
+    with pytest.raises(UserError, match="is a folder; give -o a file"):
         export_onnx(tmp_path, tmp_path)

@@ -7,7 +7,7 @@ import numpy as np
 import psutil
 import pytest
 
-from nnssl.deployment.one_case import area, resident_mb, watch
+from nnssl.deployment.efficiency import area, resident_mb, watch
 
 
 def _hold(megabytes: int, seconds: float) -> None:
@@ -29,7 +29,8 @@ def test_watch__sees_what_a_process_holds() -> None:
     assert process.exitcode == 0 and times == sorted(times) and times[0] < 0.1
     steps = np.diff(times)
     assert np.median(steps) == pytest.approx(0.1, abs=0.05)
-    assert 300 < max(mb for _, mb in samples) < 1_200  # with what the process imports
+    own = psutil.Process().memory_info().rss / 2**20  # has imported at least what the other one has
+    assert 300 < max(mb for _, mb in samples) < 300 + own + 100
     assert samples[-1][1] == samples[-2][1]
 
 

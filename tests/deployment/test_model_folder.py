@@ -18,9 +18,9 @@ FINAL = "checkpoint_final.pth"
 
 
 def test_read_model__what_is_missing_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"there is no folder .*nowhere; -m wants the folder of a training"):
+    with pytest.raises(UserError, match=r"there is no folder .*nowhere; give -m the model folder"):
         read_model(tmp_path / "nowhere", "0", FINAL)
-    with pytest.raises(UserError, match=r"has no plans.json; -m wants the folder that holds it"):
+    with pytest.raises(UserError, match=r"has no plans.json; give -m the folder that holds it"):
         read_model(tmp_path, "0", FINAL)
     write_model(tmp_path, fold="all")
     with pytest.raises(UserError, match=r"no fold_0/.*choose with -f and -chk among: fold_all/checkpoint_final.pth"):
@@ -76,7 +76,7 @@ def test_load_folds__gives_what_nnunets_own_loading_gives(tmp_path: Path, monkey
             content = torch.load(file, weights_only=False)
             torch.save({**content, "trainer_name": trainer, "_best_ema": np.float64(0.5)}, file)
         ours, stock = (nnUNetPredictor(device=torch.device("cpu")) for _ in range(2))
-        assert load_folds(ours, folder, ["0", "all"], FINAL) == "3d_fullres"
+        load_folds(ours, folder, ["0", "all"], FINAL)
         stock.initialize_from_trained_model_folder(str(folder), (0, "all"), FINAL)
         for name in ("dataset_json", "trainer_name", "allowed_mirroring_axes"):
             assert getattr(ours, name) == getattr(stock, name)

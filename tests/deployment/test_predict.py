@@ -143,10 +143,10 @@ def test_predict_onnx__compiling_is_left_to_onnx_runtime(made: Path, monkeypatch
         ({"step_size": 0.0}, r"-step_size 0.0 must be above 0 and at most 1"),
         ({"num_parts": 2, "part_id": 2}, r"-part_id 2 of -num_parts 2: parts are counted from 0"),
         ({"num_processes_preprocessing": 1}, r"-npp and -nps must both be at least 1, or both 0"),
-        ({"prev_stage_predictions": "first"}, r"second stage of a cascade, which this model is not; leave it out"),
+        ({"prev_stage_predictions": "first"}, r"not the second stage of a cascade; leave out -prev_stage"),
         ({"device": "cuda"}, r"cannot use a CUDA card here; give -device cpu"),
-        ({"input_folder": "nowhere"}, r"there is no folder nowhere; -i wants a folder of images named like"),
-        ({"input_folder": TRAINERS}, r"holds no image that the model can read; they must be named like case_0000.nii"),
+        ({"input_folder": "nowhere"}, r"there is no folder nowhere; give -i a folder of images named like"),
+        ({"input_folder": TRAINERS}, r"holds no image that the model can read; name them like case_0000.nii"),
     ],
 )
 def test_predict_onnx__a_mistake_is_a_sentence(
@@ -229,5 +229,5 @@ def test_predict_onnx__a_cascade_wants_its_first_stage(made: Path, tmp_path: Pat
 def test_predict_onnx__models_that_do_not_belong_together_are_refused(made: Path, tmp_path: Path) -> None:
     export_onnx(write_model(tmp_path / "model", axes=(0,)), tmp_path / "other.onnx")
     models = [made / "fold_0.onnx", tmp_path / "other.onnx"]
-    with pytest.raises(UserError, match=r"fold_0.onnx and .*other.onnx differ in their mirroring_axes; an ensemble is"):
+    with pytest.raises(UserError, match=r"fold_0.onnx and .*other.onnx differ in their mirroring_axes; give folds"):
         predict_onnx(made / "images", tmp_path / "out", models, **ONE_PROCESS)

@@ -10,8 +10,9 @@ from scipy import ndimage
 
 from nnssl.data.volumes import BloscVolume, VolumeFolder
 from nnssl.features import stored as aligner_module
-from nnssl.features.match import EncodedImage, Matches, distance_back, encode_image, match_points
+from nnssl.features.match import Matches, distance_back, match_points
 from nnssl.features.stored import EmbeddingAligner, open_embeddings, save_embeddings, voxel_of
+from nnssl.features.tiles import EncodedImage, encode_image
 from tests.features.encoders import averaging_encoder, projecting_encoder
 from tests.volumes import add_volume, make_folder
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nnssl.features.match import encode_image, interpolated_lengths
+from nnssl.features.match import interpolated_lengths
 from nnssl.features.stored import (
     PooledEncoder,
     embedding_folder,
@@ -16,6 +16,7 @@ from nnssl.features.stored import (
     pooling_factors,
     save_embeddings,
 )
+from nnssl.features.tiles import encode_image
 from nnssl.networks.contrastive import l2_normalise
 from tests.features.encoders import averaging_encoder
 from tests.volumes import add_volume, make_folder

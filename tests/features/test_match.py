@@ -11,16 +11,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nnssl.features.match import (
-    EncodedImage,
     Matches,
     distance_back,
-    encode_image,
     interpolated_lengths,
     match_points,
     read_encodings,
+    read_vectors,
     similarity_map,
 )
+from nnssl.features.tiles import EncodedImage, encode_image
 from nnssl.networks.contrastive import l2_normalise
+from tests.analysis.images import all_voxels, encoded
 from tests.features.encoders import averaging_encoder
 
 REFERENCE = json.loads((Path(__file__).parent.parent / "reference" / "sam.json").read_text())["matching"]["example"]
@@ -139,3 +140,20 @@ def test_match_points__one_map_is_enough() -> None:
         del image.maps["coarse"]
     found = match_points(query, key, [[6, 14.5, 20.5]])
     assert isinstance(found, Matches) and found.points.tolist() == [[8, 22.5, 24.5]]
+
+
+def test_read_vectors__centres_of_cells_are_read_as_they_are_and_between_them_it_is_linear() -> None:
+    image = encoded()
+    read = read_vectors(image, np.array([[2, 3, 4], [2, 0.5, 2.5], [2, 1.5, 2.5]]))
+    torch.testing.assert_close(torch.from_numpy(read["fine"][0]), image.maps["fine"][:, 2, 3, 4].float())
+    cells = image.maps["level 1"][:, 2].float()
+    torch.testing.assert_close(torch.from_numpy(read["level 1"][1]), cells[:, 0, 1])
+    torch.testing.assert_close(torch.from_numpy(read["level 1"][2]), (cells[:, 0, 1] + cells[:, 1, 1]) / 2)
+
+
+def test_read_vectors__many_points_come_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    image, points = encoded(), all_voxels((6, 8, 10))
+    whole = read_vectors(image, points)
+    monkeypatch.setattr("nnssl.features.match._READ", 7)
+    for name, vectors in read_vectors(image, points).items():
+        np.testing.assert_array_equal(vectors, whole[name])

@@ -7,12 +7,14 @@ import pytest
 import torch
 
 import nnssl
+from nnssl.core.errors import BadCase
 from nnssl.features.components import Projection
-from nnssl.features.tiles import dense_features, dense_shape, tile_image
-from tests.features.encoders import Averages
+from nnssl.features.tiles import body_vector, dense_features, dense_shape, encode_image, tile_image
+from tests.features.encoders import Averages, averaging_encoder
 from tests.features.models import STRIDES, averaging_model
 from tests.pretrainings import tiny_plans, write_pretraining
 
+TILE = (8, 16, 16)
 SIZES = [(40, 70, 53), (16, 32, 32), (5, 9, 40)]
 
 
@@ -98,3 +100,68 @@ def test_cells__every_cell_is_used_once(size: tuple[int, int, int], overlap: flo
                 assert shift == box.start[axis] // stride[axis] and source[axis].start >= 0
                 assert source[axis].stop * stride[axis] <= tiling.extent[axis]
         assert (used == 1).all()
+
+
+@pytest.mark.parametrize("size", [(20, 40, 37), (8, 17, 30), (9, 16, 33)])
+@pytest.mark.parametrize("overlap", [0.5, 0.7])
+def test_encode_image__tiles_give_the_cells_of_the_whole_image(size: tuple[int, int, int], overlap: float) -> None:
+    values, encoder = _values(*size), averaging_encoder()
+    encoded = encode_image(encoder, values, TILE, overlap=overlap)
+    whole = encoder(torch.from_numpy(values)[None])
+    assert encoded.size == size and encoded.strides == encoder.strides
+    for name, cells in encoded.maps.items():
+        assert cells.dtype == torch.float16 and cells.shape == whole[name].shape[1:]
+        expected = tuple(-(-n // s) for n, s in zip(size, encoder.strides[name], strict=True))
+        assert cells.shape[1:] == expected
+        torch.testing.assert_close(cells.float(), whole[name][0], rtol=0, atol=1e-3)
+
+
+def test_encode_image__borders_of_tiles_are_not_used() -> None:
+    """Without an overlap the zeros around every tile show."""
+    values, encoder = _values(16, 32, 32), averaging_encoder()
+    whole = encoder(torch.from_numpy(values)[None])["fine"][0]
+    errors = [
+        float((encode_image(encoder, values, TILE, overlap=o).maps["fine"].float() - whole).abs().max())
+        for o in (0.0, 0.5)
+    ]
+    assert errors[0] > 0.05 > 1e-3 > errors[1]
+
+
+def test_encode_image__the_network_sees_tiles_only() -> None:
+    encoder = averaging_encoder()
+    encode_image(encoder, _values(30, 40, 50), TILE)
+    assert isinstance(encoder.backbone, Averages)
+    assert set(encoder.backbone.seen) == {torch.Size([1, 1, *TILE])} and len(encoder.backbone.seen) > 20
+
+
+def test_encode_image__an_image_smaller_than_the_tile_is_padded_to_it() -> None:
+    values, encoder = _values(5, 9, 30), averaging_encoder()
+    encoded = encode_image(encoder, values, (7, 15, 16))  # rounded up to what the network divides by
+    assert isinstance(encoder.backbone, Averages)
+    assert set(encoder.backbone.seen) == {torch.Size([1, 1, 8, 16, 16])}
+    padded = np.pad(values, [(0, 0), (0, 3), (0, 7), (0, 2)])
+    whole = encoder(torch.from_numpy(padded)[None])["fine"][0, :, :5, :5, :15]
+    torch.testing.assert_close(encoded.maps["fine"].float(), whole, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_body_vector__is_the_mean_over_the_body_of_the_whole_image(size: tuple[int, int, int]) -> None:
+    model, rng = averaging_model(), np.random.default_rng(0)
+    values = rng.random((1, *size), dtype=np.float32)
+    body = rng.random(size) < 0.3
+    body[: size[0] // 2] = False
+    expected = model.dense(torch.from_numpy(values)[None])[0].numpy()[:, body].mean(1, dtype=np.float64)
+    found = body_vector(model, values, body)
+    assert found.dtype == np.float32 and found.shape == (9,)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_allclose(body_vector(model, values, body, level=1), expected[3:6], atol=1e-5)
+
+
+def test_body_vector__computes_no_tile_without_body() -> None:
+    model, values = averaging_model(), np.zeros((1, 40, 128, 128), dtype=np.float32)
+    body = np.zeros(values.shape[1:], dtype=bool)
+    with pytest.raises(BadCase, match="all air"):
+        body_vector(model, values, body)
+    body[0, 0, 0] = True
+    body_vector(model, values, body)
+    assert len(model.backbone.seen) == 1  # type: ignore[arg-type]

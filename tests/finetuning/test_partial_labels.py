@@ -20,10 +20,10 @@ from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as nnunet
 import nnssl_trainers
 from nnssl.core.errors import UserError
 from nnssl.deployment.model_folder import read_model
+from nnssl.finetuning.base_trainer import apply_settings
 from nnssl.finetuning.partial_label_loss import PartialRegionLoss
-from nnssl.finetuning.partial_labels import AnnotatedCases, PartialLabels, PartialLabelTrainer
-from nnssl.finetuning.recipes import apply_settings
-from nnssl.finetuning.trainer import ProbeTrainer
+from nnssl.finetuning.partial_labels import AnnotatedCases, PartialLabels
+from nnssl.finetuning.recipes import ProbeTrainer
 from tests.finetuning.half_annotated import (
     KIDNEY,
     NAME,
@@ -67,7 +67,7 @@ def folders(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     return tmp_path
 
 
-def _make(folders: Path, trainer_class: Any = PartialLabelTrainer, continued: bool = False, **dataset_json: Any) -> Any:
+def _make(folders: Path, trainer_class: Any = PartialLabels, continued: bool = False, **dataset_json: Any) -> Any:
     """A trainer as `nnUNetv2_train` makes it; keywords replace entries of dataset.json (None removes them)."""
     home = folders / "preprocessed" / NAME
     plans = json.loads((home / f"{PLANS}.json").read_text())
@@ -118,9 +118,7 @@ def test_annotated__rows_of_the_batch(folders: Path) -> None:
 
 def test_no_list__is_stock_training(folders: Path) -> None:
     without_raw(folders)
-    trainer, stock = (
-        _make(folders, kind, annotated_labels=None) for kind in (PartialLabelTrainer, nnunet.nnUNetTrainer)
-    )
+    trainer, stock = (_make(folders, kind, annotated_labels=None) for kind in (PartialLabels, nnunet.nnUNetTrainer))
     trainer.initialize()
     stock.initialize()
     assert "dataset.json has no annotated_labels: every case counts as completely annotated" in _log(trainer)
@@ -284,6 +282,7 @@ def _paint_kidneys(network: Any) -> None:
             layer.bias.copy_(torch.tensor([0.0, 0.0, 1.0]))
 
 
+@pytest.mark.slow
 def test_partial_labels__find_the_organ_where_plain_training_does_not(
     folders: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -295,7 +294,7 @@ def test_partial_labels__find_the_organ_where_plain_training_does_not(
     """
     monkeypatch.setenv("nnssl_num_epochs", "6")
     monkeypatch.setenv("nnssl_num_iterations_per_epoch", "50")
-    ours, plain = (_trained(folders, kind) for kind in (PartialLabelTrainer, nnunet.nnUNetTrainer))
+    ours, plain = (_trained(folders, kind) for kind in (PartialLabels, nnunet.nnUNetTrainer))
     assert min(ours[COMPLETE] + ours[PARTIAL]) > 0.6
     assert np.mean(plain[PARTIAL]) < 0.3
 

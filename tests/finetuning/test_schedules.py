@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from nnssl.finetuning.recipes import RateByEpoch, vox2vec_unfreezing_rate, warmup_cosine_rate
+from nnssl.finetuning.base_trainer import RateByEpoch
+from nnssl.finetuning.recipes import vox2vec_unfreezing_rate, warmup_cosine_rate
 
 REFERENCE = json.loads((Path(__file__).parents[1] / "reference" / "vox2vec.json").read_text())
 

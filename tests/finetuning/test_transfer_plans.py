@@ -13,15 +13,14 @@ import torch
 from nnssl.checkpoints.files import FINAL
 from nnssl.checkpoints.pretrained import read_pretrained
 from nnssl.core.errors import UserError
-from nnssl.data import dataset_run, dataset_volumes
+from nnssl.data import dataset_run, folder_volumes
 from nnssl.data.guard import Images
 from nnssl.data.plan_and_preprocess import plan_and_preprocess
-from nnssl.data.prepared import majority_orientation
-from nnssl.finetuning.start import find_start
+from nnssl.data.report import majority_orientation
+from nnssl.finetuning.start import Wanted, find_start
 from nnssl.finetuning.transfer_plans import TransferredPlans, plans_of, transfer
-from nnssl.finetuning.which_run import Wanted
 from nnssl.methods.vox2vec.method import Vox2vec
-from nnssl.pretraining.nnunet_weights import write_nnunet_weights
+from nnssl.pretraining.weights import write_nnunet_weights
 from tests.data.conftest import Folders, folders
 from tests.phantoms import write_ct_dataset, write_mr_dataset
 from tests.pretrainings import CT_JSON, finish_pretraining, tiny_plans
@@ -128,7 +127,7 @@ def test_transfer__the_second_method_shares_the_volumes(
     first = _transfer("vox2vec")
     said = "(RAS): most volumes of Dataset017_Target (LPS)"
     assert said in caplog.text and "DICOMOrient(image, 'RAS')" in caplog.text
-    monkeypatch.setattr(dataset_volumes, "prepare_case", _must_not_be_called)
+    monkeypatch.setattr(folder_volumes, "prepare_case", _must_not_be_called)
     monkeypatch.setattr(dataset_run, "scan_dataset", _must_not_be_called)
     caplog.clear()
     second = _transfer("random")

@@ -146,7 +146,7 @@ def call(line: str) -> dict[str, Any]:
 def signature(name: str) -> dict[str, Any]:
     """A public function as its caller sees it, with the fields of what it returns."""
     value = getattr(nnssl, name)
-    if not callable(value):
+    if not callable(value) or inspect.isclass(value):  # an error has no signature
         return {"type": type(value).__name__}
     made = inspect.signature(value)
     returned = typing.get_type_hints(value)["return"]

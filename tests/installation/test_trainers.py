@@ -112,7 +112,7 @@ def test_check_trainers__broken_module_of_the_user(
     _set(monkeypatch, mine, ours)
     check = _only("fail")
     assert check.name == "trainers" and f"stops in {mine / 'broken.py'}: {why}" in check.message
-    assert check.fix == f"export nnUNet_extTrainer={ours}   (or mend that file)"
+    assert check.fix == f"export nnUNet_extTrainer={ours}   (or repair that file)"
 
 
 def test_check_trainers__broken_module_of_ours(ours: Path) -> None:

@@ -10,9 +10,9 @@ import torch
 from nnssl.data.presets import presets
 from nnssl.methods.alice.method import Alice
 from nnssl.methods.mae.method import MaskedAutoencoder
-from nnssl.networks.build import build_backbone, build_network
+from nnssl.networks.build import build_backbone
 from nnssl.pretraining.setup import resolve_sizes
-from tests.networks.helpers import count_parameters
+from tests.networks.helpers import build_network, count_parameters
 
 PARAMETERS = {"nnsslPlans_alice_vit": 93_078_958, "nnsslPlans_alice_12gb": 93_078_958,
               "nnsslPlans_alice_swin": 72_762_656}  # fmt: skip

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import math
 import os
 import subprocess
@@ -15,8 +14,9 @@ from torch import Tensor
 import nnssl
 from nnssl.methods.shared.info_nce import _Terms, info_nce
 from nnssl.networks.contrastive import l2_normalise
+from tests.networks.helpers import load_reference
 
-REFERENCE = json.loads((Path(__file__).parents[1] / "reference" / "vox2vec.json").read_text())
+REFERENCE = load_reference("vox2vec.json")
 CASES = REFERENCE["info_nce"]["cases"]
 
 # Runs where nothing else has raised the process' largest resident set; the streamed loss comes first, so that the plain

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,8 +18,9 @@ from nnssl.methods.vox2vec.augment import (
     gaussian_matrices,
     sample_intensity,
 )
+from tests.networks.helpers import load_reference
 
-REFERENCE = json.loads((Path(__file__).parents[1] / "reference" / "vox2vec.json").read_text())["intensity"]
+REFERENCE = load_reference("vox2vec.json")["intensity"]
 DEFAULTS = IntensityConfig()
 PAPER = (-1350.0, 2350.0)  # offset and scale of the preset
 

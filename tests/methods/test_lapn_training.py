@@ -12,6 +12,7 @@ from nnssl.checkpoints.files import FINAL, load_checkpoint
 from nnssl.methods.base import Batch, StepOutput
 from nnssl.methods.lapn.method import Lapn
 from nnssl.networks.lapn_unet import LapnPyramid
+from nnssl.pretraining.folder import Stored
 from nnssl.pretraining.loop import Pretraining
 from nnssl.pretraining.metrics import read_rows
 from nnssl.pretraining.optimisation import build_optimiser
@@ -181,7 +182,7 @@ def test_state__a_run_that_starts_from_another_one_takes_no_queue(tmp_path: Path
     assert (stored["queue.places"][:, 0] >= 0).any()
     method = make_setup(tmp_path / "second", "lapn").build_method()
     assert isinstance(method, Lapn) and method.queue is not None
-    load_weights(method, first.folder / FINAL)
+    load_weights(method, Stored(first.folder / FINAL))
     state = method.state_dict()
     assert not method.queue.filled().any()
     assert all(torch.equal(state[k], v) for k, v in stored.items() if not k.startswith("queue."))
@@ -194,7 +195,7 @@ def test_state__a_run_that_starts_from_another_method_begins_with_equal_networks
     Pretraining(first, CPU).run()
     method = make_setup(tmp_path / "second", "lapn").build_method()
     assert isinstance(method, Lapn)
-    load_weights(method, first.folder / FINAL)
+    load_weights(method, Stored(first.folder / FINAL))
     keys, student = method.key_network["backbone"].state_dict(), method.backbone.state_dict()
     assert all(torch.equal(keys[k], v) for k, v in student.items())
     assert torch.equal(student["first_conv.weight"],

@@ -33,18 +33,18 @@ def test_override__values_are_read_as_their_type() -> None:
         ("reduction=average", "one of mean, sum"),
         ("patch_size=32,32", "3 comma-separated integers or none"),
         ("views_from_one_volume=1", "true or false"),
-        ("num_epochs=0", "num_epochs has to be at least 1"),
-        ("batch_size=-2", "batch_size has to be at least 1"),
-        ("learning_rate=nan", "learning_rate has to be"),
-        ("learning_rate=-1", "learning_rate has to be"),
-        ("patch_size=0,32,32", "patch_size has to be at least 1"),
-        ("temperature=0.001", "temperature has to be at least"),
-        ("betas=2,0.9", "betas has to be at least 0 and below 1"),
-        ("seed=99999999999999999999999", "seed has to be below"),
-        ("voxels_per_pair=0", "voxels_per_pair has to be at least 1"),
-        ("learning_rate=1e400", "learning_rate has to be .*finite"),
-        ("weight_decay=inf", "weight_decay has to be .*finite"),
-        ("betas=0.9,nan", "betas has to be .*finite"),
+        ("num_epochs=0", "num_epochs must be at least 1"),
+        ("batch_size=-2", "batch_size must be from 1"),
+        ("learning_rate=nan", "learning_rate must be"),
+        ("learning_rate=-1", "learning_rate must be"),
+        ("patch_size=0,32,32", "patch_size must be from 1"),
+        ("temperature=0.001", "temperature must be at least"),
+        ("betas=2,0.9", "betas must be at least 0 and below 1"),
+        ("seed=99999999999999999999999", "seed must be finite and below 2\\^63"),
+        ("voxels_per_pair=0", "voxels_per_pair must be at least 1"),
+        ("learning_rate=1e400", "learning_rate must be finite"),
+        ("weight_decay=inf", "weight_decay must be finite"),
+        ("betas=0.9,nan", "betas must be finite"),
         ("num_epochs=1e3", "num_epochs takes integer"),
         ("num_epochs=" + "9" * 5000, "num_epochs takes integer, not '999"),
         ("num_epochs=", "num_epochs takes integer"),
@@ -52,17 +52,17 @@ def test_override__values_are_read_as_their_type() -> None:
         ("patch_size=", "3 comma-separated"),
         ("patch_size=8,8,8,8", "3 comma-separated"),
         ("patch_size=8,,8", "3 comma-separated"),
-        ("patch_size=99999,8,8", "patch_size has to be at most"),
-        ("batch_size=1000000000", "batch_size has to be at most"),
+        ("patch_size=99999,8,8", "patch_size must be from 1 to 10,000"),
+        ("batch_size=1000000000", "batch_size must be from 1 to 100,000"),
         ("num_epochs=1000000", "num_epochs=1000000 .* more than"),
         ("=3", "no option ''"),
-        ("noise_sigma_hu=10,0", "noise_sigma_hu has to be LOW,HIGH"),
-        ("noise_sigma_hu=-1,0", "noise_sigma_hu has to be LOW,HIGH from 0"),
+        ("noise_sigma_hu=10,0", "noise_sigma_hu must be LOW,HIGH"),
+        ("noise_sigma_hu=-1,0", "noise_sigma_hu must be LOW,HIGH from 0"),
         ("noise_sigma_hu=10", "noise_sigma_hu takes 2 comma-separated numbers"),
-        ("blur_sigma_voxels=0,1", "blur_sigma_voxels has to be LOW,HIGH from 0.01"),
-        ("sharpen_detail_sigma_voxels=1e9", "sharpen_detail_sigma_voxels has to be from 0.01 to 100"),
-        ("noise_probability=1.5", "noise_probability has to be from 0 to 1"),
-        ("window_low_hu=-100,400", "window_low_hu has to end below 300"),
+        ("blur_sigma_voxels=0,1", "blur_sigma_voxels must be LOW,HIGH from 0.01"),
+        ("sharpen_detail_sigma_voxels=1e9", "sharpen_detail_sigma_voxels must be from 0.01 to 100"),
+        ("noise_probability=1.5", "noise_probability must be from 0 to 1"),
+        ("window_low_hu=-100,400", "window_low_hu must end below 300"),
     ],
 )
 def test_override__mistakes_name_the_fix(option: str, message: str) -> None:
@@ -117,7 +117,7 @@ def test_config__probabilities_are_from_0_to_1(method: str) -> None:
     config_class = get_method(method).config_class
     for name in (f.name for f in dataclasses.fields(config_class) if f.name.endswith("_probability")):
         for option in (f"{name}=-0.1", f"{name}=1.1"):
-            with pytest.raises(UserError, match=f"{name} has to be from 0 to 1"):
+            with pytest.raises(UserError, match=f"{name} must be from 0 to 1"):
                 override(config_class(), [option])
 
 

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import json
 import math
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,8 +9,9 @@ from torch import Tensor
 
 from nnssl.methods.sam.loss import Cells, Negatives, Pairs, coarse_loss, contrast, draw, fine_loss, hard_negatives
 from nnssl.methods.sam.loss import negative_similarities as similarities
+from tests.networks.helpers import load_reference
 
-REFERENCE = json.loads((Path(__file__).parent.parent / "reference" / "sam.json").read_text())
+REFERENCE = load_reference("sam.json")
 NONE = torch.zeros(0, 3, dtype=torch.float64), torch.zeros(0, dtype=torch.bool)
 
 

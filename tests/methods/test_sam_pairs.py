@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import json
 from math import prod
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +9,9 @@ import torch
 from nnssl.methods.sam.loss import Cells
 from nnssl.methods.sam.pairs import Views, cell_positions, cells_of_views, coarse_pairs, fine_pairs
 from nnssl.methods.shared.overlapping_crops import to_source
+from tests.networks.helpers import load_reference
 
-REFERENCE = json.loads((Path(__file__).parent.parent / "reference" / "sam.json").read_text())
+REFERENCE = load_reference("sam.json")
 SIZE, STRIDE = (4, 6, 5), (1, 2, 2)
 
 

@@ -12,8 +12,7 @@ from torch import Tensor
 from nnssl import load_pretrained, pretrain
 from nnssl.core.errors import UserError
 from nnssl.methods.base import Batch
-from nnssl.methods.simclr.loss import nt_xent
-from nnssl.methods.simclr.method import Simclr, SimclrConfig
+from nnssl.methods.simclr.method import Simclr, SimclrConfig, nt_xent
 from nnssl.networks.fpn_unet import FPN3d
 from nnssl.pretraining.metrics import read_rows
 from tests.phantoms import write_ct_dataset
@@ -158,8 +157,8 @@ def test_pretrain__crops_within_a_scan_from_dataset_to_weights(tmp_path: Path, m
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"least_overlap": 0.0}, "least_overlap has to be above 0"), ({"intra_scan_crops": 1}, "intra_scan_crops has to"),
-     ({"intra_scan_temperature": 0.0}, "intra_scan_temperature has to"), ({"hidden_dim": 0}, "hidden_dim has to")],
+    [({"least_overlap": 0.0}, "least_overlap must be above 0"), ({"intra_scan_crops": 1}, "intra_scan_crops must"),
+     ({"intra_scan_temperature": 0.0}, "intra_scan_temperature must"), ({"hidden_dim": 0}, "hidden_dim must")],
 )  # fmt: skip
 def test_config__mistakes(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):

@@ -50,8 +50,8 @@ def test_config__preset_gives_the_papers_sizes() -> None:
 
 @pytest.mark.parametrize(
     ("options", "advice"),
-    [({"grid": (1, 1, 1)}, "grid=1,4,4"), ({"grid": (1, 0, 4)}, "grid has to be at least 1"),
-     ({"crops": 0}, "crops has"), ({"base_scale": 0.0}, "base_scale"), ({"teacher_momentum": 1.0}, "teacher_momentum"),
+    [({"grid": (1, 1, 1)}, "grid=1,4,4"), ({"grid": (1, 0, 4)}, "grid must be at least 1"),
+     ({"crops": 0}, "crops must"), ({"base_scale": 0.0}, "base_scale"), ({"teacher_momentum": 1.0}, "teacher_momentum"),
      ({"base_size": (0, 4, 4)}, "base_size"), ({"regulariser_weight": -1.0}, "regulariser_weight")],
 )  # fmt: skip
 def test_config__refuses(options: dict[str, Any], advice: str) -> None:
@@ -63,7 +63,7 @@ def test_check__refuses_a_patch_that_swin_cannot_take() -> None:
     with torch.device("meta"):
         backbone = SwinPyramid(feature_size=12)
     VoCo.check(voco_config(patch_size=(64, 64, 64)), backbone)
-    with pytest.raises(UserError, match="multiples of 32"):
+    with pytest.raises(UserError, match="use 32,32,64"):
         VoCo.check(voco_config(patch_size=(32, 32, 32)), backbone)
 
 
@@ -160,7 +160,7 @@ def test_sample__neither_flips_nor_turns_where_their_probability_is_zero(tmp_pat
 
 @pytest.mark.parametrize("option", ["flip_probability", "turn_probability"])
 def test_config__refuses_what_is_no_probability(option: str) -> None:
-    with pytest.raises(UserError, match=f"{option} has to be from 0 to 1"):
+    with pytest.raises(UserError, match=f"{option} must be from 0 to 1"):
         voco_config(**{option: 1.5})
 
 

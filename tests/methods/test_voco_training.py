@@ -13,6 +13,7 @@ from nnssl.core.signals import Interrupted
 from nnssl.methods.base import Batch, StepOutput
 from nnssl.methods.voco.method import VoCo
 from nnssl.networks.swin import SwinPyramid
+from nnssl.pretraining.folder import Stored
 from nnssl.pretraining.loop import Pretraining
 from nnssl.pretraining.metrics import read_rows
 from nnssl.pretraining.optimisation import build_optimiser
@@ -124,7 +125,7 @@ def test_teacher__begins_as_the_student_of_another_runs_backbone(tmp_path: Path)
     Pretraining(make_setup(tmp_path / "first", "vox2vec", num_epochs=1, steps_per_epoch=1), CPU).run()
     method = make_setup(tmp_path / "second", "voco").build_method()
     assert isinstance(method, VoCo) and method.teacher is not None
-    load_weights(method, tmp_path / "first" / "run" / FINAL)
+    load_weights(method, Stored(tmp_path / "first" / "run" / FINAL))
     student = method.backbone.state_dict()
     assert all(torch.equal(v, student[k]) for k, v in method.teacher["backbone"].state_dict().items())
 

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nnssl.networks.build import resolve_configuration, segmentation_of
+
 REFERENCE = Path(__file__).parent.parent / "reference"
 
 
@@ -92,3 +94,8 @@ def fpn_configuration(num_scales: int, base_channels: int) -> dict[str, Any]:
             "_kw_requires_import": [],
         },
     }
+
+
+def build_network(plans: dict[str, Any], configuration: str, num_classes: int) -> nn.Module:
+    """The segmentation network of a configuration of plans."""
+    return segmentation_of(resolve_configuration(plans, configuration), num_classes)

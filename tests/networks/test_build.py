@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from nnssl.core.errors import UserError
-from nnssl.networks.build import build_backbone, build_network
+from nnssl.networks.build import build_backbone
 from nnssl.networks.fpn_unet import FPN3d, FPN3dUNet
 from nnssl.networks.unet import UNetPyramid
-from tests.networks.helpers import fpn_configuration, state_dict_shapes, unet_configuration
+from tests.networks.helpers import build_network, fpn_configuration, state_dict_shapes, unet_configuration
 
 STRIDES = [[1, 1, 1], [1, 2, 2], [2, 2, 2]]
 
@@ -81,9 +81,9 @@ def test_build_backbone__fpn(levels: Any) -> None:
 def test_build_backbone__fpn_needs_no_nnunet() -> None:
     code = (
         "import sys; sys.modules['nnunetv2'] = sys.modules['dynamic_network_architectures'] = None\n"
-        "from nnssl.networks.build import build_backbone, build_network\n"
+        "from nnssl.networks.build import build_backbone, resolve_configuration, segmentation_of\n"
         f"plans = {_plans()!r}\n"
-        "build_backbone(plans, 'fpn', 'decoder'); build_network(plans, 'fpn', 2)"
+        "build_backbone(plans, 'fpn', 'decoder'); segmentation_of(resolve_configuration(plans, 'fpn'), 2)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

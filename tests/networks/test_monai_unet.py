@@ -8,9 +8,8 @@ import torch
 
 from nnssl.core.errors import UserError
 from nnssl.data.presets import presets
-from nnssl.networks.build import build_network
 from nnssl.networks.monai_unet import MonaiUNet, has_deep_supervision
-from tests.networks.helpers import count_parameters, unet_configuration
+from tests.networks.helpers import build_network, count_parameters, unet_configuration
 
 STRIDES = [[1, 1, 1], [2, 2, 2], [2, 2, 2]]
 

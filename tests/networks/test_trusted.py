@@ -14,10 +14,10 @@ from torch import nn
 
 from nnssl.core.errors import UserError
 from nnssl.data.presets import presets
-from nnssl.networks.build import backbone_of, build_backbone, build_network, pretrained_part, segmentation_of
+from nnssl.networks.build import backbone_of, build_backbone, pretrained_part, segmentation_of
 from nnssl.networks.trusted import VARIABLE, trusted_network
 from tests.foreign_plans import SAID, give_command
-from tests.networks.helpers import fpn_configuration, unet_configuration
+from tests.networks.helpers import build_network, fpn_configuration, unet_configuration
 
 STRIDES = [[1, 1, 1], [1, 2, 2], [2, 2, 2]]
 MODULE = """
@@ -116,7 +116,7 @@ def test_trusted_network__operations_are_module_classes_of_torch(key: str, name:
         "subprocess.Popen",
         "torch.nn.modules.module.torch.os.system",
         "nnssl.networks.build.torch.load",
-        "nnssl.networks.build.build_network",
+        "nnssl.networks.build.build_backbone",
         "nnssl.core.errors.UserError",
         "dynamic_network_architectures.architectures.unet.UNetDecoder.__init__",
         "dynamic_network_architectures.architectures.unet.Union",

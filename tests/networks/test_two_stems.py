@@ -8,9 +8,9 @@ import torch
 
 from nnssl.core.errors import UserError
 from nnssl.data.presets import presets
-from nnssl.networks.build import build_network, segmentation_of
+from nnssl.networks.build import segmentation_of
 from nnssl.networks.two_stems import TwoStems, with_two_stems
-from tests.networks.helpers import count_parameters, fpn_configuration, unet_configuration
+from tests.networks.helpers import build_network, count_parameters, fpn_configuration, unet_configuration
 
 STRIDES = [[1, 1, 1], [2, 2, 2], [2, 2, 2]]
 ENCODING = 5

@@ -21,8 +21,8 @@ from nnssl.data.loader import Cases, RelativePosition
 from nnssl.data.plan_and_preprocess import plan_and_preprocess
 from nnssl.data.planning import load_plans
 from nnssl.data.volumes import BloscVolume, VolumeFolder
-from nnssl.features.match import EncodedImage
 from nnssl.features.stored import EmbeddingAligner, open_embeddings
+from nnssl.features.tiles import EncodedImage
 from nnssl.methods.alice.method import AliceConfig
 from nnssl.pretraining.alignment import VolumeEncoder, choose_aligner, prepare_embeddings, resampled_size
 from nnssl.pretraining.setup import Setup

@@ -21,8 +21,7 @@ from nnssl.checkpoints.files import FINAL, LATEST, load_checkpoint
 from nnssl.core.errors import UserError
 from nnssl.methods.vox2vec.method import Vox2vec
 from nnssl.pretraining import reporting
-from nnssl.pretraining.failures import in_sentences
-from nnssl.pretraining.launch import _wait_for, launch
+from nnssl.pretraining.launch import _wait_for, in_sentences, launch
 from nnssl.pretraining.metrics import Row, read_rows
 from nnssl.pretraining.setup import Setup
 from tests.runs import make_setup

@@ -13,7 +13,7 @@ from torch import nn
 from torch.multiprocessing import start_processes
 
 from nnssl.checkpoints.files import FINAL, load_checkpoint
-from nnssl.core.distributed import check_device
+from nnssl.core.distributed import check_device, resolve_device
 from nnssl.core.errors import UserError
 from nnssl.data.loader import SampleDataset, Stream, make_loader, positions_of_rank
 from nnssl.pretraining.launch import launch
@@ -49,20 +49,22 @@ def _double_gradients(rank: int, setup: Setup, world: int, port: int, steps: int
         torch.save({"loss": total / world, "gradients": gradients}, setup.folder / "gradients.pt")
 
 
+_MORE = pytest.mark.slow  # a method for each way of gathering is enough for every day
+
+
 @pytest.mark.parametrize(("method", "options"), [
-    ("vox2vec", {}),
-    ("voco", {}),
-    ("pimpic", {}),
+    pytest.param("vox2vec", {}, id="vox2vec"),
+    pytest.param("voco", {}, id="voco", marks=_MORE),
+    pytest.param("pimpic", {}, id="pimpic", marks=_MORE),
     # one of the processes then has no pair for PiC, and both compare all patches by PiM
-    ("pimpic", {"crops": 2, "least_overlap": 0.55, "across_volumes": True}),
-    ("lapn", {}),
-    ("lapn", {"negatives": "batch", "symmetric": True}),
-    ("sam", {"global_negatives": 0}),  # those are each process's own
-    ("mae", {}),
-    ("alice", {}),
-    ("alice", {"objective": "code"}),
-], ids=["vox2vec", "voco", "pimpic", "pimpic across volumes", "lapn", "lapn in a batch", "sam", "mae", "alice",
-        "alice's code"])  # fmt: skip
+    pytest.param("pimpic", {"crops": 2, "least_overlap": 0.55, "across_volumes": True}, id="pimpic across volumes"),
+    pytest.param("lapn", {}, id="lapn"),
+    pytest.param("lapn", {"negatives": "batch", "symmetric": True}, id="lapn in a batch", marks=_MORE),
+    pytest.param("sam", {"global_negatives": 0}, id="sam", marks=_MORE),  # those are each process's own
+    pytest.param("mae", {}, id="mae", marks=_MORE),
+    pytest.param("alice", {}, id="alice"),
+    pytest.param("alice", {"objective": "code"}, id="alice's code", marks=_MORE),
+])  # fmt: skip
 def test_step__two_processes_give_loss_and_gradient_of_the_whole_batch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, options: dict[str, Any]
 ) -> None:
@@ -114,3 +116,21 @@ def test_check_device__mistakes_name_the_fix(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(UserError, match="4 is more than the 2 cards"):
         check_device("cuda", 4)
+
+
+def test_resolve_device__the_card_where_there_is_one_else_the_cpu_with_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert resolve_device("cpu") == "cpu" and not caplog.messages
+    assert resolve_device(None) == "cpu"
+    (said,) = caplog.messages
+    assert "-device cpu" in said
+    with pytest.raises(UserError, match="-device cpu"):
+        resolve_device("cuda")
+    with pytest.raises(UserError, match="-num_gpus"):
+        resolve_device(None, 0)
+    caplog.clear()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert resolve_device(None) == "cuda" and resolve_device("cpu") == "cpu" and not caplog.messages

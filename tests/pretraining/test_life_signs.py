@@ -14,6 +14,7 @@ from nnssl.checkpoints.files import LATEST
 from nnssl.methods.vox2vec.method import Vox2vecConfig
 from nnssl.pretraining import life_signs
 from nnssl.pretraining.cost import EnergyMeter, EpochCost
+from nnssl.pretraining.folder import Stored
 from nnssl.pretraining.life_signs import LifeSigns, Pace, about
 from nnssl.pretraining.loop import Pretraining
 from nnssl.pretraining.metrics import Row, Watch
@@ -164,7 +165,7 @@ def test_run__announces_itself_once(
     assert [line for line in lines if "step 2/3" in line and "loss" in line]
 
     again = _said_by_run(Pretraining(replace(setup, config=replace(setup.config, num_epochs=4),
-                                             resume=setup.folder / LATEST), CPU), said)  # fmt: skip
+                                             resume=Stored(setup.folder / LATEST)), CPU), said)  # fmt: skip
     assert "goes on after step 6" in again[0]
     assert re.search(r"time +about \d+ s for the 6 steps left, by the last 2 epochs", "\n".join(again))
 

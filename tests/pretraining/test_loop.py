@@ -14,6 +14,7 @@ from nnssl.core.signals import Interrupted
 from nnssl.methods.base import Batch, Method, StepOutput
 from nnssl.methods.registry import get_method, method_names
 from nnssl.methods.vox2vec.method import Vox2vec
+from nnssl.pretraining.folder import Stored
 from nnssl.pretraining.loop import Pretraining
 from nnssl.pretraining.metrics import Row, read_rows
 from nnssl.pretraining.reporting import Reporter
@@ -157,13 +158,13 @@ def test_pretrained__weights_only_and_other_networks_are_refused(tmp_path: Path)
     first = make_setup(tmp_path / "first", num_epochs=1)
     Pretraining(first, CPU).run()
     setup = make_setup(tmp_path / "second", seed=5)
-    object.__setattr__(setup, "pretrained", first.folder / FINAL)
+    object.__setattr__(setup, "pretrained", Stored(first.folder / FINAL))
     run = Pretraining(setup, CPU)
     stored = load_checkpoint(first.folder / FINAL)["method_state"]
     assert same_content(dict(run.method.state_dict()), stored) and run.step == 0
     wider = make_setup(tmp_path / "third")
     wider.plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["base_channels"] = 6
-    object.__setattr__(wider, "pretrained", first.folder / FINAL)
+    object.__setattr__(wider, "pretrained", Stored(first.folder / FINAL))
     with pytest.raises(UserError, match=r"another network.*\(4, 1, 3, 3, 3\) in the checkpoint, \(6, 1, 3, 3, 3\)"):
         Pretraining(wider, CPU)
 

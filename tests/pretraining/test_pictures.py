@@ -17,13 +17,13 @@ def _row(epoch: int, **more: Any) -> dict[str, Any]:
 def test_draw_progress__shows_what_the_rows_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first row is of an earlier version, the probe is due every other epoch, and there is no validation."""
     figures: list[Any] = []
-    save = pictures._save
+    save = pictures.save_figure
 
     def kept(figure: Any, file: Path) -> None:
         figures.append(figure)
         save(figure, file)
 
-    monkeypatch.setattr(pictures, "_save", kept)
+    monkeypatch.setattr(pictures, "save_figure", kept)
     probed = {"probe_linear_dice": 0.5, "probe_nonlinear_dice": 0.25, "probe_linear_dice_left kidney/cyst": 0.5}
     rows = [_row(1), _row(2, effective_rank=3.0, **probed), _row(3, effective_rank=4.0), _row(4, **probed)]
     draw_progress(rows, tmp_path / "progress.png", "run")

@@ -9,7 +9,7 @@ import torch
 from nnssl.methods.registry import method_names
 from nnssl.networks.pyramid import FeaturePyramid
 from nnssl.pretraining.loop import Pretraining
-from nnssl.pretraining.probe_cost import StepCost, evaluation_interval, training_interval, windows_within
+from nnssl.pretraining.probe import StepCost, evaluation_interval, training_interval, windows_within
 from tests.runs import CPU, make_setup
 
 

@@ -63,6 +63,7 @@ def _dice_by_epoch(folder: VolumeFolder, out: Path, learning_rate: float) -> lis
     return [row["probe_linear_dice"] for row in read_rows(out / "metrics.jsonl")]
 
 
+@pytest.mark.slow
 def test_probe__its_dice_rises_while_the_pretraining_gets_better(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,7 +17,8 @@ from nnssl.checkpoints.files import BEST, FINAL, LATEST, load_checkpoint
 from nnssl.core.signals import Interrupted
 from nnssl.methods.base import Method
 from nnssl.methods.vox2vec.method import Vox2vec
-from nnssl.pretraining import probe as online
+from nnssl.pretraining import loop as module
+from nnssl.pretraining.folder import Stored
 from nnssl.pretraining.loop import Pretraining
 from nnssl.pretraining.metrics import epoch_line, read_rows
 from nnssl.pretraining.setup import Setup
@@ -48,8 +49,9 @@ class FakeProbe:
         self.improved, self.best = DICE[epoch] > self.best, max(self.best, DICE[epoch])
         return {"probe_linear_dice": DICE[epoch], "probe_nonlinear_dice": DICE[epoch] / 2}
 
-    def reset_clock(self) -> None:
-        self.seconds = 0.0
+    def take_seconds(self) -> float:
+        seconds, self.seconds = self.seconds, 0.0
+        return seconds
 
     def state(self) -> dict[str, Any]:
         return {"steps": torch.tensor(self.steps), "best": self.best}
@@ -61,7 +63,7 @@ class FakeProbe:
 @pytest.fixture(autouse=True)
 def _fake(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("nnUNet_n_proc_DA", "0")
-    monkeypatch.setattr(online, "OnlineProbe", FakeProbe)
+    monkeypatch.setattr(module, "OnlineProbe", FakeProbe)
 
 
 def _probed(root: Path) -> Setup:
@@ -110,7 +112,7 @@ def test_run__an_interrupted_probe_goes_on(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(Interrupted):
         Pretraining(setup, CPU).run()
     monkeypatch.setattr(Vox2vec, "after_step", after_step)
-    run = Pretraining(replace(setup, resume=setup.folder / LATEST), CPU)
+    run = Pretraining(replace(setup, resume=Stored(setup.folder / LATEST)), CPU)
     assert run.probe is not None and run.probe.state()["best"] == 0.75
     run.run()
     assert load_checkpoint(setup.folder / FINAL)["probe_state"]["steps"].tolist() == list(range(12))

@@ -7,8 +7,12 @@ from typing import Any
 import pytest
 
 from nnssl.core.errors import UserError
+from nnssl.data.loader import Cases
+from nnssl.data.records import write_withdrawn
+from nnssl.data.volumes import VolumeFolder
 from nnssl.pretraining import request as module
-from nnssl.pretraining.request import Request
+from nnssl.pretraining.folder import Stored
+from nnssl.pretraining.request import Request, check_same_run
 
 
 def _request(**changes: Any) -> Request:
@@ -43,3 +47,27 @@ def test_probe__may_be_of_another_modality_where_the_request_says_so(monkeypatch
 def test_check__refuses_before_anything_is_read(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=said):
         _request(**changes).check()
+
+
+def _folder(home: Path) -> VolumeFolder:
+    return VolumeFolder(home.name, home / "data", home / "data_body", (1.0, 1.0, 1.0), ())
+
+
+def _setup(folder: VolumeFolder, train: list[str], val: list[str]) -> Any:
+    streams = {"train": Cases.of([folder], [train]), "val": Cases.of([folder], [val])}
+    return SimpleNamespace(plans={}, **streams)
+
+
+@pytest.mark.parametrize("withdrawn", [True, False])
+def test_check_same_run__other_volumes(tmp_path: Path, withdrawn: bool) -> None:
+    home = tmp_path / "Dataset500_X"
+    setup, path = _setup(_folder(home), ["a", "c"], ["d"]), Path("fold_all/checkpoint_latest.pth")
+    checkpoint = {"plans": {}, "train_cases": [f"Dataset500_X/{c}" for c in "abc"], "val_cases": ["Dataset500_X/d"]}
+    if withdrawn:
+        home.mkdir()
+        write_withdrawn(home, {"b", "x"})
+    with pytest.raises(UserError) as caught:
+        check_same_run(setup, Stored(path, checkpoint))
+    said = str(caught.value)
+    assert "--overwrite" in said and str(path) in said
+    assert ("Dataset500_X/b are gone" in said and "-pretrained" in said) == withdrawn and "Dataset500_X/x" not in said

@@ -1,6 +1,6 @@
 """Alice's target views: rotated, resized, flipped, scaled and shifted in intensity (methods.md 4.1), batched.
 
-The paper names the steps and no numbers; those here are common ones.
+The paper gives the steps without numbers; ours are common ones.
 """
 
 from __future__ import annotations
@@ -16,33 +16,31 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nnssl.core.errors import UserError
-from nnssl.methods.base import below_one, between, formerly_fixed
+from nnssl.methods.base import below_one, between, formerly_fixed, share
 from nnssl.methods.shared.masked_method import MaskedConfig
 
 TARGET_KEYS = ("angles", "scales", "shifts", "flips", "gains", "offsets")
 
 _WINDOW_CT = (-125.0, 350.0)  # least value and width in HU of the authors' window
-_RANGE_OTHERS = (-1350.0, 2350.0)  # the same of what is no CT, in the units of `Volume.hu_affine`
+_RANGE_OTHERS = (-1350.0, 2350.0)  # the same for other images, in the units of `Volume.hu_affine`
 
 
 @dataclass(frozen=True, kw_only=True)
 class TargetViewConfig(MaskedConfig):
     """Hyper-parameters of the target views."""
 
-    rotation_degrees: float = formerly_fixed(15.0)  # either way, in the plane, as in the authors' code
-    least_scale: float = formerly_fixed(0.75)  # of the side of the part that is resized to the whole
+    rotation_degrees: float = formerly_fixed(15.0)  # largest, in the plane, as in the authors' code
+    least_scale: float = formerly_fixed(0.75)  # smallest side of the part that is resized to the whole crop
     flip_probability: float = formerly_fixed(0.5)  # of each axis
-    gain: float = formerly_fixed(0.1)  # either way from 1
-    shift_hu: float = formerly_fixed(35.0)  # either way: a tenth of the window
+    gain: float = formerly_fixed(0.1)  # largest difference from 1
+    shift_hu: float = formerly_fixed(35.0)  # largest: a tenth of the window
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        between(self, "rotation_degrees", 0, 180)
-        between(self, "shift_hu", 0, 10_000)
+        between(self, 0, 180, "rotation_degrees")
+        between(self, 0, 10_000, "shift_hu")
         below_one(self, "gain")
-        if not 0 < self.least_scale <= 1:
-            raise UserError(f"least_scale has to be above 0 and at most 1, not {self.least_scale}")
+        share(self, "least_scale")
 
 
 def sample_target_views(
@@ -57,8 +55,8 @@ def sample_target_views(
         config: the limits of the draws.
 
     Returns:
-        "angles" (K,) in radians, "scales" (K,), "shifts" (K, 3) of the centre as a part of half the size, "flips"
-        (K, 3) bool, and "gains" and "offsets" (K, C): values become gain * value + offset; float32.
+        "angles" (K,) in radians, "scales" (K,), "shifts" (K, 3) of the centre in units of half the size, "flips" (K, 3)
+        bool, and "gains" and "offsets" (K, C), for gain * value + offset; float32.
     """
     views = len(hu_affine)
     scales = rng.uniform(config.least_scale, 1, views)
@@ -83,11 +81,11 @@ def sample_target_views(
 
 @torch.no_grad()
 def target_views(crops: Tensor, spacing: Tensor, params: Mapping[str, Tensor]) -> Tensor:
-    """Augment crops; what comes from outside of a crop is 0, as outside of the volume.
+    """Augment crops, with 0 outside of them, as outside of the volume.
 
     Args:
         crops: (K, C, Z, Y, X) floating, normalised.
-        spacing: (K, 3) millimetres a voxel: angles stay angles where voxels are not square.
+        spacing: (K, 3) millimetres per voxel, so that rotations keep angles if voxels are not square.
         params: tensors under `TARGET_KEYS`, see `sample_target_views`.
 
     Returns:

@@ -1,8 +1,8 @@
 """Alice: masked image modelling with anatomically aligned pairs (Jiang et al., ICCV 2023; methods.md 4).
 
 A query crop and a key crop of another volume show the same place of the body. The student sees a quarter of the blocks
-of both and reconstructs the others; what it says of each crop is to agree with what a momentum target says of the
-other one, augmented and whole, and token by token with what the target says of the same one.
+of both and reconstructs the others. Its vector of each crop should agree with a momentum target's vector of the other
+one, augmented and whole, and its tokens with the target's tokens of the same crop.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from torch import Tensor, nn
 
 from nnssl.core.errors import UserError
 from nnssl.methods.alice.augment import TARGET_KEYS, TargetViewConfig, sample_target_views, target_views
-from nnssl.methods.alice.casa import CodeCasa, PaperCasa
-from nnssl.methods.alice.loss import CentredCrossEntropy, cosine_distance, teacher_temperature
+from nnssl.methods.alice.loss import CentredCrossEntropy, CodeCasa, PaperCasa, cosine_distance, teacher_temperature
 from nnssl.methods.base import Batch, Panel, Sample, StepOutput, Volume, at_least, below_one
 from nnssl.methods.shared.masked_method import MaskedMethod, slice_panel, value_range, visible_voxels
 from nnssl.networks.contrastive import DinoHead, MomentumNetworks, begin_equal
@@ -31,13 +30,11 @@ _VIEWS = ("query", "key")
 
 @dataclass(frozen=True, kw_only=True)
 class AliceConfig(TargetViewConfig):
-    """Hyper-parameters of Alice; [P] stands in the paper, [C] in the authors' code, [D] was decided here."""
+    """Hyper-parameters of Alice; [P] is from the paper, [C] from the authors' code, [D] ours."""
 
     objective: Literal["paper", "code"] = "paper"  # code: DINO's loss, all raw voxels, masks of whole columns
-    standardise: bool = (
-        True  # the paper's vectors over the batch before they are compared, else they become one point [D]
-    )
-    casa: Literal["paper", "code"] = "paper"  # code: with the query added, which makes both sides alike [C]
+    standardise: bool = True  # standardise the paper's vectors over the batch, or they collapse to one point [D]
+    casa: Literal["paper", "code"] = "paper"  # code: add the query, which makes both sides similar [C]
     across_weight: float = 1.0  # of the agreement of the two volumes [P] [C]
     within_weight: float = 1.0  # of the agreement of the two views of a volume [P] [C]
     head_dim: int = 512  # [C]
@@ -45,25 +42,22 @@ class AliceConfig(TargetViewConfig):
     head_bottleneck: int = 256  # [C]
     casa_hidden: int = 2048  # of casa=code [C]
     match_threshold: float = 0.7  # least mean cosine of query and key point [C]
-    match_draws: int = 101  # of a point, then the last one is taken [C]
-    match_back_mm: float | None = None  # the match has to lead back to so near its point; none: not checked [D]
+    match_draws: int = 101  # attempts to draw a point; then the last one is taken [C]
+    match_back_mm: float | None = None  # the match must lead back to within this distance; none: not checked [D]
     target_momentum: float = 0.996  # rises to 1 with the steps, a half cosine [C]
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("head_dim", "head_hidden", "head_bottleneck", "casa_hidden"):
-            at_least(self, name, 1)
-        at_least(self, "match_draws", 1)
-        for name in ("across_weight", "within_weight", "match_back_mm"):
-            at_least(self, name, 0.0)
+        at_least(self, 1, "head_dim", "head_hidden", "head_bottleneck", "casa_hidden", "match_draws")
+        at_least(self, 0, "across_weight", "within_weight", "match_back_mm")
         below_one(self, "target_momentum")
 
 
 class Alice(MaskedMethod):
     """Query and key of a batch, student and target, and their agreement.
 
-    Axis 1 of a batch holds the query (0) and the key (1). The head reads tokens of the encoder's width, so that the
-    target's head can follow the student's: the decoder's tokens are brought there by a linear layer.
+    Axis 1 of a batch is (query, key). The head reads tokens of the encoder's width, so that the target's head can
+    follow the student's; a linear layer brings the decoder's tokens to that width.
     """
 
     config_class = AliceConfig
@@ -83,7 +77,7 @@ class Alice(MaskedMethod):
             if config.casa == "paper"
             else CodeCasa(config.head_dim, config.casa_hidden)
         )
-        # by the tokens of all crops of the step; the target's by its own
+        # over the tokens of all crops of the step, for student and target separately
         self.standardised = nn.BatchNorm1d(config.head_dim, affine=False, track_running_stats=False)
         self.target = MomentumNetworks(**self.student())
         kinds = ("across", "within") if config.objective == "code" else ()
@@ -93,11 +87,11 @@ class Alice(MaskedMethod):
 
     @classmethod
     def check(cls, config: AliceConfig, backbone: FeaturePyramid) -> None:
-        """As for every masked method; vectors are standardised over two pairs at least."""
+        """As for every masked method; also refuse to standardise over a single pair."""
         super().check(config, backbone)
         if config.objective == "paper" and config.standardise and config.batch_size == 1:
-            raise UserError("alice standardises its vectors over the pairs of a step, and a single pair would be taken "
-                            "apart by that; set -o batch_size=2 or more")  # fmt: skip
+            raise UserError("alice standardises its vectors over the pairs of a step, which fails with a single pair; "
+                            "set -o batch_size=2 or more")  # fmt: skip
 
     @classmethod
     def maskable(cls, grid: list[int], config: AliceConfig) -> list[int]:
@@ -106,19 +100,19 @@ class Alice(MaskedMethod):
 
     @property
     def normalises(self) -> bool:
-        """The code predicts raw values."""
+        """False for the code's objective, which predicts raw values."""
         return self.config.objective == "paper"
 
     @classmethod
     def sample(cls, volume: Volume, config: AliceConfig, rng: np.random.Generator) -> Sample:
-        """A query crop around a point of the volume, and a key crop around the same place of another one.
+        """Draw a query crop around a point of the volume, and a key crop around its match in another one.
 
         Returns arrays, for C channels and a patch P; the first axis is (query, key):
             crops: (2, C, *P) float32, the plans' normalised values, with zeros outside of the volume.
             starts, sizes: (2, 3) first voxels of the crops, and sizes of the volumes.
             spacing: (2, 3) mm.
             mask_seeds: (2,).
-            similarity: () of the two places, NaN where it is unknown.
+            similarity: () of the two places, NaN if unknown.
             and the parameters of the target views.
         """
         match = volume.match(rng)
@@ -173,14 +167,14 @@ class Alice(MaskedMethod):
         return goals
 
     def _comparable(self, vectors: Tensor) -> Tensor:
-        """Vectors (M, n, d) without what all share: that alone would let student and target agree on one point."""
+        """Remove the common part of vectors (M, n, d), on which student and target could agree trivially."""
         if self.config.objective == "code" or not self.config.standardise:
             return vectors
         wide = torch.promote_types(vectors.dtype, torch.float32)
         return self.standardised(vectors.to(wide).flatten(0, 1)).view_as(vectors)
 
     def _agreement(self, kind: str, student: Tensor, target: Tensor) -> Tensor:
-        """Of the two pairs of each sample: added in the paper, averaged in the code."""
+        """Agreement of the two pairs of each sample: their sum in the paper, their mean in the code."""
         if self.config.objective == "paper":
             return 2 * cosine_distance(student, target)
         centred = cast(CentredCrossEntropy, self.centres[kind])
@@ -198,12 +192,12 @@ class Alice(MaskedMethod):
         self.temperature.fill_(teacher_temperature((step + 1) // config.steps_per_epoch))
 
     def student(self) -> dict[str, Any]:
-        """What the target follows."""
+        """The networks that the target follows."""
         return {"backbone": self.backbone, "tokens": self.tokens, "head": self.head}
 
     @classmethod
     def panels(cls, batch: Batch, config: Any) -> list[list[Panel]]:
-        """For up to four pairs, of query and key: the crop with the matched point, what is visible, the target view."""
+        """For up to four pairs of query and key: crop with the matched point, visible blocks, target view."""
         rows = []
         for i in range(min(_SHOWN, len(batch["crops"]))):
             crops, targets = batch["crops"][i], batch["targets"][i, :, 0].numpy()
@@ -224,5 +218,5 @@ class Alice(MaskedMethod):
 
 
 def momentum_at(step: int, steps: int, first: float) -> float:
-    """The target's momentum after a step 0, 1, ... of so many: from the first value to 1, a half cosine (DINO)."""
+    """The target's momentum after step 0, 1, ... of `steps`: a half cosine from `first` to 1 (DINO)."""
     return 1 - (1 - first) * 0.5 * (1 + cos(pi * step / steps))

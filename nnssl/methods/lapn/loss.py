@@ -1,4 +1,4 @@
-"""InfoNCE of queries against their keys and many other keys without gradient, streamed (MoCo; methods.md 5.3)."""
+"""InfoNCE of queries against keys without gradient, streamed, and the queue of keys (MoCo; methods.md 5.3)."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from nnssl.core.distributed import all_reduce_sum, world_size
 from nnssl.methods.shared.info_nce import LEAST_TEMPERATURE, LEAST_TEMPERATURE_FLOAT32, are_near
 from nnssl.networks.contrastive import l2_normalise
 
-_NOBODY = -1.0  # volume of a slot that holds no vector
+_NOBODY = -1.0  # volume of an empty slot
 
 
 class KeyQueue(nn.Module):
-    """A ring of the latest unit vectors, each with the place that it encodes. All of it are buffers.
+    """A ring buffer of the latest unit vectors, each with the place that it encodes.
 
-    Processes that train together have to put in the same rows, those of all of them.
+    Processes that train together must all put in the rows of all of them.
 
     Args:
         length: Number of slots L.
@@ -38,10 +38,10 @@ class KeyQueue(nn.Module):
 
     @torch.no_grad()
     def enqueue(self, keys: Tensor, places: Tensor) -> None:
-        """Put keys in, in their order, in place of the oldest ones; of more than L only the last L.
+        """Replace the oldest vectors by keys, in order; of more than L keys only by the last L.
 
         Args:
-            keys: (n, d), made unit vectors here. One of length 0 takes a slot that stays unfilled.
+            keys: (n, d), normalised here. A key of length 0 leaves its slot empty.
             places: (n, 4) volume number (below 2^24) and position in mm.
         """
         skipped = max(len(keys) - self.length, 0)
@@ -54,11 +54,11 @@ class KeyQueue(nn.Module):
         self.pointer.copy_((self.pointer + len(keys)) % self.length)
 
     def filled(self) -> Tensor:
-        """Return (L,) bool: which slots hold a vector."""
+        """Return (L,) bool: which slots are filled."""
         return self.places[:, 0] >= 0
 
 
-_STRIP = 2**22  # numbers of the matrix of all pairs that are held at a time
+_STRIP = 2**22  # entries of the matrix of all pairs that are in memory at a time
 
 
 def queue_info_nce(
@@ -74,19 +74,18 @@ def queue_info_nce(
 
         -log e^{<q, k+>/tau} / (e^{<q, k+>/tau} + sum_j e^{<q, k_j>/tau}),
 
-    where j runs over the negatives that do not lie near the query. Several ranks: the MEAN over ranks of what is
-    returned is that mean over all queries, whose gradient DistributedDataParallel's average then is. Computed in
-    float32 (float64 for float64 input) whatever the autocast. Only the queries get a gradient.
+    where j runs over the negatives that are not near the query. With several ranks, the mean over all queries is the
+    MEAN of the returned values over the ranks, which fits DistributedDataParallel's averaged gradients. Computed in
+    float32 (float64 for float64 input) under autocast too. Only the queries get a gradient.
 
     Args:
-        queries: (N, d), need not be normalised. N may be 0 and may differ between ranks; without any the loss is an
-            attached 0.
+        queries: (N, d), need not be normalised. N may differ between ranks; with N = 0 everywhere the loss is 0.
         keys: (N, d) positives, row by row.
-        negatives: (M, d). Without any, or without any that counts, a term is 0.
+        negatives: (M, d). A term without negatives is 0.
         temperature: tau, at least 1/650; below 1/60 the sums are taken in float64.
-        places: (N, 4) [volume, z, y, x] of the queries, in mm; None where no negative is left out.
-        places_of_negatives: (M, 4) the same; a volume below 0 leaves that negative out.
-        exclude_radius_mm: Negatives of the query's volume this near to it are left out.
+        places: (N, 4) [volume, z, y, x] of the queries, in mm; None to exclude no negative.
+        places_of_negatives: (M, 4) the same; a volume below 0 excludes that negative.
+        exclude_radius_mm: Negatives within this distance in the query's volume are excluded.
 
     Returns:
         () loss, attached to the graph.
@@ -132,8 +131,8 @@ class _Terms(torch.autograd.Function):
 
         d term / d q = (sum_j e^{s_j} k_j - S k+) / (S + e^p) / tau.
 
-    As keys have no gradient, both sums are taken in one pass over strips of the matrix of all pairs, which is held
-    neither whole nor for the backward pass.
+    Keys have no gradient. One pass over strips of the matrix of all pairs therefore gives both sums, and the matrix is
+    never stored, not even for the backward pass.
     """
 
     @staticmethod
@@ -173,7 +172,7 @@ def _strips(
     temperature: float,
     radius: float,
 ) -> Iterator[tuple[slice, Tensor]]:
-    """Yield which negatives a strip is for, and their e^{s} (N, m) with 0 where one does not count."""
+    """Yield the slice of negatives of each strip and their e^{s} (N, m), with 0 for excluded ones."""
     step = max(_STRIP // max(len(q), 1), 1)
     for start in range(0, len(negatives), step):
         part = slice(start, min(start + step, len(negatives)))

@@ -1,8 +1,7 @@
 """LAPN: anatomical encodings of single voxels by momentum contrast (methods.md 5; FLARE 2023).
 
-Two crops of a volume overlap. The encoding of a point in the first crop is to equal the one that a momentum network
-gives to the same point in the second, and to differ from those of other points, which the momentum network encoded in
-earlier steps.
+Two crops of a volume overlap. The encoding of a point in the first crop should equal the momentum network's encoding of
+the same point in the second, and differ from its encodings of other points in earlier steps.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from nnssl.networks.pyramid import FeaturePyramid
 
 @dataclass(frozen=True, kw_only=True)
 class LapnConfig(PixelConfig):
-    """Hyper-parameters of LAPN; [P] stands in the paper, [D] was decided here (methods.md 5)."""
+    """Hyper-parameters of LAPN; [P] is from the paper, [D] ours (methods.md 5)."""
 
     num_epochs: int = 500  # [P]
     steps_per_epoch: int = 250  # [D]
@@ -34,32 +33,31 @@ class LapnConfig(PixelConfig):
     schedule: Literal["constant", "cosine"] = "cosine"  # [P]
     points_per_pair: int = 1024  # [D]
     least_overlap: float = 0.125  # [P]; of the larger crop [D]
-    scale_range: float = 0.1  # up to 10 % [P], each crop on its own, the same on all axes, uniform [D]
+    scale_range: float = 0.1  # up to 10 % [P]; independent for each crop, uniform, equal on all axes [D]
     encoding_dim: int = 64  # [P]
     temperature: float = 0.07  # [D]; 0.5 in SAM
     key_momentum: float = 0.999  # [D]
     queue_size: int = 16384  # [D]
-    exclude_radius_mm: float = 10.0  # keys of the query's volume this near to it are no negatives [D]
+    exclude_radius_mm: float = 10.0  # keys within this distance in the query's volume are not negatives [D]
     negatives: Literal["queue", "batch"] = "queue"  # earlier keys [P]; the other keys of the step, as in SAM
     symmetric: bool = False  # a second term with the crops' roles swapped
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(self, "encoding_dim", 1)
-        at_least(self, "queue_size", 1)
-        at_least(self, "exclude_radius_mm", 0.0)
-        at_least(self, "temperature", LEAST_TEMPERATURE)
+        at_least(self, 1, "encoding_dim", "queue_size")
+        at_least(self, 0, "exclude_radius_mm")
+        at_least(self, LEAST_TEMPERATURE, "temperature")
         below_one(self, "key_momentum")
 
 
 class Lapn(PixelMethod):
     """Queries of the first crops, keys of the second ones, and the queue of earlier keys.
 
-    Every process's queue holds the keys of all of them. It changes in training only, after the loss of a step.
+    The queue of every process has the keys of all processes. It changes in training only, after the loss of a step.
     """
 
     config_class = LapnConfig
-    of_the_run: ClassVar[tuple[str, ...]] = ("queue.",)  # its volumes are known by their numbers in this run
+    of_the_run: ClassVar[tuple[str, ...]] = ("queue.",)  # it identifies volumes by their numbers in this run
     config: LapnConfig
 
     def __init__(self, backbone: FeaturePyramid, config: LapnConfig) -> None:
@@ -100,11 +98,11 @@ class Lapn(PixelMethod):
         self.key_network.follow(self.student(), self.config.key_momentum)
 
     def student(self) -> dict[str, Any]:
-        """What the momentum network follows."""
+        """The networks that the momentum network follows."""
         return {"backbone": self.backbone, "heads": self.heads}
 
     def _negatives(self, keys: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
-        """Candidates (M, d) and their places (M, 4); which of them a query's place leaves out is for the loss."""
+        """Candidates (M, d) and their places (M, 4); the loss excludes those near a query."""
         if self.queue is None:
             return _of_all_ranks(keys, places)
         return self.queue.vectors, self.queue.places

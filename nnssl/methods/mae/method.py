@@ -1,6 +1,6 @@
-"""MAE: masked autoencoding of volumes (He et al., CVPR 2022), the simple baseline of Alice's tables (methods.md 4).
+"""MAE: masked autoencoding of volumes (He et al., CVPR 2022), the simple baseline in Alice's tables (methods.md 4).
 
-Three quarters of the blocks of a crop are hidden; from the visible ones a light decoder predicts the others.
+Three quarters of the blocks of a crop are hidden, and a light decoder predicts them from the visible ones.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from nnssl.methods.shared.masked_method import MaskedConfig, MaskedMethod, slice
 
 
 class MaskedAutoencoder(MaskedMethod):
-    """One crop of a volume, and the mean squared error of what is hidden of it."""
+    """One crop of a volume, and the mean squared error of its hidden blocks."""
 
     config_class = MaskedConfig
 
     @classmethod
     def sample(cls, volume: Volume, config: MaskedConfig, rng: np.random.Generator) -> Sample:
-        """A crop that holds a random voxel of the body, and the seed of its mask: arrays as `MaskedMethod` says."""
+        """Draw a crop around a random voxel of the body and the seed of its mask, as arrays of `MaskedMethod`."""
         patch = np.asarray(config.patch_size)
         start = random_crop_start(rng, volume.random_body_voxel(rng), patch, volume.size)
         return {
@@ -30,7 +30,7 @@ class MaskedAutoencoder(MaskedMethod):
         }
 
     def step(self, batch: Batch) -> StepOutput:
-        """Error of the hidden blocks, averaged over the crops; what is watched are the crops' mean visible tokens."""
+        """Error of the hidden blocks, averaged over the crops; the embeddings are the crops' mean visible tokens."""
         crops, hidden, inside = (batch[name].flatten(0, 1) for name in ("crops", "hidden", "inside"))
         visible, decoded = self.encode(crops, hidden)
         loss = self.reconstruction_error(crops, decoded, hidden & inside).mean()

@@ -1,4 +1,4 @@
-"""The segmentation loss of PiMPiC's fine-tuning (methods.md 3.5)."""
+"""PiMPiC's region averages, its losses PiM and PiC, and the segmentation loss of its fine-tuning (methods.md 3)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn import functional
 
 from nnssl.networks.pyramid import Stride
 
@@ -20,11 +19,11 @@ def region_averages(feature_map: Tensor, stride: Stride, boxes: Tensor) -> Tenso
     """Average a map over the cells that a box touches, and over the other cells (PiMPiC; methods.md 3.2).
 
     A box [start, stop) of input voxels touches the cells floor(start / stride) to ceil(stop / stride). Both averages
-    are sum / (count + 1e-9); one over no cell is exactly 0.
+    are sum / (count + 1e-9); an average over no cell is exactly 0.
 
-    The indicator of a box is a product of one vector an axis, so that the sums over all boxes are one matrix product
-    for two axes and a small one for the third. Nothing loops over the boxes, nothing of the size of the map is made,
-    and no precision is lost to running sums over the whole map.
+    The indicator of a box is a product of one vector per axis. The sums over all boxes are therefore one matrix product
+    for two axes and a small one for the third, without a loop over boxes, a copy of the map, or running sums that lose
+    precision.
 
     Args:
         feature_map: (M, C, Z, Y, X) of M patches, any floating type; a cell covers `stride` voxels.
@@ -33,20 +32,20 @@ def region_averages(feature_map: Tensor, stride: Stride, boxes: Tensor) -> Tenso
             no cell.
 
     Returns:
-        (M, K, 2, C): the average over the box, then over the rest; float64 for float64, else float32.
+        (M, K, 2, C): average over the box, then over the rest; float64 for float64, else float32.
     """
     wide = feature_map.to(torch.promote_types(feature_map.dtype, torch.float32))
     cells = wide.shape[2:]
     steps, size = boxes.new_tensor(stride), boxes.new_tensor(cells)
     start = torch.div(boxes[:, :, 0], steps, rounding_mode="floor")
     stop = torch.minimum(-torch.div(-boxes[:, :, 1], steps, rounding_mode="floor"), size)
-    # The first box is the whole map: what the rest is taken from, in the same product.
+    # The first box is the whole map, from which the rest is computed.
     first, last = F.pad(start, (0, 0, 1, 0)), torch.cat([size.expand_as(stop[:, :1]), stop], dim=1)
     sums = _sums(wide, _indicators(first, last, cells, wide.dtype))
     inside, outside = sums[:, 1:], sums[:, :1] - sums[:, 1:]
     count = (stop - start).prod(-1)[..., None]
     others = cells.numel() - count
-    # The two sums of an empty rest differ by rounding, which 1e-9 would blow up.
+    # For an empty rest both sums differ by rounding, which division by 1e-9 would blow up.
     rest = torch.where(others > 0, outside / (others + _EPS), 0)
     return torch.stack([inside / (count + _EPS), rest], dim=2)
 
@@ -61,7 +60,7 @@ def _indicators(start: Tensor, stop: Tensor, cells: Sequence[int], dtype: torch.
 
 
 def _sums(x: Tensor, indicators: Sequence[Tensor]) -> Tensor:
-    """Sum (M, C, Z, Y, X) over boxes: (M, K, C). Which axes come first is such that x need not be copied."""
+    """Sum (M, C, Z, Y, X) over boxes: (M, K, C), in an order of axes that needs no copy of x."""
     along_z, along_y, along_x = indicators
     patches, channels, size_z, _, size_x = x.shape
     boxes = along_z.shape[1]
@@ -75,7 +74,7 @@ def _sums(x: Tensor, indicators: Sequence[Tensor]) -> Tensor:
 
 
 EPS = 1e-6  # inside the logarithm, in the authors' code
-_STEEP = 0.95  # the distance from which on `d_extension` continues the loss by a straight line
+_STEEP = 0.95  # distance above which `d_extension` makes the loss a straight line
 
 
 def pair_distances(embeddings: Tensor, overlap: Tensor, include_diagonal: bool = False) -> Tensor:
@@ -83,7 +82,7 @@ def pair_distances(embeddings: Tensor, overlap: Tensor, include_diagonal: bool =
 
     Args:
         embeddings: (..., N, d) unit vectors, N >= 2.
-        overlap: (..., N, N) S, the common share of two patches, in [0, 1]; of the same type as the embeddings.
+        overlap: (..., N, N) S, the common share of two patches, in [0, 1]; same type as the embeddings.
         include_diagonal: take all N^2 pairs, both orders and each patch with itself, as the authors' code does.
 
     Returns:
@@ -100,13 +99,13 @@ def pair_distances(embeddings: Tensor, overlap: Tensor, include_diagonal: bool =
 def pim_loss(distance: Tensor, d_extension: bool = False, eps: float = EPS) -> Tensor:
     """Return the mean of -log(1 - D + eps) over the pairs (methods.md 3.3).
 
-    D is above 1 where overlapping patches have a cosine below S - 1. The authors' code clamps it to 1: such a pair
-    costs -log(eps) = 13.8 and has no gradient, and one just below 1 has a gradient of up to 1/eps. With `d_extension`
-    the loss goes on as a straight line of slope 1 / (0.05 + eps), about 20, from D = 0.95 on.
+    D is above 1 if overlapping patches have a cosine below S - 1. The authors' code clamps it to 1: such a pair costs
+    -log(eps) = 13.8 and has no gradient, and one just below 1 has a gradient of up to 1/eps. With `d_extension`, the
+    loss continues above D = 0.95 as a straight line of slope 1 / (0.05 + eps), about 20.
 
     Args:
         distance: any number of D >= 0, float32 or float64; see `pair_distances`.
-        d_extension: continue the loss in a straight line, for a gradient that is bounded and never zero.
+        d_extension: continue the loss as a straight line, for a gradient that is bounded and never zero.
         eps: keeps the logarithm finite; at 0 it is the paper's equation, defined for D < 1 only.
 
     Returns:
@@ -121,7 +120,7 @@ def pim_loss(distance: Tensor, d_extension: bool = False, eps: float = EPS) -> T
 
 # Pairs of rows [overlap of patch 1, overlap of patch 2, rest of patch 1, rest of patch 2]; the first is the positive.
 _PAPER_PAIRS = ((0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3))
-_CODE_PAIRS = ((0, 1), (0, 1), (0, 2), (0, 3), (1, 2), (1, 3))  # the positive twice, the two rests never
+_CODE_PAIRS = ((0, 1), (0, 1), (0, 2), (0, 3), (1, 2), (1, 3))  # the positive twice, the two rests not
 
 
 def pic_loss(
@@ -139,10 +138,10 @@ def pic_loss(
 
     Args:
         rows: (N, 4, d) unit vectors, float32 or float64: overlap in patch 1, overlap in patch 2, rest of patch 1, rest
-            of patch 2. N may be 0: the loss is then 0, and its gradient too.
+            of patch 2. With N = 0 the loss and its gradient are 0.
         temperature: tau > 0.
-        objective: which of the two forms.
-        weights: (N,) what each pair counts; None for the mean.
+        objective: form of the loss.
+        weights: (N,) weight of each pair; None for the mean.
 
     Returns:
         () sum of the weighted pairs, attached to the graph.
@@ -161,8 +160,8 @@ def softmax_dice_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Return the soft Dice loss of mutually exclusive classes, background included.
 
     With p = softmax(logits) and the one-hot g it is the mean over items and classes of
-    1 - (2 sum(p g) + 1e-5) / (sum(p) + sum(g) + 1e-5). Computed in float32 (float64 for float64 logits) whatever the
-    autocast.
+    1 - (2 sum(p g) + 1e-5) / (sum(p) + sum(g) + 1e-5). Computed in float32 (float64 for float64 logits) under autocast
+    too.
 
     Args:
         logits: (B, C, ...) with C >= 2.
@@ -178,7 +177,7 @@ def softmax_dice_loss(logits: Tensor, labels: Tensor) -> Tensor:
         raise ValueError(f"logits must be (B, C, ...) and labels (B, 1, ...), got {tuple(logits.shape)} and "
                          f"{tuple(labels.shape)}")  # fmt: skip
     with torch.autocast(logits.device.type, enabled=False):
-        probability = functional.softmax(logits if logits.dtype == torch.float64 else logits.float(), dim=1)
+        probability = F.softmax(logits if logits.dtype == torch.float64 else logits.float(), dim=1)
         truth = torch.zeros_like(probability).scatter_(1, labels.long(), 1)
         voxels = tuple(range(2, logits.ndim))
         overlap, sizes = (probability * truth).sum(voxels), (probability + truth).sum(voxels)

@@ -1,8 +1,8 @@
 """PiMPiC: patch matching and patch contrast by overlap (PiM and PiC), for the encoder of a U-Net.
 
-Patches of one volume lie around an anchor. PiM: the cosine of two patches' embeddings is to equal the share of their
-volumes that they have in common. PiC: of two overlapping patches, the representations of what they have in common
-attract each other, and repel those of the rest of either patch.
+All patches of a volume are near one anchor. PiM: the cosine of two patches' embeddings should equal the share of their
+volume that they have in common. PiC: the representations of the common part in two overlapping patches attract each
+other, and repel those of the rest of either patch.
 """
 
 from __future__ import annotations
@@ -38,36 +38,34 @@ _SHOWN_VOLUMES, _SHOWN_PAIRS = 2, 3  # of `views.png`
 
 @dataclass(frozen=True, kw_only=True)
 class PimpicConfig(WindowIntensityConfig):
-    """Hyper-parameters of PiMPiC; [P] stands in the paper, [C] in the authors' code, [D] is ours (methods.md 3)."""
+    """Hyper-parameters of PiMPiC; [P] is from the paper, [C] from the authors' code, [D] ours (methods.md 3)."""
 
     num_epochs: int = 200  # x 100 steps = 20,000 steps [P]; the code takes 500 passes over the training set
     steps_per_epoch: int = 100
-    batch_size: int | None = 1  # volumes [C], not patches: all patches of a step lie around one anchor
+    batch_size: int | None = 1  # volumes [C], not patches: all patches of a step are near one anchor
     optimiser: Literal["adam", "adamw", "sgd"] = "adam"  # [P] [C]
     learning_rate: float = 1e-5  # [P] [C]; no decay, no schedule, no warm-up. 1e-4 is a reasonable second setting [D]
     gradient_clip: float | None = 1.0  # [D]: the gradient of PiM grows to 1e6 just below D = 1; the code has no clip
-    crops: int = 32  # patches of a volume [P] [C]
-    spread: float = 0.8  # a patch starts at most this share of its side away from the anchor: 51 voxels for 64 [C]
-    terms: Literal["pimpic", "pim", "pic"] = "pimpic"  # their sum, weights 1:1 [P] [C], or one of them
+    crops: int = 32  # patches per volume [P] [C]
+    spread: float = 0.8  # largest distance of a patch from the anchor, as a share of its side: 51 voxels for 64 [C]
+    terms: Literal["pimpic", "pim", "pic"] = "pimpic"  # their sum with equal weights [P] [C], or one of them
     include_diagonal: bool = False  # PiM over the whole matrix [C]; pairs i < j [P]
-    d_extension: bool = False  # PiM goes on as a straight line for D > 0.95 [D]; clamped at D = 1 [C]
+    d_extension: bool = False  # PiM continues as a straight line for D > 0.95 [D]; False: clamped at D = 1 [C]
     objective: Literal["code", "paper"] = "code"  # form of PiC: five terms, positive doubled [C]; six terms [P]
     temperature: float = 1.0  # tau of PiC [P] [C]
     least_overlap: float = 0.01  # pairs with a smaller common share have no PiC term [C]
-    across_volumes: bool = False  # PiM with S = 0 for patches of different volumes, although anatomy is alike
-    shared_noise: bool = False  # one noise field a volume and nothing else [C]; independent augmentation [D]
+    across_volumes: bool = False  # PiM with S = 0 for patches of different volumes, although anatomy is similar
+    shared_noise: bool = False  # one noise field per volume and nothing else [C]; False: independent augmentation [D]
     pim_hidden_dim: int = 256  # [C]
     pic_hidden_dim: int = 128  # [C]
     projection_dim: int = 128  # of both heads [C]
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(self, "crops", 2)
-        for name in ("pim_hidden_dim", "pic_hidden_dim", "projection_dim"):
-            at_least(self, name, 1)
+        at_least(self, 2, "crops")
+        at_least(self, 1, "pim_hidden_dim", "pic_hidden_dim", "projection_dim")
         positive(self, "temperature")
-        for name in ("spread", "least_overlap"):
-            between(self, name, 0, 1)
+        between(self, 0, 1, "spread", "least_overlap")
 
 
 class Pimpic(Method):
@@ -90,28 +88,28 @@ class Pimpic(Method):
 
     @classmethod
     def check(cls, config: PimpicConfig, backbone: FeaturePyramid) -> None:
-        """As for every method, with the crops as the patches of a step; also refuse a network of few levels."""
+        """As for every method, with the crops as the patches of a step; also refuse a network with too few levels."""
         patch = config.patch
         backbone.check_patch(patch, config.volumes * config.crops)
         if len(backbone.channels) < _LEVELS:
             raise UserError(f"PiMPiC takes the first and the last {_LEVELS} levels of the encoder, and this network "
-                            f"has {len(backbone.channels)}; choose plans whose network has {_LEVELS} or more stages "
-                            f"with -p")  # fmt: skip
+                            f"has {len(backbone.channels)}; choose plans with {_LEVELS} or more stages with "
+                            f"-p")  # fmt: skip
 
     @classmethod
     def sample(cls, volume: Volume, config: PimpicConfig, rng: np.random.Generator) -> Sample:
-        """Patches around an anchor, and what each two have in common (methods.md 3.1).
+        """Draw patches around an anchor, with the common part of any two (methods.md 3.1).
 
-        The box that holds all of them is read at once. A volume smaller than the patch is padded with zeros.
+        A volume smaller than the patch is padded with zeros.
 
         Returns arrays, for C channels, a patch P, N crops and M pairs that overlap enough:
             crops: (N, C, *P) float32, the plans' normalised values.
             starts: (N, 3) first voxels in the volume.
             anchor: (3,) first voxel of the anchor patch.
             overlap: (N, N) float64, the common share S.
-            boxes: (N, N, 2, 3), [i, j] what i and j have in common, in voxels of crop i.
+            boxes: (N, N, 2, 3), [i, j] the common part of i and j, in voxels of crop i.
             pairs: (M, 2), i < j, for PiC.
-            hu_affine, is_ct: (C, 2) and (C,), what the values mean.
+            hu_affine, is_ct: (C, 2) and (C,), see `Volume`.
             and the parameters of the intensity augmentation.
         """
         patch = np.asarray(config.patch)
@@ -133,10 +131,10 @@ class Pimpic(Method):
 
     @staticmethod
     def collate(samples: list[Sample]) -> Batch:
-        """Stacked samples; pairs are joined, with the sample's number in front: (M, 3).
+        """Stack samples, but concatenate their pairs, with the sample's number first: (M, 3).
 
-        `pair_weights` (M,) float64 are such that the weighted sum of PiC's terms is the mean over the volumes of each
-        one's mean, where a volume without a pair counts 0: the mean over processes then is the loss of all volumes.
+        With `pair_weights` (M,) float64 the weighted sum of PiC's terms is the mean over the volumes of their means,
+        with 0 for a volume without a pair: the mean over processes then is the loss of all volumes.
         """
         batch = Method.collate([{k: v for k, v in s.items() if k != "pairs"} for s in samples])
         counts = [len(s["pairs"]) for s in samples]
@@ -148,12 +146,12 @@ class Pimpic(Method):
         return batch
 
     def augment(self, batch: Batch) -> Batch:
-        """Noise, gamma and brightness, of each crop for itself; `crops` keeps its shape (V, N, C, *P).
+        """Add noise, gamma and brightness to each crop independently; `crops` keeps its shape (V, N, C, *P).
 
-        The authors add one noise field to the volume before they cut it: what two patches have in common is then
-        identical voxel by voxel, and PiC's positives differ by nothing but what the convolutions see around them. The
-        paper speaks of "intensity-based augmentations", which is what the default is: the positives have to agree on
-        anatomy where the intensities do not. `shared_noise` is the authors' way.
+        The authors add one noise field to the volume before they cut it (`shared_noise`). The common part of two
+        patches is then identical voxel by voxel, and PiC's positives differ only by what convolutions see around them.
+        The default follows the paper's "intensity-based augmentations": positives with different intensities must agree
+        on anatomy.
         """
         crops = torch.stack([self._augmented(batch, i) for i in range(len(batch["crops"]))])
         kept = ("starts", "anchor", "overlap", "boxes", "pairs", "pair_weights")
@@ -174,25 +172,25 @@ class Pimpic(Method):
         return apply_window_intensity(crops, parameters, noise, batch["hu_affine"][i], batch["is_ct"][i])
 
     def step(self, batch: Batch) -> StepOutput:
-        """PiM plus PiC of an augmented batch (paper, eq. 1 and 2); either alone where `terms` says so."""
+        """PiM and PiC of an augmented batch (paper, eq. 1 and 2), as `terms` says."""
         pyramid = self.backbone(batch["crops"].flatten(0, 1))
         terms: dict[str, Tensor] = {}
         losses: list[Tensor] = []
-        pairs: tuple[Tensor, Tensor] | None = None  # PiM has none: how alike two patches are to be is a number
+        pairs: tuple[Tensor, Tensor] | None = None  # PiM has none: its targets are similarities
         with torch.autocast(batch["crops"].device.type, enabled=False):
             if self.config.terms != "pim":
                 rows = self.pic_rows(pyramid, batch["boxes"], batch["pairs"])
                 weights = batch["pair_weights"].to(rows.dtype)
                 losses.append(pic_loss(rows, self.config.temperature, self.config.objective, weights))
                 terms["pic"], embeddings = losses[-1].detach(), rows[:, :2].flatten(0, 1)
-                pairs = (rows[:, 0].detach(), rows[:, 1].detach())  # what two patches share, in either
+                pairs = (rows[:, 0].detach(), rows[:, 1].detach())  # the common part in either patch
             if self.config.terms != "pic":
                 embeddings = self.pim_embeddings(pyramid)
                 distance = self._pim_distances(embeddings, batch["overlap"])
                 losses.append(pim_loss(distance, self.config.d_extension))
                 terms["pim"], terms["clamped"] = losses[-1].detach(), (distance.detach() > 1).double().mean()
             else:
-                # All parameters have to take part: DistributedDataParallel waits for the gradient of each.
+                # All parameters must take part: DistributedDataParallel waits for the gradient of each.
                 losses.append(sum((level.mean() * 0 for level in pyramid[_LEVELS:]), losses[0] * 0))
         terms["pairs"] = embeddings.new_tensor(len(batch["pairs"]))
         return StepOutput(torch.stack(losses).sum(), terms, embeddings.detach(), pairs)
@@ -229,7 +227,7 @@ class Pimpic(Method):
 
     @classmethod
     def panels(cls, batch: Batch, config: Any) -> list[list[Panel]]:
-        """For up to two volumes: a slice with all its crops' boxes, then three pairs of crops with their overlap."""
+        """For up to two volumes: a slice with the boxes of its crops, then three pairs of crops with their overlap."""
         rows = []
         for v in range(min(_SHOWN_VOLUMES, len(batch["crops"]))):
             rows.append([_region_panel(batch, v)])
@@ -253,7 +251,7 @@ def _cut(x: Tensor, start: Sequence[int], size: Sequence[int]) -> Tensor:
 
 
 def _region_panel(batch: Batch, v: int) -> Panel:
-    """The slice through the middle of the anchor patch, put together from the crops that it cuts, with their boxes."""
+    """The middle slice of the anchor patch, assembled from the crops that it cuts, with their boxes."""
     crops, starts, anchor = (batch[key][v].numpy() for key in ("crops", "starts", "anchor"))
     patch = crops.shape[2:]
     z = int(np.clip(anchor[0] + patch[0] // 2, starts[:, 0].min(), starts[:, 0].max() + patch[0] - 1))
@@ -271,7 +269,7 @@ def _region_panel(batch: Batch, v: int) -> Panel:
 
 
 def _overlap_panel(batch: Batch, v: int, i: int, j: int) -> Panel:
-    """Crop i in the middle slice of what it shares with crop j, with the box of it."""
+    """Crop i, in the middle slice of its common part with crop j, with the box of that part."""
     crop, (start, stop) = batch["crops"][v, i, 0].numpy(), batch["boxes"][v, i, j].tolist()
     z = (start[0] + stop[0]) // 2
     box = (float(start[1]), float(start[2]), float(stop[1] - start[1]), float(stop[2] - start[2]))

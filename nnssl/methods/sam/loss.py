@@ -1,10 +1,10 @@
-"""The losses of self-supervised anatomical embeddings (SAM; methods.md 5.3): hard negatives, and which never count.
+"""The losses of self-supervised anatomical embeddings (SAM; methods.md 5.3), with hard negatives.
 
-A query is a cell of one view of a volume, its positive the nearest cell of the other view. Its negatives are hard ones
-out of both views, and for the coarse embedding also cells of other volumes. What lies too near to the query is no
-negative: the published code multiplies such similarities by 0, so that each still adds exp(0) = 1 to the denominator
-(coarse), or comes back with its own similarity where fewer candidates are left than are wanted (fine, even the
-positive itself). Here they are minus infinity, as are cells of the padding; there is no option for the other way.
+A query is a cell of one view of a volume; its positive is the nearest cell of the other view. Its negatives are hard
+ones from both views, and for the coarse embedding also cells of other volumes. Cells too near to the query are not
+negatives. The published code multiplies their similarities by 0: each still adds exp(0) = 1 to the denominator
+(coarse), or comes back with its own similarity if there are too few candidates (fine, even the positive itself). Here
+their similarities, and those of padding, are always minus infinity.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# Numbers in one chunk of the matrix of queries and candidates, of which a few are held at a time.
+# Entries of one chunk of the matrix of queries and candidates; memory holds a few chunks at a time.
 _CPU_CHUNK = 2**22
 _GPU_CHUNK = 2**24
 
@@ -40,7 +40,7 @@ class Pairs(NamedTuple):
     Args:
         query: (Q,) numbers of cells.
         positive: (Q,) numbers of cells.
-        valid: (Q,) bool; the other rows only fill the tensors up, so that no size depends on the data.
+        valid: (Q,) bool; the other rows are filling, so that no size depends on the data.
     """
 
     query: Tensor
@@ -53,7 +53,7 @@ class Negatives(NamedTuple):
 
     Args:
         cells: (Q, K) numbers of cells.
-        real: (Q, K) bool; the others are no negatives and only fill the row up.
+        real: (Q, K) bool; the others are filling.
     """
 
     cells: Tensor
@@ -74,11 +74,11 @@ def hard_negatives(
     Args:
         cells: candidates.
         pairs: queries.
-        count: how many are wanted, at most; all of them if there are fewer.
-        ignore_mm: cells nearer than this to the query are none.
-        others: (M, d_i) further unit vectors of the cells; the similarities of all are added up.
-        exclude_positive: the positive is none either. False: it is one where it lies further away than `ignore_mm`, as
-            in the published code.
+        count: largest number of negatives.
+        ignore_mm: cells nearer to the query are not negatives.
+        others: (M, d_i) further unit vectors of the cells, whose similarities are added.
+        exclude_positive: the positive is not a negative. False: it is one if it is further away than `ignore_mm`, as in
+            the published code.
     """
     chunk = max(1, (_CPU_CHUNK if cells.places.device.type == "cpu" else _GPU_CHUNK) // len(cells.places))
     count = min(count, len(cells.places))
@@ -103,7 +103,7 @@ def draw(negatives: Negatives, count: int, generator: torch.Generator | None = N
 
     Args:
         negatives: (Q, K) candidates.
-        count: how many are wanted; with K or fewer wanted nothing is drawn.
+        count: number to draw; all candidates if it is K or more.
         generator: source of the draws, on the device of the tensors.
     """
     if count >= negatives.cells.shape[1]:
@@ -114,11 +114,10 @@ def draw(negatives: Negatives, count: int, generator: torch.Generator | None = N
 
 
 def negative_similarities(cells: Cells, pairs: Pairs, negatives: Negatives) -> Tensor:
-    """Return (Q, K) similarities with gradient; minus infinity where there is no negative."""
+    """Return (Q, K) similarities with gradient; minus infinity for filling."""
     queries = cells.vectors[pairs.query]
-    if (
-        len(cells.vectors) <= negatives.cells.shape[1] * queries.shape[1]
-    ):  # the whole matrix is smaller than all the vectors
+    # the whole matrix of similarities may be smaller than the vectors of all negatives
+    if len(cells.vectors) <= negatives.cells.shape[1] * queries.shape[1]:
         values = (queries @ cells.vectors.T).gather(1, negatives.cells)
     else:
         vectors = cells.vectors.index_select(0, negatives.cells.flatten()).unflatten(0, negatives.cells.shape)
@@ -134,11 +133,11 @@ def contrast(cells: Cells, pairs: Pairs, negatives: Tensor, temperature: float) 
     Args:
         cells: both views.
         pairs: queries and positives.
-        negatives: (Q, K) similarities <q, n>, minus infinity for none.
+        negatives: (Q, K) similarities <q, n>, minus infinity for filling.
         temperature: T.
 
     Returns:
-        () loss, 0 and attached to the graph without a valid query.
+        () loss, attached to the graph; 0 without a valid query.
     """
     positives = (cells.vectors[pairs.query] * cells.vectors[pairs.positive]).sum(1)
     logits = torch.cat([positives[:, None], negatives], dim=1) / temperature
@@ -158,16 +157,16 @@ def fine_loss(
 ) -> Tensor:
     """Return the loss of the fine embedding in one volume (methods.md 5.3).
 
-    The `ranked` hardest of all cells of both views are found by the sum of fine and coarse similarity, `drawn` of them
-    are negatives, and the logits are fine similarities alone.
+    The sum of fine and coarse similarity ranks the cells of both views; `drawn` of the `ranked` hardest are negatives.
+    The logits are fine similarities alone.
 
     Args:
         cells: fine cells of both views.
         coarse: (M, d) the coarse embedding at the same cells; None to rank by the fine one alone.
         pairs: queries and positives.
-        ignore_mm: what is nearer to a query is no negative.
+        ignore_mm: cells nearer to a query are not negatives.
         ranked: number of hardest candidates.
-        drawn: number of negatives a query.
+        drawn: number of negatives per query.
         temperature: T.
         generator: source of the draws, on the device of the tensors.
     """
@@ -192,16 +191,16 @@ def coarse_loss(
     Args:
         cells: coarse cells of both views.
         elsewhere: (G, d) unit vectors of other volumes, negatives of all queries; G may be 0.
-        elsewhere_usable: (G,) bool; the others only fill the tensor up.
+        elsewhere_usable: (G,) bool; the others are filling.
         pairs: queries and positives.
-        ignore_mm: what is nearer to a query is no negative.
+        ignore_mm: cells nearer to a query are not negatives.
         ranked: number of hardest candidates in the volume.
-        drawn: number of them that are negatives.
+        drawn: number of negatives among them.
         temperature: T.
         generator: source of the draws, on the device of the tensors.
-        exclude_positive: False counts positives further away than `ignore_mm` among the negatives, as the published
-            code does. A positive lies up to 25 mm away, so that this is the common case there, and the loss cannot
-            fall below log 2.
+        exclude_positive: False counts positives further away than `ignore_mm` as negatives too, as the published code
+            does. Positives are up to 25 mm away, so that this is the usual case there and the loss cannot fall below
+            log 2.
     """
     candidates = hard_negatives(cells, pairs, ranked, ignore_mm, (), exclude_positive)
     own = negative_similarities(cells, pairs, draw(candidates, drawn, generator))
@@ -210,7 +209,7 @@ def coarse_loss(
 
 
 def _nearer(rows: Tensor, columns: Tensor, distance: float) -> Tensor:
-    """(r, 3) and (c, 3) positions -> (r, c) bool; exact, while a matrix product would lose small distances."""
+    """(r, c) bool for positions (r, 3) and (c, 3); exact, while a matrix product would lose small distances."""
     squared = torch.zeros(len(rows), len(columns), dtype=rows.dtype, device=rows.device)
     for axis in range(3):
         difference = rows[:, axis, None] - columns[:, axis]

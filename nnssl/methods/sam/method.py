@@ -1,9 +1,9 @@
 """SAM: self-supervised anatomical embeddings (Yan et al., IEEE TMI 2022).
 
-Two crops of a volume, scaled on their own, show the same anatomy at known places. Each cell of two feature maps gets a
-unit vector: a fine one at about half of the resolution, and a coarse one that sees the whole body region. Cells of one
-place attract each other; hard negatives out of the same two crops, and for the coarse vectors other volumes too, repel.
-The mean of both similarities finds a point of one patient in another (`nnssl_match`).
+Two crops of a volume, each with its own scale, show the same anatomy at known positions. The cells of two feature maps
+get unit vectors: fine ones at about half the resolution, and coarse ones that see the whole body region. Cells at the
+same position attract each other and repel hard negatives from the two crops; coarse ones also repel cells of other
+volumes. The mean of both similarities finds a point of one patient in another (`nnssl_match`).
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from nnssl.networks.encodings import EncodingHead
 from nnssl.networks.pyramid import FeaturePyramid
 
 _WINDOW_CT = 4095.0  # width of the code's window [-1024, 3071] in HU
-_WINDOW_OTHERS = 2350.0  # all of the range, in the units of `Volume.hu_affine`
+_WINDOW_OTHERS = 2350.0  # the whole range, in the units of `Volume.hu_affine`
 _FEWEST_CELLS = 4  # along each axis of a patch's coarse map; the code has 8 x 6 x 6
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamConfig(PixelConfig):
-    """Hyper-parameters of SAM; [C] stands in the authors' code, [D] is ours (methods.md 5.1, 5.3, 5.4).
+    """Hyper-parameters of SAM; [C] is from the authors' code, [D] ours (methods.md 5.1, 5.3, 5.4).
 
-    Distances are in millimetres and made for the code's volumes of 2 mm. The published samplers of the two crops either
-    draw how much they overlap on each axis (DeepLesion) or put both around a common point (lymph nodes), and a fifth of
-    the pairs is independent of each other: 6 % and 9.5 % have nothing in common. Here the first crop holds a body voxel
-    and the second one is uniform over the places that overlap enough, which is nearest to the one for lymph nodes.
+    Distances suit the code's voxels of 2 mm. The published samplers either draw the overlap of the two crops on each
+    axis (DeepLesion) or put both around a common point (lymph nodes), and a fifth of the pairs is independent, so that
+    6 % and 9.5 % do not overlap. Here the first crop contains a body voxel, and the second is uniform over all
+    positions that overlap enough, much as in the sampler for lymph nodes.
     """
 
     num_epochs: int = 200  # x 100 steps = 20,000 steps [C]
@@ -50,42 +50,40 @@ class SamConfig(PixelConfig):
     weight_decay: float = 1e-4  # [C]
     schedule: Literal["constant", "cosine"] = "constant"  # [C]
     warmup_steps: int = 500  # [C], linear
-    gradient_clip: float | None = 10.0  # [D], against outliers only: norms of 2 to 5 are usual
+    gradient_clip: float | None = 10.0  # [D], for outliers only: norms of 2 to 5 are usual
     scale_range: float = 0.2  # [C]
     least_overlap: float = 0.125  # [D], LAPN's; the code has pairs without any
-    points_per_pair: int = 2000  # body points of the overlap, out of which the fine queries are drawn [C]
+    points_per_pair: int = 2000  # body points of the overlap, from which the fine queries are drawn [C]
     noise_sigma_hu: tuple[float, float] = formerly_fixed((0.0, 4.095))  # up to a thousandth of the window [C]
     embedding_dim: int = 128  # of both [C]
     fine_level: int | None = None  # of the decoder's maps, 0 the finest; None: the finest of stride 2 [C] or more
     coarse_level: int | None = None  # None: the coarsest on which a patch has 4 cells or more along each axis
     temperature: float = 0.5  # [C]
-    fine_queries: int = 100  # a view [C]
-    fine_positive_mm: float = 2.0  # nearest cells of the two views that are further apart are no pair [C]
-    fine_ignore_mm: float = 20.0  # cells nearer than this to the query are no negatives [C]
+    fine_queries: int = 100  # per view [C]
+    fine_positive_mm: float = 2.0  # the nearest cell of the other view is a positive if nearer than this [C]
+    fine_ignore_mm: float = 20.0  # cells nearer to the query are not negatives [C]
     fine_ranked: int = 2000  # hardest cells of both views, by the sum of both similarities [C]
-    fine_negatives: int = 500  # drawn out of these [C]
-    coarse_queries: int = 512  # a view, at most [D]; all cells [C], 288 there
+    fine_negatives: int = 500  # drawn from these [C]
+    coarse_queries: int = 512  # per view, at most [D]; all cells [C], 288 there
     coarse_positive_mm: float = 25.0  # [C]
-    coarse_positive_slice_mm: float = 6.0  # and along Z [C]; 8 for the first view, by a number in the code's text
+    coarse_positive_slice_mm: float = 6.0  # along Z [C]; 8 for the first view, by a literal in the code
     coarse_ignore_mm: float = 5.0  # [C]
     coarse_ranked: int = 250  # [C]
-    coarse_negatives: int = 200  # drawn out of these [C]
+    coarse_negatives: int = 200  # drawn from these [C]
     global_negatives: int = 1000  # cells of other volumes of the same process [C]
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("embedding_dim", "fine_queries", "fine_ranked", "fine_negatives", "coarse_queries",
-                     "coarse_ranked", "coarse_negatives"):  # fmt: skip
-            at_least(self, name, 1)
-        for name in ("global_negatives", "fine_ignore_mm", "coarse_ignore_mm", "fine_level", "coarse_level"):
-            at_least(self, name, 0)
-        for name in ("temperature", "fine_positive_mm", "coarse_positive_mm", "coarse_positive_slice_mm"):
-            positive(self, name)
-        ascending(self, "noise_sigma_hu", 0, 10_000)
+        at_least(self, 1, "embedding_dim", "fine_queries", "fine_ranked", "fine_negatives", "coarse_queries",
+                 "coarse_ranked", "coarse_negatives")  # fmt: skip
+        at_least(self, 0, "global_negatives", "fine_ignore_mm", "coarse_ignore_mm", "fine_level", "coarse_level")
+        positive(self, "temperature", "fine_positive_mm", "coarse_positive_mm", "coarse_positive_slice_mm")
+        ascending(self, 0, 10_000, "noise_sigma_hu")
         for kind in ("fine", "coarse"):
-            if getattr(self, f"{kind}_negatives") > getattr(self, f"{kind}_ranked"):
-                raise UserError(f"{kind}_negatives are drawn out of {kind}_ranked cells; set -o {kind}_ranked="
-                                f"{getattr(self, f'{kind}_negatives')} or more")  # fmt: skip
+            negatives = getattr(self, f"{kind}_negatives")
+            if negatives > getattr(self, f"{kind}_ranked"):
+                raise UserError(f"{kind}_negatives are drawn from {kind}_ranked cells; set -o "
+                                f"{kind}_ranked={negatives} or more")  # fmt: skip
 
 
 @dataclass
@@ -123,17 +121,17 @@ class Sam(PixelMethod):
 
     @classmethod
     def check(cls, config: SamConfig, backbone: FeaturePyramid) -> None:
-        """As for every method, with both crops of all volumes in one pass; also refuse a network of too few levels."""
+        """As for every method, with both crops of all volumes in one pass; also refuse networks with too few levels."""
         backbone.check_patch(config.patch, 2 * config.volumes)
         choose_levels(config, backbone)
 
     @classmethod
     def sample(cls, volume: Volume, config: SamConfig, rng: np.random.Generator) -> Sample:
-        """Two crops with matched points (`PixelMethod.sample`), and what is random about their noise and their loss.
+        """Draw two crops with matched points (`PixelMethod.sample`), their noise, and the seeds of the loss.
 
         Returns also:
             noise_sigma: (2, C) float32 deviation of each crop's noise, in the plans' normalised values.
-            noise_seed, draw_seed: () int64 of the noise, and of the choice of queries and negatives.
+            noise_seed, draw_seed: () int64, for the noise, and for the choice of queries and negatives.
         """
         sample = super().sample(volume, config, rng)
         window = np.where(volume.is_ct, _WINDOW_CT, _WINDOW_OTHERS) / volume.hu_affine[:, 1]
@@ -145,7 +143,7 @@ class Sam(PixelMethod):
 
     @staticmethod
     def collate(samples: list[Sample]) -> Batch:
-        """As for every pixel method; `counts` (B,) says how many of the matched points are of each sample."""
+        """As for every pixel method, with the number of matched points of each sample as `counts` (B,)."""
         counts = torch.tensor([len(sample["points"]) for sample in samples])
         return {**PixelMethod.collate(samples), "counts": counts}
 
@@ -164,7 +162,7 @@ class Sam(PixelMethod):
             volumes = self._volumes(batch, fine_maps, coarse_maps)
             fine = [self._fine_term(volume) for volume in volumes]
             coarse = [self._coarse_term(volume, volumes) for volume in volumes]
-            # All parameters have to take part: DistributedDataParallel waits for the gradient of each.
+            # All parameters must take part: DistributedDataParallel waits for the gradient of each.
             idle = [level.mean() * 0 for level in pyramid[: self._head("fine").level] if level.numel()]
             losses = [torch.stack([term.loss for term in terms]).mean() for terms in (fine, coarse)]
         terms = {
@@ -210,9 +208,9 @@ class Sam(PixelMethod):
 
 
 class _Term(NamedTuple):
-    """A loss; the mean cosine of its positives; their number; queries and positives (Q, d). Only it has a gradient.
+    """A loss, the mean cosine of its positives, their number, and queries and positives (Q, d).
 
-    Where a query has no positive, the latter is NaN.
+    Only the loss has a gradient. The positive of a query without one is NaN.
     """
 
     loss: Tensor
@@ -231,10 +229,10 @@ def _term(loss: Tensor, cells: Cells, pairs: Pairs) -> _Term:
 
 
 def choose_levels(config: SamConfig, backbone: FeaturePyramid) -> tuple[int, int]:
-    """Levels of the decoder's maps that the fine and the coarse embedding are made from.
+    """Choose the levels of the decoder for the fine and the coarse embedding.
 
     Raises:
-        UserError: the network has too few levels, or the options name none of them.
+        UserError: the network has too few levels, or the options name levels that do not exist.
     """
     patch, last = config.patch, len(backbone.strides) - 1
     fine, coarse = config.fine_level, config.coarse_level
@@ -245,21 +243,21 @@ def choose_levels(config: SamConfig, backbone: FeaturePyramid) -> tuple[int, int
                 if all(p >= _FEWEST_CELLS * s for p, s in zip(patch, stride, strict=True))]  # fmt: skip
         coarse = max([*deep, fine + 1])
     if not fine < coarse <= last:
-        raise UserError(f"SAM takes a fine and a coarser level of the decoder, and {fine} and {coarse} of the levels "
-                        f"0..{last} are none; set -o fine_level=... coarse_level=..., or choose plans whose network "
-                        f"has more stages with -p")  # fmt: skip
+        raise UserError(f"SAM needs a fine and a coarser one of the decoder's levels 0 to {last}, not {fine} and "
+                        f"{coarse}; set -o fine_level=... coarse_level=..., or choose plans with more stages with "
+                        f"-p")  # fmt: skip
     return fine, coarse
 
 
 @torch.no_grad()
 def _interpolated(coarse: Tensor, size: Sequence[int]) -> Tensor:
-    """The coarse maps (2, d, ...) at the fine cells: (M, d) unit vectors in the order of `Cells`, for the ranking."""
+    """Interpolate the coarse maps (2, d, ...) at the fine cells: (M, d) unit vectors in the order of `Cells`."""
     wide = l2_normalise(F.interpolate(coarse, size=tuple(size), mode="trilinear"), dim=1)
     return wide.permute(0, 2, 3, 4, 1).reshape(-1, wide.shape[1])
 
 
 def _cells_elsewhere(volume: _Volume, volumes: Sequence[_Volume], most: int) -> tuple[Tensor, Tensor]:
-    """Random coarse cells of other volumes: (G, d) vectors with gradient, and (G,) which of them are some."""
+    """Random coarse cells of other volumes: (G, d) vectors with gradient, and (G,) bool which of them are usable."""
     usable = torch.cat([v.coarse_cells.usable & (v.number != volume.number) for v in volumes])
     keys = torch.rand(len(usable), generator=volume.generator, device=usable.device).masked_fill_(~usable, -1.0)
     chosen = keys.topk(min(most, len(keys))).indices

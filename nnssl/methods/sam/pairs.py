@@ -1,7 +1,7 @@
-"""Which cells of two overlapping crops SAM compares: pure functions of tensors (methods.md 5.3).
+"""The cells of two overlapping crops that SAM compares: pure functions of tensors (methods.md 5.3).
 
-Both views of a volume have one map each, of the same size. Their cells are numbered through, those of the first view
-first, in the order of the maps' axes.
+The two views of a volume have maps of the same size. Their cells have consecutive numbers in the order of the maps'
+axes, beginning with the first view.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from nnssl.networks.pyramid import Stride
 
 
 class Views(NamedTuple):
-    """Where the two crops of a volume lie.
+    """Geometry of the two crops of a volume.
 
     Args:
         starts: (2, 3) first voxels in the volume.
-        scales: (2,) voxels of the volume for one of the patch.
-        spacing: (3,) millimetres a voxel of the volume.
+        scales: (2,) voxels of the volume per voxel of the patch.
+        spacing: (3,) millimetres per voxel of the volume.
         size: (3,) voxels of the volume.
     """
 
@@ -35,7 +35,7 @@ class Views(NamedTuple):
 
 
 def cells_of_views(maps: Tensor, stride: Stride, views: Views) -> Cells:
-    """The cells of both maps (2, d, Z, Y, X) of unit vectors; those with their centre in the volume are usable."""
+    """The cells of both maps (2, d, Z, Y, X) of unit vectors; cells with their centre in the volume are usable."""
     places = cell_positions(maps.shape[2:], stride, views.starts, views.scales, views.spacing.expand(2, 3))
     voxels = places / views.spacing
     inside = ((voxels >= -0.5) & (voxels <= views.size - 0.5)).all(-1)
@@ -46,14 +46,14 @@ def cells_of_views(maps: Tensor, stride: Stride, views: Views) -> Cells:
 def cell_positions(
     size: Sequence[int], stride: Sequence[int], starts: Tensor, scales: Tensor, spacing: Tensor
 ) -> Tensor:
-    """Where the cells of a feature map lie in their volumes.
+    """Positions of the cells of a feature map in their volumes.
 
     Args:
         size: (Z, Y, X) cells of the map.
-        stride: Voxels of the patch a cell.
+        stride: Voxels of the patch per cell.
         starts: (B, 3) first voxel of each patch in its volume.
         scales: (B,) of the patches.
-        spacing: (B, 3) millimetres a voxel.
+        spacing: (B, 3) millimetres per voxel.
 
     Returns:
         (B, Z, Y, X, 3) centres of the cells in millimetres, float32.
@@ -73,16 +73,16 @@ def fine_pairs(
     points: Tensor, cells: Cells, size: Sequence[int], stride: Stride, views: Views, most: int, within_mm: float,
     generator: torch.Generator | None = None,
 ) -> Pairs:  # fmt: skip
-    """Draw queries among the cells that hold matched points, and take the nearest cells of the other view.
+    """Draw queries among the cells with matched points, and pair them with the nearest cells of the other view.
 
     Args:
         points: (M, 2, 3) positions in both patches, in voxels. M may be 0.
         cells: of both views.
         size: (Z, Y, X) cells of one map.
-        stride: voxels of the patch a cell.
-        views: where the crops lie.
-        most: queries a view.
-        within_mm: a positive has to be nearer than this.
+        stride: voxels of the patch per cell.
+        views: geometry of the crops.
+        most: largest number of queries per view.
+        within_mm: a positive must be nearer than this.
         generator: source of the draws, on the device of the tensors.
     """
     drawn = []
@@ -99,15 +99,15 @@ def coarse_pairs(
     cells: Cells, size: Sequence[int], stride: Stride, views: Views, most: int, within_mm: float,
     within_slice_mm: float, generator: torch.Generator | None = None,
 ) -> Pairs:  # fmt: skip
-    """Take all cells as queries, at most `most` a view, and the nearest cells of the other view.
+    """Take all cells as queries, at most `most` per view, and pair them with the nearest cells of the other view.
 
     Args:
         cells: of both views.
         size: (Z, Y, X) cells of one map.
-        stride: voxels of the patch a cell.
-        views: where the crops lie.
-        most: queries a view.
-        within_mm: a positive has to be nearer than this.
+        stride: voxels of the patch per cell.
+        views: geometry of the crops.
+        most: largest number of queries per view.
+        within_mm: a positive must be nearer than this.
         within_slice_mm: and nearer than this along Z.
         generator: source of the draws, on the device of the tensors.
     """
@@ -123,9 +123,9 @@ def _with_nearest(
     query: Tensor, cells: Cells, size: Sequence[int], stride: Stride, views: Views, other: int, within_slice_mm: float,
     within_mm: float,
 ) -> Pairs:  # fmt: skip
-    """Pairs of cells (Q,) and the nearest ones of the other view; valid where those are near enough and usable.
+    """Pair cells (Q,) with the nearest ones of the other view; valid if these are near enough and usable.
 
-    Cells lie on a lattice along the axes, so that the nearest one is found by rounding.
+    Rounding finds the nearest cell, because cells form a lattice along the axes.
     """
     places = cells.places[query]
     in_patch = to_patch(places / views.spacing, views.starts[other].to(places.dtype), views.scales[other])
@@ -138,7 +138,7 @@ def _with_nearest(
 
 
 def _draw(pairs: Pairs, most: int, generator: torch.Generator | None) -> Pairs:
-    """At most `most` of the pairs, valid ones first."""
+    """Draw at most `most` of the pairs, valid ones first."""
     if len(pairs.query) <= most:
         return pairs
     keys = torch.rand(len(pairs.query), generator=generator, device=pairs.query.device)
@@ -147,6 +147,6 @@ def _draw(pairs: Pairs, most: int, generator: torch.Generator | None) -> Pairs:
 
 
 def _number(cell: Tensor, size: Sequence[int]) -> Tensor:
-    """(n, 3) cells -> (n,) numbers."""
+    """Numbers (n,) of cells (n, 3)."""
     _, height, width = size
     return (cell[:, 0] * height + cell[:, 1]) * width + cell[:, 2]

@@ -1,4 +1,4 @@
-"""Crops by a scale (methods.md 5.1); noise, gamma and brightness in the units of an intensity window (3.1)."""
+"""Noise, gamma and brightness in the units of an intensity window (methods.md 3.1)."""
 
 from __future__ import annotations
 
@@ -8,51 +8,22 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from nnssl.methods.base import MethodConfig, ascending, between, formerly_fixed
 
-
-@torch.no_grad()
-def scaled_crops(regions: Tensor, scales: Tensor, patch: tuple[int, int, int]) -> Tensor:
-    """Sample patches from regions that begin one voxel before their crops (methods.md 5.1).
-
-    Voxel i of a patch lies at 1 + (i + 0.5) * scale - 0.5 of its region: scales need no box of whole voxels, and what
-    lies around the crop is looked at.
-
-    Args:
-        regions: (N, C, Z, Y, X) floating, as large as `nnssl.methods.shared.overlapping_crops.region_size` or larger.
-        scales: (N,) voxels of the region for one of the patch.
-        patch: (Z, Y, X) size of the results.
-
-    Returns:
-        (N, C, *patch), of the regions' type.
-    """
-    axes = []
-    for size, length in zip(regions.shape[2:], patch, strict=True):
-        steps = torch.arange(length, device=regions.device, dtype=regions.dtype) + 0.5
-        voxels = 0.5 + steps * scales.to(regions.dtype)[:, None]
-        axes.append((2 * voxels + 1) / size - 1)
-    z, y, x = axes
-    shape = (len(regions), *patch)
-    lines = (x[:, None, None, :], y[:, None, :, None], z[:, :, None, None])
-    grid = torch.stack([line.expand(shape) for line in lines], -1)
-    return F.grid_sample(regions, grid, mode="bilinear", padding_mode="border", align_corners=False)
-
-
-WINDOW_KEYS = ("noise_sigma", "noise_seed", "gamma", "brightness")  # the parameters, as `sample_window_intensity` draws
+WINDOW_KEYS = ("noise_sigma", "noise_seed", "gamma", "brightness")  # what `sample_window_intensity` draws
 
 _CT_WINDOW_HU = (-200.0, 400.0)  # PiMPiC's [P] [C]
-_OTHER_WINDOW = (-1350.0, 1000.0)  # all of the range of a channel without HU, in the units of `Volume.hu_affine`
+_OTHER_WINDOW = (-1350.0, 1000.0)  # the whole range of a channel without HU, in the units of `Volume.hu_affine`
 
 
 @dataclass(frozen=True, kw_only=True)
 class WindowIntensityConfig(MethodConfig):
     """Hyper-parameters of noise, gamma and brightness.
 
-    PiMPiC's code has the noise only [C]; its paper says "intensity-based augmentations", and the others are ours.
+    Only the noise is in PiMPiC's code [C]; its paper says "intensity-based augmentations", and the rest is our choice.
     """
 
     noise_probability: float = formerly_fixed(0.9)  # [C]
@@ -64,9 +35,8 @@ class WindowIntensityConfig(MethodConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("noise_sigma_hu", "brightness_hu"):
-            between(self, name, 0, 10_000)
-        ascending(self, "gamma", 0.01, 100)
+        between(self, 0, 10_000, "noise_sigma_hu", "brightness_hu")
+        ascending(self, 0.01, 100, "gamma")
 
 
 def sample_window_intensity(
@@ -78,12 +48,12 @@ def sample_window_intensity(
         rng: source of the draws.
         views: number of views K.
         config: probabilities and strengths.
-        noise_only: one strength of noise for all views together, and no gamma or brightness: the authors' augmentation,
-            which is of the volume that the views are then cut from.
+        noise_only: one strength of noise for all views, and no gamma or brightness: the authors' augmentation, which
+            they apply to the volume before they cut the views.
 
     Returns:
-        "noise_sigma" (K,) and "brightness" (K,) in window units, 0 where there is none; "gamma" (K,), 1 where there is
-        none; "noise_seed" () int64 >= 0, of all views' noise.
+        "noise_sigma" (K,) and "brightness" (K,) in window units, 0 for none; "gamma" (K,), 1 for none; "noise_seed" ()
+        int64 >= 0, for the noise of all views.
     """
     width = _CT_WINDOW_HU[1] - _CT_WINDOW_HU[0]
     sigma, most = config.noise_sigma_hu / width, config.brightness_hu / width
@@ -105,9 +75,9 @@ def apply_window_intensity(
 ) -> Tensor:
     """Augment normalised views as if their window were [0, 1], and return them normalised as before.
 
-    With u = (offset + scale x - low) / width, the window being [-200, 400] HU for CT and the whole range for other
-    channels: u becomes u^gamma inside the window and stays what it is outside; brightness and then noise are added.
-    With PiMPiC's preset u = x. Values may leave [0, 1] by brightness and noise, as the noise does in the authors' code.
+    The window is [-200, 400] HU for CT and the whole range for other channels: u = (offset + scale x - low) / width.
+    Inside the window u becomes u^gamma; then brightness and noise are added, which may take values out of [0, 1], as
+    the noise does in the authors' code. With PiMPiC's preset u = x.
 
     Args:
         x: (K, C, Z, Y, X) floating. Not changed.

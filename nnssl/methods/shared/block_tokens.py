@@ -1,4 +1,4 @@
-"""One vector for every visible block of a volume, from any backbone, and the light decoder that fills in the others."""
+"""One token for every visible block of a volume, from any backbone, and the light decoder that predicts the others."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ _LEAST_BLOCK, _LARGEST_BLOCK = 8, 16  # voxels (methods.md 4.1)
 
 
 def block_size(backbone: FeaturePyramid, patch_size: Sequence[int], wanted: Sequence[int] | None) -> tuple[int, ...]:
-    """Choose the blocks (Z, Y, X) that masks are made of.
+    """Choose the size (Z, Y, X) of the blocks that masks consist of.
 
-    On every axis the stride of the coarsest level, but from 8 to 16 voxels; of the sizes that divide the patch and fit
-    the strides of all levels the nearest one to it.
+    On every axis it is near the stride of the coarsest level, limited to 8 to 16 voxels: the nearest of the sizes that
+    divide the patch and fit the strides of all levels.
 
     Args:
-        backbone: Whose tokens are blocks; a network of tokens knows no other blocks than these.
+        backbone: The encoder; for a network of tokens, only the size of a token fits.
         patch_size: (Z, Y, X) voxels.
         wanted: The user's choice, or None.
 
     Raises:
-        UserError: No block, or the wanted one, does not fit; the message names what to set.
+        UserError: No size fits, or the wanted one does not; the message names the option to set.
     """
     fitting = [
         [n for n in range(1, extent + 1) if extent % n == 0 and all(n % s == 0 or s % n == 0 for s in steps)]
@@ -41,7 +41,7 @@ def block_size(backbone: FeaturePyramid, patch_size: Sequence[int], wanted: Sequ
                             f"{format_size(patch_size)}; set -o mask_block to one of {possible}")  # fmt: skip
         return tuple(wanted)
     if not all(fitting):
-        raise UserError(f"no blocks fit the patch {format_size(patch_size)}; its sides have to be multiples of "
+        raise UserError(f"no blocks fit the patch {format_size(patch_size)}; set -o patch_size to multiples of "
                         f"{format_size(backbone.strides[-1])}")  # fmt: skip
     usual = [min(max(step, _LEAST_BLOCK), _LARGEST_BLOCK) for step in backbone.strides[-1]]
     return tuple(
@@ -51,21 +51,21 @@ def block_size(backbone: FeaturePyramid, patch_size: Sequence[int], wanted: Sequ
 
 
 class BlockTokens(nn.Module):
-    """The levels of a backbone, brought to the grid of the blocks: one token a block.
+    """The levels of a backbone on the grid of the blocks: one token per block.
 
-    Finer levels are averaged over a block, coarser ones repeated; each is normalised over its channels and mapped
-    linearly to the tokens' width, and the results are added, so that every part of the encoder learns. A backbone that
-    encodes blocks itself (a ViT) is taken as it is.
+    Finer levels are averaged over a block, coarser ones repeated. Each is normalised over its channels and mapped
+    linearly to the tokens' width, and the sum lets every part of the encoder learn. The tokens of a backbone that
+    encodes blocks itself (a ViT) are taken unchanged.
 
     Args:
         backbone: Encoder levels.
-        width: Of the tokens; a backbone of tokens has its own.
+        width: Width of the tokens; a backbone of tokens has its own.
     """
 
     def __init__(self, backbone: FeaturePyramid, width: int) -> None:
         super().__init__()
         self.width = backbone.channels[-1] if backbone.encodes_blocks else width
-        # what stands in the place of hidden cells inside of the network, where it has a place for that
+        # replaces hidden cells inside the network, if the network can do that
         self.mask_token = nn.Parameter(torch.zeros(backbone.mask_width)) if backbone.mask_width else None
         if self.mask_token is not None:
             nn.init.normal_(self.mask_token, std=0.02)
@@ -80,9 +80,9 @@ class BlockTokens(nn.Module):
 
         Args:
             backbone: The one of the constructor, or a copy.
-            volumes: What it reads.
+            volumes: Its input.
             grid: Blocks along each axis; N is their product.
-            mask: Which blocks it must not see: their tokens mean nothing. None: all are visible.
+            mask: Blocks that it must not see, whose tokens are meaningless; None: all are visible.
         """
         levels = backbone(volumes) if mask is None else backbone.masked_levels(volumes, mask, self.mask_token)
         if not len(self.layers):
@@ -110,14 +110,14 @@ def _to_grid(level: Tensor, grid: Sequence[int]) -> Tensor:
 class LightDecoder(nn.Module):
     """Transformer that predicts all blocks from the visible ones (MAE; Alice, section 3.1).
 
-    Its positions are sines and cosines of the blocks' place in the grid: any size of a patch will do.
+    Its positions are sines and cosines of the blocks' places in the grid, so that any patch size works.
 
     Args:
-        encoder_width: Of the visible tokens.
-        values: Of a block: its voxels times the channels.
-        width: Of the decoder, divisible by the heads.
+        encoder_width: Width of the visible tokens.
+        values: Values per block: voxels times channels.
+        width: Width of the decoder, divisible by `heads`.
         depth: Number of layers.
-        heads: Number of heads of each.
+        heads: Number of attention heads per layer.
     """
 
     def __init__(self, encoder_width: int, values: int, width: int, depth: int, heads: int) -> None:
@@ -158,8 +158,8 @@ def sine_positions(grid: Sequence[int], width: int, device: torch.device | None 
 
     Args:
         grid: Cells along each axis.
-        width: Of the vectors; what is left of it after six equal parts is 0.
-        device: Where to make them.
+        width: Width of the vectors; the remainder after six equal parts is 0.
+        device: Device of the result.
 
     Returns:
         (N, width) float32, cells with the last axis fastest.

@@ -1,4 +1,4 @@
-"""InfoNCE over matched voxels of two views (vox2vec, section 3.3), streamed: no matrix of all pairs is ever held."""
+"""InfoNCE over matched voxels of two views (vox2vec, section 3.3), streamed: the matrix of all pairs never exists."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from torch import Tensor
 from nnssl.core.distributed import gather_rows, rank, row_counts, world_size
 from nnssl.networks.contrastive import l2_normalise
 
-# Numbers in one strip of the matrix. On the CPU a strip should stay in the cache; a GPU wants few and large kernels.
+# Entries of one strip of the matrix: on the CPU it should stay in the cache; a GPU is best with few and large kernels.
 _CPU_STRIP = 2**22
 _GPU_STRIP = 2**24
-# exp(1 / temperature) times the number of pairs has to stay far below the largest float32 (e^88) or float64 (e^709).
+# exp(1 / temperature) times the number of pairs must stay far below the largest float32 (e^88) or float64 (e^709).
 LEAST_TEMPERATURE_FLOAT32 = 1 / 60
 LEAST_TEMPERATURE = 1 / 650
 _COINCIDENT_MM = 1e-3
@@ -31,30 +31,29 @@ def info_nce(
     chunk_rows: int | None = None,
     across_ranks: bool = True,
 ) -> Tensor:
-    """Return the InfoNCE loss of N voxels, or of N crops, that are seen in two views.
+    """Return the InfoNCE loss of N voxels or crops with two views each.
 
     With unit vectors z = h / max(|h|, 1e-8), voxel i and view k, one of the 2N terms is (methods.md 1.3)
 
         -log e^{<z_i1, z_i2>/tau} / (e^{<z_i1, z_i2>/tau} + sum_{j != i} sum_{l=1,2} e^{<z_ik, z_jl>/tau}).
 
-    The chance level of the mean is ln(2N - 1). Several ranks: the negatives are those of all ranks, and the MEAN over
-    ranks of what is returned is the loss of all rows together, whose gradient DistributedDataParallel's average then
-    is. Every rank has to call forward and backward, also one that has no rows. Computed in float32 (float64 for float64
-    input) whatever the autocast; the gradient can be taken once.
+    The chance level of the mean is ln(2N - 1). With several ranks the negatives come from all of them, and the loss of
+    all rows together is the MEAN of the returned values over the ranks, which fits DistributedDataParallel's averaged
+    gradients. Every rank must call forward and backward, even without rows. Computed in float32 (float64 for float64
+    input) under autocast too; the gradient can be taken once.
 
     Args:
         h1: (N, d) vectors of the first view, need not be normalised. N may be 0 (the loss is 0) and may differ between
             ranks.
-        h2: (N, d) vectors of the second view, row by row the same voxels.
+        h2: (N, d) vectors of the second view, of the same voxels row by row.
         temperature: tau, at least 1/650; below 1/60 the sums are taken in float64.
         reduction: "mean" over the 2N terms (the authors' code) or their "sum" (the paper).
-        sources: (N, 4) [volume, z, y, x] of each voxel, coordinates in mm of the source volume; the volume's number
-            means the same on all ranks and is below 2^24. Voxels j of the same volume within `exclude_radius_mm` of i
-            are no negatives.
-        exclude_radius_mm: radius of that ball, >= 0; at 0 only coincident voxels (within 0.001 mm) are left out.
-        chunk_rows: rows of the 2N x 2N matrix that are computed at a time (whole voxels, thus at least two); None takes
-            as many as suit the device. The result does not depend on it but for rounding.
-        across_ranks: False takes negatives and mean of this rank's rows alone, without a word to the others.
+        sources: (N, 4) [volume, z, y, x] of each voxel: number of the volume (the same on all ranks, below 2^24) and
+            position in mm. Voxels j of the same volume within `exclude_radius_mm` of i are not negatives.
+        exclude_radius_mm: that radius, >= 0; at 0 it excludes only coincident voxels (within 0.001 mm).
+        chunk_rows: rows of the 2N x 2N matrix computed at a time (whole voxels, so at least two); None fits the device.
+            It changes the result by rounding only.
+        across_ranks: False uses only this rank's rows, without communication.
 
     Returns:
         () loss, attached to the graph.
@@ -73,7 +72,7 @@ def info_nce(
             places,
             temperature,
             exclude_radius_mm + _COINCIDENT_MM,
-            chunk_rows or _rows_of_strip(wide, counts),
+            2 * max((chunk_rows or _rows_of_strip(wide, counts)) // 2, 1),  # both views of each voxel
             counts,
         )
         total = terms.to(vectors.dtype).sum() * (world_size() if across_ranks else 1)
@@ -112,10 +111,10 @@ class _Terms(torch.autograd.Function):
     """The 2N terms of the loss, from unit vectors (N, 2, d), whose second axis is the view.
 
     With s_ab = <z_a, z_b>/tau over all 2N vectors, S_a the sum of e^{s_ab} over a's negatives and p_a its positive
-    logit, a term is log(1 + S_a e^{-p_a}): the positive stays out of the sum, so that small losses keep their digits.
-    No maximum is subtracted, as |s| <= 1/tau. The matrix of the e^{s_ab} is symmetric: only its upper triangle is
-    computed, in strips of rows [start, stop) and columns [start, end), whose part right of the diagonal block counts
-    for its columns as well. Columns of other ranks come last and have no such second half here.
+    logit, a term is log(1 + S_a e^{-p_a}): without the positive in the sum, small losses keep their digits. No maximum
+    is subtracted, because |s| <= 1/tau. The matrix of the e^{s_ab} is symmetric: only its upper triangle is computed,
+    in strips of rows [start, stop) and columns [start, end). The part of a strip right of the diagonal block counts for
+    its columns too, except for columns of other ranks, which come last.
     """
 
     @staticmethod
@@ -148,11 +147,11 @@ class _Terms(torch.autograd.Function):
         columns, places, positives, terms = ctx.saved_tensors
         temperature, radius, chunk_rows, counts = ctx.settings
         own = terms.shape[0]
-        # Term a moves with s_ab by w_a e^{s_ab}, where w_a = upstream_a / (S_a + e^{p_a}), and term b with the same s
-        # by w_b e^{s_ab}. With all ranks' w each rank finds the whole gradient of its own rows by itself.
+        # Term a has the slope w_a e^{s_ab} in s_ab, where w_a = upstream_a / (S_a + e^{p_a}); term b has w_b e^{s_ab}.
+        # With the w of all ranks, each rank computes the whole gradient of its own rows.
         weights = _own_first((upstream * (-positives - terms).exp()).view(-1, 2), counts).flatten()
         gradient = torch.zeros_like(columns[:own])
-        buffer = columns.new_empty(_most_numbers(own, columns.shape[0], chunk_rows))
+        buffer = columns.new_empty(min(chunk_rows, own) * columns.shape[0])
         with torch.autocast(columns.device.type, enabled=False):
             for start, stop, strip in _strips(columns, places, own, radius, chunk_rows):
                 both = buffer[: strip.numel()].view_as(strip)
@@ -171,26 +170,16 @@ def _own_first(rows: Tensor, counts: list[int]) -> Tensor:
     return gather_rows(rows, counts).roll(-sum(counts[: rank()]), 0) if len(counts) > 1 else rows
 
 
-def _voxels_of_strip(chunk_rows: int) -> int:
-    # A strip holds whole voxels, both views of each.
-    return max(chunk_rows // 2, 1)
-
-
-def _most_numbers(own: int, columns: int, chunk_rows: int) -> int:
-    return min(2 * _voxels_of_strip(chunk_rows), own) * columns
-
-
 def _strips(
     columns: Tensor, places: Tensor | None, own: int, radius: float, chunk_rows: int
 ) -> Iterator[tuple[int, int, Tensor]]:
-    """Yield (start, stop, strip): e^{s} of rows [start, stop) with columns [start, end), 0 where no negative is.
+    """Yield (start, stop, strip): e^{s} of rows [start, stop) with columns [start, end), 0 for pairs that do not count.
 
-    The strips share their memory: each is valid until the next one is asked for, and may be written to.
+    The strips share their memory: each may be changed, and is valid until the next one is drawn.
     """
-    step = 2 * _voxels_of_strip(chunk_rows)
-    buffer = columns.new_empty(_most_numbers(own, columns.shape[0], chunk_rows))
-    for start in range(0, own, step):
-        stop = min(start + step, own)
+    buffer = columns.new_empty(min(chunk_rows, own) * columns.shape[0])
+    for start in range(0, own, chunk_rows):
+        stop = min(start + chunk_rows, own)
         shape = (stop - start, columns.shape[0] - start)
         strip = buffer[: shape[0] * shape[1]].view(shape)
         torch.mm(columns[start:stop], columns[start:].T, out=strip).exp_()
@@ -205,7 +194,7 @@ def _strips(
 
 
 def are_near(rows: Tensor, columns: Tensor, radius: float) -> Tensor:
-    """Tell which (r, c) of the places (r, 4) and (c, 4) [volume, z, y, x] share a volume and are within `radius`."""
+    """Return (r, c) bool: which of the places (r, 4) and (c, 4) [volume, z, y, x] are within `radius` in one volume."""
     squared = torch.zeros(rows.shape[0], columns.shape[0], dtype=rows.dtype, device=rows.device)
     for axis in (1, 2, 3):
         difference = rows[:, axis, None] - columns[:, axis]

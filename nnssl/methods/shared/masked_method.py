@@ -1,4 +1,4 @@
-"""What masked image modelling methods share (MAE, Alice): hidden blocks, encoder, light decoder, reconstruction."""
+"""Base of masked image modelling (MAE, Alice): hidden blocks, encoder, light decoder, reconstruction."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from nnssl.networks.pyramid import BlockMask, FeaturePyramid, spread
 
 
 def hidden_count(blocks: int, ratio: float) -> int:
-    """How many of the blocks are hidden: ceil(ratio * blocks), where 0.75 * 4 is 3 whatever the rounding."""
+    """Number of hidden blocks: ceil(ratio * blocks), without rounding errors such as 0.75 * 4 above 3."""
     return ceil(round(ratio * blocks, 6))
 
 
 def draw_mask(rng: np.random.Generator, grid: Sequence[int], ratio: float) -> NDArray[np.bool_]:
-    """Hide blocks, all choices of the exact number being equally likely.
+    """Hide a fixed number of random blocks.
 
     Args:
         rng: source of the draw.
         grid: blocks along each axis.
-        ratio: part that is hidden, from 0 to below 1.
+        ratio: hidden share, in [0, 1).
 
     Returns:
         (*grid) bool, True where hidden; `hidden_count` of them are.
@@ -44,7 +44,7 @@ def draw_mask(rng: np.random.Generator, grid: Sequence[int], ratio: float) -> ND
 def blocks_inside(
     start: Sequence[int] | Integers, size: Sequence[int] | Integers, patch: Sequence[int], block: Sequence[int]
 ) -> NDArray[np.bool_]:
-    """Which blocks of a crop hold voxels of the volume, and not padding alone.
+    """Which blocks of a crop contain voxels of the volume, and not only padding.
 
     Args:
         start: (3,) first voxel of the crop, which may be negative.
@@ -72,7 +72,7 @@ def to_blocks(volumes: Tensor, block: Sequence[int]) -> Tensor:
 
 
 def from_blocks(rows: Tensor, block: Sequence[int], size: Sequence[int]) -> Tensor:
-    """Put blocks (B, N, V) together to volumes (B, C, *size): the inverse of `to_blocks`."""
+    """Assemble blocks (B, N, V) to volumes (B, C, *size): the inverse of `to_blocks`."""
     grid = [extent // step for extent, step in zip(size, block, strict=True)]
     cells = rows.reshape(len(rows), *grid, *block, -1).permute(0, 7, 1, 4, 2, 5, 3, 6)
     return cells.reshape(len(rows), -1, *size)
@@ -82,10 +82,9 @@ def visible_blocks(hidden: Tensor, ratio: float, layers: int = 1) -> Tensor:
     """Numbers of the blocks that are not hidden, in ascending order.
 
     Args:
-        hidden: (B, *grid) bool, as many True in each as `draw_mask` gives; knowing the number saves a wait for the
-            device.
-        ratio: part that is hidden.
-        layers: how many blocks are hidden or visible together, such as those of a column.
+        hidden: (B, *grid) bool from `draw_mask`; its known number of hidden blocks saves a wait for the device.
+        ratio: hidden share.
+        layers: number of blocks that are hidden or visible together, such as those of a column.
 
     Returns:
         (B, n) integers.
@@ -100,7 +99,7 @@ _EPS = 1e-6  # under the root, for blocks of one value
 
 
 def normalised_blocks(blocks: Tensor) -> Tensor:
-    """What is to be predicted: (x - mean) / sqrt(unbiased variance + 1e-6) of every block by itself.
+    """The target of the prediction: (x - mean) / sqrt(unbiased variance + 1e-6) for each block.
 
     Args:
         blocks: (..., V) floating; half precisions are cast up to float32 first.
@@ -122,8 +121,7 @@ def masked_mse(prediction: Tensor, target: Tensor, counted: Tensor) -> Tensor:
         counted: (B, N) bool, the hidden blocks.
 
     Returns:
-        (B,) errors, each divided by the number of its own crop's values; exactly 0, with a gradient of 0, for a crop
-        without a block that counts.
+        (B,) mean errors of the crops; exactly 0, with a gradient of 0, for a crop without a block that counts.
     """
     error = (prediction.to(target.dtype) - target).square().mean(dim=-1)
     weight = counted.to(error.dtype)
@@ -135,7 +133,7 @@ _SHOWN = 4  # volumes of the pictures
 
 @dataclass(frozen=True, kw_only=True)
 class MaskedConfig(MethodConfig):
-    """Hyper-parameters of masking and decoder; [P] stands in Alice's paper, [C] in its code, [D] was decided here."""
+    """Hyper-parameters of masking and decoder; [P] is from Alice's paper, [C] from its code, [D] ours."""
 
     num_epochs: int = 1000  # x 100 steps = 100,000 steps [P]
     steps_per_epoch: int = 100
@@ -154,17 +152,17 @@ class MaskedConfig(MethodConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("mask_block", "token_width", "decoder_width", "decoder_depth", "decoder_heads"):
-            at_least(self, name, 1)
+        at_least(self, 1, "mask_block", "token_width", "decoder_width", "decoder_depth", "decoder_heads")
         below_one(self, "mask_ratio")
         if self.decoder_width % self.decoder_heads:
-            raise UserError(f"decoder_heads={self.decoder_heads} has to divide decoder_width={self.decoder_width}")
+            raise UserError(f"decoder_heads={self.decoder_heads} must divide decoder_width={self.decoder_width}")
 
 
 class MaskedMethod(Method):
-    """Encoder of the visible blocks and decoder of all of them. Samples hold K crops each; a subclass takes them.
+    """Encoder of the visible blocks and decoder of all blocks.
 
-    What a sample needs: `crops` (K, C, *P), `mask_seeds` (K,), `starts` (K, 3) and `sizes` (K, 3) of the volumes.
+    Subclasses draw samples of K crops: `crops` (K, C, *P), `mask_seeds` (K,), `starts` (K, 3), and the volumes' `sizes`
+    (K, 3).
     """
 
     levels: ClassVar[Literal["encoder", "decoder"]] = "encoder"
@@ -185,7 +183,7 @@ class MaskedMethod(Method):
 
     @classmethod
     def check(cls, config: Any, backbone: FeaturePyramid) -> None:
-        """As for every method; some block has to be visible, and some hidden unless the ratio is 0."""
+        """As for every method; also refuse to hide all blocks."""
         backbone.check_patch(config.patch, config.volumes * cls.crops_per_sample)
         block = block_size(backbone, config.patch_size, config.mask_block)
         maskable = cls.maskable([size // step for size, step in zip(config.patch_size, block, strict=True)], config)
@@ -195,7 +193,7 @@ class MaskedMethod(Method):
 
     @classmethod
     def maskable(cls, grid: list[int], config: Any) -> list[int]:
-        """The grid (Z, Y, X) that masks are drawn on; an axis of 1 is hidden or visible as a whole."""
+        """The grid (Z, Y, X) for drawing masks; an axis of 1 is hidden or visible as a whole."""
         return grid
 
     @property
@@ -204,7 +202,7 @@ class MaskedMethod(Method):
         return True
 
     def augment(self, batch: Batch) -> Batch:
-        """Add `hidden` and `inside` (B, K, *grid): what is masked, and which blocks are not padding alone."""
+        """Add `hidden` and `inside` (B, K, *grid): the masked blocks, and those that are not only padding."""
         seeds, starts, sizes = (batch[name].numpy() for name in ("mask_seeds", "starts", "sizes"))
         patch = self.config.patch
         drawn_on = self.maskable(list(self.grid), self.config)
@@ -244,9 +242,9 @@ class MaskedMethod(Method):
 
     @torch.no_grad()
     def reconstruction(self, batch: Batch) -> list[list[Panel]]:
-        """For up to four volumes: every crop, what is visible of it, and with the network's output in the gaps.
+        """For up to four volumes: every crop, its visible blocks, and these with the network's output in the gaps.
 
-        The predicted blocks get the mean and the deviation of the true ones, which the network is not asked for.
+        Predicted blocks get the mean and deviation of the true ones, which the network does not predict.
         """
         crops, hidden = batch["crops"][:_SHOWN], batch["hidden"][:_SHOWN]
         flat, masks = crops.flatten(0, 1).float(), hidden.flatten(0, 1)

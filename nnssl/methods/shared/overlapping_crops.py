@@ -1,11 +1,10 @@
-"""Two crops of a volume that overlap, each scaled on its own, and points that both hold (methods.md 5.1).
+"""Two overlapping crops of a volume, each with its own scale, and points inside both (methods.md 5.1).
 
-Voxel i of a patch that starts at voxel `start` of the volume and is scaled by `scale` lies at
+Along each axis, voxel i of a patch that starts at voxel `start` of the volume and has the scale `scale` is at
 
     x = start + (i + 0.5) * scale - 0.5
 
-of the volume, in voxels and along each axis: integers are centres of voxels, and a patch of P voxels covers P * scale
-voxels of the volume. Pure functions of arrays and tensors.
+in voxels of the volume. Integers are centres of voxels, and a patch of P voxels covers P * scale voxels of the volume.
 """
 
 from __future__ import annotations
@@ -15,17 +14,18 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from nnssl.core.geometry import Integers, random_crop_start
 from nnssl.methods.base import Batch, Method, Panel, Sample, Volume
 
-_PAIRS, _POINTS = 4, 8  # most of them that are shown
+_PAIRS, _POINTS = 4, 8  # shown in `views.png`, at most
 
 
 def read_crops(volume: Volume, starts: Integers, patch: Sequence[int] | Integers) -> NDArray[np.float32]:
-    """Crops (K, C, *P) from first voxels (K, 3) on, by one read of the box that holds all of them."""
+    """Read the crops (K, C, *P) at first voxels (K, 3) with one read of the box around all of them."""
     origin = starts.min(0)
     region = volume.read(origin, starts.max(0) + patch)
     boxes = [(slice(None), *map(slice, start, start + patch)) for start in starts - origin]
@@ -33,10 +33,7 @@ def read_crops(volume: Volume, starts: Integers, patch: Sequence[int] | Integers
 
 
 def collate_matched(samples: list[Sample], points: str, places: str) -> Batch:
-    """Stacked samples; `points` (M, 2, 3) and `places` (M, 4) are joined.
-
-    The points get the sample's number in front: (N, 2, 4).
-    """
+    """Stack samples, but concatenate `points` (M, 2, 3), as (N, 2, 4) with the sample's number first, and `places`."""
     batch = Method.collate([{k: v for k, v in s.items() if k not in (points, places)} for s in samples])
     numbered = [np.insert(s[points], 0, i, axis=2) for i, s in enumerate(samples)]
     batch[points] = torch.from_numpy(np.concatenate(numbered))
@@ -49,8 +46,8 @@ def matched_view_panels(crops: np.ndarray, points: np.ndarray) -> list[list[Pane
 
     Args:
         crops: (B, 2, C, Z, Y, X).
-        points: (N, 2, 4) [pair, z, y, x] in the first and in the second crop; those of one slice of the first lie in
-            one slice of the second.
+        points: (N, 2, 4) [pair, z, y, x] in the first and in the second crop; points that share a slice of the first
+            share a slice of the second.
     """
     rows = []
     for i in range(min(_PAIRS, len(crops))):
@@ -65,7 +62,7 @@ def matched_view_panels(crops: np.ndarray, points: np.ndarray) -> list[list[Pane
 
 
 def _view_panel(crop: np.ndarray, points: np.ndarray, title: str) -> Panel:
-    """The slice of a crop (Z, Y, X) in which the points (K, 3) lie; the middle one where there is none."""
+    """The slice of a crop (Z, Y, X) with the points (K, 3); the middle one if there are none."""
     z = round(float(points[0, 0])) if len(points) else len(crop) // 2
     marks: Sequence[tuple[int, float, float]] = [(n + 1, float(y), float(x)) for n, (_, y, x) in enumerate(points)]
     return Panel(crop[z], f"{title}, slice {z + 1} of {len(crop)}", marks)
@@ -76,17 +73,17 @@ Array = TypeVar("Array", NDArray[Any], Tensor)
 
 
 def to_source(index: Array, start: Array, scale: Array) -> Array:
-    """Positions in the volume of positions in a patch; shapes broadcast, and integers are centres of voxels."""
+    """Map positions in a patch to positions in the volume; shapes broadcast."""
     return start + (index + 0.5) * scale - 0.5
 
 
 def to_patch(source: Array, start: Array, scale: Array) -> Array:
-    """Positions in a patch of positions in the volume: the inverse of `to_source`."""
+    """Map positions in the volume to positions in a patch: the inverse of `to_source`."""
     return (source - start + 0.5) / scale - 0.5
 
 
 def overlap_fraction(starts: NDArray[Any], scales: NDArray[Any], patch: Sequence[int] | Integers) -> Floats:
-    """Return what two crops have in common, as a part of the larger one.
+    """Return the intersection of two crops as a fraction of the larger one.
 
     Args:
         starts: (..., 2, 3) first voxels of both crops.
@@ -94,7 +91,7 @@ def overlap_fraction(starts: NDArray[Any], scales: NDArray[Any], patch: Sequence
         patch: (3,) size of the patches in voxels.
 
     Returns:
-        (...) in 0..1; for equal scales 1 - |shift| / size, multiplied over the axes.
+        (...) in [0, 1]; for equal scales the product of 1 - |shift| / size over the axes.
     """
     sides = np.asarray(scales, dtype=np.float64)[..., None] * np.asarray(patch)
     begin = np.asarray(starts, dtype=np.float64)
@@ -114,8 +111,8 @@ def sample_pair(
 ) -> tuple[Integers, Floats]:
     """Draw two crops of a volume that overlap enough.
 
-    The first holds the anchor. The second is uniform over all places at which `overlap_fraction` is at least
-    `least_overlap`. Both lie inside the volume; an axis on which it is smaller lies whole inside the crop.
+    The first contains the anchor. The second is uniform over all positions with an `overlap_fraction` of at least
+    `least_overlap`. Both are inside the volume, or cover it whole on axes where it is smaller.
 
     Args:
         rng: Source of the draws.
@@ -123,19 +120,19 @@ def sample_pair(
         size: (3,) size of the volume in voxels.
         patch: (3,) size of the patches in voxels.
         scale_range: r: each crop's scale is uniform between 1 - r and 1 + r, the same on all axes.
-        least_overlap: At most `most_overlap(scale_range)`, which always can be had.
-        draws: Of the second crop, until one overlaps enough; else it is the nearest one. About every third does with an
-            overlap of 1/8, so that 64 fail once in 10^11 times, and every thirtieth with 1/2.
+        least_overlap: At most `most_overlap(scale_range)`, which is always possible.
+        draws: Attempts to draw the second crop; if all fail, it is the nearest possible one. With an overlap of 1/8
+            about every third succeeds, so that 64 fail once in 10^11 times; with 1/2 every thirtieth.
 
     Returns:
-        (2, 3) first voxels, and (2,) scales, which float32 holds exactly.
+        (2, 3) first voxels, and (2,) scales, exact in float32.
     """
     scales = rng.uniform(1 - scale_range, 1 + scale_range, 2).astype(np.float32).astype(np.float64)
     extents = np.ceil(scales[:, None] * np.asarray(patch)).astype(np.int64)
     first = random_crop_start(rng, anchor, extents[0], size)
     room = np.asarray(size, dtype=np.int64) - extents[1]
     lowest, highest = np.minimum(room, 0), np.maximum(room, 0)
-    nearest = np.clip(first, lowest, highest)  # as much in common as can be
+    nearest = np.clip(first, lowest, highest)  # the largest possible overlap
     begin, end = np.maximum(lowest, first - extents[1]), np.minimum(highest, first + extents[0])
     drawn = rng.integers(begin, end, (draws, 3), endpoint=True)
     pairs = np.stack(np.broadcast_arrays(first, np.concatenate([drawn, nearest[None]])), axis=1)
@@ -144,13 +141,40 @@ def sample_pair(
 
 
 def most_overlap(scale_range: float) -> float:
-    """The overlap that two crops of any scales can have: the smallest crop inside of the largest."""
+    """The largest overlap that is possible for any two scales: the smallest crop inside the largest."""
     return float(((1 - scale_range) / (1 + scale_range)) ** 3)
 
 
 def region_size(patch: Sequence[int] | Integers, scale: float) -> Integers:
-    """Voxels (3,) of the volume, from one before the start of a crop, that trilinear sampling of it may look at."""
+    """Voxels (3,) of the volume that trilinear sampling of a crop may read, from one before its start."""
     return np.floor((np.asarray(patch) - 0.5) * scale - 0.5).astype(np.int64) + 3
+
+
+@torch.no_grad()
+def scaled_crops(regions: Tensor, scales: Tensor, patch: tuple[int, int, int]) -> Tensor:
+    """Sample patches from regions that begin one voxel before their crops (methods.md 5.1).
+
+    Voxel i of a patch is at 1 + (i + 0.5) * scale - 0.5 of its region: crops need not cover whole voxels, and the
+    interpolation reads voxels around them.
+
+    Args:
+        regions: (N, C, Z, Y, X) floating, of `region_size` or larger.
+        scales: (N,) voxels of the region per voxel of the patch.
+        patch: (Z, Y, X) size of the results.
+
+    Returns:
+        (N, C, *patch), of the regions' type.
+    """
+    axes = []
+    for size, length in zip(regions.shape[2:], patch, strict=True):
+        steps = torch.arange(length, device=regions.device, dtype=regions.dtype) + 0.5
+        voxels = 0.5 + steps * scales.to(regions.dtype)[:, None]
+        axes.append((2 * voxels + 1) / size - 1)
+    z, y, x = axes
+    shape = (len(regions), *patch)
+    lines = (x[:, None, None, :], y[:, None, :, None], z[:, :, None, None])
+    grid = torch.stack([line.expand(shape) for line in lines], -1)
+    return F.grid_sample(regions, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
 def sample_points(
@@ -162,16 +186,16 @@ def sample_points(
     scales: Floats,
     most: int,
 ) -> tuple[Floats, Floats]:
-    """Draw points that both crops hold: voxels of the first patch whose nearest voxel of the volume is body.
+    """Draw points inside both crops: voxels of the first patch whose nearest voxel of the volume is body.
 
     Args:
         rng: Source of the draws.
         body: `read_body(start, stop)` of the volume: bool mask of a box.
-        size: (3,) size of the volume in voxels; no point is in the padding.
+        size: (3,) size of the volume in voxels; points are never in the padding.
         patch: (3,) size of the patches.
         starts: (2, 3) first voxels of the crops.
         scales: (2,) of the crops.
-        most: How many points are drawn, without repetition, as far as there are so many.
+        most: Number of points to draw without repetition; fewer if there are fewer.
 
     Returns:
         (M, 2, 3) positions in both patches, integers in the first and in 0..patch-1 in the second, and (M, 3) positions

@@ -1,4 +1,4 @@
-"""What methods share that learn an encoding of every voxel from two overlapping crops (LAPN, SAM)."""
+"""Base of the methods that learn an encoding of every voxel from two overlapping crops (LAPN, SAM)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from torch import nn
 
 from nnssl.core.errors import UserError
 from nnssl.methods.base import Batch, Method, MethodConfig, Panel, Sample, Volume, at_least, below_one
-from nnssl.methods.shared.augment import scaled_crops
 from nnssl.methods.shared.overlapping_crops import (
     collate_matched,
     matched_view_panels,
@@ -18,6 +17,7 @@ from nnssl.methods.shared.overlapping_crops import (
     region_size,
     sample_pair,
     sample_points,
+    scaled_crops,
 )
 from nnssl.networks.encodings import EncodingHead
 from nnssl.networks.pyramid import FeaturePyramid
@@ -25,7 +25,7 @@ from nnssl.networks.pyramid import FeaturePyramid
 
 @dataclass(frozen=True, kw_only=True)
 class PixelConfig(MethodConfig):
-    """Hyper-parameters of the pair of crops; the methods set their papers' values."""
+    """Hyper-parameters of the pair of crops."""
 
     points_per_pair: int = 1024  # matched points inside the body, at most
     least_overlap: float = 0.125  # of the larger crop
@@ -33,18 +33,18 @@ class PixelConfig(MethodConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(self, "points_per_pair", 1)
+        at_least(self, 1, "points_per_pair")
         below_one(self, "scale_range")
         most = most_overlap(self.scale_range)
         if not 0 < self.least_overlap <= most:
-            raise UserError(f"least_overlap has to be above 0 and at most {most:.3f}, which crops of all scales can "
-                            f"have, not {self.least_overlap}; or set a smaller scale_range")  # fmt: skip
+            raise UserError(f"least_overlap must be above 0 and at most {most:.3f}, which crops of all scales can "
+                            f"reach, not {self.least_overlap}; or set a smaller scale_range")  # fmt: skip
 
 
 class PixelMethod(Method):
     """Backbone and encoding heads, and the pair of crops that they learn from.
 
-    A subclass says which heads it has (`encoding_heads`) and compares the encodings (`step`).
+    Subclasses define the heads (`encoding_heads`) and compare their encodings (`step`).
     """
 
     levels: ClassVar[Literal["encoder", "decoder"]] = "decoder"
@@ -56,18 +56,18 @@ class PixelMethod(Method):
 
     @classmethod
     def encoding_heads(cls, config: Any, backbone: FeaturePyramid) -> dict[str, EncodingHead]:
-        """Fresh heads by name; a function of the arguments, so that the encoder can be built without the method."""
+        """Make fresh heads by name, from the arguments only: the encoder is built without the method too."""
         raise NotImplementedError
 
     @classmethod
     def sample(cls, volume: Volume, config: Any, rng: np.random.Generator) -> Sample:
-        """Two crops around a body voxel and the body points that both hold (methods.md 5.1).
+        """Draw two crops around a body voxel, and body points inside both (methods.md 5.1).
 
         Returns arrays, for C channels and M matched points:
-            regions: (2, C, *R) float32, the plans' normalised values from one voxel before each crop on, with zeros
-                behind; R suits the largest scale.
+            regions: (2, C, *R) float32, the plans' normalised values from one voxel before each crop, zeros at the end;
+                R fits the largest scale.
             starts: (2, 3) first voxels of the crops in the volume; negative where they begin before it.
-            scales: (2,) float32, voxels of the volume for one of the patch.
+            scales: (2,) float32, voxels of the volume per voxel of the patch.
             points: (M, 2, 3) float32 positions in the first and in the second patch, in voxels.
             places: (M, 4) float32 volume index and position in mm in the volume.
             spacing, size, volume: (3,) mm and (3,) voxels of the volume, and () its index.
@@ -91,11 +91,11 @@ class PixelMethod(Method):
 
     @staticmethod
     def collate(samples: list[Sample]) -> Batch:
-        """Stacked samples; matched points are joined, with the sample's number in front: (N, 2, 4)."""
+        """See `collate_matched`."""
         return collate_matched(samples, "points", "places")
 
     def augment(self, batch: Batch) -> Batch:
-        """`crops` (B, 2, C, *patch): the regions, resampled by each crop's scale; nothing else is changed."""
+        """Resample the regions by each crop's scale: `crops` (B, 2, C, *patch) take their place."""
         regions = batch["regions"]
         patch = self.config.patch
         crops = scaled_crops(regions.flatten(0, 1), batch["scales"].flatten(), patch)
@@ -109,7 +109,7 @@ class PixelMethod(Method):
 
 
 def _read_regions(volume: Volume, starts: np.ndarray, scales: np.ndarray, config: Any) -> np.ndarray:
-    """What both crops are resampled from, by one read of the volume."""
+    """Read the regions of both crops with one read of the volume."""
     begin = starts - 1
     extents = np.stack([region_size(config.patch_size, scale) for scale in scales])
     origin = begin.min(0)

@@ -1,8 +1,8 @@
-"""SimCLR: two views of a crop attract each other, those of all other crops repel them (Chen et al., ICML 2020).
+"""SimCLR: the two views of a crop attract each other and repel the views of all other crops (Chen et al., ICML 2020).
 
-`variant=overlap` takes two overlapping crops of every volume for the views of one place, and contrasts volumes.
-`variant=intra_scan` takes many crops of every volume, each twice, and contrasts the crops of one scan: what scans and
-scanners have in common tells nothing there.
+`variant=overlap` takes two overlapping crops of every volume as the two views, and contrasts volumes.
+`variant=intra_scan` takes two views of each of many crops of a volume, and contrasts the crops of one scan, where
+differences between scans and scanners are no help.
 """
 
 from __future__ import annotations
@@ -12,27 +12,35 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from nnssl.core.errors import UserError
-from nnssl.methods.base import Batch, Method, Panel, Sample, StepOutput, Volume, at_least
-from nnssl.methods.shared.augment import WINDOW_KEYS, WindowIntensityConfig, sample_window_intensity
-from nnssl.methods.shared.info_nce import LEAST_TEMPERATURE
-from nnssl.methods.shared.overlapping_crops import matched_view_panels, read_crops
-from nnssl.methods.simclr.augment import overlapping_starts, random_starts, two_views
-from nnssl.methods.simclr.loss import nt_xent
+from nnssl.core.geometry import random_crop_start
+from nnssl.methods.base import Batch, Method, Panel, Sample, StepOutput, Volume, at_least, share
+from nnssl.methods.shared.augment import (
+    WINDOW_KEYS,
+    WindowIntensityConfig,
+    apply_window_intensity,
+    sample_window_intensity,
+    unit_noise,
+)
+from nnssl.methods.shared.info_nce import LEAST_TEMPERATURE, info_nce
+from nnssl.methods.shared.overlapping_crops import matched_view_panels, read_crops, sample_pair
 from nnssl.networks.contrastive import l2_normalise, projection_head
 from nnssl.networks.pyramid import FeaturePyramid, pooled
+
+_DRAWS = 1024  # attempts to draw the second crop, of which every thirtieth overlaps the first by half
 
 
 @dataclass(frozen=True, kw_only=True)
 class SimclrConfig(WindowIntensityConfig):
-    """Hyper-parameters of SimCLR; [P] stands in a published recipe for volumes, [D] was decided here.
+    """Hyper-parameters of SimCLR; [P] is from a published recipe for volumes, [D] our decision.
 
-    The defaults are those of `variant=overlap`. The recipe of the other one is `-o variant=intra_scan optimiser=adamw
-    learning_rate=1e-4` [P]. Augmentations are ours, with PiMPiC's values.
+    The defaults are for `variant=overlap`; for the other one, type `-o variant=intra_scan optimiser=adamw
+    learning_rate=1e-4` [P]. The augmentations are ours, with PiMPiC's values.
     """
 
-    num_epochs: int = 1000  # x 250 steps [P]; of 8 volumes, patches of 64^3 [P]
+    num_epochs: int = 1000  # x 250 steps, of 8 volumes with patches of 64^3 [P]
     steps_per_epoch: int = 250
     optimiser: Literal["adam", "adamw", "sgd"] = "sgd"  # [P]
     learning_rate: float = 1e-2  # [P]
@@ -41,25 +49,22 @@ class SimclrConfig(WindowIntensityConfig):
     schedule: Literal["constant", "cosine"] = "cosine"  # [D]; a polynomial [P]
     gradient_clip: float | None = 12.0  # [P]
     variant: Literal["overlap", "intra_scan"] = "overlap"
-    least_overlap: float = 0.5  # of the two crops of a volume, with overlap [P]
-    temperature: float = 0.5  # with overlap [P]
-    intra_scan_crops: int = 15  # of a volume, with intra_scan [P]
-    intra_scan_temperature: float = 0.1  # with intra_scan [P]
-    exclude_radius_mm: float = 0.0  # crops of one volume with centres this near are no negatives (0: the same place)
-    flip_probability: float = 0.5  # of each axis, for every view on its own [D]
+    least_overlap: float = 0.5  # of the two crops of a volume, for overlap [P]
+    temperature: float = 0.5  # for overlap [P]
+    intra_scan_crops: int = 15  # per volume, for intra_scan [P]
+    intra_scan_temperature: float = 0.1  # for intra_scan [P]
+    exclude_radius_mm: float = 0.0  # crops of a volume with centres within this distance (0: the same) do not repel
+    flip_probability: float = 0.5  # of each axis, independently for every view [D]
     hidden_dim: int = 512  # [D]
     projection_dim: int = 128  # [D]
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(self, "intra_scan_crops", 2)
-        for name in ("hidden_dim", "projection_dim"):
-            at_least(self, name, 1)
-        for name in ("temperature", "intra_scan_temperature"):
-            at_least(self, name, LEAST_TEMPERATURE)
-        at_least(self, "exclude_radius_mm", 0.0)
-        if not 0 < self.least_overlap <= 1:
-            raise UserError(f"least_overlap has to be above 0 and at most 1, not {self.least_overlap}")
+        at_least(self, 2, "intra_scan_crops")
+        at_least(self, 1, "hidden_dim", "projection_dim")
+        at_least(self, LEAST_TEMPERATURE, "temperature", "intra_scan_temperature")
+        at_least(self, 0, "exclude_radius_mm")
+        share(self, "least_overlap")
 
     @property
     def crops(self) -> int:
@@ -70,7 +75,7 @@ class SimclrConfig(WindowIntensityConfig):
 class Simclr(Method):
     """The views of a batch, one vector each, and their contrast.
 
-    A view's vector is made of all encoder levels, averaged over space, so that every part of any encoder learns.
+    Every part of any encoder learns, because a view's vector comes from the spatial means of all encoder levels.
     """
 
     config_class = SimclrConfig
@@ -84,28 +89,30 @@ class Simclr(Method):
 
     @classmethod
     def check(cls, config: SimclrConfig, backbone: FeaturePyramid) -> None:
-        """As for every method, with the views as the patches of a step; overlapping crops need another volume."""
+        """As for every method, with all views of a step as its patches; also refuse a single crop without negatives."""
         backbone.check_patch(config.patch, config.volumes * config.crops * 2)
         if config.volumes * config.crops < 2:
-            raise UserError("simclr compares volumes, and a step has a single one; set -o batch_size=2 or more, or "
+            raise UserError("simclr compares volumes and a step has only one; set -o batch_size=2 or more, or "
                             "variant=intra_scan")  # fmt: skip
 
     @classmethod
     def sample(cls, volume: Volume, config: SimclrConfig, rng: np.random.Generator) -> Sample:
-        """Crops of a volume, and how their views are augmented.
+        """Draw crops of a volume, and the augmentation of their views.
 
-        Returns arrays, for C channels, a patch P and K crops of two views:
-            crops: (K, 2, C, *P) float32, the plans' normalised values; (K, 1, C, *P) where both views are of one crop.
+        Returns arrays, for C channels, a patch P and K crops with two views:
+            crops: (K, 2, C, *P) float32, the plans' normalised values; (K, 1, C, *P) if both views share a crop.
             sources: (K, 4) volume index and centre of the first view in mm.
             flips: (2K, 3) bool.
-            hu_affine, is_ct: (C, 2) and (C,), what the values mean.
+            hu_affine, is_ct: (C, 2) and (C,), see `Volume`.
             and the parameters of the intensity augmentation.
         """
+        patch, size, views = np.asarray(config.patch), volume.size, 2 * config.crops
         if config.variant == "overlap":
-            starts = overlapping_starts(rng, volume, config.patch, config.least_overlap)
+            anchor = volume.random_body_voxel(rng)
+            starts = sample_pair(rng, anchor, size, patch, 0.0, config.least_overlap, _DRAWS)[0][None]
         else:
-            starts = random_starts(rng, volume, config.patch, config.crops)
-        patch, views = np.asarray(config.patch), 2 * config.crops
+            crops = [random_crop_start(rng, volume.random_body_voxel(rng), patch, size) for _ in range(config.crops)]
+            starts = np.stack(crops)[:, None]
         centres = (starts[:, 0] + (patch - 1) / 2) * volume.spacing
         return {
             "crops": np.stack([read_crops(volume, pair, patch) for pair in starts]),
@@ -117,7 +124,7 @@ class Simclr(Method):
         }
 
     def augment(self, batch: Batch) -> Batch:
-        """`views` (V, K, 2, C, *P): both views of every crop, augmented independently."""
+        """Make `views` (V, K, 2, C, *P): both views of every crop, augmented independently."""
         views = torch.stack([two_views(batch, i) for i in range(len(batch["crops"]))])
         return {"views": views, "sources": batch["sources"]}
 
@@ -136,3 +143,49 @@ class Simclr(Method):
     def panels(cls, batch: Batch, config: Any) -> list[list[Panel]]:
         """Both views of up to four crops."""
         return matched_view_panels(batch["views"].flatten(0, 1).numpy(), np.zeros((0, 2, 4)))
+
+
+@torch.no_grad()
+def two_views(batch: Batch, i: int) -> Tensor:
+    """The views (K, 2, C, *P) of volume i, each flipped and with noise, gamma and brightness of its own.
+
+    Crops (K, 1, C, *P) give two views each.
+    """
+    crops, flips = batch["crops"][i], batch["flips"][i]
+    views = crops.expand(-1, 2, *crops.shape[2:]).flatten(0, 1)
+    for axis in range(3):
+        views = torch.where(flips[:, axis, None, None, None, None], views.flip(axis + 2), views)
+    noise = unit_noise(int(batch["noise_seed"][i]), views.shape, views.device)
+    parameters = {key: batch[key][i] for key in WINDOW_KEYS}
+    changed = apply_window_intensity(views, parameters, noise, batch["hu_affine"][i], batch["is_ct"][i])
+    return changed.unflatten(0, (-1, 2))
+
+
+def nt_xent(
+    vectors: Tensor, temperature: float, within_scans: bool, sources: Tensor, exclude_radius_mm: float = 0.0
+) -> Tensor:
+    """Return the mean over all views of
+
+        -log e^{<z, z'>/tau} / sum_k e^{<z, z_k>/tau},
+
+    where z' is the other view of the same crop and k runs over all other views, of all scans and processes or of the
+    same scan (Chen et al., ICML 2020, eq. 1). The loss of all scans is the MEAN of this over the processes.
+
+    Args:
+        vectors: (V, K, 2, d) of both views of K crops of each of V scans, need not be normalised.
+        temperature: tau.
+        within_scans: take negatives from the same scan only.
+        sources: (V, K, 4) [volume, z, y, x] of the crops' centres, in mm.
+        exclude_radius_mm: crops of one scan with centres within this distance are not negatives of each other.
+
+    Returns:
+        () loss, attached to the graph.
+    """
+    if not within_scans:
+        first, second = vectors.flatten(0, 1).unbind(1)
+        return info_nce(first, second, temperature, "mean", sources.flatten(0, 1), exclude_radius_mm)
+    losses = [
+        info_nce(views[:, 0], views[:, 1], temperature, "mean", places, exclude_radius_mm, across_ranks=False)
+        for views, places in zip(vectors, sources, strict=True)
+    ]
+    return torch.stack(losses).mean()

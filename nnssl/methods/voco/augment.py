@@ -1,6 +1,6 @@
-"""What VoCo draws: a grid of base crops that tile a slab, crops with their labels in it, and how they are augmented.
+"""VoCo's sampling: a grid of base crops that tile a slab, random crops with their labels, and the augmentation.
 
-No geometry here knows the order of the axes; bases are numbered with the last axis fastest.
+The geometry does not depend on the order of the axes; bases are numbered with the last axis fastest.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ def place_slab(
     base_size: Sequence[int],
     shrink: bool,
 ) -> tuple[Integers, Integers]:
-    """Choose where a slab of grid * base voxels lies in a volume.
+    """Choose the position of a slab of grid * base voxels in a volume.
 
-    It holds the anchor. On an axis on which the body is longer it lies inside the body's box, uniformly over all such
-    places; else it holds the whole box, and how much of the rest is before it is drawn.
+    It contains the anchor. Its position is uniform: inside the body's box on axes where the body is longer, around the
+    whole box on others.
 
     Args:
         rng: source of the draw.
@@ -39,12 +39,11 @@ def place_slab(
         body: bounding box of the body.
         grid: bases along each axis.
         base_size: size of a base in voxels.
-        shrink: take smaller bases on an axis on which the slab is longer than the body: the least that still cover it.
-            The authors resize every volume to their slab (methods.md 2.1); as bases and crops are resized afterwards
-            this is the same without a second interpolation.
+        shrink: on axes where the slab is longer than the body, take the smallest bases that cover the body. The authors
+            resize every volume to their slab (methods.md 2.1); this is equivalent, without a second interpolation.
 
     Returns:
-        (3,) first voxel of the slab, in the volume and possibly outside of it, and (3,) the size of the bases.
+        (3,) first voxel of the slab, possibly outside of the volume, and (3,) the size of the bases.
     """
     extent = body.stop - body.start
     base = np.asarray(base_size, dtype=np.int64)
@@ -54,7 +53,7 @@ def place_slab(
 
 
 def base_starts(grid: Sequence[int], base: Sequence[int] | Integers) -> Integers:
-    """First voxels (n, 3) of the bases in the slab, which they tile; n is the product of the grid."""
+    """First voxels (n, 3) of the bases that tile the slab; n is the product of the grid."""
     cells = np.stack(np.unravel_index(np.arange(np.prod(grid)), tuple(grid)), axis=1)
     return (cells * np.asarray(base)).astype(np.int64)
 
@@ -62,18 +61,18 @@ def base_starts(grid: Sequence[int], base: Sequence[int] | Integers) -> Integers
 def random_crop_starts(
     rng: np.random.Generator, count: int, grid: Sequence[int], base: Sequence[int] | Integers
 ) -> Integers:
-    """First voxels (count, 3) of crops of the bases' size, uniform over all that lie in the slab.
+    """First voxels (count, 3) of crops of the bases' size, uniform over all positions in the slab.
 
-    Both ends are included (the authors' code never draws the last one; methods.md 2.1).
+    Both ends are included; the authors' code never draws the last one (methods.md 2.1).
     """
     room = (np.asarray(grid) - 1) * np.asarray(base)
     return rng.integers(0, room, size=(count, len(room)), endpoint=True)
 
 
 def overlap_labels(crops: Integers, bases: Integers, base: Sequence[int] | Integers) -> NDArray[np.float64]:
-    """Labels y (M, n): the part of the crop that lies in each base, as volumes (paper, section 3.2).
+    """Labels y (M, n): the share of each crop's volume in each base (paper, section 3.2).
 
-    Bases that tile a slab share out a crop that lies in it: a row sums to 1 and has at most 2^3 entries that are not 0.
+    If the bases tile the slab, the row of a crop in it sums to 1 and has at most 2^3 entries other than 0.
 
     Args:
         crops: (M, 3) first voxels of the crops.
@@ -88,7 +87,7 @@ def overlap_labels(crops: Integers, bases: Integers, base: Sequence[int] | Integ
 def sample_shifts(
     rng: np.random.Generator, views: int, volume: Volume, probability: float, most_hu: float
 ) -> NDArray[np.float32]:
-    """What is added to the values of each view and channel, (views, C) float32; one draw for all channels."""
+    """Draw the shifts of the values of each view and channel, (views, C) float32; one draw for all channels."""
     shifted = rng.random(views) < probability
     fraction = np.where(shifted, rng.uniform(-1, 1, views), 0.0)
     largest = np.where(volume.is_ct, most_hu, most_hu / _WINDOW_CT * _RANGE_OTHERS)
@@ -105,7 +104,7 @@ def sample_orientations(
         rng: source of the draws.
         crops: number of crops K.
         flip_probability: of each axis.
-        turn_probability: of one to three quarter turns, equally likely, in the plane.
+        turn_probability: of one to three quarter turns in the plane, equally likely.
 
     Returns:
         "flips" (K, 3) bool and "turns" (K,) int64 in 0..3.
@@ -121,8 +120,8 @@ def resized_crops(
 ) -> Tensor:
     """Cut boxes out of volumes, resize each to the patch, flip it and turn it.
 
-    A crop is resized as torch.nn.functional.interpolate does (trilinear, align_corners=False): no voxel outside of the
-    box is looked at. It is then flipped, and turned as numpy.rot90 does over the axes (Y, X).
+    Crops are resized as by torch.nn.functional.interpolate (trilinear, align_corners=False), which reads no voxel
+    outside of the box, then flipped, then turned as by numpy.rot90 over the axes (Y, X).
 
     Args:
         volumes: (B, C, Z, Y, X) floating.
@@ -130,7 +129,7 @@ def resized_crops(
         sizes: (B, 3) integers, size of the boxes of each volume.
         patch: (Z, Y, X) size of the results.
         flips: (B, K, 3) bool.
-        turns: (B, K) integers in 0..3; a patch that is not square in the plane can take 0 and 2 only.
+        turns: (B, K) integers in 0..3; only 0 and 2 if the patch is not square in the plane.
 
     Returns:
         (B, K, C, *patch), of the volumes' type.
@@ -159,7 +158,7 @@ def resized_crops(
 
 
 def _positions(volumes: Tensor, starts: Tensor, sizes: Tensor, length: int, flips: Tensor, axis: int) -> Tensor:
-    """Where the voxels of the results lie along one axis: (B, K, length), from -1 to 1 over the whole volume."""
+    """Positions of the results' voxels along one axis: (B, K, length), from -1 to 1 over the whole volume."""
     steps = torch.arange(length, device=volumes.device, dtype=volumes.dtype) + 0.5
     inside = steps * (sizes.to(volumes.dtype) / length)[:, None] - 0.5
     inside = torch.minimum(inside.clamp(min=0), (sizes - 1).to(volumes.dtype)[:, None])

@@ -1,7 +1,7 @@
 """The losses of VoCo (Wu et al., CVPR 2024): position prediction and the regulariser of the bases.
 
-The authors' code and their paper differ (methods.md 2.3); each has its functions here. y are labels, l are logits: the
-similarity of a crop to a base. Everything is computed in float32 (float64 for float64 input) whatever the autocast.
+The authors' code and their paper differ (methods.md 2.3), and each has its own functions here. y are labels; l are
+logits, the similarity of a crop to a base. All is computed in float32 (float64 for float64 input) under autocast too.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ EPS = 1e-6  # of the authors' code: inside the logarithm and in the denominators
 class VoCoTerms(NamedTuple):
     """The scalars of a step; the loss is positive + negative + weight * regulariser.
 
-    `dead_pairs` is the fraction of the pairs with a positive label that are not attracted: their cosines are 0 or less.
+    `dead_pairs` is the fraction of pairs with a positive label that do not attract, because their cosine is 0 or less.
     """
 
     positive: Tensor
@@ -57,7 +57,7 @@ def code_terms(
 def paper_terms(crops: Tensor, bases: Tensor, labels: Tensor) -> VoCoTerms:
     """The objective of the paper (equations 2, 3 and 5): one network, the bases detached in the prediction.
 
-    Equation 3 has one term over all pairs; it is returned in two parts, of the pairs with and without overlap.
+    The result has two parts of equation 3's single term, for pairs with and without overlap.
 
     Args:
         crops: (B, M, d) vectors of the M crops of B volumes.
@@ -73,19 +73,19 @@ def paper_terms(crops: Tensor, bases: Tensor, labels: Tensor) -> VoCoTerms:
 
 
 def cosines(a: Tensor, b: Tensor) -> Tensor:
-    """Cosines (..., M, n) of vectors (..., M, d) and (..., n, d); 0 for a zero vector, whose gradient is finite."""
+    """Cosines (..., M, n) of vectors (..., M, d) and (..., n, d); 0 with a finite gradient for zero vectors."""
     return l2_normalise(a) @ l2_normalise(b).transpose(-1, -2)
 
 
 def prediction_loss(labels: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
     """The code's L_pos = sum y (-log(1 - |y - l| + eps)) / (sum y + eps) and L_neg = sum_{y=0} l^2 / (#{y=0} + eps).
 
-    Each is taken per volume and averaged over the volumes. The gradient of L_pos grows to y/eps where l is 0 and y is
-    1: clip the gradient.
+    Each is computed per volume and averaged over the volumes. Clip the gradient: that of L_pos grows to y/eps for l = 0
+    and y = 1.
 
     Args:
         labels: (..., M, n) in [0, 1].
-        logits: (..., M, n) in [0, 1]; a cosine that rounding puts above 1 does no harm.
+        logits: (..., M, n) in [0, 1]; cosines just above 1 by rounding are fine.
 
     Returns:
         Two scalars.
@@ -101,8 +101,8 @@ def prediction_loss(labels: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
 def paper_prediction(labels: Tensor, logits: Tensor) -> Tensor:
     """The terms -log(1 - |y - l|) of equation 3, (..., M, n); its loss is their mean.
 
-    1 - d is cut at 1e-6, where the paper's is infinite or undefined (a negative cosine against a label of 1): such a
-    pair has a value of 13.8 and no gradient.
+    1 - d is clamped at 1e-6, because the paper's term can be infinite or undefined (a negative cosine with a label of
+    1). Such a pair has a value of 13.8 and no gradient.
     """
     return -(1 - (labels - logits).abs()).clamp(min=EPS).log()
 
@@ -112,11 +112,10 @@ def base_regulariser(bases: Tensor, detach: bool = True) -> Tensor:
 
     Args:
         bases: (..., n, d).
-        detach: the code stops the gradient of b_j, so that the last base gets none and the first the most. False: both
-            get theirs.
+        detach: as in the code, b_j gets no gradient, so that the last base gets none and the first the most.
 
     Returns:
-        A scalar, the mean over the volumes; 0 and attached to the graph where there is one base only.
+        A scalar, the mean over the volumes; 0 and attached to the graph for a single base.
     """
     units = l2_normalise(bases)
     return _mean_over_pairs((units @ (units.detach() if detach else units).transpose(-1, -2)).relu().square())
@@ -128,7 +127,7 @@ def paper_regulariser(bases: Tensor) -> Tensor:
 
 
 def dead_fraction(labels: Tensor, logits: Tensor) -> Tensor:
-    """Fraction of the pairs with a positive label whose logit is not positive; a scalar without gradient."""
+    """Fraction of pairs with a positive label whose logit is not positive; a scalar without gradient."""
     overlap = labels > 0
     return (overlap & (logits.detach() <= 0)).sum() / overlap.sum().clamp(min=1)
 

@@ -1,8 +1,8 @@
 """VoCo: contrastive position prediction on volumes (Wu et al., CVPR 2024).
 
-A slab of a volume is tiled by base crops. How much a random crop overlaps each of them is what the similarity of their
-representations is to tell; the bases are pushed apart. What is compared is the representation of a whole crop: all
-encoder levels, averaged over space and concatenated, after a projection head.
+Base crops tile a slab of a volume. The similarity of a random crop to each base should equal their overlap, and the
+bases should differ from each other. The representation of a crop is the spatial mean of all encoder levels,
+concatenated, after a projection head.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from nnssl.methods.voco.augment import (
     sample_shifts,
 )
 from nnssl.methods.voco.loss import code_terms, paper_terms
-from nnssl.networks.contrastive import MomentumNetworks, batch_statistics_head, begin_equal
+from nnssl.networks.contrastive import MomentumNetworks, begin_equal, projection_head
 from nnssl.networks.pyramid import FeaturePyramid, pooled
 
 _SHOWN = 4  # volumes of `views.png`, and at most half as many crops of each
@@ -49,7 +49,7 @@ _SHOWN = 4  # volumes of `views.png`, and at most half as many crops of each
 
 @dataclass(frozen=True, kw_only=True)
 class VoCoConfig(MethodConfig):
-    """Hyper-parameters of VoCo; [P] stands in the paper (table 9), [C] in the authors' code (methods.md 2)."""
+    """Hyper-parameters of VoCo; [P] is from the paper (table 9), [C] from the authors' code (methods.md 2)."""
 
     num_epochs: int = 1000  # x 250 steps = 250,000 steps [C]; 100,000 [P]
     steps_per_epoch: int = 250
@@ -59,14 +59,15 @@ class VoCoConfig(MethodConfig):
     weight_decay: float = 1e-2  # [P] [C]
     schedule: Literal["constant", "cosine"] = "cosine"  # [P] [C]
     warmup_steps: int = 5000  # [C]; 100 [P]. A short run needs fewer.
-    gradient_clip: float | None = 1.0  # the gradient of the logarithm grows to 1e6; the code clips without AMP only
-    crops: int = 2  # random crops a volume [C]; 4 [P]
+    gradient_clip: float | None = 1.0  # the gradient of the logarithm grows to 1e6; the code clips only without AMP
+    crops: int = 2  # random crops per volume [C]; 4 [P]
     grid: tuple[int, int, int] = (1, 4, 4)  # bases along (Z, Y, X): 4 x 4 x 1 [P] [C]
-    base_scale: float = 1.5  # voxels of a base for one of the patch: 96 for 64 [P] [C]
+    base_scale: float = 1.5  # voxels of a base per voxel of the patch: 96 for 64 [P] [C]
     base_size: tuple[int, int, int] | None = None  # (Z, Y, X) voxels of bases and crops; None: base_scale * patch
-    shrink_bases: bool = True  # smaller ones where the body is smaller than the slab; False: the slab is padded
-    flip_probability: float = 0.2  # of each axis, for every crop and base on its own [C]. Flips hide left from right:
-    turn_probability: float = 0.2  # of quarter turns in the plane [C]. A short run on symmetric anatomy needs 0 and 0.
+    shrink_bases: bool = True  # smaller bases if the body is smaller than the slab; False: pad the slab
+    # A short run on symmetric anatomy needs 0 for both, because flips hide the difference between left and right.
+    flip_probability: float = 0.2  # of each axis, independently for every crop and base [C]
+    turn_probability: float = 0.2  # of quarter turns in the plane [C]
     shift_probability: float = formerly_fixed(0.1)  # of a shift in intensity [C]
     shift_hu: float = formerly_fixed(42.5)  # largest, either way: a tenth of the window [C]
     objective: Literal["code", "paper"] = "code"  # the paper's has no teacher
@@ -77,17 +78,16 @@ class VoCoConfig(MethodConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("crops", "grid", "base_size", "projection_dim"):
-            at_least(self, name, 1)
-        at_least(self, "regulariser_weight", 0.0)
+        at_least(self, 1, "crops", "grid", "base_size", "projection_dim")
+        at_least(self, 0, "regulariser_weight")
         positive(self, "base_scale")
         below_one(self, "teacher_momentum")
-        between(self, "shift_hu", 0, 10_000)
+        between(self, 0, 10_000, "shift_hu")
         if prod(self.grid) < 2:
-            raise UserError("one base tells no positions apart; set a grid (Z,Y,X) such as -o grid=1,4,4")
+            raise UserError("one base cannot tell positions apart; set a larger grid (Z,Y,X) such as -o grid=1,4,4")
 
     def largest_base(self) -> tuple[int, int, int]:
-        """Size (Z, Y, X) of bases and crops in voxels, before they shrink to the body; the patch has to be known."""
+        """Size (Z, Y, X) of bases and crops in voxels, before they shrink to the body; needs a `patch_size`."""
         if self.base_size is not None:
             return self.base_size
         assert self.patch_size is not None
@@ -98,9 +98,9 @@ class VoCoConfig(MethodConfig):
 class VoCo(Method):
     """The crops and bases of a batch, student and teacher, and the position prediction between them.
 
-    The teacher follows the student after every optimiser step. The authors' code does it before the teacher's forward
-    pass of the next step, which is the same: in its very first pass the teacher here equals the student (methods.md
-    2.3, repair), so that an update would change nothing.
+    The teacher follows the student after every optimiser step. The authors' code updates it before the teacher's next
+    forward pass, which is equivalent: here the teacher begins equal to the student (methods.md 2.3, repair), so that a
+    first update would change nothing.
     """
 
     config_class = VoCoConfig
@@ -109,7 +109,7 @@ class VoCo(Method):
 
     def __init__(self, backbone: FeaturePyramid, config: VoCoConfig) -> None:
         super().__init__(backbone, config)
-        self.head = batch_statistics_head(sum(backbone.channels), config.projection_dim, config.projection_dim)
+        self.head = projection_head(sum(backbone.channels), config.projection_dim, config.projection_dim, True)
         self.teacher = MomentumNetworks(**self.student()) if config.objective == "code" else None
         begin_equal(self, "teacher")
 
@@ -121,7 +121,7 @@ class VoCo(Method):
 
     @classmethod
     def sample(cls, volume: Volume, config: VoCoConfig, rng: np.random.Generator) -> Sample:
-        """A slab of the body, random crops and the bases in it, with labels and augmentation (methods.md 2.1).
+        """Draw a slab of the body with random crops and bases, their labels and augmentation (methods.md 2.1).
 
         Returns arrays, for C channels, M crops, n bases and K = M + n, crops first:
             slab: (C, *(grid * base)) float32, the plans' normalised values.
@@ -129,7 +129,7 @@ class VoCo(Method):
             base: (3,) size of crops and bases in voxels.
             labels: (M, n) float32, overlap fractions.
             flips, turns: (K, 3) bool and (K,) quarter turns in the plane.
-            shifts: (K, C) float32, what is added to the values.
+            shifts: (K, C) float32, to add to the values.
         """
         body = bounding_box(volume.read_body(np.zeros(3, dtype=np.int64), volume.size))
         anchor = volume.random_body_voxel(rng)
@@ -151,18 +151,13 @@ class VoCo(Method):
 
     @staticmethod
     def collate(samples: list[Sample]) -> Batch:
-        """Stacked samples; slabs of different sizes are padded at their ends, where no crop looks."""
+        """Stack samples; pad slabs of different sizes at their ends, outside of all crops."""
         most = np.max([s["slab"].shape for s in samples], axis=0)
-        padded = [
-            np.pad(s["slab"], [(0, m - n) for m, n in zip(most, s["slab"].shape, strict=True)])
-            if s["slab"].shape != tuple(most)
-            else s["slab"]
-            for s in samples
-        ]
+        padded = [np.pad(s["slab"], [(0, m - n) for m, n in zip(most, s["slab"].shape, strict=True)]) for s in samples]
         return Method.collate([{**s, "slab": slab} for s, slab in zip(samples, padded, strict=True)])
 
     def augment(self, batch: Batch) -> Batch:
-        """`views` (B, K, C, *patch): crops and bases, resized, flipped, turned, shifted; each independently."""
+        """Make `views` (B, K, C, *patch): crops and bases, independently resized, flipped, turned and shifted."""
         patch = self.config.patch
         views = resized_crops(
             batch["slab"], batch["starts"], batch["base"], patch, batch["flips"], batch["turns"]
@@ -189,8 +184,8 @@ class VoCo(Method):
     def embed(self, backbone: nn.Module, head: nn.Module, views: Tensor) -> tuple[Tensor, Tensor]:
         """Vectors (B, M, d) of the crops and (B, n, d) of the bases among the views (B, M + n, C, *patch).
 
-        All levels are averaged over space and concatenated; one pass, so that the head's batch normalisation sees the
-        crops and bases of all volumes together (methods.md 2.2).
+        One pass, so that the head's batch normalisation sees the crops and bases of all volumes together (methods.md
+        2.2).
         """
         vectors = head(pooled(backbone(views.flatten(0, 1)))).unflatten(0, views.shape[:2])
         crops, bases = vectors.split([self.config.crops, prod(self.config.grid)], dim=1)
@@ -202,7 +197,7 @@ class VoCo(Method):
             self.teacher.follow(self.student(), self.config.teacher_momentum)
 
     def student(self) -> dict[str, Any]:
-        """What the teacher follows."""
+        """The networks that the teacher follows."""
         return {"backbone": self.backbone, "head": self.head}
 
     @classmethod
@@ -220,13 +215,13 @@ class VoCo(Method):
 
 
 def _nearest_bases(crops: Tensor, bases: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Crops (B M, d), each with the base (B M, d) that it overlaps most; from (B, M, d), (B, n, d) and (B, M, n)."""
+    """Pair the crops (B, M, d) with the bases (B, n, d) that they overlap most: two tensors (B M, d)."""
     nearest = labels.argmax(2, keepdim=True).expand(-1, -1, bases.shape[2])
     return crops.flatten(0, 1), bases.gather(1, nearest).flatten(0, 1)
 
 
 def _slab_panel(batch: Batch, config: VoCoConfig, i: int, k: int, title: str) -> Panel:
-    """The slice of the slab in the middle of a crop, with the bases and labels that lie in it and the crop's box."""
+    """The slice of the slab through the middle of a crop, with the crop's box and the slice's bases and labels."""
     depth, height, width = base = batch["base"][i].numpy()
     starts = batch["starts"][i].numpy()
     crop, bases = starts[k], starts[config.crops :]

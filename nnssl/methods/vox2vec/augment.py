@@ -14,7 +14,7 @@ from torch import Tensor
 from nnssl.core.errors import UserError
 from nnssl.methods.base import MethodConfig, ascending, between, formerly_fixed
 
-_SIGMA_VOXELS = (0.01, 100.0)  # least and largest; the kernel's length grows with it
+_SIGMA_VOXELS = (0.01, 100.0)  # range; the kernel's length grows with it
 _TRUNCATE = 4.0  # scipy.ndimage.gaussian_filter's default: the kernel ends at int(4 sigma + 0.5) voxels
 
 
@@ -23,7 +23,7 @@ def gaussian_in_plane(x: Tensor, sigma: Tensor) -> Tensor:
 
     Args:
         x: (K, C, Z, Y, X) float32.
-        sigma: (K,) standard deviation in voxels, > 0; on the CPU it costs a GPU no waiting.
+        sigma: (K,) standard deviation in voxels, > 0; on the CPU, so that a GPU need not wait.
 
     Returns:
         (K, C, Z, Y, X), a new tensor.
@@ -40,12 +40,12 @@ def gaussian_in_plane(x: Tensor, sigma: Tensor) -> Tensor:
 def gaussian_matrices(sigma: Tensor, size: int, radius: int) -> Tensor:
     """Return the matrices M with M[k] @ line = the line filtered with sigma[k].
 
-    Beyond its ends the line is reflected with the edge voxel repeated (d c b a | a b c d | d c b a).
+    The line is reflected at its ends, with the edge voxel repeated (d c b a | a b c d | d c b a).
 
     Args:
         sigma: (K,) standard deviations in voxels, > 0.
         size: length of the line.
-        radius: half the length of the longest kernel, int(4 max(sigma) + 0.5); each sigma's own kernel ends at its own.
+        radius: half the length of the longest kernel, int(4 max(sigma) + 0.5); other kernels end earlier.
 
     Returns:
         (K, size, size) float32, rows sum to 1.
@@ -55,7 +55,7 @@ def gaussian_matrices(sigma: Tensor, size: int, radius: int) -> Tensor:
     kernels = torch.exp(-0.5 * (offsets / widths).square())
     kernels = kernels * (offsets.abs() <= (_TRUNCATE * widths + 0.5).floor())
     kernels = (kernels / kernels.sum(1, keepdim=True)).float()
-    # A reflected line has the period 2 size, so that lines shorter than the kernel come out right too.
+    # The modulus 2 size, the period of a reflected line, makes lines shorter than the kernel right too.
     source = (torch.arange(size, device=sigma.device)[:, None] + offsets) % (2 * size)
     source = torch.where(source < size, source, 2 * size - 1 - source)
     matrices = torch.zeros(len(sigma), size, size, device=sigma.device)
@@ -64,7 +64,7 @@ def gaussian_matrices(sigma: Tensor, size: int, radius: int) -> Tensor:
 
 FIXED_WINDOW_HU = (-1350.0, 1000.0)
 NO_FILTER, BLUR, SHARPEN = 0, 1, 2
-# the parameters of a view, as `sample_intensity` draws them
+# the parameters of a view that `sample_intensity` draws
 INTENSITY_KEYS = (
     "filter", "sigma", "alpha", "noise_sigma", "noise_seed", "window_low", "window_high", "window_random",
 )  # fmt: skip
@@ -72,10 +72,10 @@ INTENSITY_KEYS = (
 
 @dataclass(frozen=True, kw_only=True)
 class IntensityConfig(MethodConfig):
-    """Hyper-parameters of the augmentation, all as in the authors' code; ranges are of uniform draws."""
+    """Hyper-parameters of the augmentation, with the authors' values; draws from ranges are uniform."""
 
     filter_probability: float = formerly_fixed(0.5)  # of a blur or a sharpening, in the plane
-    blur_probability: float = formerly_fixed(0.5)  # of the blur, where there is one of the two
+    blur_probability: float = formerly_fixed(0.5)  # of the blur, if there is one of the two
     blur_sigma_voxels: tuple[float, float] = formerly_fixed((0.25, 1.5))
     sharpen_sigma_voxels: tuple[float, float] = formerly_fixed((0.5, 1.0))
     sharpen_detail_sigma_voxels: float = formerly_fixed(0.5)
@@ -88,16 +88,14 @@ class IntensityConfig(MethodConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("blur_sigma_voxels", "sharpen_sigma_voxels"):
-            ascending(self, name, *_SIGMA_VOXELS)
-        between(self, "sharpen_detail_sigma_voxels", *_SIGMA_VOXELS)
-        ascending(self, "sharpen_strength", 0, 1000)
-        ascending(self, "noise_sigma_hu", 0, 10_000)
-        for name in ("window_low_hu", "window_high_hu"):
-            ascending(self, name, -10_000, 10_000)
+        ascending(self, *_SIGMA_VOXELS, "blur_sigma_voxels", "sharpen_sigma_voxels")
+        between(self, *_SIGMA_VOXELS, "sharpen_detail_sigma_voxels")
+        ascending(self, 0, 1000, "sharpen_strength")
+        ascending(self, 0, 10_000, "noise_sigma_hu")
+        ascending(self, -10_000, 10_000, "window_low_hu", "window_high_hu")
         if not self.window_low_hu[1] < self.window_high_hu[0]:
-            raise UserError(f"window_low_hu has to end below {self.window_high_hu[0]}, where window_high_hu begins, "
-                            f"not at {self.window_low_hu[1]}")  # fmt: skip
+            raise UserError(f"window_low_hu must end below {self.window_high_hu[0]}, where window_high_hu begins, not "
+                            f"at {self.window_low_hu[1]}")  # fmt: skip
 
 
 def sample_intensity(rng: np.random.Generator, views: int, config: IntensityConfig) -> dict[str, NDArray[Any]]:
@@ -109,10 +107,9 @@ def sample_intensity(rng: np.random.Generator, views: int, config: IntensityConf
         config: probabilities and strengths.
 
     Returns:
-        Arrays of the shape (views,): "filter" (int64: NO_FILTER, BLUR or SHARPEN), "sigma" (voxels: the blur's, or
-        sigma1 of the sharpening; 0 without filter), "alpha" (strength of the sharpening; 0 without), "noise_sigma" (HU;
-        0 without), "noise_seed" (int64, >= 0), "window_low" and "window_high" (HU), "window_random" (bool; false: the
-        fixed window).
+        Arrays of the shape (views,): "filter" (int64: NO_FILTER, BLUR or SHARPEN), "sigma" (of the filter in voxels; 0
+        without), "alpha" (strength of the sharpening; 0 without), "noise_sigma" (HU; 0 without), "noise_seed" (int64,
+        >= 0), "window_low" and "window_high" (HU), "window_random" (bool; false: the fixed window).
     """
     filtered = rng.random(views) < config.filter_probability
     blurred = rng.random(views) < config.blur_probability
@@ -149,15 +146,15 @@ def apply_intensity(
 
     Args:
         x: (B, C, Z, Y, X) floating. Not changed.
-        params: tensors (B,) under the names of `sample_intensity`. On the CPU these and the next two cost a GPU no
-            waiting.
-        hu_affine: (B, C, 2) [offset, scale], scale > 0: the CTNormalization of the plans undone (mean, std). For a
-            channel that is no CT, the affine map that takes its range of intensities to [-1350, 1000].
+        params: tensors (B,) under the names of `sample_intensity`; with these and the next two on the CPU, a GPU need
+            not wait.
+        hu_affine: (B, C, 2) [offset, scale], scale > 0: the inverse of the plans' CTNormalization (mean, std), or for
+            other channels the map from their range of intensities to [-1350, 1000].
         clip_fixed: (B, C) bool.
         detail_sigma: of the second filter of a sharpening, in voxels.
 
     Returns:
-        (B, C, Z, Y, X) float32 whatever the autocast. A view's result does not depend on the others in the batch.
+        (B, C, Z, Y, X) float32 under autocast too. A view's result does not depend on the others in the batch.
 
     Raises:
         ValueError: shapes do not fit.
@@ -166,7 +163,7 @@ def apply_intensity(
     offset, scale = hu_affine.double().cpu().unbind(-1)
     host = {name: values.cpu() for name, values in params.items()}
     with torch.autocast(x.device.type, enabled=False):
-        # The filters are linear and keep constants, so that all steps can be taken on the normalised values.
+        # The filters are linear and keep constants, so that all steps can use the normalised values.
         views = x.to(torch.float32, copy=True)
         _filter(views, host["filter"], host["sigma"], host["alpha"], detail_sigma)
         _add_noise(views, host["noise_sigma"], host["noise_seed"], scale)
@@ -187,7 +184,7 @@ def _check(x: Tensor, params: Mapping[str, Tensor], hu_affine: Tensor, clip_fixe
 
 
 def _filter(views: Tensor, choice: Tensor, sigma: Tensor, alpha: Tensor, detail_sigma: float) -> None:
-    """Blur or sharpen, in place, those views that are to be."""
+    """Blur or sharpen the chosen views, in place."""
     filtered = (choice != NO_FILTER).nonzero().flatten()
     if len(filtered) == 0:
         return
@@ -196,7 +193,7 @@ def _filter(views: Tensor, choice: Tensor, sigma: Tensor, alpha: Tensor, detail_
     if len(sharpened):
         at = sharpened.to(views.device)
         base = smooth[at]
-        # b + alpha (b - G b): what a second filter takes from the filtered view is what is amplified.
+        # b + alpha (b - G b) amplifies the detail that a second filter removes from the filtered view.
         detail = base - gaussian_in_plane(base, torch.full(at.shape, detail_sigma))
         strength = alpha[filtered][sharpened].to(views.device, torch.float32)
         smooth[at] = torch.addcmul(base, strength.view(-1, 1, 1, 1, 1), detail)
@@ -204,7 +201,7 @@ def _filter(views: Tensor, choice: Tensor, sigma: Tensor, alpha: Tensor, detail_
 
 
 def _add_noise(views: Tensor, sigma: Tensor, seed: Tensor, scale: Tensor) -> None:
-    """Add sigma HU of Gaussian noise in place, each view's own field from its own seed."""
+    """Add Gaussian noise of sigma HU in place, with one field and seed per view."""
     generator = torch.Generator(views.device)
     for view, hu, view_seed, view_scale in zip(views, sigma.tolist(), seed.tolist(), scale, strict=True):
         if hu > 0:
@@ -213,11 +210,11 @@ def _add_noise(views: Tensor, sigma: Tensor, seed: Tensor, scale: Tensor) -> Non
 
 
 def _window(views: Tensor, params: Mapping[str, Tensor], offset: Tensor, scale: Tensor, clip_fixed: Tensor) -> Tensor:
-    """Cut and stretch in place: one affine map x' = gain x + shift and one clip to where the fixed window ends in x."""
+    """Cut and stretch in place: one affine map x' = gain x + shift, and a clip to the ends of the fixed window in x."""
     least, most = FIXED_WINDOW_HU
     low, high = params["window_low"].double()[:, None], params["window_high"].double()[:, None]
     gain = (most - least) / (high - low)
-    # hu' = gain hu + least - gain low, with hu = offset + scale x; for the fixed window exactly gain 1 and shift 0.
+    # hu' = gain hu + least - gain low, with hu = offset + scale x; the fixed window has exactly gain 1 and shift 0.
     shift = ((gain - 1) * offset + (least - gain * low)) / scale
     clipped = params["window_random"].bool()[:, None] | clip_fixed
     lowest = torch.where(clipped, (least - offset) / scale, -torch.inf)

@@ -1,8 +1,8 @@
 """vox2vec: voxel-level contrastive learning on a feature pyramid (Goncharov et al., MICCAI 2023).
 
 Two crops of a volume share 1,024 body voxels. The representation of a voxel is the concatenation of all pyramid levels
-at its position; after a projection head the two representations of one voxel attract, those of all other voxels of the
-batch repel each other (InfoNCE).
+at its position. After a projection head, the two representations of one voxel attract each other and repel those of all
+other voxels of the batch (InfoNCE).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from nnssl.core.errors import UserError
 from nnssl.core.geometry import random_crop_start
@@ -26,27 +27,26 @@ from nnssl.networks.pyramid import FeaturePyramid, gather_voxels
 
 @dataclass(frozen=True, kw_only=True)
 class Vox2vecConfig(IntensityConfig):
-    """Hyper-parameters of vox2vec; [P] stands in the paper, [C] in the authors' code."""
+    """Hyper-parameters of vox2vec; [P] is from the paper, [C] from the authors' code."""
 
     num_epochs: int = 1000  # x 100 steps = 100,000 steps [P]
     steps_per_epoch: int = 100  # [C]
     optimiser: Literal["adam", "adamw", "sgd"] = "adam"  # [P]
     learning_rate: float = 3e-4  # [P]; no decay, no schedule, no warm-up
     gradient_clip: float | None = 1.0  # [C]
-    voxels_per_pair: int = 1024  # at most this many matched voxels [C]; the paper says 1,000
+    voxels_per_pair: int = 1024  # largest number of matched voxels [C]; 1,000 [P]
     temperature: float = 0.1  # [C]
     projection_dim: int = 128  # [P]
     reduction: Literal["mean", "sum"] = "mean"  # over the 2N terms: mean [C], sum [P]
     views_from_one_volume: bool = False  # all pairs of a step from one volume [C]; n different volumes [P]
-    joint_batch_norm: bool = False  # True: one forward and one set of batch statistics for both views
-    exclude_radius_mm: float = 0.0  # voxels of one volume this near to each other are no negatives (0: the same voxel)
+    joint_batch_norm: bool = False  # True: one forward pass and one set of batch statistics for both views
+    exclude_radius_mm: float = 0.0  # voxels within this distance in a volume are not negatives (0: the same voxel)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(self, "voxels_per_pair", 1)
-        at_least(self, "projection_dim", 1)
-        at_least(self, "exclude_radius_mm", 0.0)
-        at_least(self, "temperature", LEAST_TEMPERATURE)
+        at_least(self, 1, "voxels_per_pair", "projection_dim")
+        at_least(self, 0, "exclude_radius_mm")
+        at_least(self, LEAST_TEMPERATURE, "temperature")
 
 
 class Vox2vec(Method):
@@ -64,25 +64,26 @@ class Vox2vec(Method):
 
     @classmethod
     def check(cls, config: Vox2vecConfig, backbone: FeaturePyramid) -> None:
-        """Also refuse a step of a single voxel, which batch normalisation cannot take."""
+        """As for every method; also refuse a single voxel per step, which batch normalisation cannot take."""
         super().check(config, backbone)
         if config.volumes * config.voxels_per_pair < 2:
-            raise UserError("one voxel a step is too few for batch normalisation; set -o batch_size=2 or more voxels")
+            raise UserError("one voxel per step is too few for batch normalisation; set -o batch_size=2 or "
+                            "voxels_per_pair=2 or more")  # fmt: skip
 
     @classmethod
     def volumes_per_step(cls, config: Vox2vecConfig) -> int:
-        """One with `views_from_one_volume`, else as many as there are pairs."""
+        """One with `views_from_one_volume`, else one per pair."""
         return 1 if config.views_from_one_volume else super().volumes_per_step(config)
 
     @classmethod
     def sample(cls, volume: Volume, config: Vox2vecConfig, rng: np.random.Generator) -> Sample:
-        """Two crops around one body voxel and the body voxels that both hold (methods section: view pair).
+        """Draw two crops around one body voxel, and body voxels inside both (methods.md 1.1).
 
         Returns arrays, for C channels, a patch P and M matched voxels:
             crops: (2, C, *P) float32, the plans' normalised values.
             voxels: (M, 2, 3) positions in the first and in the second crop.
             source: (M, 4) volume index and position in mm in the volume.
-            hu_affine, is_ct: (2, C, 2) and (2, C), what the values mean.
+            hu_affine, is_ct: (2, C, 2) and (2, C), see `Volume`.
             and the parameters of the intensity augmentation, each with leading dimension 2.
         """
         patch = np.asarray(config.patch)
@@ -104,11 +105,11 @@ class Vox2vec(Method):
 
     @staticmethod
     def collate(samples: list[Sample]) -> Batch:
-        """Stacked samples; matched voxels are joined, with the sample's number in front: (N, 2, 4)."""
+        """See `collate_matched`."""
         return collate_matched(samples, "voxels", "source")
 
     def augment(self, batch: Batch) -> Batch:
-        """Independent intensity augmentation of every view; `crops` keeps its shape (B, 2, C, *P)."""
+        """Augment the intensities of every view independently; `crops` keeps its shape (B, 2, C, *P)."""
         crops = batch["crops"]
         affine, is_ct = batch["hu_affine"].flatten(0, 1), batch["is_ct"].flatten(0, 1)
         parameters = {key: batch[key].flatten(0, 1) for key in INTENSITY_KEYS}
@@ -142,3 +143,38 @@ class Vox2vec(Method):
     def panels(cls, batch: Batch, config: Any) -> list[list[Panel]]:
         """Both crops of up to four pairs, with eight of the matched voxels."""
         return matched_view_panels(batch["crops"].numpy(), batch["voxels"].numpy())
+
+
+def vox2vec_segmentation_loss(logits: Tensor, target: Tensor, roi: Tensor | None = None) -> Tensor:
+    """Loss of the probes and fine-tuning: mean binary cross-entropy plus soft Dice loss inside the body (section 3.4).
+
+    The Dice loss is the mean over items and classes of 1 - 2 sum(p g) / (sum(p^2) + sum(g^2) + 1), p = sigmoid(logits);
+    for an empty roi it is 1 without gradient. Computed in float32 (float64 for float64 logits) under autocast too.
+
+    Args:
+        logits: (B, C, ...) one binary decision per class.
+        target: (B, C, ...) 0 or 1, any dtype; classes may overlap.
+        roi: (B, ...) true inside the body; None takes every voxel.
+
+    Returns:
+        () loss.
+
+    Raises:
+        ValueError: shapes do not fit.
+    """
+    if logits.ndim < 3 or target.shape != logits.shape:
+        raise ValueError(f"logits and target must be (B, C, ...), got {tuple(logits.shape)} and {tuple(target.shape)}")
+    if roi is not None and roi.shape != (logits.shape[0], *logits.shape[2:]):
+        raise ValueError(f"roi must have the shape of logits without the class axis, got {tuple(roi.shape)}")
+    with torch.autocast(logits.device.type, enabled=False):
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        inside = torch.ones_like(logits[:, :1]) if roi is None else roi[:, None].to(logits.dtype)
+        target = target.to(logits.dtype)
+        cross_entropy = functional.binary_cross_entropy_with_logits(logits, target, reduction="none") * inside
+        voxels = tuple(range(2, logits.ndim))
+        probability, truth = logits.sigmoid() * inside, target * inside
+        overlap = (probability * truth).sum(voxels)
+        squares = probability.square().sum(voxels) + truth.square().sum(voxels)
+        # The mean over roi voxels and classes; an empty roi divides its 0 by 1.
+        mean = cross_entropy.sum() / (inside.sum() * logits.shape[1]).clamp_min(1)
+        return mean + (1 - 2 * overlap / (squares + 1)).mean()

@@ -1,0 +1,249 @@
+"""Three planes of an image through a point, with colours over them: what most figures consist of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import permutations
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nnssl.core.figures import new_figure, save_figure
+from nnssl.core.names import picture
+from nnssl.features.images import PreparedImage, grey_window
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure, SubFigure
+    from matplotlib.image import AxesImage
+
+HEAT = "viridis"  # in order of brightness for every kind of colour vision
+CELL = "#E69F00"  # outlines of cells
+WIDTH = 10.5  # inches
+_DPI = 105  # a page is 1,100 pixels wide
+_OPACITY = 0.7
+_BESIDE = 0.13  # of the width of the planes: legend or colour bar
+_PLANES = {2: "axial", 1: "coronal", 0: "sagittal"}  # by the world axis across the plane, in the order of figures
+_NAMES = "xyz"
+_AXES = ("x (mm), to the left", "y (mm), to the back", "z (mm), upwards")
+
+
+@dataclass(frozen=True)
+class Plane:
+    """A slice of an image: the array axes across it, downwards and to the right, and its number."""
+
+    normal: int
+    rows: int
+    columns: int
+    number: int
+    title: str
+
+    def cut(self, volume: NDArray[Any], stride: Sequence[int] = (1, 1, 1)) -> NDArray[Any]:
+        """The slice (rows, columns) of a volume whose cells have `stride` voxels."""
+        plane = volume.take(min(self.number // stride[self.normal], volume.shape[self.normal] - 1), self.normal)
+        return plane if self.rows < self.columns else plane.T
+
+
+@dataclass(frozen=True)
+class Scale:
+    """World coordinates along the array axes of an image, on the lines through one of its points.
+
+    They are exact for images along the body's axes; in an oblique image they are millimetres along its own axes.
+    """
+
+    of_axis: tuple[int, ...]  # world axis of each array axis
+    step: NDArray[np.float64]  # mm a voxel, negative against the world's axis
+    origin: NDArray[np.float64]  # of voxel 0
+
+    @classmethod
+    def of(cls, image: PreparedImage, point: NDArray[np.float64]) -> Scale:
+        """The scale of an image around a point (3,) of its grid."""
+        directions = image.geometry.affine[:3, :3] / image.geometry.spacing
+        chosen = max(permutations(range(3)), key=lambda order: np.abs(directions[list(order), range(3)]).sum())
+        step = image.geometry.spacing * np.where(directions[list(chosen), range(3)] < 0, -1.0, 1.0)
+        return cls(chosen, step, image.geometry.grid_to_world(point)[list(chosen)] - step * point)
+
+    def planes(self, point: NDArray[np.float64], size: Sequence[int]) -> list[Plane]:
+        """The three slices through a point, axial first."""
+        planes = []
+        for world, title in _PLANES.items():
+            normal = self.of_axis.index(world)
+            columns, rows = (self.of_axis.index(other) for other in range(3) if other != world)
+            number = int(np.clip(np.floor(point[normal] + 0.5), 0, size[normal] - 1))
+            planes.append(Plane(normal, rows, columns, number, title))
+        return planes
+
+    def extent(self, plane: Plane, cells: Sequence[int], stride: Sequence[int]) -> tuple[float, float, float, float]:
+        """Left, right, bottom and top of a slice of cells, in mm, for `imshow` with its first row at the top."""
+        (left, right), (top, bottom) = (
+            (self.origin[a] + self.step[a] * np.array([0, cells[a] * stride[a]]) - 0.5 * self.step[a]).tolist()
+            for a in (plane.columns, plane.rows)
+        )
+        return left, right, bottom, top
+
+    def place(self, plane: Plane, point: NDArray[np.float64]) -> tuple[float, float]:
+        """Column and row of a point, in mm."""
+        column, row = (float(self.origin[a] + self.step[a] * point[a]) for a in (plane.columns, plane.rows))
+        return column, row
+
+
+@dataclass(frozen=True)
+class Overlay:
+    """Colours over an image.
+
+    Args:
+        cells: (Z, Y, X) values, or (3, Z, Y, X) uint8 red, green and blue.
+        stride: (z, y, x) voxels a cell.
+        ends: values that are darkest and brightest.
+        shown: (Z, Y, X) bool, the image is bare elsewhere; None for everywhere.
+        colours: of matplotlib, for values.
+        opacity: 0 to 1.
+    """
+
+    cells: NDArray[Any]
+    stride: Sequence[int]
+    ends: tuple[float, float] = (0.0, 1.0)
+    shown: NDArray[np.bool_] | None = None
+    colours: str = HEAT
+    opacity: float = _OPACITY
+
+    def draw(self, axis: Axes, scale: Scale, plane: Plane) -> AxesImage:
+        """Draw its slice."""
+        extent = scale.extent(plane, self.cells.shape[-3:], self.stride)
+        opacity: Any = self.opacity
+        if self.shown is not None:
+            opacity = plane.cut(self.shown, self.stride) * self.opacity
+        if self.cells.ndim == 4:
+            colours = [plane.cut(channel, self.stride) / 255 for channel in self.cells]
+            transparency = np.broadcast_to(opacity, colours[0].shape)
+            return axis.imshow(np.stack([*colours, transparency], axis=-1), extent=extent, interpolation="nearest")
+        return axis.imshow(plane.cut(self.cells, self.stride), self.colours, vmin=self.ends[0], vmax=self.ends[1],
+                           alpha=opacity, extent=extent, interpolation="nearest")  # fmt: skip
+
+
+def cells_in(body: NDArray[np.bool_], stride: tuple[int, ...], cells: tuple[int, ...]) -> NDArray[np.bool_]:
+    """Which cells (Z, Y, X), `stride` voxels large, have their centre in a mask of voxels."""
+    places = [
+        np.minimum(np.arange(count) * step + step // 2, size - 1)
+        for count, step, size in zip(cells, stride, body.shape, strict=True)
+    ]
+    return np.asarray(body[np.ix_(*places)])
+
+
+def page(height: float, title: str) -> Figure:
+    """An empty page as wide as a README, `height` inches high."""
+    figure = new_figure(WIDTH, height)
+    figure.suptitle(picture(title), fontsize=12)
+    return figure
+
+
+def save_page(figure: Figure, file: Path) -> None:
+    """Write a page as PNG, 1,100 pixels wide."""
+    save_figure(figure, file, _DPI, small=True)
+
+
+def height_of_planes(image: PreparedImage, at: NDArray[np.float64]) -> float:
+    """Height of a row of the three planes on a page, in inches, with its labels."""
+    size = image.values.shape[1:]
+    tallest = max(size[p.rows] * image.geometry.spacing[p.rows] for p in Scale.of(image, at).planes(at, size))
+    return float(np.clip((WIDTH - 2.6) * tallest / ((1 + _BESIDE) * sum(plane_widths(image, at))), 1.6, 6.0)) + 1.05
+
+
+def parts_of(figure: Figure, heights: Sequence[float]) -> list[SubFigure]:
+    """Parts of a page, one below the other."""
+    parts: Any = figure.subfigures(len(heights), 1, height_ratios=list(heights))
+    return list(parts)
+
+
+def row_of_planes(
+    part: SubFigure, image: PreparedImage, at: NDArray[np.float64], title: str
+) -> tuple[list[Axes], Axes]:
+    """Empty axes for the three planes of an image, all to one scale, and an empty one beside them."""
+    part.suptitle(picture(title), fontsize=10.5)
+    widths = plane_widths(image, at)
+    *axes, beside = part.subplots(1, 4, width_ratios=[*widths, _BESIDE * sum(widths)])
+    beside.set_axis_off()
+    for axis in axes:
+        axis.tick_params(labelsize=8)
+    return axes, beside
+
+
+def draw_bar(part: SubFigure, beside: Axes, drawn: AxesImage, label: str) -> None:
+    """Draw a colour bar beside a row of planes."""
+    bar = part.colorbar(drawn, cax=beside.inset_axes((0.0, 0.05, 0.2, 0.9)), label=label)
+    bar.ax.tick_params(labelsize=8)
+
+
+def draw_planes(
+    axes: Sequence[Axes], image: PreparedImage, at: NDArray[np.float64], overlay: Overlay | None = None,
+    mark: bool = True,
+) -> AxesImage | None:  # fmt: skip
+    """Draw the three planes of an image through a point (3,) of its grid, axial first.
+
+    The patient's left is on the right, the front and the head are up, as radiologists see them.
+    """
+    scale, grey = Scale.of(image, at), image.values[0]
+    window, drawn = grey_window(grey), None
+    for axis, plane in zip(axes, scale.planes(at, grey.shape), strict=True):
+        show_grey(axis, scale, plane, grey, window)
+        if overlay is not None:
+            drawn = overlay.draw(axis, scale, plane)
+        if mark:
+            mark_point(axis, scale.place(plane, at))
+        turn_axes(axis, scale, plane, grey.shape)
+    return drawn
+
+
+def outline_cell(axes: Sequence[Axes], image: PreparedImage, at: NDArray[np.float64], stride: Sequence[int]) -> None:
+    """Outline the cell around a point, `stride` voxels large, on the planes that `draw_planes` drew through it."""
+    from matplotlib.patches import Rectangle
+
+    scale = Scale.of(image, at)
+    low = np.floor((at + 0.5) / np.asarray(stride)) * np.asarray(stride) - 0.5
+    for axis, plane in zip(axes, scale.planes(at, image.values.shape[1:]), strict=True):
+        (x, y), (right, bottom) = scale.place(plane, low), scale.place(plane, low + np.asarray(stride))
+        axis.add_patch(Rectangle((x, y), right - x, bottom - y, fill=False, edgecolor=CELL, linewidth=2))
+
+
+def plane_widths(image: PreparedImage, point: NDArray[np.float64]) -> list[float]:
+    """Widths of the three slices in mm: as ratios they give all slices one scale."""
+    size = image.values.shape[1:]
+    planes = Scale.of(image, point).planes(point, size)
+    return [float(size[plane.columns] * image.geometry.spacing[plane.columns]) for plane in planes]
+
+
+def show_grey(axis: Axes, scale: Scale, plane: Plane, grey: NDArray[np.float32], window: tuple[float, float]) -> None:
+    """Show a slice of a volume (Z, Y, X) in grey."""
+    axis.imshow(plane.cut(grey), "gray", vmin=window[0], vmax=window[1], interpolation="nearest",
+                extent=scale.extent(plane, grey.shape, (1, 1, 1)))  # fmt: skip
+
+
+def mark_point(axis: Axes, place: tuple[float, float], colour: str = "white") -> None:
+    """Mark a point (column, row) in mm with a ring and a cross."""
+    from matplotlib.patheffects import withStroke
+
+    column, row = place
+    outlined = [withStroke(linewidth=4, foreground="black")]
+    axis.plot(column, row, "o", markersize=12, markerfacecolor="none", markeredgecolor=colour, markeredgewidth=1.8,
+              path_effects=outlined)  # fmt: skip
+    axis.plot(column, row, "+", markersize=5, markeredgecolor=colour, markeredgewidth=1.2, path_effects=outlined)
+
+
+def turn_axes(axis: Axes, scale: Scale, plane: Plane, size: Sequence[int]) -> None:
+    """Turn a slice as radiologists see it, and label its axes."""
+    left, right, bottom, top = scale.extent(plane, size, (1, 1, 1))
+    upwards = scale.of_axis[plane.rows] == 2  # z grows upwards on the picture, y downwards
+    axis.set_xlim(min(left, right), max(left, right))
+    axis.set_ylim(*sorted((bottom, top), reverse=not upwards))
+    axis.set_xlabel(_AXES[scale.of_axis[plane.columns]])
+    axis.set_ylabel(_AXES[scale.of_axis[plane.rows]])
+    across = scale.origin[plane.normal] + scale.step[plane.normal] * plane.number
+    axis.set_title(f"{plane.title} at {_NAMES[scale.of_axis[plane.normal]]} = {across:.1f} mm", fontsize=10)
+
+
+def format_mm(world: NDArray[np.float64]) -> str:
+    """A point of the world as text."""
+    return "({})".format(", ".join(f"{v:.1f}" for v in world))

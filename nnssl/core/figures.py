@@ -1,0 +1,84 @@
+"""Pictures: made without a display, written in one piece, with their numbers beside them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nnssl.core.errors import UserError
+from nnssl.core.files import replacing, write_json
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's colours: told apart with every kind of colour vision
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#FFFFFF")
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure, in inches."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    # no pyplot: it would hold global state and choose a display
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save_figure(figure: Figure, file: Path, dpi: int = 110, small: bool = False) -> None:
+    """Write a PNG in one piece; `small` takes longer and saves bytes."""
+    with replacing(file) as temporary:
+        figure.savefig(temporary, dpi=dpi, format="png", pil_kwargs={"optimize": small})
+
+
+def check_output(output: str | Path, *endings: str) -> Path:
+    """The path of a picture that can be written.
+
+    Args:
+        output: as typed.
+        endings: of the files written beside it, besides `.json`.
+
+    Raises:
+        UserError: it does not end in .png, its folder does not exist or cannot be written to, or one of the files
+            beside it would overwrite a file of another origin, such as the image itself.
+    """
+    file = Path(output)
+    folder = file.resolve().parent
+    if file.suffix != ".png":
+        raise UserError(f"-o {file} has to end in .png; the numbers are written beside it, with other endings")
+    check_folder(file)
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"the folder {folder} of -o cannot be written to; choose another one")
+    if file.is_dir():
+        raise UserError(f"-o {file} is a folder; give the name of a picture")
+    if not file.exists():  # otherwise the files beside it are its own, of an earlier call
+        for beside in (file.with_suffix(ending) for ending in (".json", *endings)):
+            if beside.exists():
+                raise UserError(f"{beside} exists and would be overwritten; give another name as -o")
+    return file
+
+
+def check_folder(file: Path) -> None:
+    """Raise UserError where the folder of a picture does not exist."""
+    folder = file.resolve().parent
+    if not folder.is_dir():
+        raise UserError(f"the folder {folder} of -o does not exist; make it first")
+
+
+def save_numbers(content: dict[str, Any], picture: Path) -> None:
+    """Write the numbers of a picture as JSON beside it; NaN and infinity become null."""
+    write_json(picture.with_suffix(".json"), _plain(content))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return [_plain(item) for item in value]
+    if isinstance(value, (float, np.floating)):
+        return round(float(value), 5) if np.isfinite(value) else None
+    return value.item() if isinstance(value, np.generic) else value

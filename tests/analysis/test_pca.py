@@ -1,0 +1,30 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from nnssl.analysis.pca import ends_of_colours, project_image
+from nnssl.features.components import Balance, principal_components
+from nnssl.features.match import read_vectors
+from tests.analysis.images import all_voxels, encoded
+
+SIZE = (6, 8, 10)
+
+
+@pytest.mark.parametrize("cells", [2**18, 1], ids=["at once", "plane by plane"])
+def test_project_image__is_what_the_voxels_vectors_give(cells: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Projecting the maps and then interpolating them is the projection of the interpolated vectors."""
+    monkeypatch.setattr("nnssl.analysis.pca._CELLS", cells)
+    image, voxels = encoded(), all_voxels(SIZE)
+    vectors = read_vectors(image, voxels)
+    balance = Balance.of(vectors)
+    components = principal_components(balance(vectors), 3)
+    projected = components(balance(vectors))
+    ends = ends_of_colours(projected)
+    body = np.ones(SIZE, dtype=bool)
+    body[0] = False
+    colours = project_image(image, balance, components, ends, body)
+    expected = 1 + 254 * np.clip((projected - ends[:, 0]) / (ends[:, 1] - ends[:, 0]), 0, 1)
+    expected = expected.T.reshape(3, *SIZE)
+    assert colours.dtype == np.uint8 and not colours[:, 0].any() and colours[:, 1:].min() == 1
+    assert np.abs(colours[:, 1:] - expected[:, 1:]).max() <= 0.51
