@@ -65,7 +65,7 @@ def _missing_plans(error: FileNotFoundError) -> str | None:
     dataset = file.parent.name
     if not home or file.parent.parent != Path(home) or file.suffix != ".json" or file.name in _NO_PLANS:
         return None
-    number = dataset.removeprefix("Dataset").split("_")[0]
+    number = dataset.removeprefix("Dataset").split("_")[0].lstrip("0")
     return (f"{dataset} has no plans {file.stem}; type nnUNetv2_plan_and_preprocess -d {number} for nnU-Net's own, or "
             f"name others with -p (nnssl_transfer makes some)")  # fmt: skip
 

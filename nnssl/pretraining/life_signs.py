@@ -207,7 +207,8 @@ def announce(setup: Setup, method: Method, device: torch.device, precision: torc
         time: what is known of how long the run will take.
     """
     config = setup.config
-    steps = f"{config.num_epochs:,} epochs of {config.steps_per_epoch:,} steps"
+    count, length = config.num_epochs, config.steps_per_epoch
+    steps = f"{count:,} epoch{'s' * (count != 1)} of {length:,} step{'s' * (length != 1)}"
     rows = [
         ("method", f"{setup.method}, {steps}" + (f", goes on after step {step:,}" if step else "")),
         ("network", _network(method)),

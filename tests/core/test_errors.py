@@ -85,4 +85,4 @@ def test_nnunetv2_train__a_mistake_ends_in_our_sentence(tmp_path: Path, monkeypa
     done = _run("nnUNetv2_train", tmp_path, *line.replace("nnsslPlans_tiny", "nnUNetPlans").split())
     said = done.stderr.strip().splitlines()
     assert done.returncode == 1 and "Dataset017_Target has no plans nnUNetPlans" in said[-1]
-    assert "nnUNetv2_plan_and_preprocess -d 017" in said[-1] and "Traceback" not in done.stdout + done.stderr
+    assert "nnUNetv2_plan_and_preprocess -d 17 " in said[-1] and "Traceback" not in done.stdout + done.stderr
