@@ -8,7 +8,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nnssl.checkpoints.files import FINAL
+from nnssl.checkpoints.pretrained import finished_pretrainings
 from nnssl.core.errors import UserError
 from nnssl.data.folders import dataset_id, existing_datasets
 from nnssl.data.guard import Images, names_of_channels, other_intensities
@@ -81,9 +81,8 @@ def ways_on(setup: Setup, results: Path, device: str) -> list[Way]:
     home = Path(os.environ["nnUNet_preprocessed"]) / target
     labels = number_of_labels(Path(os.environ["nnUNet_raw"]) / target)
     fold = "0" if target == TARGET else first_fold(labels, home)
-    finished = [file for file in results.glob(f"Dataset*/nnssl_*__*/fold_*/{FINAL}") if file.parent != setup.folder]
-    # others of this dataset and method: nnssl_transfer must be told which one
-    alike = any(file.parts[-4] == source and file.parts[-3].startswith(f"nnssl_{method}__") for file in finished)
+    others = {file for file in finished_pretrainings(results) if file.parent != setup.folder}
+    alike = others.intersection(finished_pretrainings(results, method, source))  # nnssl_transfer must be told which
     which = ["-p", plans, "-c", setup.configuration, "-f", setup.fold] if alike else []
     transferred = (
         command("nnssl_transfer", "-s", dataset_word(source), "-t", dataset_word(target), "-m", method, *which),
@@ -91,7 +90,7 @@ def ways_on(setup: Setup, results: Path, device: str) -> list[Way]:
                    plans=f"{plans}From{dataset_id(source)}_{method}"),
     )  # fmt: skip
     train = train_line(target, STOCK_CONFIGURATION, fold, trainer=trainer_for(method, any_plans=True), device=device)
-    if finished:
+    if others:
         train = f"nnssl_checkpoint={shlex.quote(str(setup.folder))} {train}"
     planned = (home / f"{STOCK_PLANS}.json").is_file()
     named = " (TARGET: your labelled dataset)" if target == TARGET else ""

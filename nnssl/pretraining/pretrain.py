@@ -60,7 +60,7 @@ def pretrain(
         pretrained: RUN to start from, weights only (`nnssl.checkpoints.runs.checkpoint_of`); `random` is no RUN.
         num_processes: for preprocessing; None: nnU-Net's default.
         alignment: for methods that pair volumes, see `nnssl.pretraining.alignment.choose_aligner`.
-        probe: labelled dataset that the features are probed on during the run, see `nnssl.pretraining.probe_prepare`.
+        probe: labelled dataset that the features are probed on during the run, see `nnssl.pretraining.probe_data`.
         probe_every: epochs between the probe's evaluations; None: at most 20 in the run, and as its cost allows.
         allow_other_intensities: take further datasets, a probe, weights or an encoder of another modality than the
             first dataset's (`nnssl.data.guard`).

@@ -1,4 +1,4 @@
-"""The trainers inside nnU-Net's own classes; the commands themselves are run in tests/test_stock_commands.py."""
+"""The trainers inside nnU-Net's own classes; the commands themselves are run in tests/test_readme.py."""
 
 from __future__ import annotations
 
