@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,13 +16,13 @@ from nnunetv2.evaluation.evaluate_predictions import load_summary_json
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as nnunet
 
-import nnssl_trainers
 from nnssl.core.errors import UserError
 from nnssl.deployment.model_folder import read_model
 from nnssl.finetuning.base_trainer import apply_settings
 from nnssl.finetuning.partial_label_loss import PartialRegionLoss
 from nnssl.finetuning.partial_labels import AnnotatedCases, PartialLabels
 from nnssl.finetuning.recipes import ProbeTrainer
+from tests.finetuning.flare import copy_folders, set_folders
 from tests.finetuning.half_annotated import (
     KIDNEY,
     NAME,
@@ -38,7 +37,6 @@ from tests.pretrainings import write_pretraining
 
 CPU = torch.device("cpu")
 FINAL = "checkpoint_final.pth"
-FOLDERS = ("raw", "preprocessed", "results")
 COMPLETE, PARTIAL = "case_000", "case_001"
 
 
@@ -46,9 +44,7 @@ COMPLETE, PARTIAL = "case_000", "case_001"
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     root = tmp_path_factory.mktemp("nnunet")
     with pytest.MonkeyPatch.context() as patch:
-        for name in FOLDERS:
-            (root / name).mkdir()
-            patch.setenv(f"nnUNet_{name}", str(root / name))
+        set_folders(patch, root)
         write_half_annotated(root / "raw")
         prepare(root / "preprocessed")
     yield root
@@ -57,13 +53,8 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture
 def folders(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy for one test, in the environment."""
-    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
-    for name in FOLDERS:
-        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
-    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
-    monkeypatch.setenv("nnUNet_extTrainer", str(Path(nnssl_trainers.__file__).parent))
-    for name, value in (("num_epochs", 2), ("num_iterations_per_epoch", 2), ("num_val_iterations_per_epoch", 2)):
-        monkeypatch.setenv(f"nnssl_{name}", str(value))
+    copy_folders(prepared, tmp_path, monkeypatch)
+    monkeypatch.setenv("nnssl_num_val_iterations_per_epoch", "2")
     return tmp_path
 
 

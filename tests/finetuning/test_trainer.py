@@ -12,15 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-import nnssl_trainers
 from nnssl.core.errors import UserError
 from nnssl.data.plan_and_preprocess import plan_and_preprocess
+from tests.finetuning.flare import copy_folders, set_folders
 from tests.phantoms import write_ct_dataset
 from tests.pretrainings import write_pretraining
 
 CPU = torch.device("cpu")
-TRAINERS = Path(nnssl_trainers.__file__).parent
-FOLDERS = ("raw", "preprocessed", "results")
 FAMILIES = ("Vox2vec", "SSL")
 
 
@@ -29,9 +27,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """nnU-Net's folders with a labelled dataset and the checkpoint of a pretraining on another one."""
     root = tmp_path_factory.mktemp("nnunet")
     with pytest.MonkeyPatch.context() as patch:
-        for name in FOLDERS:
-            (root / name).mkdir()
-            patch.setenv(f"nnUNet_{name}", str(root / name))
+        set_folders(patch, root)
         write_ct_dataset(root / "raw", 17, "Target", 5, shape=(20, 32, 32), labelled=True)
         file = write_ct_dataset(root / "raw", 18, "Ignored", 5, shape=(20, 32, 32), labelled=True) / "dataset.json"
         file.write_text(file.read_text().replace("spine", "ignore"))
@@ -50,15 +46,8 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture
 def folders(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy for one test, in the environment."""
-    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
-    for name in FOLDERS:
-        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
-    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
-    monkeypatch.setenv("nnUNet_extTrainer", str(TRAINERS))
-    for name, value in (("num_epochs", 2), ("num_iterations_per_epoch", 2), ("num_val_iterations_per_epoch", 1)):
-        monkeypatch.setenv(f"nnssl_{name}", str(value))
-    return tmp_path
+    """`copy_folders` of what is prepared once."""
+    return copy_folders(prepared, tmp_path, monkeypatch)
 
 
 def _make(
