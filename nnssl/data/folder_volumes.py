@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -45,6 +45,7 @@ class FolderVolumes:
         plans: of the dataset.
         folder: of the preprocessed volumes.
         found: what the raw dataset's listing, and reading it for the fingerprint, have told of its cases.
+        say: takes a sentence on which other job is waited for.
     """
 
     options: RunOptions
@@ -53,6 +54,7 @@ class FolderVolumes:
     plans: Plans
     folder: Path
     found: Findings
+    say: Callable[[str], object] = logger.info
 
     @property
     def home(self) -> Path:
@@ -105,7 +107,7 @@ class FolderVolumes:
         """Every volume has a record, and the folder the settings."""
         recorded = all(self.records.get(name) is not None for name in done_cases(self.folder))
         if not recorded or read_settings(self.folder) != self.settings:
-            with dataset_lock(self.home):
+            with dataset_lock(self.home, self.say):
                 self.note_found(self.settings)
                 write_settings(self.folder, self.settings)
             self.records.refresh()
@@ -121,13 +123,13 @@ class FolderVolumes:
         sorted_out.tell(title)
         tasks = self._tasks(sorted_out)
         logger.info("%s: %s", title, sorted_out.work(len(tasks) - len(sorted_out.bodies)))
-        return sorted_out.ready | self._work(tasks, sorted_out)
+        return sorted_out.ready | self.work(tasks, sorted_out)
 
     def _tasks(self, sorted_out: Inventory) -> list[Task]:
         """What is to be prepared; the others are left out for the reason that was found before."""
         reasons = {name: why for name in sorted_out.todo if (why := self.found.left_out.get(name))}
         if not self.writable:  # what could not be used cannot be tried again
-            reasons = {name: why for name in sorted_out.todo if (why := self._earlier_reason(name))} | reasons
+            reasons = {name: why for name in sorted_out.todo if (why := self.earlier_reason(name))} | reasons
         elif reasons:
             self._note_reasons(reasons)
         self.found.left_out = sorted_out.left_out | reasons
@@ -137,7 +139,8 @@ class FolderVolumes:
             self.need_to_write(f"prepare {named([t if isinstance(t, str) else t.name for t in tasks])}")
         return tasks
 
-    def _earlier_reason(self, name: str) -> str | None:
+    def earlier_reason(self, name: str) -> str | None:
+        """Why the raw files that are there could not be made into a volume, as far as it is known."""
         record = self.records.get(name)
         if record is None:
             reason: str | None = read_report(report_file(self.home, self.plans["plans_name"]))["left_out"].get(name)
@@ -151,7 +154,7 @@ class FolderVolumes:
             if known is None or (known.reason, known.files) != (reason, files):
                 self.records.append([Record(case, files, self.digest, prepared=now(), reason=reason)])
 
-    def _work(self, tasks: list[Task], sorted_out: Inventory) -> set[str]:
+    def work(self, tasks: list[Task], sorted_out: Inventory) -> set[str]:
         """Prepare cases, together with other jobs; those that are ready then."""
         prepared: set[str] = set()
         if not tasks:  # nnU-Net's imports take seconds
@@ -159,7 +162,7 @@ class FolderVolumes:
         replaced = sorted_out.todo & done_cases(self.folder)
         finish = partial(self._finish, sorted_out.bodies)
         work = SharedWork(self.folder, self.records, self.digest, partial(prepare_case, job=self._job()), finish,
-                          replaced)  # fmt: skip
+                          replaced, self.say)  # fmt: skip
         for record in work.run(tasks, self.options.num_processes, self.options.show_progress):
             if record.reason is not None:
                 self.found.left_out[record.case] = record.reason

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 
-from nnssl.checkpoints.files import FINAL
+from nnssl.checkpoints.files import FINAL, load_checkpoint
 from nnssl.checkpoints.intensity import bridge_intensities
 from nnssl.checkpoints.pretrained import (
     RANDOM,
@@ -19,8 +19,8 @@ from nnssl.checkpoints.pretrained import (
     finished_pretrainings,
     load_pretrained,
     name_of,
-    read_pixel_encoder,
-    read_pretrained,
+    pixel_encoder_of,
+    pretrained_of,
 )
 from nnssl.checkpoints.runs import checkpoint_of
 from nnssl.core.errors import UserError
@@ -87,13 +87,15 @@ class Fit:
     """A pretraining that a training can start from.
 
     Args:
-        source: what its checkpoint holds; the tensors stay on the disk until they are used.
+        source: the transferred part of its checkpoint.
+        content: of the checkpoint.
         intensity: channels of `IntensityBridge`; None where both plans give the same values.
         advice: what to do where the architectures differ, as the end of a sentence.
         warnings: how the images differ from those of the pretraining, in sentences.
     """
 
     source: Pretrained
+    content: dict[str, Any]
     intensity: list[dict[str, float]] | None
     advice: str
     warnings: list[str]
@@ -101,7 +103,7 @@ class Fit:
 
 @dataclass(frozen=True)
 class Choice:
-    """A checkpoint, None for random weights; where it was chosen among all finished ones, how it fits, and why it."""
+    """A checkpoint, None for random weights; how it fits, where it is the only finished one; else why it was chosen."""
 
     path: Path | None
     note: str | None = None
@@ -167,7 +169,7 @@ def _network(fit: Fit, wanted: Wanted) -> tuple[Pretrained, dict[str, Any], list
     A head of this package stands on the pretraining's network where the target's plans have another one. Plans that
     agree keep the form in which trainings of earlier versions describe their network.
     """
-    source = read_pretrained(fit.source.path)
+    source = fit.source
     network = {"levels": source.levels, "head": wanted.head, "intensity": fit.intensity}
     theirs = network_entries(resolve_configuration(source.plans, source.configuration))
     if wanted.head == UNET or theirs == network_entries(wanted.resolved):
@@ -180,7 +182,7 @@ def _network(fit: Fit, wanted: Wanted) -> tuple[Pretrained, dict[str, Any], list
 
 def _encoder(fit: Fit) -> tuple[Pretrained, dict[str, Any], list[str]]:
     """As `_network`, for a training on the encodings of the frozen encoder."""
-    encoder = read_pixel_encoder(fit.source.path)
+    encoder = pixel_encoder_of(fit.content, fit.source.path)
     state = encoder.encoder.state_dict()
     left = {name: number for name, number in fit.source.others.items() if name not in state}
     network = {"encoder": encoder.architecture, "intensity": fit.intensity}
@@ -235,7 +237,7 @@ def _best(wanted: Wanted, results: Path) -> Choice:
     reasons: dict[Path, str] = {}
     for path in found:
         try:
-            fitting[path] = _fit(path, wanted)
+            fitting[path] = _fit(path, wanted, mapped=len(found) > 1)
         except UserError as error:
             reasons[path] = str(error).replace(f"{path} ", "", 1)
     if not fitting:
@@ -245,16 +247,20 @@ def _best(wanted: Wanted, results: Path) -> Choice:
     same = {path: _same_plans(fit.source, wanted) for path, fit in fitting.items()}
     best = max(fitting, key=lambda path: (same[path], path.stat().st_mtime, path))
     if len(fitting) == 1:
-        return Choice(best, fit=fitting[best])
+        return Choice(best, fit=fitting[best] if len(found) == 1 else None)
     why = "the newest with the network, spacing and axes of these plans" if same[best] else "the newest that fits"
     others = ", ".join(str(path.parent) for path in fitting if path != best)
     note = f"starts from {best.parent}, {why}; export {VARIABLE}=... takes another one that fits: {others}"
-    return Choice(best, note, fitting[best])
+    return Choice(best, note)
 
 
-def _fit(path: Path, wanted: Wanted) -> Fit:
-    """Raise UserError, which names the checkpoint, where a training cannot start from it."""
-    source = read_pretrained(path, mapped=True)
+def _fit(path: Path, wanted: Wanted, mapped: bool = False) -> Fit:
+    """Raise UserError, which names the checkpoint, where a training cannot start from it.
+
+    Of a `mapped` checkpoint nothing is read but what the comparison needs; it must be read whole to start from it.
+    """
+    content = load_checkpoint(path, mapped)
+    source = pretrained_of(content, path)
     if wanted.method not in (None, source.method):
         raise UserError(f"{path} {wanted.refuse_method(source.method)}")
     if wanted.head == ENCODINGS and not issubclass(get_method(source.method), PixelMethod):
@@ -275,7 +281,7 @@ def _fit(path: Path, wanted: Wanted) -> Fit:
         with torch.device("meta"):  # for the names and shapes only
             built = build_segmentation(network, wanted.resolved, len(wanted.resolved["normalization_schemes"]), 2)
         load_pretrained(built, source, advice)
-    return Fit(source, bridge.channels, advice, [*bridge.warnings, *warnings])
+    return Fit(source, content, bridge.channels, advice, [*bridge.warnings, *warnings])
 
 
 def _same_plans(source: Pretrained, wanted: Wanted) -> bool:

@@ -5,30 +5,23 @@ from __future__ import annotations
 import os
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from nnssl.core.errors import UserError
+from nnssl.data.folder_volumes import FolderVolumes
 from nnssl.data.folders import explained_errors_of
-from nnssl.data.inventory import Comparison, found_volumes, named
+from nnssl.data.inventory import Inventory, named
 from nnssl.data.pool import default_processes
-from nnssl.data.preprocessing import Prepared, PreprocessingJob, SharedWork, prepare_case
-from nnssl.data.raw import UNLABELLED, RawCase, RawDataset, first_ct_channel, read_dataset_json, read_unlabelled
-from nnssl.data.raw_files import RawFiles, digest_of
-from nnssl.data.records import Record, Records, now, read_withdrawn, unused_cases, write_withdrawn
-from nnssl.data.report import (
-    read_settings,
-    refuse_other_settings,
-    resolved_configuration,
-    settings_digest,
-    volume_settings,
-    write_settings,
-)
-from nnssl.data.storage import body_folder, claimed_cases, dataset_lock, done_cases
+from nnssl.data.preprocessing import Task
+from nnssl.data.raw import UNLABELLED, RawDataset, read_dataset_json, read_unlabelled
+from nnssl.data.raw_files import RawFiles
+from nnssl.data.records import read_withdrawn, unused_cases, write_withdrawn
+from nnssl.data.report import Findings, RunOptions, refuse_other_settings, resolved_configuration, settings_digest
+from nnssl.data.storage import body_folder, dataset_lock, done_cases
 from nnssl.data.trusted import refuse_untrusted_names
 
 _PREFIX = f"{UNLABELLED}/"  # of an identifier: a labelled case may have the same name
@@ -76,7 +69,9 @@ def prepare_unlabelled(
     if (raw / UNLABELLED).is_dir():
         content = {key: value for key, value in read_dataset_json(raw).items() if key != "dataset"}
         dataset = RawDataset(raw.name, raw, content, *read_unlabelled(raw, content), labelled=False)
-        volumes = _Volumes(plans, configuration, folder, dataset, say)
+        options = RunOptions(raw.parent, home.parent, configuration, default_processes(), num_parts=1, part_id=0,
+                             clean=False, strict=False, show_progress=False)  # fmt: skip
+        volumes = _Volumes(options, dataset, RawFiles.of(dataset.cases), plans, folder, Findings(), say)
         if is_main:
             with explained_errors_of(home.parent):
                 volumes.prepare()
@@ -89,42 +84,23 @@ def prepare_unlabelled(
     return UnlabelledCases(folder, sorted((done_cases(folder) & names) - unused.keys()))
 
 
-@dataclass
-class _Volumes:
-    """The volumes of `imagesUn` with one configuration of plans."""
-
-    plans: dict[str, Any]
-    configuration: str
-    folder: Path
-    dataset: RawDataset
-    say: Callable[[str], Any]
-
-    def __post_init__(self) -> None:
-        self.settings = volume_settings(self.plans, self.configuration)
-        self.digest = digest_of(self.settings)
-        self.files, self.records = RawFiles.of(self.dataset.cases), Records(self.folder)
+class _Volumes(FolderVolumes):
+    """The volumes of `imagesUn` with one configuration of plans; raw files that failed are not tried again."""
 
     def prepare(self) -> None:
         """Prepare what is not done yet, and name what cannot be used."""
-        home, cases = self.folder.parent, self.dataset.cases
         refuse_other_settings(self.folder, self.settings, f"delete that folder and {body_folder(self.folder).name} to "
                                                           f"make them anew")  # fmt: skip
-        left_out, may_write = dict(self.dataset.left_out), self.records.may_write
-        comparison = Comparison(self.folder, self.dataset, self.files, self.records, self.digest, "",
-                                default_processes(), False)  # fmt: skip
-        if may_write and cases:
-            self._note()
-        found = comparison.sort_out(cases, anew=False, may_note=may_write)
-        failed = {name: why for name in found.todo if (why := self._failed(name)) is not None}
-        todo = [cases[name] for name in sorted(found.todo - failed.keys())]
-        if todo and not may_write:
-            raise UserError(f"{home} may only be read, and volumes of {UNLABELLED} are still to be prepared there "
-                            f"({named([case.name for case in todo])}); run this training where it can be written "
-                            f"to")  # fmt: skip
-        if may_write:
-            self.records.renew(found.noted)
-        left_out |= failed | self._work(todo, found.changed)
-        for name, reason in sorted(left_out.items()):
+        cases, left_out = self.dataset.cases, dict(self.dataset.left_out)
+        if self.writable and cases:
+            self.note_all()
+            gone = done_cases(self.folder) - cases.keys()
+            if gone != read_withdrawn(self.home, UNLABELLED):
+                with dataset_lock(self.home, self.say):
+                    write_withdrawn(self.home, gone, UNLABELLED)
+        self.found.left_out = {name: why for name in cases if (why := self.earlier_reason(name)) is not None}
+        self.prepare_cases(cases, UNLABELLED)
+        for name, reason in sorted((left_out | self.found.left_out).items()):
             self.say(f"WARNING: {UNLABELLED}/{name} is left out: {reason}")
 
     def are_settled(self) -> bool:
@@ -133,49 +109,31 @@ class _Volumes:
         on_disk = done_cases(self.folder)
         return all(self._is_settled(name, name in on_disk) for name in self.dataset.cases)
 
-    def _note(self) -> None:
-        """What is there has a record, and it is known which cases have been taken out of the raw dataset."""
-        home, on_disk = self.folder.parent, done_cases(self.folder)
-        gone = on_disk - self.dataset.cases.keys()
-        new = found_volumes(on_disk - claimed_cases(self.folder), self.files, self.records, self.digest, None, {})
-        if not new and read_settings(self.folder) == self.settings and gone == read_withdrawn(home, UNLABELLED):
-            return
-        with dataset_lock(home, self.say):
-            self.records.append(new)
-            write_settings(self.folder, self.settings)
-            write_withdrawn(home, gone, UNLABELLED)
-
-    def _work(self, todo: list[RawCase], changed: Mapping[str, str]) -> dict[str, str]:
-        """Why cases could not be used, by name."""
-        if not todo:
-            return {}
-        processes = default_processes()
-        self.say(f"Preprocessing {len(todo)} volumes of {UNLABELLED} into {self.folder} with the plans of this "
-                 f"training, in {processes} processes; this is done once")  # fmt: skip
-        if changed:
-            self.say(f"{len(changed)} of them changed since they were prepared: {named(changed)}")
-        ct_channel = self.dataset.ct_channel
-        if ct_channel is None:
-            schemes = resolved_configuration(self.plans, self.configuration).normalization_schemes
-            ct_channel = first_ct_channel(schemes)
-        job = PreprocessingJob(self.plans, self.configuration, self.dataset.dataset_json, self.folder, ct_channel)
-        work = SharedWork(self.folder, self.records, self.digest, partial(prepare_case, job=job), self._record,
-                          changed, self.say)  # fmt: skip
-        return {r.case: r.reason for r in work.run(todo, processes, show_progress=False) if r.reason is not None}
-
-    def _record(self, case: Prepared) -> Record:
-        return Record(case.name, case.files, self.digest, None, case.orientation, now(), case.reason)
-
     def _is_settled(self, name: str, on_disk: bool) -> bool:
         record = self.records.get(name)
         if record is None:
             return on_disk
         return record.reason is not None or (on_disk and record.unfit(self.digest, None) is None)
 
-    def _failed(self, name: str) -> str | None:
-        """Why the files that are there could not be made into a volume."""
+    def earlier_reason(self, name: str) -> str | None:
+        """From the records alone: the reports are about the labelled cases, which may have the same names."""
         record = self.records.get(name)
         return None if record is None or record.files != self.files.states.get(name) else record.reason
+
+    def work(self, tasks: list[Task], sorted_out: Inventory) -> set[str]:
+        """As of `FolderVolumes`, announced in the training's own log."""
+        if tasks:
+            self.say(f"Preprocessing {len(tasks)} volumes of {UNLABELLED} into {self.folder} with the plans of this "
+                     f"training, in {self.options.num_processes} processes; this is done once")  # fmt: skip
+            if changed := sorted_out.changed:
+                self.say(f"{len(changed)} of them changed since they were prepared: {named(changed)}")
+        return super().work(tasks, sorted_out)
+
+    def need_to_write(self, what: str) -> None:
+        """Raise UserError where the folder may only be read; `what` says why it would be written to."""
+        if not self.writable:
+            raise UserError(f"{self.home} may only be read, and volumes of {UNLABELLED} must still be prepared there "
+                            f"(to {what}); run this training where it can be written to")  # fmt: skip
 
 
 class WithUnlabelled:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from nnssl.checkpoints.loading import TransferReport
 from nnssl.checkpoints.pretrained import name_of
@@ -46,6 +47,18 @@ def test_find_start__describes_the_network_in_json(tmp_path: Path, source: Path)
         "network": {"levels": "decoder", "head": "nonlinear", "intensity": None},
     }
     assert "nnssl_transfer -s 500 -t 17 -m vox2vec" in start.advice
+
+
+@pytest.mark.parametrize(("method", "head"), [("vox2vec", "nonlinear"), ("sam", "encodings")])
+def test_find_start__reads_the_checkpoint_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, head: str
+) -> None:
+    write_pretraining(tmp_path, small_plans(dataset="Dataset500_Source"), method=method)
+    opened: list[Any] = []
+    load = torch.load
+    monkeypatch.setattr(torch, "load", lambda path, **options: opened.append(path) or load(path, **options))
+    assert _start(tmp_path, small_plans(), method=method, head=head).source is not None
+    assert len(opened) == 1
 
 
 def test_find_start__keeps_what_else_the_block_says(tmp_path: Path, source: Path) -> None:
