@@ -83,7 +83,12 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     device, patch = torch.device(arguments.device), tuple(arguments.patch)
-    config = AliceConfig(patch_size=patch, batch_size=arguments.volumes, standardise=arguments.volumes > 1)
+    config = AliceConfig(
+        patch_size=patch,
+        batch_size=arguments.volumes,
+        head="moco" if arguments.volumes > 1 else "dino",
+        standardise=arguments.volumes > 1,
+    )
     torch.manual_seed(0)
     backbone = network(arguments.network, patch)
     Alice.check(config, backbone)

@@ -15,6 +15,7 @@ from torch.multiprocessing.spawn import spawn
 from nnssl.core.distributed import all_reduce_sum, gather_rows, is_main, rank, row_counts, world_size
 from nnssl.finetuning.partial_label_loss import PartialLabelLoss
 from nnssl.methods.shared.info_nce import info_nce
+from nnssl.networks.contrastive import BatchNormHead
 from nnssl.networks.sync_batch_norm import SyncBatchNorm1d, SyncBatchNorm3d, synchronise_batch_norm
 
 WORLD = 2
@@ -29,6 +30,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
         lambda: nn.Sequential(nn.Linear(5, 4), nn.Sequential(nn.BatchNorm1d(4), nn.ReLU()), nn.Linear(4, 3)),
         (5,),
     ),
+    "head": (lambda: BatchNormHead((5, 6, 6, 4)), (3, 5)),  # of three tokens
 }
 LOSSES: dict[str, dict[str, Any]] = {
     "mean": {},

@@ -62,13 +62,18 @@ class Match:
     similarity: float = math.nan  # of the two places, if the aligner gives one
 
 
-FORMERLY_FIXED = "formerly_fixed"  # in the metadata of a field
+FORMERLY_FIXED = "formerly_fixed"  # in the metadata of a field: the value in versions that had no such option
 Value = TypeVar("Value")
 
 
-def formerly_fixed(value: Value) -> Value:
-    """Default of a hyper-parameter that used to be a constant, so that runs of older versions continue unchanged."""
-    return cast(Value, field(default=value, metadata={FORMERLY_FIXED: True}))
+def formerly_fixed(value: Value, former: Value | None = None) -> Value:
+    """Default of a hyper-parameter that used to be a constant, so that runs of older versions continue unchanged.
+
+    Args:
+        value: default of new runs.
+        former: the constant, where it was another value.
+    """
+    return cast(Value, field(default=value, metadata={FORMERLY_FIXED: value if former is None else former}))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,6 +219,7 @@ class Method(nn.Module):
     # before.
     host_keys: ClassVar[frozenset[str]] = frozenset()
     pairs_volumes: ClassVar[bool] = False  # whether samples take a second volume, with `Volume.match`
+    collapse_cause: ClassVar[str | None] = None  # the likely ones, for a warning: "LIKELY, or LIKELY"; None: unknown
     of_the_run: ClassVar[tuple[str, ...]] = ()  # prefixes of state that a run started from these weights does not take
 
     def __init__(self, backbone: FeaturePyramid, config: Any) -> None:

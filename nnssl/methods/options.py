@@ -52,17 +52,18 @@ def to_plain(config: MethodConfig) -> dict[str, Any]:
 
 
 def from_plain(config_class: type[Config], values: dict[str, Any]) -> Config:
-    """Inverse of `to_plain`.
+    """Inverse of `to_plain`. What an older version did not store has the value that it used.
 
     Raises:
         UserError: for keys that the class no longer has, and values of the wrong type.
     """
-    names = {f.name for f in dataclasses.fields(config_class)}
-    unknown = sorted(set(values) - names)
+    fields = dataclasses.fields(config_class)
+    unknown = sorted(set(values) - {f.name for f in fields})
     if unknown:
         raise UserError(f"the stored options {', '.join(unknown)} do not exist in this version; install the version "
                         f"that config.json names, or start a new run with --overwrite")  # fmt: skip
-    typed: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    former = {f.name: f.metadata[FORMERLY_FIXED] for f in fields if FORMERLY_FIXED in f.metadata}
+    typed: dict[str, Any] = former | {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     hints = typing.get_type_hints(config_class)
     if wrong := [
         f"{k} ({describe_type(hints[k])}, not {shown(v)})" for k, v in typed.items() if not _fits(v, hints[k])
@@ -73,11 +74,8 @@ def from_plain(config_class: type[Config], values: dict[str, Any]) -> Config:
 
 
 def new_options(config: MethodConfig, stored: Container[str]) -> list[str]:
-    """`name=value` of the options that a stored config lacks, without those that were constants of its version.
-
-    The defaults of the latter are these constants, so that the run used the same values.
-    """
-    options = (f for f in dataclasses.fields(config) if f.name not in stored and not f.metadata.get(FORMERLY_FIXED))
+    """`name=value` of the options that a stored config lacks, without those that were constants of its version."""
+    options = (f for f in dataclasses.fields(config) if f.name not in stored and FORMERLY_FIXED not in f.metadata)
     return [_typed(config, f.name) for f in options]
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import torch
@@ -50,6 +51,49 @@ def projection_head(
     return nn.Sequential(*layers, nn.Linear(hidden_features, out_features))
 
 
+class BatchNormHead(nn.Module):
+    """Linear layers with batch norm and ReLU between them, and batch norm without weights at the end (MoCo v3).
+
+    MoCo v3's projector has three linear layers, its predictor two. In training, every batch norm takes the vectors of
+    one call as its rows, those of all processes where `synchronise_batch_norm` was called: two at least.
+
+    Args:
+        widths: of the input, of the hidden layers, and of the output.
+    """
+
+    def __init__(self, widths: Sequence[int]) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for before, after in pairwise(widths[:-1]):
+            layers += [nn.Linear(before, after, bias=False), nn.BatchNorm1d(after), nn.ReLU(inplace=True)]
+        self.layers = nn.Sequential(*layers, nn.Linear(widths[-2], widths[-1], bias=False))
+        self.normalise = RowNorm(widths[-1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., in) to (..., out), of mean 0 and deviation 1 over the rows; at least float32."""
+        normalised: Tensor = self.normalise(self.layers(x.flatten(0, -2)))
+        return normalised.view(*x.shape[:-1], -1)
+
+
+class RowNorm(nn.Module):
+    """Batch norm without weights over all vectors of a call.
+
+    Args:
+        width: d of the vectors.
+        running: evaluate with running statistics; otherwise always with those of the call.
+    """
+
+    def __init__(self, width: int, running: bool = True) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(width, affine=False, track_running_stats=running)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise (..., d), at least in float32."""
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        normalised: Tensor = self.norm(wide.flatten(0, -2))
+        return normalised.view_as(x)
+
+
 class DinoHead(nn.Module):
     """Three-layer head with a bottleneck of unit length and a linear layer of unit directions (DINO; methods.md 4.2).
 
@@ -75,10 +119,14 @@ class DinoHead(nn.Module):
                 nn.init.zeros_(layer.bias)
         self.directions = nn.Linear(bottleneck, out_features, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (..., in_features) to cosines with the directions (..., out_features), in [-1, 1]."""
+    def forward(self, x: Tensor, directions: nn.Linear | None = None) -> Tensor:
+        """Map (..., in_features) to cosines with the directions (..., out_features), in [-1, 1].
+
+        Other `directions` than the head's own may be given.
+        """
+        weight = self.directions.weight if directions is None else directions.weight
         # the authors' weight normalisation, with its lengths frozen at 1
-        return functional.linear(l2_normalise(self.mlp(x)), l2_normalise(self.directions.weight))
+        return functional.linear(l2_normalise(self.mlp(x)), l2_normalise(weight))
 
 
 Network = TypeVar("Network", bound=nn.Module)

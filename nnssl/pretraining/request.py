@@ -29,7 +29,7 @@ from nnssl.pretraining.optimisation import build_optimiser
 from nnssl.pretraining.probe_data import ProbeData, check_probe, prepare_probe
 from nnssl.pretraining.reporting import check_trackers
 from nnssl.pretraining.setup import Setup, case_labels, hold_out, resolve_sizes
-from nnssl.pretraining.weights import check_weights
+from nnssl.pretraining.weights import check_resumed, check_weights
 
 log = logging.getLogger("nnssl")
 
@@ -174,6 +174,8 @@ class Request:
         with torch.device("meta"):
             method = setup.build_method()
         build_optimiser(setup.config, method.parameters())
+        if setup.resume:
+            check_resumed(method, setup.resume)
         if setup.pretrained:
             path = setup.pretrained.path
             if self.overwrite and path.resolve().is_relative_to(setup.folder.resolve()):

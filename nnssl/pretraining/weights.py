@@ -59,6 +59,23 @@ def check_weights(method: Method, setup: Setup, allow: bool) -> None:
     warn_of_images(given, own, allow)
 
 
+def check_resumed(method: Method, resume: Stored) -> None:
+    """Make sure that a run can go on from a checkpoint.
+
+    Args:
+        method: of the run; it may be without memory.
+        resume: checkpoint of the run.
+
+    Raises:
+        UserError: an earlier version's method had other networks with the same options; the first tensors are named.
+    """
+    own, given = method.state_dict(), resume.content["method_state"]
+    if wrong := sorted({*fitting(own, given)[1], *(given.keys() - own.keys())}):
+        raise UserError(f"the run of {resume.path} began with a version whose networks were others with these options "
+                        f"({first_of(wrong)}); finish it with the version that config.json names, or start anew with "
+                        f"--overwrite")  # fmt: skip
+
+
 def _fitting(method: Method, source: Stored) -> dict[str, Tensor]:
     """Tensors of a checkpoint that the method has a place for; raises as `load_weights` does."""
     values, different = fitting(method.state_dict(), source.content["method_state"])

@@ -2,21 +2,24 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from nnssl.checkpoints.loading import fitting
 from nnssl.core.errors import UserError
 from nnssl.methods.alice.loss import CentredCrossEntropy
-from nnssl.methods.alice.method import Alice, momentum_at
+from nnssl.methods.alice.method import Alice, AliceConfig, momentum_at
 from nnssl.methods.base import Batch
+from nnssl.methods.options import from_plain, new_options, to_plain
 from nnssl.methods.registry import get_method
 from nnssl.methods.shared.block_tokens import block_size
 from nnssl.methods.shared.masked_method import from_blocks
 from nnssl.networks.build import backbone_of
+from nnssl.networks.contrastive import DinoHead, RowNorm
 from nnssl.networks.swin import SwinPyramid
 from nnssl.networks.vit import ViTPyramid
 from nnssl.pretraining.meters import embedding_std
@@ -26,12 +29,14 @@ from tests.networks.helpers import load_reference, unet_configuration
 from tests.volumes import CT, MR, Channel, add_volume, index_volume, make_folder
 
 REFERENCE = load_reference("alice.json")
+CODE: dict[str, Any] = {"objective": "code", "casa": "code"}
 OBJECTIVES: list[dict[str, Any]] = [
     {},
-    {"standardise": False},
-    {"casa": "code"},
+    {"head": "dino"},
+    {"head": "dino", "standardise": False},
+    {"head": "dino", "casa": "code"},
     {"objective": "code"},
-    {"objective": "code", "casa": "code"},
+    CODE,
 ]
 
 
@@ -96,12 +101,13 @@ def _swapped(batch: Batch) -> Batch:
 @pytest.mark.parametrize("options", OBJECTIVES)
 def test_step__swapping_query_and_key_changes_nothing(tmp_path: Path, options: dict[str, Any]) -> None:
     config = alice_config(**options)
-    method = alice_method(config).eval()
-    batch = method.augment(alice_batch(tmp_path, config))
-    one, two = method.step(batch), method.step(_swapped(batch))
-    torch.testing.assert_close(one.loss, two.loss)
-    assert one.loss.isfinite() and one.terms.keys() == {"reconstruction", "across", "within"}
-    torch.testing.assert_close(one.loss.detach(), sum(one.terms.values()))
+    batch = alice_method(config).augment(alice_batch(tmp_path, config))
+    for training in (False, True) if config.casa == "paper" else (False,):  # the code's CASA drops out
+        one, two = (alice_method(config).train(training).step(b) for b in (batch, _swapped(batch)))
+        torch.testing.assert_close(one.loss, two.loss, rtol=1e-4, atol=0)
+        shuffled = set() if training else {"across_shuffled"}
+        assert one.loss.isfinite() and one.terms.keys() - shuffled == {"reconstruction", "across", "within"}
+        torch.testing.assert_close(one.loss.detach(), sum(one.terms[k] for k in one.terms.keys() - shuffled))
 
 
 @pytest.mark.parametrize("options", OBJECTIVES)
@@ -128,54 +134,118 @@ def test_step__no_gradient_reaches_the_target(
     output.loss.backward()
     silent = {name for name, p in method.named_parameters() if p.grad is None and p.requires_grad}
     assert silent == followed and followed
-    learning = ("backbone.", "tokens.", "decoder.", "bridge.", "head.", "casa.")
+    learning = ["backbone.", "tokens.", "decoder.", "bridge.", "head.", "casa."]
+    learning += ["predictors.across.", "predictors.within."] if config.moco else []
     assert all(any(n.startswith(k) and n not in silent for n, _ in method.named_parameters()) for k in learning)
 
 
-def test_step__the_terms_are_the_papers(tmp_path: Path) -> None:
+def _warm(method: Alice, batch: Batch) -> Alice:
+    """In evaluation, after steps from which the running statistics are known."""
+    for _ in range(3):
+        method.train().step(batch)
+    return method.eval()
+
+
+@pytest.mark.parametrize("options", [{}, {"head": "dino", "standardise": False}], ids=["moco", "dino"])
+def test_step__the_terms_are_the_papers(tmp_path: Path, options: dict[str, Any]) -> None:
     """Cosines of crossed pairs of averages, and of tokens of the same crop, from the method's own vectors."""
-    config = alice_config(standardise=False)
-    method = alice_method(config).eval()
+    config = alice_config(**options)
+    method = alice_method(config)
+    head, target = method.head, cast(Any, method.target)["head"]
+    predicts = method.predictors or {"across": torch.nn.Identity(), "within": torch.nn.Identity()}
     batch = method.augment(alice_batch(tmp_path, config))
-    terms = method.step(batch).terms
+    terms = _warm(method, batch).step(batch).terms
 
     def distance(a: Tensor, b: Tensor) -> float:
         return (2 - 2 * torch.cosine_similarity(a, b, dim=-1)).mean().item()
 
-    across = within = error = 0.0
+    across = shuffled = within = error = 0.0
+    places: list[list[tuple[Tensor, Tensor]]] = []
     with torch.no_grad():
         for i in range(2):
             student, goals, seen, wanted = [], [], [], []
             for k in range(2):
                 crop, hidden = batch["crops"][i, k][None], batch["hidden"][i, k][None]
                 visible, decoded = method.encode(crop, hidden)
-                student.append(method.head(method.bridge(decoded)))
-                goals.append(method._goals(batch["targets"][i, k][None]))
-                seen.append(method.casa(visible, student[k]))
-                wanted.append(method.casa(visible, goals[k]))
+                student.append(head(method.bridge(decoded)))
+                goals.append(method._goals(batch["targets"][i, k][None]).tokens)
+                seen.append(predicts["within"](head.within(method.casa(visible, student[k]))))
+                wanted.append(target.within(method.casa(visible, goals[k])))
                 error += method.reconstruction_error(crop, decoded, hidden & batch["inside"][i, k]).item() / 2
             for k in range(2):
-                across += distance(student[k].mean(1), goals[1 - k].mean(1)) / 2
                 within += distance(seen[k], wanted[k]) / 2
-    for name, value in (("across", across), ("within", within), ("reconstruction", error)):
+            means = [predicts["across"](head.across(s.mean(1))) for s in student]
+            places.append(list(zip(means, [target.across(g.mean(1)) for g in goals], strict=True)))
+        for i in range(2):
+            for k in range(2):
+                across += distance(places[i][k][0], places[i][1 - k][1]) / 2
+                shuffled += distance(places[i][k][0], places[1 - i][1 - k][1]) / 2
+    expected = {"across": across, "across_shuffled": shuffled, "within": within, "reconstruction": error}
+    for name, value in expected.items():
         assert terms[name].item() == pytest.approx(value, rel=1e-4), name
 
 
-@pytest.mark.parametrize("standardise", [True, False])
+@pytest.mark.parametrize("options", OBJECTIVES[:3], ids=["moco", "standardised", "neither"])
 def test_step__what_all_crops_share_does_not_count(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, standardise: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
 ) -> None:
     """A large constant on all vectors makes all of them alike; the terms are those without it."""
-    config = alice_config(standardise=standardise)
-    method = alice_method(config).double().eval()
+    config = alice_config(**options)
+    method = alice_method(config).double()
     floating = {k: v.double() if v.is_floating_point() else v for k, v in alice_batch(tmp_path, config).items()}
     batch = method.augment(floating)
     before = method.step(batch).terms["across"].item()
-    for head in (method.head, method.target["head"]):
-        monkeypatch.setattr(head, "forward", lambda x, own=head.forward: own(x) + 100)
+    own, of_dino = RowNorm.forward, DinoHead.forward
+    if config.moco:
+        monkeypatch.setattr(RowNorm, "forward", lambda self, x: own(self, x + 100))
+    else:
+        monkeypatch.setattr(DinoHead, "forward", lambda self, *inputs: of_dino(self, *inputs) + 100)
     after = method.step(batch).terms["across"].item()
     assert before > 1e-3
-    assert after == pytest.approx(before, rel=1e-6) if standardise else after < 1e-4
+    assert after < 1e-4 if options == OBJECTIVES[2] else after == pytest.approx(before, rel=1e-6)
+
+
+def test_step__student_and_target_have_statistics_of_their_own_and_the_checkpoint_has_them(tmp_path: Path) -> None:
+    config = alice_config()
+    method = alice_method(config)
+    batch = method.augment(alice_batch(tmp_path, config))
+    names = [f"{side}head.{layer}.norm.running_mean" for side in ("", "target.")
+             for layer in ("normalise", "across", "within")]  # fmt: skip
+    method.step(batch)
+    state = {name: value.clone() for name, value in method.state_dict().items()}
+    assert all(state[name].any() for name in names if "normalise" in name)
+    assert not torch.equal(state[names[0]], state[names[3]])
+    method.after_step(0)
+    method.eval().step(batch)
+    assert all(torch.equal(method.state_dict()[name], state[name]) for name in names)
+    other = alice_method(config)
+    other.load_state_dict(method.state_dict())
+    for of_one, of_other in zip(
+        method.step(batch).terms.values(), other.eval().step(batch).terms.values(), strict=True
+    ):
+        assert torch.equal(of_one, of_other)
+
+
+def test_step__the_codes_whole_crops_are_the_encoders_and_its_targets_are_not_augmented(tmp_path: Path) -> None:
+    config = alice_config(**CODE)
+    method = alice_method(config).eval()
+    batch = method.augment(alice_batch(tmp_path, config))
+    assert torch.equal(batch["targets"], batch["crops"])
+    crops, hidden = batch["crops"].flatten(0, 1), batch["hidden"].flatten(0, 1)
+    with torch.no_grad():
+        visible, decoded = method.encode(crops, hidden)
+        student, goals = method._vectors(visible, decoded), method._goals(crops)
+        encoded = method.tokens(method.backbone, crops, method.grid)
+    torch.testing.assert_close(student.whole, method.head(visible.mean(1)))
+    torch.testing.assert_close(goals.whole, method.head(encoded.mean(1)))  # the target equals the student at first
+    torch.testing.assert_close(method.step(batch).embeddings, student.whole)
+    assert student.tokens.shape == goals.tokens.shape == (4, 12, 8)
+    own = method.head(method.bridge(decoded))
+    assert not torch.allclose(student.tokens, own), "the student's tokens have a last layer of their own"
+    with torch.no_grad():
+        everywhere = torch.arange(12).expand(4, -1)
+        whole = method.head(method.bridge(method.decoder(encoded, everywhere, method.grid)))
+    torch.testing.assert_close(goals.tokens, whole)
 
 
 def test_step__the_codes_masks_are_columns_and_its_error_is_over_all_raw_voxels(tmp_path: Path) -> None:
@@ -214,7 +284,7 @@ def test_step__embeddings_tell_a_collapse(tmp_path: Path) -> None:
     assert output.embeddings.shape == (4, 8)
     assert output.pairs and torch.equal(output.pairs[0], output.embeddings) and output.pairs[1].shape == (4, 8)
     assert embedding_std(method.step(batch).embeddings) > 0
-    torch.nn.init.zeros_(method.head.mlp[0].weight)  # type: ignore[arg-type]
+    torch.nn.init.zeros_(method.head.layers[0].weight)  # type: ignore[union-attr, index, arg-type]
     assert embedding_std(method.step(batch).embeddings) < 1e-6
 
 
@@ -254,7 +324,31 @@ def test_load_state_dict__another_runs_backbone_gives_an_equal_target() -> None:
     assert all(torch.equal(mine.state_dict()[k], v) for k, v in other.backbone.state_dict().items())
 
 
-@pytest.mark.parametrize("options", [OBJECTIVES[0], OBJECTIVES[3]], ids=["paper", "code"])
+def test_load_state_dict__another_heads_run_gives_its_backbone_and_an_equal_target() -> None:
+    method, other = alice_method(alice_config()), alice_method(alice_config(head="dino"))
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(torch.rand_like(parameter))
+    values, different = fitting(method.state_dict(), other.state_dict())
+    assert not any(name.startswith("backbone.") for name in different) and "head.layers.0.weight" in different
+    method.load_state_dict(values, strict=False)
+    target: Any = method.target
+    for mine in (method.backbone, target["backbone"]):
+        assert all(torch.equal(mine.state_dict()[k], v) for k, v in other.backbone.state_dict().items())
+    assert all(torch.equal(target["head"].state_dict()[k], v) for k, v in method.head.state_dict().items())
+
+
+def test_config__runs_of_versions_with_one_head_go_on_with_it() -> None:
+    config = alice_config(head="dino")
+    stored = {name: value for name, value in to_plain(config).items() if name != "head"}
+    assert from_plain(type(config), stored) == config and new_options(config, stored) == []
+    assert AliceConfig().head == "moco"
+    names = alice_method(config).state_dict()
+    assert {"head.directions.weight", "target.head.mlp.0.weight"} <= names.keys()
+    assert not any(("norm.running" in name and ".head." in name) or "predictors" in name for name in names)
+
+
+@pytest.mark.parametrize("options", [{}, {"objective": "code"}], ids=["paper", "code"])
 @pytest.mark.parametrize("kind", ["unet", "vit", "swin"])
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 def test_step__every_encoder_learns(tmp_path: Path, kind: str, options: dict[str, Any], precision: torch.dtype) -> None:
@@ -315,12 +409,27 @@ def test_config__refuses(option: str, value: Any) -> None:
         alice_config(**{option: value})
 
 
-def test_check__a_single_pair_cannot_be_standardised() -> None:
+def test_check__a_single_pair_cannot_be_normalised() -> None:
     backbone = alice_method(alice_config()).backbone
-    with pytest.raises(UserError, match="batch_size=2 or more"):
-        Alice.check(alice_config(batch_size=1), backbone)
-    for allowed in ({"standardise": False}, {"objective": "code"}):
+    for refused in ({}, {"standardise": False}, {"head": "dino"}):
+        with pytest.raises(UserError, match="batch_size=2 or more"):
+            Alice.check(alice_config(batch_size=1, **refused), backbone)
+    for allowed in ({"head": "dino", "standardise": False}, {"objective": "code"}):
         Alice.check(alice_config(batch_size=1, **allowed), backbone)
+
+
+def test_check__the_codes_casa_needs_the_codes_head() -> None:
+    backbone = alice_method(alice_config()).backbone
+    with pytest.raises(UserError, match="head=dino"):
+        Alice.check(alice_config(casa="code"), backbone)
+    for allowed in ({"head": "dino"}, {"objective": "code"}):
+        Alice.check(alice_config(casa="code", **allowed), backbone)
+
+
+def test_step__a_single_pair_has_no_other_to_be_mixed_up_with(tmp_path: Path) -> None:
+    config = alice_config(batch_size=1, objective="code")
+    method = alice_method(config).eval()
+    assert "across_shuffled" not in method.step(method.augment(alice_batch(tmp_path, config))).terms
 
 
 def test_check__columns_count_as_one() -> None:

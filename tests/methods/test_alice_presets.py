@@ -41,4 +41,4 @@ def test_config__is_the_papers() -> None:
     config = Alice.config_class()
     assert (config.optimiser, config.betas, config.learning_rate) == ("adamw", (0.9, 0.95), 5e-5)
     assert config.schedule == "cosine" and config.num_epochs * config.steps_per_epoch == 100_000
-    assert config.warmup_steps == 100 * config.steps_per_epoch
+    assert config.warmup_steps == 100 * 31  # epochs of 2,000 volumes, 64 a step

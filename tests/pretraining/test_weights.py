@@ -8,12 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from nnssl.checkpoints.files import FINAL, save_checkpoint
+from nnssl.checkpoints.files import FINAL, LATEST, save_checkpoint
 from nnssl.core.errors import UserError
 from nnssl.methods.vox2vec.method import Vox2vec
-from nnssl.pretraining.weights import NNUNET_WEIGHTS, write_nnunet_weights
+from nnssl.pretraining.folder import Stored
+from nnssl.pretraining.weights import NNUNET_WEIGHTS, check_resumed, write_nnunet_weights
 from tests.networks.helpers import build_network, fpn_configuration, unet_configuration
 from tests.pretrainings import CT_JSON, checkpoint_content, tiny_plans
+from tests.runs import make_setup
 
 STRIDES, FEATURES = [[1, 1, 1], [1, 2, 2], [2, 2, 2]], [4, 6, 8]
 NETWORKS = {
@@ -102,3 +104,14 @@ def test_write_nnunet_weights__refuses_and_leaves_no_file(tmp_path: Path, damage
     with pytest.raises(UserError, match=message):
         write_nnunet_weights(tmp_path)
     assert not (tmp_path / NNUNET_WEIGHTS).exists()
+
+
+def test_check_resumed__refuses_networks_of_an_earlier_version(tmp_path: Path) -> None:
+    setup = make_setup(tmp_path, "alice")
+    method = setup.build_method()
+    state = method.state_dict()
+    check_resumed(method, Stored(tmp_path / LATEST, {"method_state": state}))
+    without = {name: tensor for name, tensor in state.items() if not name.startswith("predictors.")}
+    for other in (without, {**state, "gone": torch.zeros(1)}):
+        with pytest.raises(UserError, match=rf"{LATEST}.*(predictors|gone).*--overwrite"):
+            check_resumed(method, Stored(tmp_path / LATEST, {"method_state": other}))

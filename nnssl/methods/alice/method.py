@@ -3,13 +3,15 @@
 A query crop and a key crop of another volume show the same place of the body. The student sees a quarter of the blocks
 of both and reconstructs the others. Its vector of each crop should agree with a momentum target's vector of the other
 one, augmented and whole, and its tokens with the target's tokens of the same crop.
+
+`objective=code casa=code` is the authors' release on our networks, but that every crop has a mask of its own.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from math import cos, pi
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -17,29 +19,37 @@ from torch import Tensor, nn
 
 from nnssl.core.errors import UserError
 from nnssl.methods.alice.augment import TARGET_KEYS, TargetViewConfig, sample_target_views, target_views
+from nnssl.methods.alice.heads import AliceDinoHead, MocoHead
 from nnssl.methods.alice.loss import CentredCrossEntropy, CodeCasa, PaperCasa, cosine_distance, teacher_temperature
-from nnssl.methods.base import Batch, Panel, Sample, StepOutput, Volume, at_least, below_one
+from nnssl.methods.base import Batch, Panel, Sample, StepOutput, Volume, at_least, below_one, formerly_fixed
 from nnssl.methods.shared.masked_method import MaskedMethod, slice_panel, value_range, visible_voxels
-from nnssl.networks.contrastive import DinoHead, MomentumNetworks, begin_equal
+from nnssl.networks.contrastive import BatchNormHead, MomentumNetworks, begin_equal
 from nnssl.networks.pyramid import FeaturePyramid
 
 _SHOWN = 4  # pairs of `views.png`
 _CODE_RECONSTRUCTION = 5.0  # weight of the mean error of both crops in the authors' code
 _VIEWS = ("query", "key")
+_KINDS = ("across", "within")  # of agreement: of whole crops of two volumes, of the tokens of one crop
 
 
 @dataclass(frozen=True, kw_only=True)
 class AliceConfig(TargetViewConfig):
-    """Hyper-parameters of Alice; [P] is from the paper, [C] from the authors' code, [D] ours."""
+    """Hyper-parameters of Alice; [P] is from the paper, [C] from the authors' code, [D] ours.
 
-    objective: Literal["paper", "code"] = "paper"  # code: DINO's loss, all raw voxels, masks of whole columns
-    standardise: bool = True  # standardise the paper's vectors over the batch, or they collapse to one point [D]
+    The paper's batch is 64, 8 on each of 8 GPUs; here it is the plans', for one GPU.
+    """
+
+    # code: DINO's loss and head, targets that are not augmented, all raw voxels, masks of whole columns
+    objective: Literal["paper", "code"] = "paper"
+    # of objective=paper: MoCo v3's projector and predictor [P], or DINO's head [C] without a predictor
+    head: Literal["moco", "dino"] = formerly_fixed("moco", "dino")
+    standardise: bool = True  # of head=dino: standardise its vectors over the step, or they collapse to one point [D]
     casa: Literal["paper", "code"] = "paper"  # code: add the query, which makes both sides similar [C]
     across_weight: float = 1.0  # of the agreement of the two volumes [P] [C]
     within_weight: float = 1.0  # of the agreement of the two views of a volume [P] [C]
     head_dim: int = 512  # [C]
-    head_hidden: int = 2048  # [C]
-    head_bottleneck: int = 256  # [C]
+    head_hidden: int = 2048  # of the head, and of the predictors of head=moco [C]
+    head_bottleneck: int = 256  # of DINO's head [C]
     casa_hidden: int = 2048  # of casa=code [C]
     match_threshold: float = 0.7  # least mean cosine of query and key point [C]
     match_draws: int = 101  # attempts to draw a point; then the last one is taken [C]
@@ -52,46 +62,71 @@ class AliceConfig(TargetViewConfig):
         at_least(self, 0, "across_weight", "within_weight", "match_back_mm")
         below_one(self, "target_momentum")
 
+    @property
+    def moco(self) -> bool:
+        """Whether the heads are MoCo v3's."""
+        return self.objective == "paper" and self.head == "moco"
+
+
+class Vectors(NamedTuple):
+    """What is compared of M crops."""
+
+    whole: Tensor  # (M, d)
+    tokens: Tensor  # (M, N, d), the context of CASA
+
 
 class Alice(MaskedMethod):
     """Query and key of a batch, student and target, and their agreement.
 
     Axis 1 of a batch is (query, key). The head reads tokens of the encoder's width, so that the target's head can
     follow the student's; a linear layer brings the decoder's tokens to that width.
+
+    With MoCo v3's head, the student's vectors pass a predictor before they are compared, whole crops and tokens each
+    their own. Rows of a batch norm are all tokens of the step's crops, or its crops, of the student or of the target.
     """
 
     config_class = AliceConfig
     pairs_volumes = True
     crops_per_sample: ClassVar[int] = 2
     of_the_run: ClassVar[tuple[str, ...]] = ("centres.", "temperature")  # they fit this run's vectors
+    collapse_cause = (
+        "few volumes a step (-o batch_size=...), pairs that do not show the same place (-alignment), or a head without "
+        "batch norm (-o head=moco has one)"
+    )
     config: AliceConfig
     temperature: Tensor
 
     def __init__(self, backbone: FeaturePyramid, config: AliceConfig) -> None:
         super().__init__(backbone, config)
-        width = self.tokens.width
+        width, dim, hidden = self.tokens.width, config.head_dim, config.head_hidden
+        code = config.objective == "code"
         self.bridge = nn.Linear(config.decoder_width, width)
-        self.head = DinoHead(width, config.head_dim, config.head_hidden, config.head_bottleneck)
-        self.casa: nn.Module = (
-            PaperCasa(config.head_dim, width)
-            if config.casa == "paper"
-            else CodeCasa(config.head_dim, config.casa_hidden)
+        self.head: MocoHead | AliceDinoHead = (
+            MocoHead(width, hidden, dim)
+            if config.moco
+            else AliceDinoHead(width, hidden, config.head_bottleneck, dim, config.standardise and not code)
         )
-        # over the tokens of all crops of the step, for student and target separately
-        self.standardised = nn.BatchNorm1d(config.head_dim, affine=False, track_running_stats=False)
+        self.predictors = (
+            nn.ModuleDict({kind: BatchNormHead((dim, hidden, dim)) for kind in _KINDS}) if config.moco else None
+        )
+        # the code's student has a last layer for tokens alone, the target does not
+        self.token_directions = nn.Linear(config.head_bottleneck, dim, bias=False) if code else None
+        self.casa: nn.Module = PaperCasa(dim, width) if config.casa == "paper" else CodeCasa(dim, config.casa_hidden)
         self.target = MomentumNetworks(**self.student())
-        kinds = ("across", "within") if config.objective == "code" else ()
-        self.centres = nn.ModuleDict({kind: CentredCrossEntropy(config.head_dim) for kind in kinds})
+        self.centres = nn.ModuleDict({kind: CentredCrossEntropy(dim) for kind in _KINDS if code})
         self.register_buffer("temperature", torch.tensor(teacher_temperature(0)))
         begin_equal(self, "target")
 
     @classmethod
     def check(cls, config: AliceConfig, backbone: FeaturePyramid) -> None:
-        """As for every masked method; also refuse to standardise over a single pair."""
+        """As for every masked method; also refuse a single pair, and the code's CASA on the other head."""
         super().check(config, backbone)
-        if config.objective == "paper" and config.standardise and config.batch_size == 1:
-            raise UserError("alice standardises its vectors over the pairs of a step, which fails with a single pair; "
-                            "set -o batch_size=2 or more")  # fmt: skip
+        normalises = config.objective == "paper" and (config.head == "moco" or config.standardise)
+        if normalises and config.batch_size == 1:
+            raise UserError("alice normalises its vectors over the pairs of a step, and the two crops of a single pair "
+                            "would become opposites; set -o batch_size=2 or more")  # fmt: skip
+        if config.moco and config.casa == "code":
+            raise UserError("casa=code asks with what DINO's head makes of a token; add -o head=dino")
 
     @classmethod
     def maskable(cls, grid: list[int], config: AliceConfig) -> list[int]:
@@ -130,10 +165,13 @@ class Alice(MaskedMethod):
         }
 
     def augment(self, batch: Batch) -> Batch:
-        """Add the masks, and `targets` (B, 2, C, *P): the augmented crops that the target sees whole."""
+        """Add the masks, and `targets` (B, 2, C, *P) that the target sees whole: crops, augmented in the paper."""
         crops = batch["crops"]
         parameters = {name: batch[name].flatten(0, 1) for name in TARGET_KEYS}
-        targets = target_views(crops.flatten(0, 1), batch["spacing"].flatten(0, 1), parameters).view_as(crops)
+        if self.config.objective == "code":
+            targets = crops
+        else:
+            targets = target_views(crops.flatten(0, 1), batch["spacing"].flatten(0, 1), parameters).view_as(crops)
         kept = {name: value for name, value in batch.items() if name not in (*TARGET_KEYS, "spacing")}
         return {**super().augment(kept), "targets": targets}
 
@@ -142,36 +180,51 @@ class Alice(MaskedMethod):
         config = self.config
         crops, hidden, inside = (batch[name].flatten(0, 1) for name in ("crops", "hidden", "inside"))
         with torch.no_grad():  # before the student's pass, whose activations stay
-            goals = self._comparable(self._goals(batch["targets"].flatten(0, 1)))
+            goals = self._goals(batch["targets"].flatten(0, 1))
         visible, decoded = self.encode(crops, hidden)
-        vectors = self._comparable(self.head(self.bridge(decoded)))
-        query = visible if config.casa == "paper" else self.head(visible)
-        seen = self._comparable(self.casa(query, vectors))
+        vectors = self._vectors(visible, decoded)
+        query = visible if config.casa == "paper" else self.head(visible, self.token_directions)
+        seen = self.head.within(self.casa(query, vectors.tokens))
         with torch.no_grad():
-            wanted = self._comparable(self.casa(query, goals))
-        whole, other = vectors.mean(1), goals.mean(1).unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
-        across, within = self._agreement("across", whole, other), self._agreement("within", seen, wanted)
+            wanted = cast(Any, self.target)["head"].within(self.casa(query, goals.tokens))
+        whole, other = self._predicted("across", vectors.whole), goals.whole.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
+        across = self._agreement("across", whole, other)
+        within = self._agreement("within", self._predicted("within", seen), wanted)
         counted = hidden & inside if config.objective == "paper" else torch.ones_like(hidden)
         error = self.reconstruction_error(crops, decoded, counted).mean()
         # the paper adds the errors of query and key
         reconstruction = error * (2 if config.objective == "paper" else _CODE_RECONSTRUCTION)
         loss = reconstruction + config.across_weight * across + config.within_weight * within
         terms = {"reconstruction": reconstruction, "across": across, "within": within}
-        pairs = (whole.detach(), other)
-        return StepOutput(loss, {name: term.detach() for name, term in terms.items()}, whole.detach(), pairs)
+        if not self.training and len(batch["crops"]) > 1:
+            terms["across_shuffled"] = self._of_other_pairs(whole, other)
+        own = vectors.whole.detach()
+        return StepOutput(loss, {name: term.detach() for name, term in terms.items()}, own, (own, other))
 
-    def _goals(self, targets: Tensor) -> Tensor:
-        """The target's vectors (M, N, d) of whole crops (M, C, *P)."""
+    def _vectors(self, visible: Tensor, decoded: Tensor) -> Vectors:
+        """The student's vectors, from the tokens (M, n, w) of visible blocks and the decoded ones (M, N, v) of all."""
+        if self.config.objective == "code":
+            return Vectors(self.head(visible.mean(1)), self.head(self.bridge(decoded), self.token_directions))
+        tokens = self.head(self.bridge(decoded))
+        return Vectors(self.head.across(tokens.mean(1)), tokens)
+
+    def _goals(self, targets: Tensor) -> Vectors:
+        """The target's vectors of whole crops (M, C, *P)."""
         networks: Any = self.target
-        goals: Tensor = networks["head"](networks["tokens"](networks["backbone"], targets, self.grid))
-        return goals
+        head, encoded = networks["head"], networks["tokens"](networks["backbone"], targets, self.grid)
+        if self.config.objective == "code":
+            everywhere = torch.arange(encoded.shape[1], device=encoded.device).expand(len(encoded), -1)
+            decoded = networks["decoder"](encoded, everywhere, self.grid)
+            return Vectors(head(encoded.mean(1)), head(networks["bridge"](decoded)))
+        tokens = head(encoded)
+        return Vectors(head.across(tokens.mean(1)), tokens)
 
-    def _comparable(self, vectors: Tensor) -> Tensor:
-        """Remove the common part of vectors (M, n, d), on which student and target could agree trivially."""
-        if self.config.objective == "code" or not self.config.standardise:
-            return vectors
-        wide = torch.promote_types(vectors.dtype, torch.float32)
-        return self.standardised(vectors.to(wide).flatten(0, 1)).view_as(vectors)
+    def _predicted(self, kind: str, student: Tensor) -> Tensor:
+        """What the student predicts of the target's vectors from its own."""
+        if self.predictors is None:
+            return student
+        predicted: Tensor = self.predictors[kind](student)
+        return predicted
 
     def _agreement(self, kind: str, student: Tensor, target: Tensor) -> Tensor:
         """Agreement of the two pairs of each sample: their sum in the paper, their mean in the code."""
@@ -183,6 +236,11 @@ class Alice(MaskedMethod):
             centred.follow(target)
         return loss
 
+    def _of_other_pairs(self, student: Tensor, target: Tensor) -> Tensor:
+        """`across` of the same vectors (2 B, d) where each meets those of all other pairs of the step instead."""
+        shuffled = [target.roll(2 * by, 0) for by in range(1, len(target) // 2)]
+        return torch.stack([self._agreement("across", student, other) for other in shuffled]).mean()
+
     def after_step(self, step: int) -> None:
         """The target follows the student, and the temperature becomes that of the next step."""
         config = self.config
@@ -193,7 +251,10 @@ class Alice(MaskedMethod):
 
     def student(self) -> dict[str, Any]:
         """The networks that the target follows."""
-        return {"backbone": self.backbone, "tokens": self.tokens, "head": self.head}
+        networks: dict[str, Any] = {"backbone": self.backbone, "tokens": self.tokens, "head": self.head}
+        if self.config.objective == "code":
+            networks |= {"decoder": self.decoder, "bridge": self.bridge}
+        return networks
 
     @classmethod
     def panels(cls, batch: Batch, config: Any) -> list[list[Panel]]:

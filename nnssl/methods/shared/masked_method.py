@@ -142,7 +142,7 @@ class MaskedConfig(MethodConfig):
     learning_rate: float = 5e-5  # [P]
     weight_decay: float = 0.05  # MAE's [D]
     schedule: Literal["constant", "cosine"] = "cosine"  # [P]
-    warmup_steps: int = 10_000  # 100 epochs [P]. A short run needs fewer.
+    warmup_steps: int = 3100  # 100 epochs of 2,000 volumes at 64 a step [P]. A short run needs fewer.
     mask_ratio: float = 0.75  # [P] [C]
     mask_block: tuple[int, int, int] | None = None  # (Z, Y, X) voxels; None: about 16, see `block_size` [D]
     token_width: int = 384  # of the blocks' tokens; a ViT has its own [D]
