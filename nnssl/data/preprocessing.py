@@ -191,6 +191,7 @@ class SharedWork:
         finish: called with what `prepare` returns, while the case is still claimed; returns its record.
         replaced: cases whose volume is replaced and must not be trusted meanwhile.
         say: takes a sentence for the user.
+        title: what is done, for the bar and for messages.
     """
 
     folder: Path
@@ -200,6 +201,7 @@ class SharedWork:
     finish: Callable[[Prepared], Record]
     replaced: Collection[str] = ()
     say: Callable[[str], object] = logger.info
+    title: str = "Preprocessing"
     _claims: dict[str, Lock] = field(default_factory=dict, init=False)
     _by_others: list[Record] = field(default_factory=list, init=False)
     _awaited: list[Task] = field(default_factory=list, init=False)
@@ -230,7 +232,7 @@ class SharedWork:
     def _prepare_all(
         self, tasks: Iterator[Task], num_processes: int, total: int, show_progress: bool
     ) -> Iterator[Record]:
-        for prepared in map_cases(self.prepare, tasks, num_processes, "Preprocessing", show_progress, total):
+        for prepared in map_cases(self.prepare, tasks, num_processes, self.title, show_progress, total):
             record = self.finish(prepared)
             self.records.append([record])  # before the claim is released, so that the next holder sees the record
             self._release(record.case)

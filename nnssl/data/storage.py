@@ -11,7 +11,7 @@ import errno
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +139,34 @@ def save_body_mask(path: Path, body: np.ndarray, image: np.ndarray) -> None:
     )
     array.schunk.vlmeta["slice_counts"] = [int(count) for count in body.sum(axis=(1, 2))]
     array.schunk.vlmeta["intensity_range"] = [_percentiles(channel[body]) for channel in image]
+
+
+def save_resized(folder: Path, case: str, values: np.ndarray, header: Mapping[str, Any]) -> Path:
+    """Write a resized body (C, z, y, x) with its header (`nnssl.data.resized`); it is always read as a whole.
+
+    Args:
+        folder: see `nnssl.data.resized.resized_folder`.
+        case: name.
+        values: float16.
+        header: for `schunk.vlmeta`.
+
+    Raises:
+        OSError: with errno ENOSPC where the disk is full.
+    """
+    import blosc2
+
+    file = body_folder(folder) / f"{case}.b2nd"
+    with _writing(folder, case, values.nbytes) as temporary:
+        array: Any = blosc2.asarray(
+            np.ascontiguousarray(values), urlpath=str(temporary / "body"), chunks=(1, *values.shape[1:]),
+            blocks=(1, 1, *values.shape[2:]),
+            cparams={"codec": blosc2.Codec.ZSTD, "clevel": 5, "nthreads": 1},
+        )  # fmt: skip
+        for key, value in header.items():
+            array.schunk.vlmeta[key] = value
+        del array
+        _replace(temporary / "body", file)
+    return file
 
 
 def _percentiles(values: np.ndarray) -> list[float]:

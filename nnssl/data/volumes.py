@@ -14,6 +14,8 @@ import numpy as np
 from nnssl.core.errors import UserError
 from nnssl.data.records import unused_cases
 from nnssl.data.report import resolved_configuration, settings_digest
+from nnssl.data.resized import resized_body, resized_folder, stored_body
+from nnssl.data.storage import body_folder
 
 if TYPE_CHECKING:  # it takes torch with it
     from nnssl.methods.base import Match
@@ -144,6 +146,18 @@ class BloscVolume:
     def read_body(self, start: np.ndarray, stop: np.ndarray) -> np.ndarray:
         """Box [start, stop) of the body mask as (*size,) bool; False outside the volume."""
         return _read(self._body, start, stop, np.uint8).astype(bool)
+
+    def read_resized_body(self, largest: tuple[int, int, int]) -> np.ndarray:
+        """The body's box as (C, z, y, x) float16, resized on axes longer than `largest` (`nnssl.data.resized`).
+
+        It is read from the file that a training has made beside the volumes; without one it is made here, in memory.
+
+        Raises:
+            UserError: the file was made of another volume, or is damaged.
+        """
+        stored = resized_folder(self.folder.images, largest)
+        values = stored_body(self, body_folder(stored) / f"{self.case}.b2nd", largest)
+        return resized_body(self, largest).values if values is None else values
 
     def read_labels(self, start: np.ndarray, stop: np.ndarray) -> np.ndarray:
         """Box [start, stop) of the label map as (*size,) int16, 0 outside; nnU-Net marks with -1 what it cut away."""

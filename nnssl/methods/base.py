@@ -45,6 +45,9 @@ class Volume(Protocol):
     def read_body(self, start: np.ndarray, stop: np.ndarray) -> np.ndarray:
         """Body mask of the box as (*size,) bool, False outside of the volume."""
 
+    def read_resized_body(self, largest: tuple[int, int, int]) -> np.ndarray:
+        """The body's box as (C, z, y, x) float16, resized with aligned corners on axes longer than `largest`."""
+
     def random_body_voxel(self, rng: np.random.Generator) -> np.ndarray:
         """A voxel (z, y, x), uniform over the body."""
 
@@ -66,14 +69,14 @@ FORMERLY_FIXED = "formerly_fixed"  # in the metadata of a field: the value in ve
 Value = TypeVar("Value")
 
 
-def formerly_fixed(value: Value, former: Value | None = None) -> Value:
-    """Default of a hyper-parameter that used to be a constant, so that runs of older versions continue unchanged.
+def formerly_fixed(value: Value) -> Value:
+    """Default of a hyper-parameter that used to be a constant, so that runs of older versions continue unchanged."""
+    return formerly(value, value)
 
-    Args:
-        value: default of new runs.
-        former: the constant, where it was another value.
-    """
-    return cast(Value, field(default=value, metadata={FORMERLY_FIXED: value if former is None else former}))
+
+def formerly(before: Value, value: Value) -> Value:
+    """Default of a hyper-parameter that used to be the constant `before`: runs of older versions continue with that."""
+    return cast(Value, field(default=value, metadata={FORMERLY_FIXED: before}))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,6 +239,11 @@ class Method(nn.Module):
     def volumes_per_step(cls, config: Any) -> int:
         """Number of different volumes that the samples of one step come from, if the run has that many."""
         return int(config.volumes)
+
+    @classmethod
+    def resized_body(cls, config: Any) -> tuple[int, int, int] | None:
+        """Largest size (z, y, x) of the resized bodies that `sample` reads; None where it reads the volumes."""
+        return None
 
     @classmethod
     def sample(cls, volume: Volume, config: Any, rng: np.random.Generator) -> Sample:

@@ -23,9 +23,12 @@ def build_optimiser(config: MethodConfig, parameters: Iterable[nn.Parameter]) ->
 
 
 def learning_rate(config: MethodConfig, step: int) -> float:
-    """Rate of step 0, 1, ...: linear warm-up, then constant or a half cosine towards 0 after the last step."""
+    """Rate of step 0, 1, ...: linear warm-up from 0, then constant or a half cosine towards 0 after the last step.
+
+    The first step of a warm-up has a rate of 0, as in the authors' codes (methods.md 2.4).
+    """
     if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / config.warmup_steps
+        return config.learning_rate * step / config.warmup_steps
     if config.schedule == "constant":
         return config.learning_rate
     total = config.num_epochs * config.steps_per_epoch

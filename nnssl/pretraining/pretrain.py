@@ -12,6 +12,9 @@ from pathlib import Path
 from nnssl.checkpoints.files import FINAL, package_versions
 from nnssl.core.distributed import resolve_device
 from nnssl.core.files import remove_leftovers, write_json
+from nnssl.data.folders import explained_errors_of
+from nnssl.data.pool import default_processes
+from nnssl.data.prepare_resized import prepare_resized_bodies
 from nnssl.methods.options import to_plain
 from nnssl.pretraining.alignment import prepare_embeddings
 from nnssl.pretraining.finished import FinishedRun, finished_run
@@ -94,12 +97,21 @@ def _train(request: Request, setup: Setup) -> None:
         if not (setup.folder / NNUNET_WEIGHTS).is_file():
             _for_stock_trainers(setup.folder)
         return
+    _prepare_bodies(setup, request)
     prepare_embeddings(setup, request.device, request.may_preprocess, request.allow_other_intensities)
     if _is_main():
         _open_folder(setup, request)
     launch(setup, request.device, request.num_gpus)
     _for_stock_trainers(setup.folder)
     log.info(f"finished: {setup.folder / FINAL}")
+
+
+def _prepare_bodies(setup: Setup, request: Request) -> None:
+    largest = request.method_class.resized_body(setup.config)
+    if largest is not None:
+        with explained_errors_of(setup.train.folders[0].images.parents[1]):
+            prepare_resized_bodies((setup.train, setup.val), largest, default_processes(request.num_processes),
+                                   request.may_preprocess)  # fmt: skip
 
 
 @contextlib.contextmanager

@@ -120,8 +120,10 @@ def preprocessed(world: World, dataset: str) -> dict[str, Any]:
     volumes = folder / f"{PRESET}_3d_fullres"
     content: dict[str, Any] = {"plans": plain(plans), "files": {}, "volumes": {}}
     for place in (folder, volumes, folder / f"{PRESET}_3d_fullres_body"):
-        # what runs and transfers of this recording add is called golden_...
-        content["files"][place.name] = sorted(path.name for path in place.iterdir() if path.name[:7] != "golden_")
+        # what runs and transfers of this recording add is called golden_..., or is voco's resized bodies
+        content["files"][place.name] = sorted(
+            path.name for path in place.iterdir() if path.name[:7] != "golden_" and "96x384x384" not in path.name
+        )
     with world.environment("none"):
         found = nnUNetDatasetBlosc2(str(volumes))
         for case in sorted(found.identifiers):

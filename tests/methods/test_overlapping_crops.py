@@ -141,11 +141,13 @@ def test_sample_points__takes_all_where_there_are_few_and_none_without_body() ->
     assert points.shape == (0, 2, 3) and source.shape == (0, 3)
 
 
-def _expected(volume: Tensor, start: Tensor, size: Tensor, patch: tuple[int, ...], flips: Tensor, turns: int) -> Tensor:
+def _expected(
+    volume: Tensor, start: Tensor, size: Tensor, patch: tuple[int, ...], flips: Tensor, turns: int, align_corners: bool
+) -> Tensor:
     """Plain steps, one after the other: cut, resize, flip, turn."""
     stop = start + size
     crop = volume[:, start[0] : stop[0], start[1] : stop[1], start[2] : stop[2]]
-    resized = F.interpolate(crop[None], patch, mode="trilinear", align_corners=False)[0]
+    resized = F.interpolate(crop[None], patch, mode="trilinear", align_corners=align_corners)[0]
     flipped = resized.flip([axis + 1 for axis in range(3) if flips[axis]])
     return torch.from_numpy(np.rot90(flipped.numpy(), turns, axes=(2, 3)).copy())
 
@@ -155,7 +157,10 @@ def _expected(volume: Tensor, start: Tensor, size: Tensor, patch: tuple[int, ...
     [((9, 12, 12), (6, 8, 8)), ((4, 6, 5), (6, 8, 8)), ((5, 9, 7), (5, 9, 7)), ((1, 4, 4), (2, 6, 6))],
     ids=["smaller", "larger", "as it is", "one slice"],
 )
-def test_resized_crops__equals_the_plain_steps(size: tuple[int, ...], patch: tuple[int, int, int]) -> None:
+@pytest.mark.parametrize("align_corners", [True, False])
+def test_resized_crops__equals_the_plain_steps(
+    size: tuple[int, ...], patch: tuple[int, int, int], align_corners: bool
+) -> None:
     rng = np.random.default_rng(0)
     volumes = torch.from_numpy(rng.random((2, 2, 12, 30, 26)))
     crops = 8
@@ -166,11 +171,13 @@ def test_resized_crops__equals_the_plain_steps(size: tuple[int, ...], patch: tup
     turns = torch.arange(2 * crops).view(2, crops) % 4
     if patch[1] != patch[2]:
         turns = turns // 2 * 2
-    result = resized_crops(volumes, starts, sizes, patch, flips, turns)
+    result = resized_crops(volumes, starts, sizes, patch, flips, turns, align_corners)
     assert result.shape == (2, crops, 2, *patch)
     for i in range(2):
         for k in range(crops):
-            expected = _expected(volumes[i], starts[i, k], sizes[i], patch, flips[i, k], int(turns[i, k]))
+            expected = _expected(
+                volumes[i], starts[i, k], sizes[i], patch, flips[i, k], int(turns[i, k]), align_corners
+            )
             torch.testing.assert_close(result[i, k], expected, rtol=0, atol=1e-12)
 
 

@@ -10,9 +10,12 @@ import pytest
 import torch
 
 from nnssl.core.errors import UserError
+from nnssl.core.geometry import Box
 from nnssl.data.presets import presets
 from nnssl.data.volumes import BloscVolume
+from nnssl.methods.options import from_plain, new_options, to_plain
 from nnssl.methods.registry import get_method
+from nnssl.methods.voco.augment import tile_body
 from nnssl.methods.voco.method import VoCo, VoCoConfig
 from nnssl.networks.swin import SwinPyramid
 from nnssl.pretraining.optimisation import build_optimiser, learning_rate
@@ -27,10 +30,7 @@ def test_config__is_the_authors_code() -> None:
     assert config.num_epochs * config.steps_per_epoch == 250_000
     vector = load_reference("voco.json")["lr_factor"]
     for step, factor in zip(vector["steps"], vector["factor"], strict=True):
-        if step == 0:
-            continue  # the code's first step has a rate of 0 and learns nothing; ours begins where its second does
-        mine = learning_rate(config, step - 1 if step < config.warmup_steps else step) / config.learning_rate
-        assert mine == pytest.approx(factor, abs=1e-9)
+        assert learning_rate(config, step) / config.learning_rate == pytest.approx(factor, abs=1e-9)
     optimiser = build_optimiser(config, [torch.nn.Parameter(torch.zeros(2))])
     assert isinstance(optimiser, torch.optim.AdamW)
     group = optimiser.param_groups[0]
@@ -41,7 +41,10 @@ def test_config__preset_gives_the_papers_sizes() -> None:
     plans = json.loads(presets()["nnsslPlans_voco"].read_text())
     configuration = plans["configurations"]["3d_fullres"]
     assert configuration["spacing"] == [1.5] * 3 and configuration["batch_size"] == 2
-    assert VoCoConfig(patch_size=tuple(configuration["patch_size"])).largest_base() == (96, 96, 96)
+    config = VoCoConfig()
+    assert config.body_size is not None and config.slab_base() is None and configuration["patch_size"] == [64] * 3
+    _, base = tile_body(np.zeros((1, *config.body_size), dtype=np.float16), config.grid)
+    assert base.tolist() == [96, 96, 96]
     window = plans["foreground_intensity_properties_per_channel"]["0"]
     hu = np.array([-1000.0, -175.0, 37.5, 250.0, 900.0])
     clipped = np.clip(hu, window["percentile_00_5"], window["percentile_99_5"])  # nnU-Net's CTNormalization
@@ -52,7 +55,8 @@ def test_config__preset_gives_the_papers_sizes() -> None:
     ("options", "advice"),
     [({"grid": (1, 1, 1)}, "grid=1,4,4"), ({"grid": (1, 0, 4)}, "grid must be at least 1"),
      ({"crops": 0}, "crops must"), ({"base_scale": 0.0}, "base_scale"), ({"teacher_momentum": 1.0}, "teacher_momentum"),
-     ({"base_size": (0, 4, 4)}, "base_size"), ({"regulariser_weight": -1.0}, "regulariser_weight")],
+     ({"base_size": (0, 4, 4)}, "base_size"), ({"body_size": (96, 0, 384)}, "body_size"),
+     ({"regulariser_weight": -1.0}, "regulariser_weight")],
 )  # fmt: skip
 def test_config__refuses(options: dict[str, Any], advice: str) -> None:
     with pytest.raises(UserError, match=advice):
@@ -75,7 +79,8 @@ def test_sample__boxes_and_labels_are_those_of_the_volume(
 ) -> None:
     folder, image = make_folder(tmp_path), index_volume(size) + 1  # 0 is the padding
     add_volume(folder, "a", image)
-    config = voco_config(grid=grid, shrink_bases=shrink, crops=3)
+    config = voco_config(grid=grid, shrink_bases=shrink, crops=3, base_scale=1.5)
+    largest = config.slab_base()
     bases = int(np.prod(grid))
     for seed in range(5):
         sample = VoCo.sample(folder.open("a"), config, np.random.default_rng(seed))
@@ -85,7 +90,7 @@ def test_sample__boxes_and_labels_are_those_of_the_volume(
             and labels.shape == (3, bases)
             and sample["starts"].shape == (3 + bases, 3)
         )
-        assert (base <= config.largest_base()).all() and (shrink or (base == config.largest_base()).all())
+        assert (base <= largest).all() and (shrink or (base == largest).all())
         np.testing.assert_allclose(labels.sum(1), 1, rtol=0, atol=1e-6)
         cut = [slab[0][tuple(map(slice, start, start + base))] for start in sample["starts"]]
         assert all(c.shape == tuple(base) for c in cut), "a box leaves the slab"
@@ -100,14 +105,15 @@ def test_sample__boxes_and_labels_are_those_of_the_volume(
             )
 
 
-def test_sample__slab_is_around_the_body(tmp_path: Path) -> None:
+@pytest.mark.parametrize("option", [{"base_size": (12, 9, 8)}, {"base_scale": 1.5, "patch_size": (8, 6, 5)}])
+def test_sample__slab_is_around_the_body(tmp_path: Path, option: dict[str, Any]) -> None:
     folder, size = make_folder(tmp_path), (20, 60, 60)
     body = np.zeros(size, dtype=bool)
     body[4:16, 10:46, 22:50] = True
     add_volume(folder, "a", index_volume(size) + 1, body)
     for seed in range(10):
-        sample = VoCo.sample(folder.open("a"), voco_config(grid=(1, 4, 4)), np.random.default_rng(seed))
-        assert sample["base"].tolist() == [9, 9, 7]
+        sample = VoCo.sample(folder.open("a"), voco_config(grid=(1, 4, 4), **option), np.random.default_rng(seed))
+        assert sample["base"].tolist() == [12, 9, 7]
         z, y, x = np.unravel_index(sample["slab"][0].astype(int) - 1, size)
         assert z.min() >= 4 and z.max() < 16 and y.min() == 10 and y.max() == 45 and x.min() == 22 and x.max() == 49
 
@@ -123,8 +129,10 @@ def test_sample__reads_the_slab_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
         return read(self, start, stop)
 
     monkeypatch.setattr(BloscVolume, "read", counted)
-    sample = VoCo.sample(folder.open("a"), voco_config(), np.random.default_rng(0))
-    assert len(reads) == 1 and tuple(reads[0]) == sample["slab"].shape[1:]
+    for config in (voco_config(base_scale=1.5), voco_config(body_size=None)):
+        reads.clear()
+        sample = VoCo.sample(folder.open("a"), config, np.random.default_rng(0))
+        assert len(reads) == 1 and tuple(reads[0]) == sample["slab"].shape[1:]
 
 
 def test_sample__is_a_function_of_the_generator(tmp_path: Path) -> None:
@@ -180,8 +188,62 @@ def test_sample__shifts_are_a_tenth_of_the_window(tmp_path: Path, channel: Chann
     assert (more != 0).all() and largest < np.abs(more).max() <= 2 * largest * (1 + 1e-6)
 
 
+def test_config__runs_of_older_versions_keep_their_slab_and_resizing(tmp_path: Path) -> None:
+    plain = to_plain(VoCoConfig())
+    old = {**{k: v for k, v in plain.items() if k not in ("body_size", "align_corners")}, "base_scale": 1.5}
+    config = from_plain(VoCoConfig, {**old, "patch_size": [64, 64, 64]})
+    assert (config.slab_base(), config.align_corners, VoCo.resized_body(config)) == ((96, 96, 96), False, None)
+    assert new_options(config, old) == []
+    assert VoCo.resized_body(from_plain(VoCoConfig, plain)) == (96, 384, 384)
+
+
+def _random_body(rng: np.random.Generator, size: np.ndarray) -> tuple[np.ndarray, Box]:
+    """A body that touches all sides of a random box, and that box."""
+    start = rng.integers(0, size)
+    stop = np.minimum(start + rng.integers(1, size + 1), size)
+    body = np.zeros(size, dtype=bool)
+    for corner in (start, stop - 1):
+        body[tuple(corner)] = True
+    return body, Box(start, stop)
+
+
+@pytest.mark.parametrize("grid", [(1, 4, 4), (1, 2, 2), (2, 3, 5)])
+def test_sample__bases_cover_the_whole_body_whatever_its_shape(tmp_path: Path, grid: tuple[int, int, int]) -> None:
+    rng = np.random.default_rng(0)
+    folder, config = make_folder(tmp_path), voco_config(grid=grid, crops=3, body_size=None)
+    for trial in range(25):
+        size = rng.integers(1, 34, 3)
+        body, box = _random_body(rng, size)
+        image = index_volume(tuple(size.tolist()))
+        add_volume(folder, f"case_{trial}", image, body)
+        sample = VoCo.sample(folder.open(f"case_{trial}"), config, rng)
+        base, slab, labels = sample["base"], sample["slab"][0], sample["labels"]
+        inside = image[0][tuple(map(slice, box.start, box.stop))]
+        cells = [slab[tuple(map(slice, at, at + base))] for at in sample["starts"]]
+        for axis in range(3):  # coverage is 1 on every axis
+            shown = np.isin(inside, slab).any(axis=tuple({0, 1, 2} - {axis}))
+            assert shown.all() and 0 <= slab.shape[axis] - inside.shape[axis] < grid[axis]
+        assert set(np.unique(slab)) == set(np.unique(inside)) and slab.shape == tuple(base * grid)
+        np.testing.assert_allclose(labels.sum(1), 1, rtol=0, atol=1e-6)
+        owner = np.full(slab.shape, -1)
+        for k, at in enumerate(sample["starts"][3:]):
+            owner[tuple(map(slice, at, at + base))] = k
+        assert owner.min() == 0 and all(cell.shape == tuple(base) for cell in cells)
+        for crop, row in zip(sample["starts"][:3], labels, strict=True):
+            counted = np.bincount(owner[tuple(map(slice, crop, crop + base))].ravel(), minlength=len(row))
+            np.testing.assert_allclose(row, counted / base.prod(), rtol=0, atol=1e-6)
+
+
+def test_sample__reads_the_resized_body_in_half_precision(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path)
+    add_volume(folder, "a", np.random.default_rng(0).random((1, 20, 33, 40)))
+    sample = VoCo.sample(folder.open("a"), voco_config(body_size=(6, 20, 64)), np.random.default_rng(0))
+    assert sample["slab"].dtype == np.float16 and sample["slab"].shape == (1, 6, 20, 40)
+    assert sample["base"].tolist() == [6, 10, 20]
+
+
 def test_collate__slabs_of_different_sizes_are_padded(tmp_path: Path) -> None:
-    config = voco_config(grid=(1, 4, 4), base_scale=9.0)  # the slab is always larger than the body
+    config = voco_config(grid=(1, 4, 4))
     batch = voco_batch(tmp_path, config)
     assert batch["base"].tolist() == [[16, 8, 8], [16, 8, 9]] and batch["slab"].shape == (2, 1, 16, 32, 36)
     alone = VoCo(small_fpn(), config).augment({k: v[:1] for k, v in batch.items()})["views"]

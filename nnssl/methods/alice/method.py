@@ -21,7 +21,7 @@ from nnssl.core.errors import UserError
 from nnssl.methods.alice.augment import TARGET_KEYS, TargetViewConfig, sample_target_views, target_views
 from nnssl.methods.alice.heads import AliceDinoHead, MocoHead
 from nnssl.methods.alice.loss import CentredCrossEntropy, CodeCasa, PaperCasa, cosine_distance, teacher_temperature
-from nnssl.methods.base import Batch, Panel, Sample, StepOutput, Volume, at_least, below_one, formerly_fixed
+from nnssl.methods.base import Batch, Panel, Sample, StepOutput, Volume, at_least, below_one, formerly
 from nnssl.methods.shared.masked_method import MaskedMethod, slice_panel, value_range, visible_voxels
 from nnssl.networks.contrastive import BatchNormHead, MomentumNetworks, begin_equal
 from nnssl.networks.pyramid import FeaturePyramid
@@ -42,7 +42,7 @@ class AliceConfig(TargetViewConfig):
     # code: DINO's loss and head, targets that are not augmented, all raw voxels, masks of whole columns
     objective: Literal["paper", "code"] = "paper"
     # of objective=paper: MoCo v3's projector and predictor [P], or DINO's head [C] without a predictor
-    head: Literal["moco", "dino"] = formerly_fixed("moco", "dino")
+    head: Literal["moco", "dino"] = formerly("dino", "moco")
     standardise: bool = True  # of head=dino: standardise its vectors over the step, or they collapse to one point [D]
     casa: Literal["paper", "code"] = "paper"  # code: add the query, which makes both sides similar [C]
     across_weight: float = 1.0  # of the agreement of the two volumes [P] [C]

@@ -1,4 +1,4 @@
-"""VoCo's sampling: a grid of base crops that tile a slab, random crops with their labels, and the augmentation.
+"""VoCo's sampling: base crops that tile the body or a slab of it, random crops with labels, and the augmentation.
 
 The geometry does not depend on the order of the axes; bases are numbered with the last axis fastest.
 """
@@ -20,6 +20,26 @@ from nnssl.methods.base import Volume
 _WINDOW_CT, _RANGE_OTHERS = 425.0, 2350.0  # width of [-175, 250] HU [C], and of `Volume.hu_affine` without HU
 
 
+def tile_body(values: NDArray[Any], grid: Sequence[int]) -> tuple[NDArray[Any], Integers]:
+    """Tile a whole body with the grid (paper, section 3.2): every voxel is in exactly one base.
+
+    Args:
+        values: (C, z, y, x) of the body.
+        grid: bases along each axis.
+
+    Returns:
+        (C, *(grid * base)) slab: the body, its border repeated by less than a voxel a base where its size is no
+        multiple of the grid; and (3,) the size of the bases.
+    """
+    extent = np.asarray(values.shape[1:], dtype=np.int64)
+    base = -(-extent // np.asarray(grid))
+    spare = base * grid - extent
+    if spare.any():
+        margins = [(int(n) // 2, int(n) - int(n) // 2) for n in spare]
+        values = np.pad(values, [(0, 0), *margins], mode="edge")
+    return values, base
+
+
 def place_slab(
     rng: np.random.Generator,
     anchor: Integers,
@@ -39,8 +59,7 @@ def place_slab(
         body: bounding box of the body.
         grid: bases along each axis.
         base_size: size of a base in voxels.
-        shrink: on axes where the slab is longer than the body, take the smallest bases that cover the body. The authors
-            resize every volume to their slab (methods.md 2.1); this is equivalent, without a second interpolation.
+        shrink: on axes where the slab is longer than the body, take the smallest bases that cover the body.
 
     Returns:
         (3,) first voxel of the slab, possibly outside of the volume, and (3,) the size of the bases.
@@ -116,12 +135,18 @@ def sample_orientations(
 
 @torch.no_grad()
 def resized_crops(
-    volumes: Tensor, starts: Tensor, sizes: Tensor, patch: tuple[int, int, int], flips: Tensor, turns: Tensor
+    volumes: Tensor,
+    starts: Tensor,
+    sizes: Tensor,
+    patch: tuple[int, int, int],
+    flips: Tensor,
+    turns: Tensor,
+    align_corners: bool = True,
 ) -> Tensor:
     """Cut boxes out of volumes, resize each to the patch, flip it and turn it.
 
-    Crops are resized as by torch.nn.functional.interpolate (trilinear, align_corners=False), which reads no voxel
-    outside of the box, then flipped, then turned as by numpy.rot90 over the axes (Y, X).
+    Crops are resized as by torch.nn.functional.interpolate (trilinear), which reads no voxel outside of the box, then
+    flipped, then turned as by numpy.rot90 over the axes (Y, X).
 
     Args:
         volumes: (B, C, Z, Y, X) floating.
@@ -130,13 +155,14 @@ def resized_crops(
         patch: (Z, Y, X) size of the results.
         flips: (B, K, 3) bool.
         turns: (B, K) integers in 0..3; only 0 and 2 if the patch is not square in the plane.
+        align_corners: as of interpolate; the authors align them (methods.md 2.1).
 
     Returns:
         (B, K, C, *patch), of the volumes' type.
     """
     batch, crops = starts.shape[:2]
     z, y, x = (
-        _positions(volumes, starts[:, :, axis], sizes[:, axis], patch[axis], flips[:, :, axis], axis)
+        _positions(volumes, starts[:, :, axis], sizes[:, axis], patch[axis], flips[:, :, axis], axis, align_corners)
         for axis in range(3)
     )
     depth, height, width = patch
@@ -157,10 +183,15 @@ def resized_crops(
     return sampled.view(batch, -1, crops, depth, height, width).transpose(1, 2)
 
 
-def _positions(volumes: Tensor, starts: Tensor, sizes: Tensor, length: int, flips: Tensor, axis: int) -> Tensor:
+def _positions(
+    volumes: Tensor, starts: Tensor, sizes: Tensor, length: int, flips: Tensor, axis: int, align_corners: bool
+) -> Tensor:
     """Positions of the results' voxels along one axis: (B, K, length), from -1 to 1 over the whole volume."""
-    steps = torch.arange(length, device=volumes.device, dtype=volumes.dtype) + 0.5
-    inside = steps * (sizes.to(volumes.dtype) / length)[:, None] - 0.5
-    inside = torch.minimum(inside.clamp(min=0), (sizes - 1).to(volumes.dtype)[:, None])
+    steps = torch.arange(length, device=volumes.device, dtype=volumes.dtype)
+    last = (sizes - 1).to(volumes.dtype)[:, None]
+    if align_corners:
+        inside = steps * (last / max(length - 1, 1))
+    else:
+        inside = torch.minimum(((steps + 0.5) * ((last + 1) / length) - 0.5).clamp(min=0), last)
     voxels = starts[:, :, None] + torch.where(flips[:, :, None], inside.flip(-1)[:, None], inside[:, None])
     return (2 * voxels + 1) / volumes.shape[2 + axis] - 1

@@ -1,6 +1,6 @@
 """VoCo: contrastive position prediction on volumes (Wu et al., CVPR 2024).
 
-Base crops tile a slab of a volume. The similarity of a random crop to each base should equal their overlap, and the
+Base crops tile the body. The similarity of a random crop to each base should equal their overlap, and the
 bases should differ from each other. The representation of a crop is the spatial mean of all encoder levels,
 concatenated, after a projection head.
 """
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from nnssl.core.errors import UserError
-from nnssl.core.geometry import bounding_box
+from nnssl.core.geometry import Integers, bounding_box
 from nnssl.methods.base import (
     Batch,
     Method,
@@ -28,6 +28,7 @@ from nnssl.methods.base import (
     at_least,
     below_one,
     between,
+    formerly,
     formerly_fixed,
     positive,
 )
@@ -39,6 +40,7 @@ from nnssl.methods.voco.augment import (
     resized_crops,
     sample_orientations,
     sample_shifts,
+    tile_body,
 )
 from nnssl.methods.voco.loss import code_terms, paper_terms
 from nnssl.networks.contrastive import MomentumNetworks, begin_equal, projection_head
@@ -62,9 +64,12 @@ class VoCoConfig(MethodConfig):
     gradient_clip: float | None = 1.0  # the gradient of the logarithm grows to 1e6; the code clips only without AMP
     crops: int = 2  # random crops per volume [C]; 4 [P]
     grid: tuple[int, int, int] = (1, 4, 4)  # bases along (Z, Y, X): 4 x 4 x 1 [P] [C]
-    base_scale: float = 1.5  # voxels of a base per voxel of the patch: 96 for 64 [P] [C]
-    base_size: tuple[int, int, int] | None = None  # (Z, Y, X) voxels of bases and crops; None: base_scale * patch
+    # The body is resized to at most this size (z, y, x), stored once and read by every sample [C]; none: as it is.
+    body_size: tuple[int, int, int] | None = formerly(None, (96, 384, 384))
+    base_size: tuple[int, int, int] | None = None  # (Z, Y, X) voxels: bases tile a slab; None: they tile the body [P]
+    base_scale: float | None = None  # the same for bases in voxels per voxel of the patch
     shrink_bases: bool = True  # smaller bases if the body is smaller than the slab; False: pad the slab
+    align_corners: bool = formerly(False, True)  # of the crops' resizing to the patch [C]
     # A short run on symmetric anatomy needs 0 for both, because flips hide the difference between left and right.
     flip_probability: float = 0.2  # of each axis, independently for every crop and base [C]
     turn_probability: float = 0.2  # of quarter turns in the plane [C]
@@ -83,15 +88,18 @@ class VoCoConfig(MethodConfig):
         positive(self, "base_scale")
         below_one(self, "teacher_momentum")
         between(self, 0, 10_000, "shift_hu")
+        between(self, 1, 10_000, "body_size")
         if prod(self.grid) < 2:
             raise UserError("one base cannot tell positions apart; set a larger grid (Z,Y,X) such as -o grid=1,4,4")
 
-    def largest_base(self) -> tuple[int, int, int]:
-        """Size (Z, Y, X) of bases and crops in voxels, before they shrink to the body; needs a `patch_size`."""
-        if self.base_size is not None:
+    def slab_base(self) -> tuple[int, int, int] | None:
+        """Size (Z, Y, X) of the bases of a slab in voxels, before they shrink to the body; None: they tile the body.
+
+        A `base_scale` needs a `patch_size`.
+        """
+        if self.base_size is not None or self.base_scale is None:
             return self.base_size
-        assert self.patch_size is not None
-        z, y, x = (max(1, round(self.base_scale * p)) for p in self.patch_size)
+        z, y, x = (max(1, round(self.base_scale * p)) for p in self.patch)
         return z, y, x
 
 
@@ -120,20 +128,23 @@ class VoCo(Method):
         backbone.check_patch(config.patch, patches)
 
     @classmethod
+    def resized_body(cls, config: VoCoConfig) -> tuple[int, int, int] | None:
+        """As for every method; a slab is cut out of the volume."""
+        return config.body_size if config.slab_base() is None else None
+
+    @classmethod
     def sample(cls, volume: Volume, config: VoCoConfig, rng: np.random.Generator) -> Sample:
-        """Draw a slab of the body with random crops and bases, their labels and augmentation (methods.md 2.1).
+        """Tile the body, or a slab of it, with bases; draw crops, their labels and augmentation (methods.md 2.1).
 
         Returns arrays, for C channels, M crops, n bases and K = M + n, crops first:
-            slab: (C, *(grid * base)) float32, the plans' normalised values.
+            slab: (C, *(grid * base)) float16 from a resized body, else float32: the plans' normalised values.
             starts: (K, 3) first voxels in the slab.
             base: (3,) size of crops and bases in voxels.
             labels: (M, n) float32, overlap fractions.
             flips, turns: (K, 3) bool and (K,) quarter turns in the plane.
             shifts: (K, C) float32, to add to the values.
         """
-        body = bounding_box(volume.read_body(np.zeros(3, dtype=np.int64), volume.size))
-        anchor = volume.random_body_voxel(rng)
-        start, base = place_slab(rng, anchor, body, config.grid, config.largest_base(), config.shrink_bases)
+        slab, base = cls._slab(volume, config, rng)
         crops, bases = random_crop_starts(rng, config.crops, config.grid, base), base_starts(config.grid, base)
         starts = np.concatenate([crops, bases])
         orientations = sample_orientations(rng, len(starts), config.flip_probability, config.turn_probability)
@@ -141,13 +152,25 @@ class VoCo(Method):
         if height != width:
             orientations["turns"][:] = 0
         return {
-            "slab": volume.read(start, start + base * config.grid),  # the one read of the sample
+            "slab": slab,
             "starts": starts,
             "base": base,
             "labels": overlap_labels(crops, bases, base).astype(np.float32),
             **orientations,
             "shifts": sample_shifts(rng, len(starts), volume, config.shift_probability, config.shift_hu),
         }
+
+    @classmethod
+    def _slab(cls, volume: Volume, config: VoCoConfig, rng: np.random.Generator) -> tuple[np.ndarray, Integers]:
+        """Values (C, *(grid * base)) that the bases tile, in one read, and the size of the bases."""
+        if (resized := cls.resized_body(config)) is not None:
+            return tile_body(volume.read_resized_body(resized), config.grid)
+        body = bounding_box(volume.read_body(np.zeros(3, dtype=np.int64), volume.size))
+        if (largest := config.slab_base()) is None:
+            return tile_body(volume.read(*body), config.grid)
+        anchor = volume.random_body_voxel(rng)
+        start, base = place_slab(rng, anchor, body, config.grid, largest, config.shrink_bases)
+        return volume.read(start, start + base * config.grid), base
 
     @staticmethod
     def collate(samples: list[Sample]) -> Batch:
@@ -158,10 +181,9 @@ class VoCo(Method):
 
     def augment(self, batch: Batch) -> Batch:
         """Make `views` (B, K, C, *patch): crops and bases, independently resized, flipped, turned and shifted."""
-        patch = self.config.patch
-        views = resized_crops(
-            batch["slab"], batch["starts"], batch["base"], patch, batch["flips"], batch["turns"]
-        ).add_(batch["shifts"][..., None, None, None])
+        slab, config = batch["slab"].float(), self.config
+        views = resized_crops(slab, batch["starts"], batch["base"], config.patch, batch["flips"], batch["turns"],
+                              config.align_corners).add_(batch["shifts"][..., None, None, None])  # fmt: skip
         return {"views": views, **{key: batch[key] for key in ("labels", "slab", "starts", "base")}}
 
     def step(self, batch: Batch) -> StepOutput:
@@ -202,7 +224,7 @@ class VoCo(Method):
 
     @classmethod
     def panels(cls, batch: Batch, config: Any) -> list[list[Panel]]:
-        """For up to four volumes: two crops in the slab, with the grid and the labels, each beside its view."""
+        """For up to four volumes: two crops in the grid of bases, with their labels, each beside its view."""
         rows = []
         for i in range(min(_SHOWN, len(batch["views"]))):
             row = []
@@ -235,8 +257,8 @@ def _slab_panel(batch: Batch, config: VoCoConfig, i: int, k: int, title: str) ->
         if labels[j] > 0
     ]
     return Panel(
-        batch["slab"][i, 0, z, :rows, :columns].numpy(),
-        f"{title}: slab, slice {z + 1} of {depth * config.grid[0]}",
+        batch["slab"][i, 0, z, :rows, :columns].float().numpy(),
+        f"{title}: bases, slice {z + 1} of {depth * config.grid[0]}",
         boxes=[(float(crop[1]), float(crop[2]), float(height), float(width))],
         frames=[(float(bases[j][1]), float(bases[j][2]), float(height), float(width)) for j in layer],
         texts=texts,
