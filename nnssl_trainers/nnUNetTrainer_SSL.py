@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from nnssl.finetuning.recipes import FinetuneTrainer, ProbeTrainer, ScratchTrainer, VoCoTrainer
+from nnssl.finetuning.recipes import FinetuneTrainer, ProbeTrainer, ScratchTrainer, UNetFinetuneTrainer
 
 
 class nnUNetTrainer_SSLLinearProbe(ProbeTrainer):
@@ -32,5 +32,5 @@ class nnUNetTrainer_SSLScratch(ScratchTrainer):
     head = "nonlinear"
 
 
-class nnUNetTrainer_SSLUNetFinetune(VoCoTrainer):
-    """The plans' whole network, trained from the first step as `nnUNetTrainer_VoCoFinetune` does."""
+class nnUNetTrainer_SSLUNetFinetune(UNetFinetuneTrainer):
+    """The plans' whole network, trained from the first step; `nnssl_recipe=adamw|sgd` chooses how."""

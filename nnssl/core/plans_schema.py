@@ -88,6 +88,8 @@ class _Pretraining(BaseModel):
     num_iterations_per_epoch: AtLeastOne | None = None
     num_val_iterations_per_epoch: AtLeastOne | None = None
     initial_lr: Positive | None = None
+    recipe: Literal["adamw", "sgd"] | None = None
+    patience: AtLeastOne | None = None
 
 
 class PlansFile(BaseModel):

@@ -198,18 +198,19 @@ def apply_settings(trainer: Any, block: Mapping[str, Any]) -> None:
         UserError: a length is no whole number of at least 1, or the rate is no number above 0.
     """
     for name in LENGTHS:
-        value = _given(name, block)
+        value = given(name, block)
         if value is None:
             continue
         if not _WHOLE.fullmatch(value):
             raise UserError(f"nnssl_{name} takes a whole number from 1 to 999999999, not {shown(value)}; type: export "
                             f"nnssl_{name}=10")  # fmt: skip
         setattr(trainer, name, int(value))
-    if (value := _given(RATE, block)) is not None:
+    if (value := given(RATE, block)) is not None:
         setattr(trainer, RATE, _rate(value))
 
 
-def _given(name: str, block: Mapping[str, Any]) -> str | None:
+def given(name: str, block: Mapping[str, Any]) -> str | None:
+    """A setting as text: that of the variable `nnssl_NAME`, else that of the plans' block; None if neither has it."""
     value = os.environ.get(f"nnssl_{name}") or block.get(name)
     return None if value is None else str(value)
 

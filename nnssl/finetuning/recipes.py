@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoDA import nnUNetTrainerNoDA
 from torch.nn.parallel import DistributedDataParallel
 
-from nnssl.finetuning.base_trainer import RateByEpoch
+from nnssl.core.errors import UserError
+from nnssl.core.names import shown
+from nnssl.finetuning.base_trainer import RateByEpoch, apply_settings, given
 from nnssl.finetuning.segmentation import UNET
 from nnssl.finetuning.start import Head
 from nnssl.finetuning.trainer import PAPER_EPOCHS, PretrainedTrainer
@@ -32,6 +34,13 @@ def warmup_cosine_rate(epoch: int, num_epochs: int, peak: float, warmup_epochs: 
     if epoch < warmup_epochs:
         return peak * (epoch + 1) / warmup_epochs
     return 0.5 * peak * (1 + math.cos(math.pi * (epoch - warmup_epochs) / max(num_epochs - warmup_epochs, 1)))
+
+
+def warmup_poly_rate(epoch: int, num_epochs: int, peak: float, warmup_epochs: int) -> float:
+    """Rate that rises linearly for the warm-up and then falls to 0 as nnU-Net's, with an exponent of 0.9."""
+    if epoch < warmup_epochs:
+        return peak * (epoch + 1) / warmup_epochs
+    return float(peak * (1 - (epoch - warmup_epochs) / max(num_epochs - warmup_epochs, 1)) ** 0.9)
 
 
 class FlareRecipe(nnUNetTrainer):
@@ -169,6 +178,82 @@ class VoCoTrainer(WarmupCosineTrainer):
     """A rate of 3e-4; a tenth of the 1,000 epochs is warm-up (methods.md 2.5)."""
 
     epochs: ClassVar[int] = 1000
+
+
+Recipe = Literal["adamw", "sgd"]
+
+
+class UNetFinetuneTrainer(VoCoTrainer):
+    """The plans' whole network from a pretraining of any method, by one of two recipes.
+
+    `adamw` is `VoCoTrainer`. `sgd` is nnU-Net's optimiser (momentum 0.99, Nesterov, decay 3e-5) at a rate of 1e-3: of
+    the 1,000 epochs the first 50 are linear warm-up, then the rate falls to 0 as nnU-Net's. A training of another
+    length warms up for a twentieth of its epochs, rounded down.
+
+    The variable `nnssl_recipe` chooses, else `plans["nnssl"]["recipe"]`. A continued training keeps its recipe.
+    """
+
+    default_recipe: ClassVar[Recipe] = "adamw"
+    sgd_rate: ClassVar[float] = 1e-3
+    sgd_decay: ClassVar[float] = 3e-5
+    sgd_warmup: ClassVar[int] = 20  # epochs for one of warm-up
+    recipe: Recipe
+
+    def set_up(self) -> None:
+        """Set the rate and the decay of the recipe as well.
+
+        Raises:
+            UserError: there is no such recipe; or as of `apply_settings`.
+        """
+        super().set_up()
+        self._planned = dict(self._block)
+        self._take(_recipe(given("recipe", self._planned) or self.default_recipe))
+
+    def initialize(self) -> None:
+        """Also keep the recipe in the plans, and so in every checkpoint."""
+        self._block["recipe"] = self.recipe
+        self.print_to_log_file(f"Recipe: {self.recipe}")
+        super().initialize()
+
+    def take_up(self, began: dict[str, Any]) -> None:
+        """Go on with the recipe of the checkpoint; those from before there were two are `adamw`.
+
+        Raises:
+            UserError: another recipe is asked for.
+        """
+        recipe, asked = _recipe(began.setdefault("recipe", "adamw")), given("recipe", self._planned)
+        if asked not in (None, recipe):
+            raise UserError(f"the training in {self.output_folder} began with the recipe {recipe}, not {asked}; type: "
+                            f"export nnssl_recipe={recipe}")  # fmt: skip
+        self._take(recipe)
+
+    def _take(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        sgd = recipe == "sgd"
+        self.initial_lr = self.sgd_rate if sgd else self.rate
+        self.weight_decay = self.sgd_decay if sgd else self.decay
+        apply_settings(self, self._planned)
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
+        """Those of the recipe, over everything."""
+        if self.recipe == "adamw":
+            return super().configure_optimizers()
+        trained = [p for p in self.network_module.parameters() if p.requires_grad]
+        optimiser = torch.optim.SGD(
+            trained, self.initial_lr, momentum=0.99, nesterov=True, weight_decay=self.weight_decay
+        )
+        warmup = self.num_epochs // self.sgd_warmup
+        return optimiser, RateByEpoch(
+            optimiser, lambda epoch: warmup_poly_rate(epoch, self.num_epochs, self.initial_lr, warmup)
+        )
+
+
+def _recipe(name: str) -> Recipe:
+    for recipe in get_args(Recipe):
+        if name == recipe:
+            return recipe
+    raise UserError(f"nnssl_recipe takes {' or '.join(get_args(Recipe))}, not {shown(name)}; type: export "
+                    f"nnssl_recipe=sgd")  # fmt: skip
 
 
 class MaskedTrainer(WarmupCosineTrainer):

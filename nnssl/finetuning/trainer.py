@@ -96,8 +96,10 @@ class PretrainedTrainer(UsableCases):
         content = filename_or_checkpoint
         if not isinstance(content, dict):
             content = read_nnunet_checkpoint(content)
+        began = content["init_args"]["plans"]["nnssl"]
+        self.take_up(began)
         self._block.clear()
-        self._block.update(content["init_args"]["plans"]["nnssl"])
+        self._block.update(began)
         self._goes_on = True
         if not self.was_initialized:
             self.initialize()
@@ -116,6 +118,9 @@ class PretrainedTrainer(UsableCases):
         if not self.mirrors:
             axes, self.inference_allowed_mirroring_axes = (), None
         return rotation, flat, size, axes
+
+    def take_up(self, began: dict[str, Any]) -> None:
+        """Go on with what a checkpoint's `plans["nnssl"]` says of its training, before the network is built."""
 
     def prepare_optimiser(self, groups: int) -> None:
         """Make the optimiser ready for the state of one with this number of parameter groups."""

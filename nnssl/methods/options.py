@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from nnssl.core.errors import UserError
 from nnssl.core.names import shown
-from nnssl.methods.base import BEFORE, FORMERLY_FIXED, MethodConfig
+from nnssl.methods.base import FORMERLY_FIXED, MethodConfig
 
 _LARGEST = 2.0**63
 

@@ -12,14 +12,17 @@ from nnssl.methods.base import MethodConfig
 
 
 def build_optimiser(config: MethodConfig, parameters: Iterable[nn.Parameter]) -> optim.Optimizer:
-    """Adam, AdamW or SGD over the parameters that need a gradient."""
+    """Adam, AdamW or SGD over the parameters that need a gradient.
+
+    SGD is without Nesterov, as SAM has it (methods.md 5.4). A run that began with Nesterov keeps it, by its state.
+    """
     trainable = [p for p in parameters if p.requires_grad]
     rate, decay = config.learning_rate, config.weight_decay
     if config.optimiser == "adam":
         return optim.Adam(trainable, rate, config.betas, weight_decay=decay, amsgrad=config.amsgrad)
     if config.optimiser == "adamw":
         return optim.AdamW(trainable, rate, config.betas, weight_decay=decay, amsgrad=config.amsgrad)
-    return optim.SGD(trainable, rate, config.momentum, weight_decay=decay, nesterov=config.momentum > 0)
+    return optim.SGD(trainable, rate, config.momentum, weight_decay=decay)
 
 
 def learning_rate(config: MethodConfig, step: int) -> float:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from nnssl.finetuning.base_trainer import RateByEpoch
-from nnssl.finetuning.recipes import vox2vec_unfreezing_rate, warmup_cosine_rate
+from nnssl.finetuning.recipes import vox2vec_unfreezing_rate, warmup_cosine_rate, warmup_poly_rate
 
 REFERENCE = json.loads((Path(__file__).parents[1] / "reference" / "vox2vec.json").read_text())
 
@@ -28,3 +28,14 @@ def test_rate_by_epoch__sets_every_group() -> None:
     optimiser = torch.optim.SGD([{"params": [torch.zeros(1, requires_grad=True)]}, {"params": [torch.zeros(1)]}], 1.0)
     RateByEpoch(optimiser, lambda epoch: 0.5**epoch).step(3)
     assert [group["lr"] for group in optimiser.param_groups] == [0.125, 0.125]
+
+
+def test_warmup_poly_rate__rises_and_falls_as_nnunets() -> None:
+    from nnunetv2.training.lr_scheduler.warmup import Lin_incr_LRScheduler, PolyLRScheduler_offset
+
+    optimiser = torch.optim.SGD([torch.zeros(1, requires_grad=True)], 1.0)
+    rising, falling = Lin_incr_LRScheduler(optimiser, 1e-3, 50), PolyLRScheduler_offset(optimiser, 1e-3, 1000, 50)
+    for epoch in (0, 1, 49, 50, 51, 500, 999):
+        (rising if epoch < 50 else falling).step(epoch)
+        assert warmup_poly_rate(epoch, 1000, 1e-3, 50) == pytest.approx(optimiser.param_groups[0]["lr"], rel=1e-12)
+    assert warmup_poly_rate(0, 1, 1e-3, 0) == 1e-3

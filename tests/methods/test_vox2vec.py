@@ -166,6 +166,23 @@ def test_panels__points_are_the_same_voxels_in_both_views(tmp_path: Path) -> Non
         assert len(values[0]) >= 1 and values[0] == values[1]
 
 
+@pytest.mark.parametrize("base", [4, 6])
+def test_levels__finest_contrasts_one_map_and_trains_the_whole_network(tmp_path: Path, base: int) -> None:
+    folder, config = make_folder(tmp_path), _config(levels="finest", projection_dim=5)
+    add_volume(folder, "a", index_volume((20, 24, 24)))
+    samples = [Vox2vec.sample(folder.open("a"), config, np.random.default_rng(i)) for i in range(2)]
+    method, usual = (Vox2vec(FPN3d(1, base, 3), c) for c in (config, _config()))
+    assert method.head[0].in_features == base and usual.head[0].in_features == 7 * base
+    assert method.backbone.state_dict().keys() == usual.backbone.state_dict().keys()  # what a transfer reads
+    batch = method.augment(Vox2vec.collate(samples))
+    voxels = batch["voxels"][:, 0]
+    at = tuple(voxels.T)
+    expected = method.head(method.backbone(batch["crops"][:, 0])[0].movedim(1, -1)[at])
+    torch.testing.assert_close(method.embed(batch["crops"][:, 0], voxels), expected)
+    method.step(batch).loss.backward()
+    assert all(p.grad is not None for p in method.parameters() if p.requires_grad)
+
+
 REFERENCE = load_reference("vox2vec.json")["segmentation_loss"]
 
 

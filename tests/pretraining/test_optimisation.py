@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from nnssl.methods.base import MethodConfig
+from nnssl.methods.sam.method import SamConfig
 from nnssl.methods.vox2vec.method import Vox2vecConfig
 from nnssl.pretraining.optimisation import build_optimiser, choose_precision, learning_rate
 
@@ -35,3 +36,12 @@ def test_build_optimiser__takes_what_needs_a_gradient(name: str, kind: type) -> 
 def test_choose_precision__cpu_is_float32_unless_told() -> None:
     assert choose_precision(MethodConfig(), torch.device("cpu")) == torch.float32
     assert choose_precision(MethodConfig(precision="bf16"), torch.device("cpu")) == torch.bfloat16
+
+
+def test_build_optimiser__sam_has_no_nesterov_but_a_run_that_began_with_it_keeps_it() -> None:
+    parameters = [torch.nn.Parameter(torch.zeros(2))]
+    optimiser = build_optimiser(SamConfig(), parameters)
+    (group,) = optimiser.param_groups
+    assert [group[key] for key in ("lr", "momentum", "weight_decay", "nesterov")] == [0.02, 0.9, 1e-4, False]
+    optimiser.load_state_dict(torch.optim.SGD(parameters, 0.02, 0.9, nesterov=True).state_dict())
+    assert optimiser.param_groups[0]["nesterov"]

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nnssl.methods.base import MethodConfig, ascending, between, formerly_fixed
+from nnssl.methods.base import MethodConfig, ascending, between, formerly, formerly_fixed
 
 WINDOW_KEYS = ("noise_sigma", "noise_seed", "gamma", "brightness")  # what `sample_window_intensity` draws
 
@@ -27,7 +27,8 @@ class WindowIntensityConfig(MethodConfig):
     """
 
     noise_probability: float = formerly_fixed(0.9)  # [C]
-    noise_sigma_hu: float = formerly_fixed(6.0)  # a hundredth of the window [C]
+    noise_sigma: tuple[float, float] = formerly_fixed((0.0, 0.01))  # in window units; the deviation is uniform between these [C]
+    noise_sigma_hu: float | None = formerly(6.0, None)  # one deviation instead
     gamma_probability: float = formerly_fixed(0.5)
     gamma: tuple[float, float] = formerly_fixed((0.7, 1.5))
     brightness_probability: float = formerly_fixed(0.5)
@@ -36,6 +37,7 @@ class WindowIntensityConfig(MethodConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         between(self, 0, 10_000, "noise_sigma_hu", "brightness_hu")
+        ascending(self, 0, 10, "noise_sigma")
         ascending(self, 0.01, 100, "gamma")
 
 
@@ -48,22 +50,25 @@ def sample_window_intensity(
         rng: source of the draws.
         views: number of views K.
         config: probabilities and strengths.
-        noise_only: one strength of noise for all views, and no gamma or brightness: the authors' augmentation, which
-            they apply to the volume before they cut the views.
+        noise_only: one deviation of the noise for all views, and no gamma or brightness: the authors' augmentation,
+            which they apply to the volume before they cut the views.
 
     Returns:
         "noise_sigma" (K,) and "brightness" (K,) in window units, 0 for none; "gamma" (K,), 1 for none; "noise_seed" ()
         int64 >= 0, for the noise of all views.
     """
     width = _CT_WINDOW_HU[1] - _CT_WINDOW_HU[0]
-    sigma, most = config.noise_sigma_hu / width, config.brightness_hu / width
+    most, fixed = config.brightness_hu / width, config.noise_sigma_hu
+    low, high = config.noise_sigma if fixed is None else (fixed / width, fixed / width)
     noisy = rng.random(1 if noise_only else views) < config.noise_probability
     bent = (rng.random(views) < config.gamma_probability) & (not noise_only)
     shifted = (rng.random(views) < config.brightness_probability) & (not noise_only)
     gamma, brightness = rng.uniform(*config.gamma, views), rng.uniform(-most, most, views)
+    seed = np.array(rng.integers(0, 2**63, dtype=np.int64))
+    sigma = rng.uniform(low, high, len(noisy))  # last, so that runs of earlier versions draw what they drew
     return {
         "noise_sigma": np.broadcast_to(np.where(noisy, sigma, 0.0), views),
-        "noise_seed": np.array(rng.integers(0, 2**63, dtype=np.int64)),
+        "noise_seed": seed,
         "gamma": np.where(bent, gamma, 1.0),
         "brightness": np.where(shifted, brightness, 0.0),
     }

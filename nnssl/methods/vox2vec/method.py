@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from nnssl.core.errors import UserError
 from nnssl.core.geometry import random_crop_start
-from nnssl.methods.base import Batch, Method, Panel, Sample, StepOutput, Volume, at_least
+from nnssl.methods.base import Batch, Method, Panel, Sample, StepOutput, Volume, at_least, formerly_fixed
 from nnssl.methods.shared.info_nce import LEAST_TEMPERATURE, info_nce
 from nnssl.methods.shared.overlapping_crops import collate_matched, matched_view_panels, read_crops
 from nnssl.methods.vox2vec.augment import INTENSITY_KEYS, IntensityConfig, apply_intensity, sample_intensity
@@ -37,6 +37,7 @@ class Vox2vecConfig(IntensityConfig):
     voxels_per_pair: int = 1024  # largest number of matched voxels [C]; 1,000 [P]
     temperature: float = 0.1  # [C]
     projection_dim: int = 128  # [P]
+    levels: Literal["all", "finest"] = formerly_fixed("all")  # contrasted; finest: the paper's vox2vec-UNet [P]
     reduction: Literal["mean", "sum"] = "mean"  # over the 2N terms: mean [C], sum [P]
     views_from_one_volume: bool = False  # all pairs of a step from one volume [C]; n different volumes [P]
     joint_batch_norm: bool = False  # True: one forward pass and one set of batch statistics for both views
@@ -59,7 +60,7 @@ class Vox2vec(Method):
 
     def __init__(self, backbone: FeaturePyramid, config: Vox2vecConfig) -> None:
         super().__init__(backbone, config)
-        features = sum(backbone.channels)
+        features = sum(backbone.channels[: self._shown])
         self.head = projection_head(features, features, config.projection_dim)
 
     @classmethod
@@ -135,9 +136,14 @@ class Vox2vec(Method):
 
     def embed(self, crops: Tensor, voxels: Tensor) -> Tensor:
         """Projected representations (N, d) of voxels (N, 4) [crop, z, y, x] of crops (B, C, *P)."""
-        pyramid = self.backbone(crops)
-        embedding: Tensor = self.head(gather_voxels(pyramid, self.backbone.strides, voxels))
+        pyramid, strides = self.backbone(crops)[: self._shown], self.backbone.strides[: self._shown]
+        embedding: Tensor = self.head(gather_voxels(pyramid, strides, voxels))
         return embedding
+
+    @property
+    def _shown(self) -> int | None:
+        """Number of levels, finest first, that voxels are represented by; None for all."""
+        return 1 if self.config.levels == "finest" else None
 
     @classmethod
     def panels(cls, batch: Batch, config: Any) -> list[list[Panel]]:

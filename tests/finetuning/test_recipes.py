@@ -1,0 +1,100 @@
+"""Recipes that a variable or the plans choose."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from nnssl.core.errors import UserError
+from tests.finetuning.flare import make_trainer, read_plans
+
+NAME = "SSLUNetFinetune"
+
+
+@pytest.fixture(autouse=True)
+def random_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("nnssl_checkpoint", "random")
+
+
+def _made(flare: Path, block: dict[str, Any] | None = None, continued: bool = False) -> Any:
+    return make_trainer(flare, NAME, continued, read_plans(flare) | {"nnssl": block or {}})
+
+
+def _saved(trainer: Any) -> str:
+    file = str(Path(trainer.output_folder) / "checkpoint_latest.pth")
+    trainer.save_checkpoint(file)
+    return file
+
+
+def test_recipe__sgd_by_the_variable(flare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("nnssl_recipe", "sgd")
+    monkeypatch.setenv("nnssl_num_epochs", "1000")
+    trainer = _made(flare)
+    trainer.initialize()
+    (group,) = trainer.optimizer.param_groups
+    assert type(trainer.optimizer) is torch.optim.SGD
+    assert (group["momentum"], group["nesterov"], group["weight_decay"]) == (0.99, True, 3e-5)
+    rates = []
+    for epoch in (0, 24, 49, 50, 999):
+        trainer.lr_scheduler.step(epoch)
+        rates.append(group["lr"])
+    assert rates == pytest.approx([2e-5, 5e-4, 1e-3, 1e-3, 1e-3 * (1 / 950) ** 0.9])
+    assert trainer.plans_manager.plans["nnssl"]["recipe"] == "sgd"
+
+
+@pytest.mark.parametrize(("epochs", "expected"), [(4, 1e-3), (19, 1e-3), (20, 1e-3), (40, 5e-4), (100, 2e-4)])
+def test_recipe__a_short_training_warms_up_in_proportion(
+    flare: Path, monkeypatch: pytest.MonkeyPatch, epochs: int, expected: float
+) -> None:
+    monkeypatch.setenv("nnssl_recipe", "sgd")
+    monkeypatch.setenv("nnssl_num_epochs", str(epochs))
+    trainer = _made(flare)
+    trainer.network = torch.nn.Linear(2, 2)
+    optimiser, rates = trainer.configure_optimizers()
+    rates.step(0)
+    assert optimiser.param_groups[0]["lr"] == pytest.approx(expected)
+
+
+def test_recipe__of_the_plans_and_the_rate_that_is_set(flare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = _made(flare, block={"recipe": "sgd", "initial_lr": 0.5})
+    assert (trainer.recipe, trainer.initial_lr, trainer.weight_decay) == ("sgd", 0.5, 3e-5)
+    monkeypatch.setenv("nnssl_recipe", "adamw")
+    trainer = _made(flare, block={"recipe": "sgd"})
+    assert (trainer.recipe, trainer.initial_lr, trainer.weight_decay) == ("adamw", 3e-4, 1e-5)
+    monkeypatch.setenv("nnssl_recipe", "lion")
+    with pytest.raises(UserError, match="nnssl_recipe takes adamw or sgd, not 'lion'"):
+        _made(flare)
+
+
+def test_recipe__is_kept_by_a_continued_training(flare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("nnssl_recipe", "sgd")
+    trainer = _made(flare)
+    trainer.initialize()
+    file = _saved(trainer)
+    monkeypatch.delenv("nnssl_recipe")
+    again = _made(flare, continued=True)
+    again.load_checkpoint(file)
+    assert type(again.optimizer) is torch.optim.SGD and again.initial_lr == 1e-3
+    assert again.plans_manager.plans["nnssl"]["recipe"] == "sgd"
+    monkeypatch.setenv("nnssl_recipe", "adamw")
+    with pytest.raises(UserError, match="began with the recipe sgd, not adamw; type: export nnssl_recipe=sgd"):
+        _made(flare, continued=True).load_checkpoint(file)
+
+
+def test_recipe__trainings_from_before_there_were_two_go_on(flare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = _made(flare, block={"recipe": "adamw"})
+    trainer.initialize()
+    del trainer.plans_manager.plans["nnssl"]["recipe"]
+    file = _saved(trainer)
+    assert "recipe" not in json.dumps(torch.load(file, weights_only=False)["init_args"]["plans"]["nnssl"])
+    monkeypatch.setattr("nnssl.finetuning.recipes.UNetFinetuneTrainer.default_recipe", "sgd")
+    again = _made(flare, continued=True)
+    assert again.recipe == "sgd"
+    again.load_checkpoint(file)
+    assert (again.recipe, again.initial_lr) == ("adamw", 3e-4)
+    assert isinstance(again, nnUNetTrainer) and type(again.optimizer) is torch.optim.AdamW
