@@ -68,11 +68,10 @@ class BenchmarkSetup(Setup):
 
     def build_method(self) -> Method:
         """As `Setup.build_method`."""
-        resolved = resolve_configuration(self.plans, self.configuration)
-        if not resolved["architecture"]["network_class_name"].startswith(_UNET):
+        if not self.resolved["architecture"]["network_class_name"].startswith(_UNET):
             return super().build_method()
         method = get_method(self.method)
-        backbone = UNetPyramid(_unet(resolved["architecture"]), method.levels)
+        backbone = UNetPyramid(_unet(self.resolved["architecture"]), method.levels)
         method.check(self.config, backbone)
         return method(backbone, self.config)
 
@@ -96,7 +95,7 @@ def spacing_of(plans: dict[str, Any], small: bool) -> tuple[float, float, float]
 def config_of(method: str, plans: dict[str, Any], small: bool, **options: Any) -> MethodConfig:
     """Hyper-parameters of a method with the plans' batch and patch; `options` override them."""
     config = get_method(method).config_class(**{**(_TOYS[method].options if small else {}), **options})
-    return resolve_sizes(config, plans, CONFIGURATION, 1)
+    return resolve_sizes(config, resolve_configuration(plans, CONFIGURATION), 1)
 
 
 def make_setup(
@@ -105,7 +104,8 @@ def make_setup(
     """A run over some cases of a folder, none held out."""
     labels = {"channel_names": {"0": "CT"}, "labels": {"background": 0}, "file_ending": ".nii.gz"}
     return BenchmarkSetup(method, config, plans, labels, {}, CONFIGURATION, "all", Cases.of([volumes], [cases]),
-                          Cases.of([volumes], [[]]), folder)  # fmt: skip
+                          Cases.of([volumes], [[]]), folder,
+                          resolved=resolve_configuration(plans, CONFIGURATION))  # fmt: skip
 
 
 def smaller(config: MethodConfig) -> MethodConfig | None:

@@ -42,10 +42,13 @@ def checkpoint_content(
     orientation: str | None = "LPS", seed: int = 1,
 ) -> dict[str, Any]:  # fmt: skip
     """What the loop saves, as far as others read it; no value of the network is the initial one."""
-    config = resolve_sizes(get_method(method).config_class(), plans, configuration, 1)
+    resolved = resolve_configuration(plans, configuration)
+    config = resolve_sizes(get_method(method).config_class(), resolved, 1)
     nobody = Cases.of([], [])
     torch.manual_seed(seed)
-    built = Setup(method, config, plans, dataset_json, {}, configuration, "all", nobody, nobody, Path()).build_method()
+    setup = Setup(method, config, plans, dataset_json, {}, configuration, "all", nobody, nobody, Path(),
+                  resolved=resolved)  # fmt: skip
+    built = setup.build_method()
     with torch.no_grad():
         for tensor in (*built.parameters(), *built.buffers()):
             if tensor.is_floating_point():

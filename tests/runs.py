@@ -11,6 +11,7 @@ import torch
 
 from nnssl.data.loader import Cases
 from nnssl.methods.registry import get_method
+from nnssl.networks.build import resolve_configuration
 from nnssl.pretraining.folder import Stored
 from nnssl.pretraining.loop import Pretraining
 from nnssl.pretraining.setup import Setup
@@ -92,8 +93,10 @@ def make_setup(root: Path, method: str = "vox2vec", volumes: int = 6, held_out: 
     out = root / "run"
     out.mkdir()
     split = len(names) - held_out
-    return Setup(method, config, fpn_plans(), DATASET_JSON, {}, "3d_fullres", "all",
-                 Cases.of([folder], [names[:split]]), Cases.of([folder], [names[split:]]), out)  # fmt: skip
+    plans = fpn_plans()
+    return Setup(method, config, plans, DATASET_JSON, {}, "3d_fullres", "all", Cases.of([folder], [names[:split]]),
+                 Cases.of([folder], [names[split:]]), out,
+                 resolved=resolve_configuration(plans, "3d_fullres"))  # fmt: skip
 
 
 def resumed(setup: Setup, checkpoint: str) -> Pretraining:

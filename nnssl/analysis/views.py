@@ -25,6 +25,7 @@ from nnssl.data.volumes import VolumeFolder
 from nnssl.methods.base import Batch, Method, Panel, Sample, to_device
 from nnssl.methods.options import from_plain
 from nnssl.methods.registry import get_method, method_names
+from nnssl.networks.build import resolve_configuration
 from nnssl.pretraining.pictures import draw_panels
 from nnssl.pretraining.setup import Setup
 
@@ -135,7 +136,8 @@ def _prepare(
     _guard(content, volumes.folders, allow)
     config = replace(from_plain(method_class.config_class, content["config"]), batch_size=len(volumes))
     setup = Setup(content["method"], config, content["plans"], content["dataset_json"], {}, content["configuration"],
-                  "all", volumes, Cases.of([], []), run.checkpoint.parent)  # fmt: skip
+                  "all", volumes, Cases.of([], []), run.checkpoint.parent,
+                  resolved=resolve_configuration(content["plans"], content["configuration"]))  # fmt: skip
     method = setup.build_method()
     method.load_state_dict(content["method_state"])
     method.to(device).eval()

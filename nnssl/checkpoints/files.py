@@ -20,6 +20,7 @@ from nnssl.networks.trusted import trusted_network
 FORMAT = 1
 LATEST, FINAL = "checkpoint_latest.pth", "checkpoint_final.pth"
 BEST = "checkpoint_best.pth"  # by the online probe
+NNUNET_WEIGHTS = "nnunet_weights.pth"  # beside the final checkpoint, for stock trainers
 
 
 def save_checkpoint(content: dict[str, Any], path: Path) -> None:

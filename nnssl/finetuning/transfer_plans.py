@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from nnssl.checkpoints.files import NNUNET_WEIGHTS
 from nnssl.checkpoints.pretrained import RANDOM, Pretrained, name_of
 from nnssl.checkpoints.runs import RunFilter, choose_pretraining, source_name
 from nnssl.core.errors import UserError
@@ -35,7 +36,6 @@ from nnssl.data.pool import default_processes
 from nnssl.data.raw import RawDataset
 from nnssl.data.report import PreparedDataset, RunOptions, majority_orientation
 from nnssl.networks.build import resolve_configuration
-from nnssl.pretraining.weights import NNUNET_WEIGHTS
 
 _STAGES = ("inherits_from", "previous_stage", "next_stage")  # other configurations, which are not transferred
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import shlex
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnssl.checkpoints.files import BEST, FINAL, LATEST, check_entries, load_checkpoint, load_content
+from nnssl.checkpoints.files import BEST, FINAL, LATEST, NNUNET_WEIGHTS, check_entries, load_checkpoint, load_content
 from nnssl.core.errors import UserError
-from nnssl.core.files import read_json
+from nnssl.core.files import read_json, remove_leftovers
 from nnssl.core.lock import REQUEUE_S, Lock
 from nnssl.core.own_files import RunFile
 from nnssl.core.system import unreadable
@@ -77,6 +79,35 @@ def claimed(folder: Path, patient: bool) -> Iterator[Claim]:
         for parent in missing:  # the innermost one first
             with contextlib.suppress(OSError):
                 parent.rmdir()
+
+
+def writes() -> bool:
+    """Whether this is the process that writes to a run's folder; the others were started by torchrun."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+@contextlib.contextmanager
+def held(folder: Path, continue_run: bool, overwrite: bool) -> Iterator[Claim | None]:
+    """`claimed` for the process that writes; None for others, and for a finished run, which may be read-only."""
+    finished = (folder / FINAL).is_file() and not overwrite
+    if not writes() or (finished and not (continue_run and not (folder / NNUNET_WEIGHTS).is_file())):
+        yield None
+        return
+    with claimed(folder, patient=continue_run) as claim:
+        yield claim
+
+
+def open_folder(folder: Path, anew: bool) -> None:
+    """Make a run's folder, without what killed processes left half-written; `anew` removes that of an earlier run.
+
+    Raises:
+        UserError: as `refuse_other_folder`; hours may have passed since it was asked.
+    """
+    if anew and folder.is_dir():
+        refuse_other_folder(folder)
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(folder)
 
 
 class Stored:

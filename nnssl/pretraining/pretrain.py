@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
-import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from nnssl.checkpoints.files import FINAL, package_versions
+from nnssl.checkpoints.files import FINAL, NNUNET_WEIGHTS
 from nnssl.core.distributed import resolve_device
-from nnssl.core.files import remove_leftovers, write_json
+from nnssl.core.files import write_json
 from nnssl.data.folders import explained_errors_of
 from nnssl.data.pool import default_processes
 from nnssl.data.prepare_resized import prepare_resized_bodies
-from nnssl.methods.options import to_plain
 from nnssl.pretraining.alignment import prepare_embeddings
 from nnssl.pretraining.finished import FinishedRun, finished_run
-from nnssl.pretraining.folder import CONFIG, Claim, claimed, refuse_other_folder
+from nnssl.pretraining.folder import CONFIG, held, open_folder, writes
 from nnssl.pretraining.launch import joined, launch
 from nnssl.pretraining.request import Request
 from nnssl.pretraining.run_log import open_run_log, run_log
-from nnssl.pretraining.setup import Setup, case_labels
-from nnssl.pretraining.weights import NNUNET_WEIGHTS, write_nnunet_weights
+from nnssl.pretraining.setup import Setup
+from nnssl.pretraining.weights import write_nnunet_weights
 
 log = logging.getLogger("nnssl")
 
@@ -81,10 +77,9 @@ def pretrain(
     request = Request(dataset_ids, method, configuration, plans, fold, device, num_gpus, continue_run, overwrite,
                       options, pretrained, num_processes, alignment, probe, probe_every,
                       allow_other_intensities)  # fmt: skip
-    request.check()
     prepared = request.prepare()
     folder = request.folder(prepared)
-    with _held(folder, continue_run, overwrite) as claim, joined(device):
+    with held(folder, continue_run, overwrite) as claim, joined(device):
         setup = request.resolve(prepared, folder, claim)
         _train(request, setup)
     return finished_run(setup, prepared.results, device)
@@ -99,8 +94,13 @@ def _train(request: Request, setup: Setup) -> None:
         return
     _prepare_bodies(setup, request)
     prepare_embeddings(setup, request.device, request.may_preprocess, request.allow_other_intensities)
-    if _is_main():
-        _open_folder(setup, request)
+    if writes():
+        open_folder(setup.folder, request.overwrite)
+        open_run_log(setup.folder)
+        contents = ((CONFIG, setup.described(request.device)), ("plans.json", setup.plans),
+                    ("dataset.json", setup.dataset_json))  # fmt: skip
+        for name, content in contents:
+            write_json(setup.folder / name, content)
     launch(setup, request.device, request.num_gpus)
     _for_stock_trainers(setup.folder)
     log.info(f"finished: {setup.folder / FINAL}")
@@ -114,51 +114,6 @@ def _prepare_bodies(setup: Setup, request: Request) -> None:
                                    request.may_preprocess)  # fmt: skip
 
 
-@contextlib.contextmanager
-def _held(folder: Path, continue_run: bool, overwrite: bool) -> Iterator[Claim | None]:
-    """The run's folder for the process that writes; a finished run needs nothing, and may be read-only."""
-    finished = (folder / FINAL).is_file() and not overwrite
-    if not _is_main() or (finished and not (continue_run and not (folder / NNUNET_WEIGHTS).is_file())):
-        yield None
-        return
-    with claimed(folder, patient=continue_run) as claim:
-        yield claim
-
-
-def _is_main() -> bool:
-    """Whether this is the process that writes; the others were started by torchrun."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 def _for_stock_trainers(folder: Path) -> None:
-    if _is_main():
+    if writes():
         write_nnunet_weights(folder)
-
-
-def _open_folder(setup: Setup, request: Request) -> None:
-    folder = setup.folder
-    if request.overwrite and folder.is_dir():
-        refuse_other_folder(folder)  # again: hours may have passed
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    open_run_log(folder)
-    remove_leftovers(folder)
-    described = {
-        "method": setup.method,
-        "options": to_plain(setup.config),
-        "configuration": setup.configuration,
-        "plans": setup.plans["plans_name"],
-        "fold": setup.fold,
-        "datasets": list(dict.fromkeys(f.name for f in setup.train.folders)),
-        "training_cases": len(setup.train),
-        "held_out_cases": case_labels(setup.val),
-        "aligner": setup.aligner.identity,
-        "probe": setup.probe.identity if setup.probe else None,
-        "pretrained": str(setup.pretrained.path) if setup.pretrained else None,
-        "device": request.device,
-        "seed": setup.config.seed,
-        "versions": package_versions(),
-    }
-    contents = ((CONFIG, described), ("plans.json", setup.plans), ("dataset.json", setup.dataset_json))
-    for name, content in contents:
-        write_json(folder / name, content)

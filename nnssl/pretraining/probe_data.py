@@ -19,7 +19,7 @@ from nnssl.data.loader import reading
 from nnssl.data.plan_and_preprocess import PreparedDatasets, prepare_datasets
 from nnssl.data.raw import RawDataset, list_dataset
 from nnssl.data.volumes import BloscVolume, VolumeFolder
-from nnssl.pretraining.setup import hold_out
+from nnssl.pretraining.held_out import hold_out
 
 Values = tuple[int, ...]  # of a label map
 

@@ -13,7 +13,7 @@ import torch
 
 from nnssl.checkpoints.pretrained import RANDOM
 from nnssl.checkpoints.runs import checkpoint_of
-from nnssl.core.distributed import check_device, number_of_processes, started_by_torchrun
+from nnssl.core.distributed import number_of_processes, started_by_torchrun
 from nnssl.core.errors import UserError
 from nnssl.core.names import check_name
 from nnssl.data.inventory import named
@@ -23,12 +23,14 @@ from nnssl.data.records import read_withdrawn
 from nnssl.methods.base import Method, MethodConfig
 from nnssl.methods.options import from_plain, new_options, override, to_plain
 from nnssl.methods.registry import get_method
+from nnssl.networks.build import resolve_configuration
 from nnssl.pretraining.alignment import choose_aligner
 from nnssl.pretraining.folder import Claim, Stored, check_output, load_resumed, run_folder
+from nnssl.pretraining.held_out import hold_out
 from nnssl.pretraining.optimisation import build_optimiser
 from nnssl.pretraining.probe_data import ProbeData, check_probe, prepare_probe
 from nnssl.pretraining.reporting import check_trackers
-from nnssl.pretraining.setup import Setup, case_labels, hold_out, resolve_sizes
+from nnssl.pretraining.setup import Setup, case_labels, resolve_sizes
 from nnssl.pretraining.weights import check_resumed, check_weights
 
 log = logging.getLogger("nnssl")
@@ -36,7 +38,7 @@ log = logging.getLogger("nnssl")
 
 @dataclass(frozen=True)
 class Request:
-    """The arguments of `nnssl.pretrain`, see there. In this order: `check`, `prepare`, `folder`, `resolve`."""
+    """The arguments of `nnssl.pretrain`, see there. In this order: `prepare`, `folder`, `resolve`."""
 
     dataset_ids: Sequence[int | str]
     method: str
@@ -72,7 +74,6 @@ class Request:
             UserError: any mistake that can be seen without plans and volumes.
         """
         override(self.method_class.config_class(), self.options)
-        check_device(self.device, self.num_gpus)
         check_name(self.fold, "fold", "-f")
         check_name(self.configuration, "configuration", "-c")
         if self.pretrained and self.continue_run:
@@ -86,7 +87,8 @@ class Request:
             check_probe(self.probe, self.dataset_ids[0], self.probe_every, self.allow_other_intensities)
 
     def prepare(self) -> PreparedDatasets:
-        """Plan and preprocess the datasets where that is missing; raises as `prepare_datasets`."""
+        """Plan and preprocess the datasets where that is missing; raises as `check` and `prepare_datasets`."""
+        self.check()
         return prepare_datasets(self.dataset_ids, self.plans, self.configuration, self.num_processes,
                                 self.may_preprocess, self.allow_other_intensities)  # fmt: skip
 
@@ -111,8 +113,8 @@ class Request:
         resume = load_resumed(latest) if latest else None
         if self.continue_run and resume is None:
             log.warning(f"there is no run to continue in {folder}: a new one starts")
-        processes = number_of_processes(self.num_gpus)
-        config = resolve_sizes(self._config(resume), prepared.plans, self.configuration, processes)
+        resolved = resolve_configuration(prepared.plans, self.configuration)
+        config = resolve_sizes(self._config(resume), resolved, number_of_processes(self.num_gpus))
         train, val = hold_out(prepared.folders, self.fold, config.seed)
         setup = Setup(
             method=self.method,
@@ -121,6 +123,7 @@ class Request:
             dataset_json=prepared.dataset_json,
             fingerprint=prepared.fingerprint,
             configuration=self.configuration,
+            resolved=resolved,
             fold=self.fold,
             train=train,
             val=val,

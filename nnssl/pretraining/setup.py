@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from nnssl.checkpoints.files import FINAL
+from nnssl.checkpoints.files import FINAL, package_versions
 from nnssl.core.errors import UserError
-from nnssl.core.files import read_json
-from nnssl.core.schemas import SplitsFile
-from nnssl.data.folders import dataset_argument
 from nnssl.data.guard import Images, names_of_channels
 from nnssl.data.loader import Aligner, Cases, RelativePosition
-from nnssl.data.volumes import VolumeFolder
 from nnssl.methods.base import Method, MethodConfig
+from nnssl.methods.options import to_plain
 from nnssl.methods.registry import get_method
-from nnssl.networks.build import build_backbone, resolve_configuration
+from nnssl.networks.build import backbone_of
 from nnssl.pretraining.folder import Claim, Stored
-
-if TYPE_CHECKING:
-    from nnssl.pretraining.probe_data import ProbeData
-
-HELD_OUT = 0.05  # fraction of the cases that give the validation loss
+from nnssl.pretraining.probe_data import ProbeData
 
 
 @dataclass(frozen=True)
@@ -36,6 +27,7 @@ class Setup:
         config: its hyper-parameters, with batch and patch size resolved.
         plans, dataset_json, fingerprint: nnU-Net's files of the first dataset.
         configuration: of the plans.
+        resolved: that configuration with what it inherits (`nnssl.networks.build.resolve_configuration`).
         fold: "all" or a number.
         train, val: the volumes; `val` may be empty.
         folder: the run's output folder.
@@ -63,6 +55,7 @@ class Setup:
     aligner: Aligner = field(default_factory=RelativePosition)
     probe: ProbeData | None = None
     claim: Claim | None = None
+    resolved: dict[str, Any] = field(kw_only=True)
 
     @property
     def is_finished(self) -> bool:
@@ -72,7 +65,7 @@ class Setup:
     def build_method(self) -> Method:
         """The method with a freshly initialised backbone."""
         method = get_method(self.method)
-        backbone = build_backbone(self.plans, self.configuration, method.levels)
+        backbone = backbone_of(self.resolved, method.levels)
         method.check(self.config, backbone)
         return method(backbone, self.config)
 
@@ -83,83 +76,43 @@ class Setup:
         oriented = {f"most volumes of {name}": self.orientation}
         return Images(name, names_of_channels(self.dataset_json), orientations=oriented)
 
+    def described(self, device: str) -> dict[str, Any]:
+        """What `config.json` says of the run, which goes on such a device."""
+        return {
+            "method": self.method,
+            "options": to_plain(self.config),
+            "configuration": self.configuration,
+            "plans": self.plans["plans_name"],
+            "fold": self.fold,
+            "datasets": list(dict.fromkeys(f.name for f in self.train.folders)),
+            "training_cases": len(self.train),
+            "held_out_cases": case_labels(self.val),
+            "aligner": self.aligner.identity,
+            "probe": self.probe.identity if self.probe else None,
+            "pretrained": str(self.pretrained.path) if self.pretrained else None,
+            "device": device,
+            "seed": self.config.seed,
+            "versions": package_versions(),
+        }
+
     def check_claim(self) -> None:
         """Raise UserError where another run has taken the folder."""
         if self.claim is not None:
             self.claim.check()
 
 
-def resolve_sizes(config: MethodConfig, plans: dict[str, Any], configuration: str, world_size: int) -> MethodConfig:
-    """Fill in the plans' batch and patch size where none is given.
+def resolve_sizes(config: MethodConfig, resolved: dict[str, Any], world_size: int) -> MethodConfig:
+    """Fill in the batch and patch size of a resolved configuration where none is given.
 
     Raises:
-        UserError: the plans lack the configuration or it is 2D; the batch does not divide among the processes.
+        UserError: the batch does not divide among the processes.
     """
-    resolved = resolve_configuration(plans, configuration)
     z, y, x = (int(p) for p in (config.patch_size or resolved["patch_size"]))
     batch_size = config.batch_size or int(resolved["batch_size"])
     if batch_size % world_size:
         raise UserError(f"a batch of {batch_size} cannot be divided among {world_size} processes; set "
                         f"-o batch_size={-(-batch_size // world_size) * world_size}")  # fmt: skip
     return replace(config, patch_size=(z, y, x), batch_size=batch_size)
-
-
-def hold_out(datasets: Sequence[VolumeFolder], fold: str, seed: int) -> tuple[Cases, Cases]:
-    """Training and held-out cases.
-
-    Fold "all": 5 % of the cases (at least one, but none of a single case), chosen by a hash of their names, so that
-    volumes that are added later do not shuffle the others. A number: the fold of every dataset's `splits_final.json`;
-    a dataset without that file (it has no labels) gives all its cases to the training, and so do cases without label.
-
-    Raises:
-        UserError: no volumes; the fold is not a number, or no dataset has it.
-    """
-    names = [d.cases() for d in datasets]
-    for dataset, cases in zip(datasets, names, strict=True):
-        if not cases:
-            raise UserError(f"{dataset.images} holds no preprocessed volumes with body masks; run "
-                            f"nnssl_plan_and_preprocess -d {dataset_argument(dataset.name)}")  # fmt: skip
-    if fold == "all":
-        chosen = _held_out_by_hash(datasets, names, seed)
-    else:
-        chosen = [
-            _held_out_by_split(d.images.parent / "splits_final.json", fold) if d.in_splits else None for d in datasets
-        ]
-        if all(c is None for c in chosen):
-            raise UserError(f"-f {fold} needs {datasets[0].images.parent / 'splits_final.json'}, which nnUNetv2_train "
-                            f"writes; use -f all to pretrain on all cases")  # fmt: skip
-    train = [[c for c in cases if held is None or c in held[0]] for cases, held in zip(names, chosen, strict=True)]
-    val = [[c for c in cases if held is not None and c in held[1]] for cases, held in zip(names, chosen, strict=True)]
-    if not any(train):
-        raise UserError(f"fold {fold} leaves no preprocessed case for the training; run nnssl_plan_and_preprocess for "
-                        f"all cases of splits_final.json")  # fmt: skip
-    return Cases.of(datasets, train), Cases.of(datasets, val)
-
-
-Split = tuple[set[str], set[str]]  # training and held-out cases
-
-
-def _held_out_by_hash(datasets: Sequence[VolumeFolder], names: list[list[str]], seed: int) -> list[Split | None]:
-    keyed = sorted(
-        (hashlib.blake2b(f"{seed}/{d.name}/{c}".encode(), digest_size=8).digest(), i, c)
-        for i, (d, cases) in enumerate(zip(datasets, names, strict=True))
-        for c in cases
-    )
-    count = min(len(keyed) - 1, max(1, round(HELD_OUT * len(keyed))))
-    held = {(i, c) for _, i, c in keyed[:count]}
-    return [
-        ({c for c in cases if (i, c) not in held}, {c for c in cases if (i, c) in held})
-        for i, cases in enumerate(names)
-    ]
-
-
-def _held_out_by_split(file: Path, fold: str) -> Split | None:
-    if not file.is_file():
-        return None
-    splits = read_json(file, SplitsFile, "delete it, nnUNetv2_train writes it anew")
-    if not fold.isdecimal() or int(fold) >= len(splits):
-        raise UserError(f"there is no fold {fold!r} in {file}; use -f all, or a number below {len(splits)}")
-    return set(splits[int(fold)]["train"]), set(splits[int(fold)]["val"])
 
 
 def case_labels(cases: Cases) -> list[str]:

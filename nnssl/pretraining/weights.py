@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nnssl.checkpoints.files import FINAL, load_checkpoint, save_checkpoint
+from nnssl.checkpoints.files import FINAL, NNUNET_WEIGHTS, load_checkpoint, save_checkpoint
 from nnssl.checkpoints.loading import fill, first_of, fitting
 from nnssl.core.errors import UserError
 from nnssl.data.guard import Images, warn_of_images
@@ -54,8 +54,7 @@ def check_weights(method: Method, setup: Setup, allow: bool) -> None:
     given = Images.of_pretraining(
         content["plans"], content["configuration"], content["dataset_json"], content.get("orientation")
     )
-    spacing = resolve_configuration(setup.plans, setup.configuration)["spacing"]
-    own = replace(setup.images, spacing=spacing, axes=setup.plans.get("transpose_forward", [0, 1, 2]))
+    own = replace(setup.images, spacing=setup.resolved["spacing"], axes=setup.plans.get("transpose_forward", [0, 1, 2]))
     warn_of_images(given, own, allow)
 
 
@@ -86,11 +85,8 @@ def _fitting(method: Method, source: Stored) -> dict[str, Tensor]:
     return {name: value for name, value in values.items() if not name.startswith(type(method).of_the_run)}
 
 
-NNUNET_WEIGHTS = "nnunet_weights.pth"
 _BACKBONE = "backbone."
 _CLASSES = 2  # any number: nnU-Net takes everything but the segmentation layers
-
-log = logging.getLogger("nnssl")
 
 
 def write_nnunet_weights(folder: Path) -> Path:

@@ -15,7 +15,7 @@ from nnssl.checkpoints.files import FINAL
 from nnssl.data.raw import read_dataset_json
 from nnssl.data.volumes import Channel, VolumeFolder
 from nnssl.finetuning.base_trainer import refuse_bad_files
-from nnssl.pretraining.setup import hold_out
+from nnssl.pretraining.held_out import hold_out
 from tests.bad_inputs.rows import Row, command, function
 from tests.pretrainings import CT_JSON, checkpoint_content, tiny_plans
 

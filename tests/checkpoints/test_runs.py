@@ -13,6 +13,7 @@ from nnssl.core.errors import UserError
 from nnssl.data.loader import Cases
 from nnssl.methods import registry
 from nnssl.methods.options import from_plain
+from nnssl.networks.build import resolve_configuration
 from nnssl.pretraining.setup import Setup
 from tests.pretrainings import CT_JSON, finish_pretraining, tiny_plans, write_pretraining
 
@@ -139,8 +140,9 @@ def test_open_run__random_weights_are_those_that_the_run_began_with(tmp_path: Pa
     config = from_plain(registry.get_method(method).config_class, random.content["config"])
     torch.manual_seed(config.seed)
     nobody = Cases.of([], [])
+    resolved = resolve_configuration(random.content["plans"], "3d_fullres")
     fresh = Setup(method, config, random.content["plans"], CT_JSON, {}, "3d_fullres", "all", nobody, nobody,
-                  tmp_path).build_method().state_dict()  # fmt: skip
+                  tmp_path, resolved=resolved).build_method().state_dict()  # fmt: skip
     assert all(torch.equal(state[name], fresh[name]) for name in state)
     kept = random.content.keys() - {"method_state", "epoch"}
     assert all(random.content[name] == trained.content[name] for name in kept)

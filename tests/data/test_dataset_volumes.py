@@ -13,7 +13,8 @@ from nnssl.core.errors import UserError
 from nnssl.data.plan_and_preprocess import plan_and_preprocess, prepare_datasets
 from nnssl.data.records import Records
 from nnssl.data.storage import done_cases
-from nnssl.pretraining.setup import case_labels, hold_out
+from nnssl.pretraining.held_out import hold_out
+from nnssl.pretraining.setup import case_labels
 from tests.data.conftest import Folders
 from tests.phantoms import ct_volume, write_ct_dataset, write_volume
 

@@ -5,6 +5,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -54,11 +55,10 @@ def test_find_start__reads_the_checkpoint_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, head: str
 ) -> None:
     write_pretraining(tmp_path, small_plans(dataset="Dataset500_Source"), method=method)
-    opened: list[Any] = []
-    load = torch.load
-    monkeypatch.setattr(torch, "load", lambda path, **options: opened.append(path) or load(path, **options))
+    load = Mock(side_effect=torch.load)
+    monkeypatch.setattr(torch, "load", load)
     assert _start(tmp_path, small_plans(), method=method, head=head).source is not None
-    assert len(opened) == 1
+    assert load.call_count == 1
 
 
 def test_find_start__keeps_what_else_the_block_says(tmp_path: Path, source: Path) -> None:

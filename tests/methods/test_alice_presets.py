@@ -10,7 +10,7 @@ import torch
 from nnssl.data.presets import presets
 from nnssl.methods.alice.method import Alice
 from nnssl.methods.mae.method import MaskedAutoencoder
-from nnssl.networks.build import build_backbone
+from nnssl.networks.build import build_backbone, resolve_configuration
 from nnssl.pretraining.setup import resolve_sizes
 from tests.networks.helpers import build_network, count_parameters
 
@@ -30,7 +30,7 @@ def test_preset__has_the_papers_patch_and_the_codes_window(name: str) -> None:
         backbone = build_backbone(plans, "3d_fullres", "encoder")
         assert count_parameters(network) == PARAMETERS[name]
         for method in (Alice, MaskedAutoencoder):
-            config: Any = resolve_sizes(method.config_class(), plans, "3d_fullres", 1)
+            config: Any = resolve_sizes(method.config_class(), resolve_configuration(plans, "3d_fullres"), 1)
             method.check(config, backbone)
             built = method(backbone, config)
             assert config.patch_size == (64, 192, 192)

@@ -213,7 +213,7 @@ def test_preset__has_the_codes_patch_window_and_strides() -> None:
     hu = np.array([window["percentile_00_5"], window["percentile_99_5"]])
     np.testing.assert_array_equal(hu, [-1024, 3071])
     np.testing.assert_allclose((hu - window["mean"]) / window["std"], [-50, 205])
-    config = resolve_sizes(SamConfig(), plans, "3d_fullres", 1)
+    config = resolve_sizes(SamConfig(), resolve_configuration(plans, "3d_fullres"), 1)
     assert isinstance(config, SamConfig) and config.patch_size == (32, 96, 96)
     with torch.device("meta"):
         backbone = backbone_of(resolve_configuration(plans, "3d_fullres"), "decoder")

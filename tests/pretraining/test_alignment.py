@@ -24,6 +24,7 @@ from nnssl.data.volumes import BloscVolume, VolumeFolder
 from nnssl.features.stored import EmbeddingAligner, open_embeddings
 from nnssl.features.tiles import EncodedImage
 from nnssl.methods.alice.method import AliceConfig
+from nnssl.networks.build import resolve_configuration
 from nnssl.pretraining.alignment import VolumeEncoder, choose_aligner, prepare_embeddings, resampled_size
 from nnssl.pretraining.setup import Setup
 from tests.phantoms import write_ct_dataset
@@ -75,7 +76,8 @@ def _setup(root: Path, aligner: Any) -> Setup:
     folder = VolumeFolder.from_plans(root / "preprocessed", DATASET, plans, "3d_fullres")
     cases = folder.cases()
     return Setup("alice", AliceConfig(), plans, {}, {}, "3d_fullres", "all", Cases.of([folder], [cases[:2]]),
-                 Cases.of([folder], [cases[2:]]), root / "run", aligner=aligner)  # fmt: skip
+                 Cases.of([folder], [cases[2:]]), root / "run", aligner=aligner,
+                 resolved=resolve_configuration(plans, "3d_fullres"))  # fmt: skip
 
 
 def _choose(root: Path, asked: str | Path | None = None) -> Any:

@@ -10,6 +10,7 @@ import pytest
 from nnssl.data.loader import Cases
 from nnssl.data.volumes import VolumeFolder
 from nnssl.methods.vox2vec.method import Vox2vecConfig
+from nnssl.networks.build import resolve_configuration
 from nnssl.pretraining.loop import Pretraining
 from nnssl.pretraining.metrics import read_rows
 from nnssl.pretraining.probe_data import ProbeData
@@ -56,9 +57,11 @@ def _dice_by_epoch(folder: VolumeFolder, out: Path, learning_rate: float) -> lis
                            patch_size=(8, 16, 16), voxels_per_pair=128, exclude_radius_mm=2.0,
                            learning_rate=learning_rate)  # fmt: skip
     labels = {name: (value,) for value, name in enumerate(QUARTERS, start=1)}
+    plans = fpn_plans()
     probe = ProbeData(folder, tuple(names[:6]), tuple(names[6:]), labels, every=1)
-    setup = Setup("vox2vec", config, fpn_plans(), {"labels": {"background": 0}}, {}, "3d_fullres", "all",
-                  Cases.of([folder], [names]), Cases.of([folder], [[]]), out, probe=probe)  # fmt: skip
+    setup = Setup("vox2vec", config, plans, {"labels": {"background": 0}}, {}, "3d_fullres", "all",
+                  Cases.of([folder], [names]), Cases.of([folder], [[]]), out, probe=probe,
+                  resolved=resolve_configuration(plans, "3d_fullres"))  # fmt: skip
     Pretraining(setup, CPU).run()
     return [row["probe_linear_dice"] for row in read_rows(out / "metrics.jsonl")]
 

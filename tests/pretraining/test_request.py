@@ -41,7 +41,6 @@ def test_probe__may_be_of_another_modality_where_the_request_says_so(monkeypatch
         ({"pretrained": "x.pth", "continue_run": True}, "-pretrained starts a new one"),
         ({"alignment": "x.pth"}, "-alignment is for methods that pair volumes"),
         ({"probe_every": 3}, "-probe 17"),
-        ({"num_gpus": 0}, "-num_gpus"),
     ],
 )
 def test_check__refuses_before_anything_is_read(changes: dict[str, Any], said: str, tmp_path: Path) -> None:

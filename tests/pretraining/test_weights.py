@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from nnssl.checkpoints.files import FINAL, LATEST, save_checkpoint
+from nnssl.checkpoints.files import FINAL, LATEST, NNUNET_WEIGHTS, save_checkpoint
 from nnssl.core.errors import UserError
 from nnssl.methods.vox2vec.method import Vox2vec
 from nnssl.pretraining.folder import Stored
-from nnssl.pretraining.weights import NNUNET_WEIGHTS, check_resumed, write_nnunet_weights
+from nnssl.pretraining.weights import check_resumed, write_nnunet_weights
 from tests.networks.helpers import build_network, fpn_configuration, unet_configuration
 from tests.pretrainings import CT_JSON, checkpoint_content, tiny_plans
 from tests.runs import make_setup
