@@ -222,7 +222,7 @@ class Method(nn.Module):
     # before.
     host_keys: ClassVar[frozenset[str]] = frozenset()
     pairs_volumes: ClassVar[bool] = False  # whether samples take a second volume, with `Volume.match`
-    collapse_cause: ClassVar[str | None] = None  # the likely ones, for a warning: "LIKELY, or LIKELY"; None: unknown
+    collapse_cause: ClassVar[str | None] = None  # ends a warning: "likely SOMETHING"; None: nothing in particular
     of_the_run: ClassVar[tuple[str, ...]] = ()  # prefixes of state that a run started from these weights does not take
 
     def __init__(self, backbone: FeaturePyramid, config: Any) -> None:

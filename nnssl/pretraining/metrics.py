@@ -1,9 +1,8 @@
-"""Running means of an epoch, `metrics.jsonl`, the line of an epoch, the warning of a collapse."""
+"""Running means of an epoch, `metrics.jsonl`, and the line of an epoch."""
 
 from __future__ import annotations
 
 import json
-import math
 import resource
 import sys
 from collections import deque
@@ -114,17 +113,6 @@ def _probed(row: Row) -> list[str]:
     scores = [f"{row[key]:.3f}" for key in ("probe_linear_dice", "probe_nonlinear_dice") if key in row]
     parts = [f"probe {' / '.join(scores)} Dice"] if scores else []
     return parts + ([f"probe-time {100 * row['probe_share']:.1f} %"] if "probe_share" in row else [])
-
-
-def collapse_warning(row: Row) -> str | None:
-    """A sentence where the embeddings of the epoch have (nearly) become one point."""
-    healthy = 1 / math.sqrt(row["embedding_dim"])
-    if row["embedding_std"] >= 0.1 * healthy:
-        return None
-    return (
-        f"the embeddings are collapsing: their deviation is {row['embedding_std']:.4f}, healthy is about "
-        f"{healthy:.4f}; lower the learning rate with -o learning_rate=..., or look at views.png"
-    )
 
 
 class Watch:

@@ -19,9 +19,10 @@ from nnssl.core.files import write_json
 from nnssl.core.signals import Interrupted
 from nnssl.core.system import dispensable, why
 from nnssl.methods.options import to_plain
+from nnssl.methods.registry import get_method
+from nnssl.pretraining.health import collapse_warning, fall_warning
 from nnssl.pretraining.metrics import (
     Row,
-    collapse_warning,
     epoch_line,
     read_rows,
     summarise,
@@ -65,9 +66,14 @@ class Reporter:
         write_rows(file, rows)
         with dispensable("progress.png"):
             draw_progress(rows, self.setup.folder / "progress.png", self.setup.folder.parent.name)
-        log.info(epoch_line(row, self.setup.config.num_epochs))
-        if warning := collapse_warning(row):
-            log.warning(warning)
+        cause = get_method(self.setup.method).collapse_cause
+        line = epoch_line(row, self.setup.config.num_epochs)
+        if fallen := fall_warning(row, cause):
+            log.warning(f"{line}  {fallen}")
+        else:
+            log.info(line)
+            if warning := collapse_warning(row, cause):
+                log.warning(warning)
         self._tell_trackers(lambda tracker: tracker.log(row))
 
     def summary(self) -> None:

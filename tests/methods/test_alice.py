@@ -22,7 +22,7 @@ from nnssl.networks.build import backbone_of
 from nnssl.networks.contrastive import DinoHead, RowNorm
 from nnssl.networks.swin import SwinPyramid
 from nnssl.networks.vit import ViTPyramid
-from nnssl.pretraining.meters import embedding_std
+from nnssl.pretraining.health import embedding_std
 from nnssl.pretraining.pictures import draw_panels
 from tests.methods.alice_batches import PATCH, alice_batch, alice_config, alice_method, match_with
 from tests.networks.helpers import load_reference, unet_configuration

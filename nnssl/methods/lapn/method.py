@@ -57,6 +57,7 @@ class Lapn(PixelMethod):
     """
 
     config_class = LapnConfig
+    collapse_cause = "few volumes a step (-o batch_size=...) or an unfit temperature (-o temperature=...)"
     of_the_run: ClassVar[tuple[str, ...]] = ("queue.",)  # it identifies volumes by their numbers in this run
     config: LapnConfig
 

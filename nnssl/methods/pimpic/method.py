@@ -73,6 +73,7 @@ class Pimpic(Method):
 
     config_class = PimpicConfig
     levels = "encoder"
+    collapse_cause = "patches of one volume a step, which look alike (-o crops=... spread=...), or a high learning_rate"
     host_keys = frozenset({"starts", "hu_affine", "is_ct", *WINDOW_KEYS})
     config: PimpicConfig
 

@@ -106,6 +106,7 @@ class Sam(PixelMethod):
     """
 
     config_class = SamConfig
+    collapse_cause = "few points a volume (-o points_per_pair=...) or a high learning_rate"
     host_keys = frozenset({"counts", "noise_seed", "draw_seed"})
     config: SamConfig
 

@@ -80,6 +80,7 @@ class Simclr(Method):
 
     config_class = SimclrConfig
     levels = "encoder"
+    collapse_cause = "few crops a step (-o batch_size=...) or an unfit temperature (-o temperature=...)"
     host_keys = frozenset({"hu_affine", "is_ct", *WINDOW_KEYS})
     config: SimclrConfig
 

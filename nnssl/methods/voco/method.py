@@ -113,6 +113,9 @@ class VoCo(Method):
 
     config_class = VoCoConfig
     levels = "encoder"
+    collapse_cause = (
+        "flips and turns of single crops (-o flip_probability=0 turn_probability=0) or a high learning_rate"
+    )
     config: VoCoConfig
 
     def __init__(self, backbone: FeaturePyramid, config: VoCoConfig) -> None:

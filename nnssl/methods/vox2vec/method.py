@@ -55,6 +55,7 @@ class Vox2vec(Method):
 
     config_class = Vox2vecConfig
     levels = "decoder"
+    collapse_cause = "few volumes a step (-o batch_size=...) or an unfit temperature (-o temperature=...)"
     host_keys = frozenset({"hu_affine", "is_ct", *INTENSITY_KEYS})
     config: Vox2vecConfig
 

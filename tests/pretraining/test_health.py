@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,23 @@ import torch
 from torch import Tensor
 
 from nnssl.methods.base import StepOutput
-from nnssl.methods.registry import method_names
+from nnssl.methods.registry import get_method, method_names
+from nnssl.methods.vox2vec.method import Vox2vec
+from nnssl.pretraining.health import (
+    ROWS_A_STEP,
+    STEPS,
+    Health,
+    RankHistory,
+    alignment,
+    collapse_warning,
+    effective_rank,
+    embedding_std,
+    fall_warning,
+    uniformity,
+)
 from nnssl.pretraining.loop import Pretraining
-from nnssl.pretraining.meters import ROWS_A_STEP, STEPS, Health, alignment, effective_rank, embedding_std, uniformity
 from nnssl.pretraining.metrics import read_rows
-from tests.runs import CPU, make_setup
+from tests.runs import CPU, make_setup, resumed
 
 WITHOUT_PAIRS = {"mae"}
 
@@ -97,6 +110,75 @@ def test_health__an_interrupted_epoch_goes_on() -> None:
             parts = Health(4, CPU, parts.state())
         parts.add(step, output)
     assert whole.finish_epoch() == parts.finish_epoch()
+
+
+def _row(rows: Tensor) -> dict[str, Any]:
+    """What an epoch's row has of such embeddings."""
+    health = Health(1, CPU)
+    health.add(0, _output(rows))
+    figures = {"embedding_dim": rows.shape[1], "embedding_std": float(embedding_std(rows))}
+    return figures | health.finish_epoch()
+
+
+def test_collapse_warning__looks_at_the_rank_too() -> None:
+    """Vectors in a plane of 64 dimensions, turned so that every dimension has the healthy deviation."""
+    turn = torch.linalg.qr(_rows(64, 64)).Q
+    plane = _row(torch.cat([_rows(32, 2), torch.zeros(32, 62)], dim=1) @ turn)
+    assert plane["embedding_std"] == pytest.approx(1 / 8, rel=0.2) and plane["effective_rank"] < 2.1
+    warning = collapse_warning(plane, "few volumes")
+    assert warning and "2.0 of at most 31" in warning and warning.endswith("likely few volumes")
+    assert collapse_warning(_row(_rows(32, 64)), None) is None
+    close = collapse_warning(_row(torch.ones(32, 64) + 0.01 * _rows(32, 64)), None)
+    assert close and "0.00" in close and "learning_rate" in close, "of full rank, but nearly one point"
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_collapse_warning__few_rows_say_nothing_of_the_rank(count: int) -> None:
+    assert collapse_warning(_row(_rows(count, 64)) | {"embedding_std": 0.125}, None) is None
+    old = {"embedding_dim": 64, "embedding_std": 0.125}
+    assert collapse_warning(old, None) is None and collapse_warning(old | {"embedding_std": 0.001}, None)
+
+
+def test_rank_history__warns_after_three_low_epochs_in_a_row_not_two() -> None:
+    ranks = RankHistory()
+    rows = [ranks.add({"effective_rank": rank}) for rank in (20.0, 40.0, 3.9, 3.0, 4.0, 3.9, 3.9, 3.9, 3.8, 5.0)]
+    warned = [fall_warning(row, "a high learning_rate") for row in rows]
+    assert [warning is not None for warning in warned] == [False] * 7 + [True] * 2 + [False]
+    assert warned[7] and "40.0" in warned[7] and warned[7].endswith("likely a high learning_rate")
+    without = fall_warning(rows[7], None)
+    assert without and "likely" not in without
+    assert ranks.add({}) == {}  # an epoch without rows
+
+
+def test_rank_history__the_count_and_the_best_survive_a_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    ranks = iter([50.0, 4.0, 4.0, 4.0])
+    monkeypatch.setattr("nnssl.pretraining.health.effective_rank", lambda rows: next(ranks))
+    setup = make_setup(tmp_path, num_epochs=4, steps_per_epoch=1, save_every_epochs=3)
+    stop = setup.folder / "checkpoint_latest.pth"
+    first = Pretraining(setup, CPU)
+    monkeypatch.setattr(first, "_validate", lambda batches: first.epoch == 3 and pytest.exit("killed"))
+    with pytest.raises(pytest.exit.Exception):
+        first.run()
+    assert torch.load(stop, weights_only=True)["rank_state"] == {"best": 50.0, "low_epochs": 2}
+    with caplog.at_level("INFO", logger="nnssl"):
+        ranks = iter([4.0])
+        resumed(setup, stop.name).run()
+    (line,) = [record for record in caplog.records if "epoch 4/4" in record.message]
+    assert line.levelname == "WARNING" and "tenth of its best, 50.0" in line.message
+    assert f"likely {Vox2vec.collapse_cause}" in line.message
+    rows = read_rows(setup.folder / "metrics.jsonl")
+    assert ["rank_fallen_from" in row for row in rows] == [False, False, False, True]
+
+
+@pytest.mark.parametrize("method", method_names())
+def test_collapse_cause__names_options_that_the_method_has(method: str) -> None:
+    cause, config = get_method(method).collapse_cause, get_method(method).config_class()
+    assert (cause is None) == (method == "mae")
+    named = re.findall(r"(\w+)=", cause or "")
+    assert all(hasattr(config, name) for name in named)
 
 
 @pytest.mark.parametrize("method", method_names())
