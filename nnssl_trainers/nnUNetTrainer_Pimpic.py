@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from nnssl.finetuning.recipes import PimpicTrainer
+from nnssl.finetuning.pimpic_recipe import PimpicTrainer
 
 
 class nnUNetTrainer_PimpicFinetune(PimpicTrainer):
-    """Encoder pretrained, decoder fresh, everything trained with the paper's optimiser."""
+    """Encoder pretrained, decoder fresh, everything trained with the paper's loss and augmentation."""
 
     method = "pimpic"

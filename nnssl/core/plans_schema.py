@@ -88,7 +88,7 @@ class _Pretraining(BaseModel):
     num_iterations_per_epoch: AtLeastOne | None = None
     num_val_iterations_per_epoch: AtLeastOne | None = None
     initial_lr: Positive | None = None
-    recipe: Literal["adamw", "sgd"] | None = None
+    recipe: Literal["adamw", "sgd", "published"] | None = None
     patience: AtLeastOne | None = None
 
 

@@ -128,13 +128,17 @@ def make_body(name: Task, bodies: ResizedBodies) -> Prepared:
         OSError: the disk is full.
     """
     assert isinstance(name, str)
-    case = bodies.sources(name)
+    *sources, file = bodies.sources(name).images
+    made_of = RawCase(name, tuple(sources))
     with reading(bodies.volumes, name):
+        files = CaseFiles.of(made_of)  # before they are read, so that a later change shows
         volume = bodies.volumes.open(name)
         body = resized_body(volume, bodies.largest)
         origin = origin_of(volume, body.box)
     save_resized(bodies.folder, name, body.values, {"origin": origin})
-    return Prepared(name, files=CaseFiles.of(case).hashed(case))
+    own = RawCase(name, (file,))
+    images = (*files.hashed(made_of).images, *CaseFiles.of(own).hashed(own).images)
+    return Prepared(name, files=CaseFiles(images))
 
 
 def _record(made: Prepared, settings: str) -> Record:

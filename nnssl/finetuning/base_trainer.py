@@ -25,10 +25,11 @@ from nnssl.data.next_lines import Way, predict_line, rendered
 from nnssl.data.records import labels_digest, unused_cases
 from nnssl.data.report import settings_digest
 from nnssl.data.trusted import only_plain_types, refuse_untrusted_names
+from nnssl.finetuning.early_stopping import EarlyStopping
 from nnssl.networks.trusted import trusted_network
 
 
-class CheckedTrainer(nnUNetTrainer):
+class CheckedTrainer(EarlyStopping):
     """nnU-Net's trainer, but code runs neither from names in the plans nor from a checkpoint.
 
     After the validation, which is what nnUNetv2_train ends with, it says how to predict.
@@ -186,13 +187,13 @@ class RateByEpoch:
             group["lr"] = self.rate(epoch)
 
 
-LENGTHS = ("num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch")
+LENGTHS = ("num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch", "patience")
 RATE = "initial_lr"
 _WHOLE = re.compile(r"0*[1-9][0-9]{0,8}")
 
 
 def apply_settings(trainer: Any, block: Mapping[str, Any]) -> None:
-    """Set an nnU-Net trainer's lengths and rate: those of `nnssl_num_epochs` and so on, else those of the plans' block.
+    """Set a trainer's lengths, patience and rate: those of `nnssl_num_epochs` and so on, else of the plans' block.
 
     Raises:
         UserError: a length is no whole number of at least 1, or the rate is no number above 0.

@@ -151,13 +151,6 @@ class UNetTrainer(PretrainedTrainer):
     steps: ClassVar[int] = 250
 
 
-class PimpicTrainer(UNetTrainer):
-    """Adam at a constant 1e-5 without decay, up to 500 epochs (PiMPiC; methods.md 3.5)."""
-
-    rate: ClassVar[float] = 1e-5
-    epochs: ClassVar[int] = 500
-
-
 class WarmupCosineTrainer(UNetTrainer):
     """AdamW with a decay of 1e-5; the rate rises linearly in the first epochs, then falls as half a cosine."""
 

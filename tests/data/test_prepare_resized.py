@@ -14,7 +14,9 @@ from nnssl.core.errors import UserError
 from nnssl.data import prepare_resized
 from nnssl.data.loader import Cases
 from nnssl.data.prepare_resized import ResizedBodies, make_body, prepare_resized_bodies
+from nnssl.data.resized import ResizedBody
 from nnssl.data.storage import claimed
+from nnssl.data.volumes import BloscVolume
 from tests.volumes import add_volume, make_folder
 
 LARGEST = (6, 8, 64)
@@ -134,6 +136,24 @@ def test_prepare__a_killed_job_leaves_nothing_that_is_trusted(
         _prepare(bodies)
     monkeypatch.undo()
     assert (bodies.files / "a.b2nd").is_file() and _prepare(bodies) == NAMES
+
+
+def test_prepare__a_volume_that_changes_while_it_is_read_is_read_again(
+    bodies: ResizedBodies, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.rmtree(bodies.files)
+    resize = prepare_resized.resized_body
+
+    def replaced(volume: BloscVolume, largest: tuple[int, int, int]) -> ResizedBody:
+        made = resize(volume, largest)
+        if volume.case == "b":
+            _same_size(bodies, bodies.volumes.images)
+        return made
+
+    monkeypatch.setattr(prepare_resized, "resized_body", replaced)
+    assert _prepare(bodies) == NAMES
+    monkeypatch.undo()
+    assert _prepare(bodies) == ["b"] and _prepare(bodies) == []
 
 
 def test_prepare__a_body_that_another_job_makes_is_waited_for(

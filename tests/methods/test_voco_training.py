@@ -1,18 +1,24 @@
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from nnssl.checkpoints.files import FINAL, LATEST, load_checkpoint
+from nnssl.core.errors import UserError
 from nnssl.core.signals import Interrupted
+from nnssl.data import prepare_resized
+from nnssl.data.volumes import BloscVolume
 from nnssl.methods.base import Batch, StepOutput
 from nnssl.methods.voco.method import VoCo
 from nnssl.networks.swin import SwinPyramid
+from nnssl.pretraining import pretrain
 from nnssl.pretraining.folder import Stored
 from nnssl.pretraining.loop import Pretraining
 from nnssl.pretraining.metrics import read_rows
@@ -161,6 +167,28 @@ def test_run__interrupted_and_resumed_ends_bitwise_as_uninterrupted(
     assert any(not torch.equal(state[k], state[k.removeprefix("teacher.")]) for k in followed)
     row = read_rows(parts.folder / "metrics.jsonl")[-1]
     assert {"positive", "negative", "regulariser", "dead_pairs", "val_positive"} <= row.keys()
+
+
+def test_run__reads_the_bodies_that_were_made_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    setup = make_setup(tmp_path, "voco", body_size=(6, 12, 30), num_epochs=1)
+    request: Any = SimpleNamespace(method_class=VoCo, num_processes=1, may_preprocess=True)
+
+    def full(*_: object) -> Path:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(prepare_resized, "save_resized", full)
+    with pytest.raises(UserError, match="no space left in"):
+        pretrain._prepare_bodies(setup, request)
+    monkeypatch.undo()
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    pretrain._prepare_bodies(setup, request)
+    stored = setup.train.folders[0].images.with_name("nnUNetPlans_3d_fullres_6x12x30_body")
+    assert {file.stem for file in stored.glob("*.b2nd")} == {f"case_{i}" for i in range(6)}
+    monkeypatch.setattr(BloscVolume, "read", None)
+    monkeypatch.setattr(BloscVolume, "read_body", None)
+    Pretraining(setup, CPU).run()
+    assert {"loss", "val_loss"} <= read_rows(setup.folder / "metrics.jsonl")[-1].keys()
 
 
 def test_step__swin_student_learns_at_64_cubed(tmp_path: Path) -> None:

@@ -156,7 +156,7 @@ def pic_loss(
 _SMOOTH = 1e-5  # MONAI's default, in numerator and denominator
 
 
-def softmax_dice_loss(logits: Tensor, labels: Tensor) -> Tensor:
+def softmax_dice_loss(logits: Tensor, labels: Tensor, valid: Tensor | None = None) -> Tensor:
     """Return the soft Dice loss of mutually exclusive classes, background included.
 
     With p = softmax(logits) and the one-hot g it is the mean over items and classes of
@@ -165,7 +165,8 @@ def softmax_dice_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
     Args:
         logits: (B, C, ...) with C >= 2.
-        labels: (B, 1, ...) integers 0 <= label < C, of any type.
+        labels: (B, 1, ...) integers 0 <= label < C, of any type; any number where not `valid`.
+        valid: (B, 1, ...) bool, the voxels that count; None for all.
 
     Returns:
         () loss.
@@ -178,7 +179,10 @@ def softmax_dice_loss(logits: Tensor, labels: Tensor) -> Tensor:
                          f"{tuple(labels.shape)}")  # fmt: skip
     with torch.autocast(logits.device.type, enabled=False):
         probability = F.softmax(logits if logits.dtype == torch.float64 else logits.float(), dim=1)
+        if valid is not None:
+            probability, labels = probability * valid, labels.masked_fill(~valid, 0)
         truth = torch.zeros_like(probability).scatter_(1, labels.long(), 1)
+        truth = truth if valid is None else truth * valid
         voxels = tuple(range(2, logits.ndim))
         overlap, sizes = (probability * truth).sum(voxels), (probability + truth).sum(voxels)
         return (1 - (2 * overlap + _SMOOTH) / (sizes + _SMOOTH)).mean()
