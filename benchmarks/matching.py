@@ -44,7 +44,7 @@ def main() -> None:
         encoder = replace(encoder, encoder=PooledEncoder(encoder.encoder, spacing))
     ending = encoder.dataset_json["file_ending"]
     cases = sorted(file.name.removesuffix(ending) for file in arguments.labels.glob(f"*{ending}"))
-    images = [prepare_image(arguments.images / c, encoder.plans, encoder.configuration, encoder.dataset_json)
+    images = [prepare_image(arguments.images / c, encoder)
               for c in cases]  # fmt: skip
     files = [arguments.labels / f"{case}{ending}" for case in cases]
     volumes = [read_labels(file, image.geometry) for file, image in zip(files, images, strict=True)]

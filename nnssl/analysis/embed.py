@@ -31,11 +31,12 @@ from nnssl.core.own_files import EmbeddingFile
 from nnssl.data.folders import check_output_folder
 from nnssl.data.next_lines import command, device_flag
 from nnssl.data.raw import RawCase
-from nnssl.features.components import TILES, VOXELS, Moments, Projection, load_projection, sample_features
-from nnssl.features.images import PreparedImage, prepare_raw_case
-from nnssl.features.inputs import ImageGuard, find_cases
+from nnssl.features.body import ALL_AIR, body_vector, sample_features
+from nnssl.features.cases import find_cases
+from nnssl.features.components import Moments, Projection, load_projection
+from nnssl.features.images import ImageReader, PreparedImage, prepare_raw_case
 from nnssl.features.model import PretrainedModel, load_pretrained
-from nnssl.features.tiles import body_vector, dense_features, dense_shape, tile_for
+from nnssl.features.tiles import dense_features, dense_shape, tile_for
 from nnssl.networks.pyramid import Stride
 
 log = logging.getLogger("nnssl")
@@ -46,6 +47,8 @@ _SETTINGS, _PCA = "embedding.json", "pca.npz"
 _OUTPUTS = (_PCA, "vectors.npz", "vectors.csv")
 _LEFT = re.compile(r"\..+\.\d+(\.b2nd|\.nii\.gz)(\.npy)?", re.DOTALL)
 _SAVE_EVERY = 10  # cases
+VOXELS = 50_000  # of all cases together, for the fit
+TILES = 256  # of all cases together, that hold these voxels; at least one of each case
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ def embed(
 
     Args:
         model: run folder of a pretraining, or a checkpoint; or `random:RUN`.
-        images: dataset of nnUNet_raw, folder or image, see `nnssl.features.inputs.find_cases`.
+        images: dataset of nnUNet_raw, folder or image, see `nnssl.features.cases.find_cases`.
         output: folder; made if missing.
         what: `case` for the mean over each case's body (`vectors.npz`); `dense` for a file per case with the features
             of every cell.
@@ -111,7 +114,7 @@ def embed(
         raise UserError(f"{pca} has {len(given.components)} components; leave out -components")
     if given is not None:
         components = len(given.components)
-    guard = ImageGuard(backbone, [case.images for case in cases], allow_other_intensities)
+    guard = ImageReader(backbone, [case.images for case in cases], allow_other_intensities)
     folder = Path(output)
     checkpoint = f"{RANDOM}:{backbone.path}" if backbone.is_random else str(backbone.path)
     settings = {"what": what, "format": file_format, "method": backbone.method, "checkpoint": checkpoint,
@@ -143,7 +146,7 @@ class _Job:
     folder: Path
     settings: dict[str, Any]
     device: str
-    guard: ImageGuard
+    guard: ImageReader
 
     @property
     def level(self) -> int | None:
@@ -229,9 +232,9 @@ class _Job:
     def _prepare(self, case: RawCase, left_out: dict[str, str]) -> PreparedImage | None:
         """The preprocessed image; None, and the reason in `left_out`, where it cannot be used."""
         try:
-            image = prepare_raw_case(case, self.model.plans, self.model.configuration, self.model.dataset_json, True)
+            image = prepare_raw_case(case, self.model, with_body=True)
             if image.body is None or not image.body.any():
-                raise BadCase("all air: no body voxel on the grid of the plans")
+                raise BadCase(ALL_AIR)
         except BadCase as bad:
             left_out[case.name] = str(bad)
             log.warning(f"{case.name} is left out: {bad}")

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from nnssl.core.errors import UserError
 from nnssl.core.files import replace_file
 from nnssl.core.names import csv_table
-from nnssl.features.images import LPS_TO_RAS, Floats, ImageGeometry
+from nnssl.features.geometry import LPS_TO_RAS, Floats, ImageGeometry
+from nnssl.features.images import PreparedImage
 from nnssl.networks.pyramid import Stride
 
 ENDINGS = {"blosc2": ".b2nd", "nifti": ".nii.gz"}
@@ -148,14 +149,13 @@ def _write_nifti(file: Path, shape: Shape, affine: Floats, fill: Fill, notes: di
         scratch.unlink(missing_ok=True)
 
 
-def write_on_image(cells: NDArray[Any], stride: Sequence[int], geometry: ImageGeometry, image: str, file: Path) -> None:
+def write_on_image(cells: NDArray[Any], stride: Sequence[int], image: PreparedImage, file: Path) -> None:
     """Write a map of the preprocessed grid as NIfTI on the voxels of the image's own file.
 
     Args:
         cells: (1, Z, Y, X) values, written as float32; or (3, Z, Y, X) uint8, written as NIfTI's RGB24.
         stride: (z, y, x) voxels a cell.
-        geometry: of the preprocessed image.
-        image: file of its first channel.
+        image: that was preprocessed.
         file: to write.
 
     Raises:
@@ -164,43 +164,19 @@ def write_on_image(cells: NDArray[Any], stride: Sequence[int], geometry: ImageGe
     import SimpleITK as sitk
 
     reader = sitk.ImageFileReader()
-    reader.SetFileName(image)
+    reader.SetFileName(image.file)
     try:
         reader.ReadImageInformation()
     except RuntimeError as error:
-        raise UserError(f"{image} has a format without voxels in space; give a NIfTI, NRRD or MHA file") from error
-    values = onto_file(cells, stride, geometry, reader.GetSize()[:3])
+        raise UserError(f"{image.file} has a format without voxels in space; give a NIfTI, NRRD or MHA file") from error
+    values = image.geometry.onto_file(cells, stride, reader.GetSize()[:3])
     if len(cells) == 3:
         values = np.ascontiguousarray(values.astype(np.uint8)).view(_RGB)[..., 0]
     else:
         values = values[..., 0].astype(np.float32)
     temporary = file.with_name(f".writing_{file.name}")  # nibabel goes by the ending
-    _save_nifti(values, geometry.file_affine, temporary)
+    _save_nifti(values, image.geometry.file_affine, temporary)
     temporary.replace(file)
-
-
-def onto_file(cells: NDArray[Any], stride: Sequence[int], geometry: ImageGeometry, size: Sequence[int]) -> NDArray[Any]:
-    """Bring a map to the voxels of the image's file: each takes the cell around its centre.
-
-    Args:
-        cells: (k, Z, Y, X) of the preprocessed grid.
-        stride: (z, y, x) voxels a cell.
-        geometry: of the preprocessed image.
-        size: (x, y, z) voxels of the file.
-
-    Returns:
-        (x, y, z, k); 0 in what nnU-Net cropped away.
-    """
-    whole = np.zeros((*size, len(cells)), dtype=cells.dtype)
-    plane = np.stack(np.meshgrid(np.arange(size[0]), np.arange(size[1]), indexing="ij"), axis=-1)
-    for z in range(size[2]):
-        voxels = np.concatenate([plane, np.full((*plane.shape[:2], 1), z)], axis=-1)
-        at = geometry.world_to_grid(geometry.file_to_world(voxels))
-        inside = geometry.inside(at)
-        places = np.clip(np.floor((at[inside] + 0.5) / np.asarray(stride) + 1e-6), 0, np.subtract(cells.shape[1:], 1))
-        along_z, along_y, along_x = places.astype(int).T
-        whole[:, :, z][inside] = cells[:, along_z, along_y, along_x].T
-    return whole
 
 
 def _save_nifti(values: NDArray[Any], affine: Floats, file: Path, header: Any = None) -> None:

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from nnssl.analysis.planes import Overlay, draw_planes, format_mm, plane_widths
+from nnssl.analysis.planes import Overlay, Row, draw_rows, format_mm
 from nnssl.analysis.points import RAS, locate
-from nnssl.core.figures import check_folder, new_figure, save_figure
-from nnssl.core.names import picture
-from nnssl.features.images import Floats, PreparedImage
-from nnssl.features.match import distance_back, match_points, similarity_map
-from nnssl.features.source import open_features
+from nnssl.core.figures import check_folder
+from nnssl.features.geometry import Floats
+from nnssl.features.images import PreparedImage
+from nnssl.features.match import distance_back, similarity_map
+from nnssl.features.model import open_features
 
 _OPACITY = 0.55  # of the similarity over the image
 
@@ -63,7 +63,7 @@ def match(
 
     Args:
         model: run folder of a pretraining with `sam` or `lapn`, or a checkpoint; or `random:RUN`.
-        query: raw image, see `nnssl.features.images.channel_files`.
+        query: raw image, see `nnssl.features.cases.channel_files`.
         key: raw image.
         point: (x, y, z), see `nnssl.analysis.points.locate` for it, `voxel` and `ras`.
         output: PNG to write; None for none.
@@ -79,14 +79,13 @@ def match(
     if output is not None:
         check_folder(Path(output))
     source = open_features(model, None, device, [query, key], allow_other_intensities, encodings=True)
-    asked, searched = (source.prepare(image, with_body=False) for image in (query, key))
-    source.guard.report()
+    asked, searched = source.images.prepare([query, key], with_body=False)
     at = locate(asked, point, voxel, ras)
     encoded, other = source.encode(asked), source.encode(searched)
-    found = match_points(encoded, other, at)
+    similarity, found = similarity_map(encoded, other, at)
     best, stride = found.points[0], other.strides["fine"]
     if output is not None:
-        draw_match(asked, searched, at, best, similarity_map(encoded, other, at), stride, Path(output))
+        draw_match(asked, searched, at, best, similarity, stride, Path(output))
     return Match(
         _place(asked, at, ras),
         _place(searched, best, ras),
@@ -112,7 +111,7 @@ def draw_match(
 ) -> None:
     """Write a PNG: three planes of the query image through the point, and of the key image through the best one.
 
-    The similarity is drawn over the key image. Axes are in mm of the world (LPS), see `draw_planes`.
+    The similarity is drawn over the key image. Axes are in mm of the world (LPS), see `nnssl.analysis.planes.Row`.
 
     Args:
         query: image with the point.
@@ -123,16 +122,12 @@ def draw_match(
         stride: voxels a cell.
         file: to write.
     """
-    figure = new_figure(13.5, 9.0)
-    rows = figure.subplots(2, 3, squeeze=False, width_ratios=plane_widths(query, point))
     ends = float(similarity.min()), float(similarity.max())
-    draw_planes(rows[0], query, point)
-    heat = draw_planes(rows[1], key, best, Overlay(similarity, stride, ends, opacity=_OPACITY))
-    assert heat is not None
-    for row, said, image in zip(rows, ("query", "key"), (query, key), strict=True):
-        row[0].set_ylabel(f"{said}: {picture(image.name)}\n{row[0].get_ylabel()}")
-    figure.colorbar(heat, ax=list(rows[1]), label="similarity (mean cosine)", shrink=0.9)
     here, there = (format_mm(image.geometry.grid_to_world(at)) for image, at in ((query, point), (key, best)))
-    title = f"{query.name}: point at {here} mm\n{key.name}: best match at {there} mm, similarity {ends[1]:.3f}"
-    figure.suptitle(picture(title))
-    save_figure(figure, file)
+    heat = Overlay(similarity, stride, ends, opacity=_OPACITY)
+    found = f"Best match in {key.name} at {there} mm, similarity {ends[1]:.3f}"
+    rows = [
+        Row(query, point, f"Point in {query.name} at {here} mm (LPS)"),
+        Row(key, best, found, heat, bar="similarity (mean cosine)"),
+    ]
+    draw_rows(file, f"A point of {query.name}, found in {key.name}", rows)

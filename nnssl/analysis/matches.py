@@ -14,10 +14,8 @@ import numpy as np
 from nnssl.analysis.planes import WIDTH, Scale, page, save_page, show_grey, turn_axes
 from nnssl.analysis.points import (
     Landmarks,
-    body_of,
     body_voxels,
     centres_of_labels,
-    generator,
     label_file,
     label_names,
     locate,
@@ -28,9 +26,10 @@ from nnssl.analysis.points import (
 from nnssl.core.errors import UserError
 from nnssl.core.figures import COLOURS, check_output, save_numbers
 from nnssl.core.names import picture
-from nnssl.features.images import Floats, PreparedImage, grey_window
-from nnssl.features.match import distance_back, match_points
-from nnssl.features.source import FeatureSource, open_features
+from nnssl.features.geometry import Floats
+from nnssl.features.images import PreparedImage, grey_window
+from nnssl.features.match import comparable, distance_back, match_points
+from nnssl.features.model import FeatureSource, open_features
 from nnssl.features.tiles import EncodedImage
 
 if TYPE_CHECKING:
@@ -106,9 +105,9 @@ def visualize_matches(
     shows at most six: those of the smallest labels, or the first given or chosen ones; the numbers (.json) hold all.
 
     Args:
-        model: RUN of any method, see `nnssl.features.source.open_features`; encodings of `lapn` and `sam` are
+        model: RUN of any method, see `nnssl.features.model.open_features`; encodings of `lapn` and `sam` are
             trained for this.
-        image: raw image with the landmarks, see `nnssl.features.images.channel_files`.
+        image: raw image with the landmarks, see `nnssl.features.cases.channel_files`.
         keys: raw images to search.
         output: the PNG.
         points: (x, y, z) of landmarks, see `nnssl.analysis.points.locate`; none for the labels.
@@ -127,21 +126,20 @@ def visualize_matches(
     """
     file = check_output(output)
     source = open_features(model, level, device, [image, *keys], allow_other_intensities)
-    asked = source.prepare(image)
+    prepared = source.images.prepare([image, *keys])
+    asked = next(prepared)
     if points:
         places = np.stack([locate(asked, point, voxel, ras) for point in points])
         landmarks = Landmarks(tuple(f"point {n + 1}" for n in range(len(places))), places)
     else:
         landmarks = _landmarks(source, asked, image, labels, chosen)
-    voxels = body_voxels(body_of(asked), _VOXELS, generator(seed))
+    (voxels,) = body_voxels(seed, (asked.body, _VOXELS))
     query = source.encode(asked)
     found = []
-    for other in keys:
-        searched = source.prepare(other)
-        encoded, key = source.comparable(voxels, query, source.encode(searched))
+    for other, searched in zip(keys, prepared, strict=True):
+        encoded, key = comparable([query, source.encode(searched)], voxels, source.encodes)
         truth = _truth(source, searched, other, labels, landmarks)
         found.append(find_landmarks(encoded, key, asked, searched, landmarks.points, truth))
-    source.guard.report()
     save_numbers(_numbers(source, asked, landmarks, found), file)
     draw_matches(asked, landmarks, found, source.title, file)
     return found

@@ -11,23 +11,14 @@ import torch
 from numpy.typing import NDArray
 
 from nnssl.analysis.files import write_on_image
-from nnssl.analysis.planes import (
-    Overlay,
-    cells_in,
-    draw_bar,
-    draw_planes,
-    height_of_planes,
-    page,
-    parts_of,
-    row_of_planes,
-    save_page,
-)
-from nnssl.analysis.points import body_of, body_voxels, generator, locate
+from nnssl.analysis.planes import Overlay, Row, cells_in, draw_rows
+from nnssl.analysis.points import body_voxels, locate
 from nnssl.core.figures import check_output, save_numbers
-from nnssl.features.components import Balance, Components, principal_components
-from nnssl.features.images import Floats, PreparedImage
+from nnssl.features.components import Projection, balanced_components
+from nnssl.features.geometry import Floats
+from nnssl.features.images import PreparedImage
 from nnssl.features.match import at_fine_cells, read_vectors
-from nnssl.features.source import open_features
+from nnssl.features.model import open_features
 from nnssl.features.tiles import EncodedImage
 
 _VOXELS = 20_000  # of the body, to fit the components to
@@ -62,11 +53,9 @@ def colour_components(image: EncodedImage, body: NDArray[np.bool_], voxels: Floa
         voxels: (N, 3) in it.
     """
     vectors = read_vectors(image, voxels)
-    balance = Balance.of(vectors)
-    balanced = balance(vectors)
-    components = principal_components(balanced, 3)
-    ends = ends_of_colours(components(balanced))
-    cells = project_image(image, balance, components, ends, body)
+    components = balanced_components(vectors, 3)
+    ends = ends_of_colours(components(vectors))
+    cells = project_image(image, components, ends, body)
     return Colours(cells, image.strides["fine"], ends, components.explained)
 
 
@@ -76,7 +65,7 @@ def ends_of_colours(projected: Floats) -> Floats:
 
 
 def project_image(
-    image: EncodedImage, balance: Balance, components: Components, ends: Floats, body: NDArray[np.bool_]
+    image: EncodedImage, components: Projection, ends: Floats, body: NDArray[np.bool_]
 ) -> NDArray[np.uint8]:
     """The components of every cell of an image's finest map, as colours.
 
@@ -84,29 +73,25 @@ def project_image(
 
     Args:
         image: maps of an image.
-        balance: of its vectors.
-        components: k of the balanced vectors.
+        components: k of the vectors of all maps.
         ends: (k, 2) values that become 1 and 255.
         body: (Z, Y, X) voxels to show; cells with their centre elsewhere are 0.
 
     Returns:
         (k, Z, Y, X) of the cells of the finest map.
     """
-    projected, first_column = {}, 0
-    for name, mean in balance.means.items():
-        axes = components.axes[:, first_column : first_column + len(mean)] / balance.scales[name]
-        first_column += len(mean)
-        weight = torch.from_numpy(axes).float()
-        offset = torch.from_numpy(axes @ mean.astype(np.float64)).float()[:, None, None, None]
-        projected[name] = torch.einsum("kd,dzyx->kzyx", weight, image.maps[name].float()) - offset
-    offset = torch.from_numpy(components.axes @ components.mean).float()[:, None, None, None]
+    parts = components.apart([len(values) for values in image.maps.values()])
+    projected = {
+        name: torch.einsum("kd,dzyx->kzyx", part, values.float())
+        for part, (name, values) in zip(parts, image.maps.items(), strict=True)
+    }
     low = torch.from_numpy(ends[:, 0]).float()[:, None, None, None]
     width = torch.from_numpy(np.maximum(ends[:, 1] - ends[:, 0], 1e-12)).float()[:, None, None, None]
-    fine = projected.pop("fine")
+    fine = projected.pop("fine") + components.offset[:, None, None, None]
     colours = np.zeros(fine.shape, dtype=np.uint8)
     planes = max(1, _CELLS // int(np.prod(fine.shape[2:])))
     for first in range(0, fine.shape[1], planes):
-        total = fine[:, first : first + planes] - offset
+        total = fine[:, first : first + planes].clone()
         for name, values in projected.items():
             total += at_fine_cells(values, image, name, first, planes)
         shown = 1 + 254 * ((total - low) / width).clamp(0, 1)
@@ -132,8 +117,8 @@ def visualize_pca(
     NIfTI's own colour type).
 
     Args:
-        model: RUN of any method, see `nnssl.features.source.open_features`.
-        image: raw image, see `nnssl.features.images.channel_files`.
+        model: RUN of any method, see `nnssl.features.model.open_features`.
+        image: raw image, see `nnssl.features.cases.channel_files`.
         output: the PNG.
         point: (x, y, z) where the planes cross, see `nnssl.analysis.points.locate`; None for the middle of the body.
         voxel: the point is in voxels.
@@ -148,14 +133,13 @@ def visualize_pca(
     """
     file = check_output(output, ".nii.gz")
     source = open_features(model, level, device, [image], allow_other_intensities)
-    prepared = source.prepare(image)
-    source.guard.report()
-    body = body_of(prepared)
-    voxels = body_voxels(body, _VOXELS, generator(seed))
+    (prepared,) = source.images.prepare([image])
+    body = prepared.body
+    assert body is not None
+    (voxels,) = body_voxels(seed, (body, _VOXELS))
     at = np.round(np.median(voxels, axis=0)) if point is None else locate(prepared, point, voxel, ras)
     colours = colour_components(source.encode(prepared), body, voxels)
-    write_on_image(colours.cells, colours.stride, prepared.geometry, source.files_of(image)[0],
-                   file.with_suffix(".nii.gz"))  # fmt: skip
+    write_on_image(colours.cells, colours.stride, prepared, file.with_suffix(".nii.gz"))
     numbers = {
         "features": source.title,
         "image": prepared.name,
@@ -172,22 +156,16 @@ def visualize_pca(
 def _draw(
     colours: Colours, image: PreparedImage, body: NDArray[np.bool_], at: Floats, features: str, file: Path
 ) -> None:
-    height = height_of_planes(image, at)
-    figure = page(2 * height + 0.4, f"Principal components of the features of {image.name} ({features})")
-    rows = parts_of(figure, [1, 1])
     shown = cells_in(body, colours.stride, colours.cells.shape[1:])
     said = ", ".join(
         f"{name} {part:.0%}" for name, part in zip(("red", "green", "blue"), colours.explained, strict=True)
     )
-    titles = (f"Components 1 to 3 as {said} of the variance", "Component 1")
     low, high = colours.ends[0]
     first = low + (colours.cells[0].astype(np.float64) - 1) / 254 * (high - low)
-    overlays = (Overlay(colours.cells, colours.stride, shown=shown, opacity=0.85),
-                Overlay(first, colours.stride, (low, high), shown, _FIRST, 0.85))  # fmt: skip
-    for row, title, overlay in zip(rows, titles, overlays, strict=True):
-        axes, beside = row_of_planes(row, image, at, title)
-        drawn = draw_planes(axes, image, at, overlay, mark=False)
-        if overlay.cells.ndim == 3:
-            assert drawn is not None
-            draw_bar(row, beside, drawn, "component 1")
-    save_page(figure, file)
+    overlay = Overlay(colours.cells, colours.stride, shown=shown, opacity=0.85)
+    of_first = Overlay(first, colours.stride, (low, high), shown, _FIRST, 0.85)
+    rows = [
+        Row(image, at, f"Components 1 to 3 as {said} of the variance", overlay, mark=False),
+        Row(image, at, "Component 1", of_first, mark=False, bar="component 1"),
+    ]
+    draw_rows(file, f"Principal components of the features of {image.name} ({features})", rows)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 from pathlib import Path
@@ -61,10 +61,12 @@ class Scale:
     @classmethod
     def of(cls, image: PreparedImage, point: NDArray[np.float64]) -> Scale:
         """The scale of an image around a point (3,) of its grid."""
-        directions = image.geometry.affine[:3, :3] / image.geometry.spacing
+        affine, spacing = image.geometry.affine, image.geometry.spacing
+        directions = affine[:3, :3] / spacing
         chosen = max(permutations(range(3)), key=lambda order: np.abs(directions[list(order), range(3)]).sum())
-        step = image.geometry.spacing * np.where(directions[list(chosen), range(3)] < 0, -1.0, 1.0)
-        return cls(chosen, step, image.geometry.grid_to_world(point)[list(chosen)] - step * point)
+        step = spacing * np.where(directions[list(chosen), range(3)] < 0, -1.0, 1.0)
+        world = affine[:3, :3] @ point + affine[:3, 3]
+        return cls(chosen, step, world[list(chosen)] - step * point)
 
     def planes(self, point: NDArray[np.float64], size: Sequence[int]) -> list[Plane]:
         """The three slices through a point, axial first."""
@@ -145,74 +147,106 @@ def save_page(figure: Figure, file: Path) -> None:
     save_figure(figure, file, _DPI, small=True)
 
 
-def height_of_planes(image: PreparedImage, at: NDArray[np.float64]) -> float:
-    """Height of a row of the three planes on a page, in inches, with its labels."""
-    size = image.values.shape[1:]
-    tallest = max(size[p.rows] * image.geometry.spacing[p.rows] for p in Scale.of(image, at).planes(at, size))
-    return float(np.clip((WIDTH - 2.6) * tallest / ((1 + _BESIDE) * sum(plane_widths(image, at))), 1.6, 6.0)) + 1.05
-
-
-def parts_of(figure: Figure, heights: Sequence[float]) -> list[SubFigure]:
-    """Parts of a page, one below the other."""
-    parts: Any = figure.subfigures(len(heights), 1, height_ratios=list(heights))
-    return list(parts)
-
-
-def row_of_planes(
-    part: SubFigure, image: PreparedImage, at: NDArray[np.float64], title: str
-) -> tuple[list[Axes], Axes]:
-    """Empty axes for the three planes of an image, all to one scale, and an empty one beside them."""
-    part.suptitle(picture(title), fontsize=10.5)
-    widths = plane_widths(image, at)
-    *axes, beside = part.subplots(1, 4, width_ratios=[*widths, _BESIDE * sum(widths)])
-    beside.set_axis_off()
-    for axis in axes:
-        axis.tick_params(labelsize=8)
-    return axes, beside
-
-
-def draw_bar(part: SubFigure, beside: Axes, drawn: AxesImage, label: str) -> None:
-    """Draw a colour bar beside a row of planes."""
-    bar = part.colorbar(drawn, cax=beside.inset_axes((0.0, 0.05, 0.2, 0.9)), label=label)
-    bar.ax.tick_params(labelsize=8)
-
-
-def draw_planes(
-    axes: Sequence[Axes], image: PreparedImage, at: NDArray[np.float64], overlay: Overlay | None = None,
-    mark: bool = True,
-) -> AxesImage | None:  # fmt: skip
-    """Draw the three planes of an image through a point (3,) of its grid, axial first.
+@dataclass(frozen=True)
+class Row:
+    """The three planes of an image through a point, axial first.
 
     The patient's left is on the right, the front and the head are up, as radiologists see them.
+
+    Args:
+        image: to draw in grey.
+        at: (3,) voxels (z, y, x) of its grid.
+        title: of the row.
+        overlay: colours over it.
+        mark: whether to mark the point.
+        cell: (z, y, x) voxels of the cell to outline around the point, with a legend beside the planes.
+        bar: label of a colour bar beside the planes.
     """
-    scale, grey = Scale.of(image, at), image.values[0]
-    window, drawn = grey_window(grey), None
-    for axis, plane in zip(axes, scale.planes(at, grey.shape), strict=True):
-        show_grey(axis, scale, plane, grey, window)
-        if overlay is not None:
-            drawn = overlay.draw(axis, scale, plane)
-        if mark:
-            mark_point(axis, scale.place(plane, at))
-        turn_axes(axis, scale, plane, grey.shape)
-    return drawn
+
+    image: PreparedImage
+    at: NDArray[np.float64]
+    title: str
+    overlay: Overlay | None = None
+    mark: bool = True
+    cell: Sequence[int] | None = None
+    bar: str = ""
+
+    def draw(self, part: SubFigure, scale: Scale, planes: Sequence[Plane]) -> None:
+        """Draw the row, all its planes to one scale."""
+        part.suptitle(picture(self.title), fontsize=10.5)
+        grey, drawn = self.image.values[0], None
+        window, size = grey_window(grey), grey.shape
+        widths = [size[plane.columns] * abs(scale.step[plane.columns]) for plane in planes]
+        *axes, beside = part.subplots(1, 4, width_ratios=[*widths, _BESIDE * sum(widths)])
+        beside.set_axis_off()
+        for axis, plane in zip(axes, planes, strict=True):
+            axis.tick_params(labelsize=8)
+            show_grey(axis, scale, plane, grey, window)
+            if self.overlay is not None:
+                drawn = self.overlay.draw(axis, scale, plane)
+            if self.mark:
+                mark_point(axis, scale.place(plane, self.at))
+            turn_axes(axis, scale, plane, size)
+            if self.cell is not None:
+                outline_cell(axis, scale, plane, self.at, self.cell)
+        if self.cell is not None:
+            _draw_legend(beside, np.asarray(self.cell) * np.abs(scale.step))
+        if self.bar and drawn is not None:
+            bar = part.colorbar(drawn, cax=beside.inset_axes((0.0, 0.05, 0.2, 0.9)), label=self.bar)
+            bar.ax.tick_params(labelsize=8)
 
 
-def outline_cell(axes: Sequence[Axes], image: PreparedImage, at: NDArray[np.float64], stride: Sequence[int]) -> None:
-    """Outline the cell around a point, `stride` voxels large, on the planes that `draw_planes` drew through it."""
+def draw_rows(
+    file: Path, title: str, rows: Sequence[Row], plots: Callable[[SubFigure], None] | None = None, height: float = 0.0
+) -> None:
+    """Write a page of rows as PNG.
+
+    Args:
+        file: to write.
+        title: of the page.
+        rows: from the top.
+        plots: draws what comes below them.
+        height: of that, in inches.
+    """
+    drawn = []
+    for row in rows:
+        size, scale = row.image.values.shape[1:], Scale.of(row.image, row.at)
+        drawn.append((row, scale, scale.planes(row.at, size)))
+    heights = [_height(scale, planes, row.image.values.shape[1:]) for row, scale, planes in drawn]
+    heights += [height] if plots is not None else []
+    figure = page(sum(heights) + 0.5, title)
+    parts: Any = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
+    for part, (row, scale, planes) in zip(parts, drawn, strict=False):
+        row.draw(part, scale, planes)
+    if plots is not None:
+        plots(parts[-1])
+    save_page(figure, file)
+
+
+def _height(scale: Scale, planes: Sequence[Plane], size: Sequence[int]) -> float:
+    """Height of a row of the three planes on a page, in inches, with its labels."""
+    mm = size * np.abs(scale.step)
+    tallest, widths = max(mm[plane.rows] for plane in planes), sum(mm[plane.columns] for plane in planes)
+    return float(np.clip((WIDTH - 2.6) * tallest / ((1 + _BESIDE) * widths), 1.6, 6.0)) + 1.05
+
+
+def outline_cell(axis: Axes, scale: Scale, plane: Plane, at: NDArray[np.float64], stride: Sequence[int]) -> None:
+    """Outline the cell around a point, `stride` voxels large."""
     from matplotlib.patches import Rectangle
 
-    scale = Scale.of(image, at)
     low = np.floor((at + 0.5) / np.asarray(stride)) * np.asarray(stride) - 0.5
-    for axis, plane in zip(axes, scale.planes(at, image.values.shape[1:]), strict=True):
-        (x, y), (right, bottom) = scale.place(plane, low), scale.place(plane, low + np.asarray(stride))
-        axis.add_patch(Rectangle((x, y), right - x, bottom - y, fill=False, edgecolor=CELL, linewidth=2))
+    (x, y), (right, bottom) = scale.place(plane, low), scale.place(plane, low + np.asarray(stride))
+    axis.add_patch(Rectangle((x, y), right - x, bottom - y, fill=False, edgecolor=CELL, linewidth=2))
 
 
-def plane_widths(image: PreparedImage, point: NDArray[np.float64]) -> list[float]:
-    """Widths of the three slices in mm: as ratios they give all slices one scale."""
-    size = image.values.shape[1:]
-    planes = Scale.of(image, point).planes(point, size)
-    return [float(size[plane.columns] * image.geometry.spacing[plane.columns]) for plane in planes]
+def _draw_legend(axis: Axes, cell_mm: NDArray[np.float64]) -> None:
+    from matplotlib.lines import Line2D
+
+    size = " x ".join(f"{mm:.0f}" for mm in cell_mm[::-1])
+    ring = Line2D([], [], linestyle="", marker="o", markersize=10, markerfacecolor="none", markeredgecolor="black")
+    square = Line2D([], [], linestyle="", marker="s", markersize=10, markerfacecolor="none", markeredgecolor=CELL)
+    axis.legend([ring, square], ["the place", f"its coarsest cell\n({size} mm)"], loc="center left", fontsize=7.5,
+                frameon=False, borderpad=0, handletextpad=0.2)  # fmt: skip
 
 
 def show_grey(axis: Axes, scale: Scale, plane: Plane, grey: NDArray[np.float32], window: tuple[float, float]) -> None:

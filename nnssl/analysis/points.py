@@ -16,7 +16,8 @@ from nnssl.core.errors import BadCase, UserError
 from nnssl.data.check_files import check_files
 from nnssl.data.pool import itk_is_quiet
 from nnssl.data.raw import read_dataset_json
-from nnssl.features.images import Floats, ImageGeometry, PreparedImage
+from nnssl.features.geometry import Floats, ImageGeometry
+from nnssl.features.images import PreparedImage
 
 RAS = np.array([-1.0, -1.0, 1.0])  # turns LPS points into RAS, and back
 WHOLE, LEFT, RIGHT = "", "left", "right"  # of the patient
@@ -38,7 +39,7 @@ def locate(image: PreparedImage, point: Sequence[float], voxel: bool, ras: bool)
     geometry, turn = image.geometry, RAS if ras else np.ones(3)
     given = np.asarray(point, dtype=np.float64)
     if not np.isfinite(given).all():
-        raise UserError(f"the point {' '.join(f'{v:g}' for v in given)} has to be three finite numbers, as in "
+        raise UserError(f"the point {' '.join(f'{v:g}' for v in given)} must be three finite numbers, as in "
                         f"-p 12.5 -30 104")  # fmt: skip
     world = geometry.file_to_world(given) if voxel else given * turn
     at = geometry.world_to_grid(world)
@@ -55,12 +56,6 @@ def locate(image: PreparedImage, point: Sequence[float], voxel: bool, ras: bool)
     return at
 
 
-def body_of(image: PreparedImage) -> NDArray[np.bool_]:
-    """(Z, Y, X) mask of an image that `FeatureSource.prepare` made."""
-    assert image.body is not None
-    return image.body
-
-
 def generator(seed: int) -> np.random.Generator:
     """Random numbers of a seed; raises UserError for a seed that numpy or scikit-learn does not take."""
     if not 0 <= seed < 2**32:
@@ -68,11 +63,21 @@ def generator(seed: int) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-def body_voxels(body: NDArray[np.bool_], count: int, rng: np.random.Generator) -> Floats:
-    """Draw different voxels (N, 3) of a mask (Z, Y, X): `count`, or all if there are fewer."""
-    inside = np.flatnonzero(body)
-    chosen = rng.choice(inside, min(count, len(inside)), replace=False)
-    return np.stack(np.unravel_index(chosen, body.shape), axis=1).astype(np.float64)
+def body_voxels(seed: int, *draws: tuple[NDArray[np.bool_] | None, int]) -> list[Floats]:
+    """Draw different voxels (N, 3) of each mask (Z, Y, X), one draw after the other.
+
+    Args:
+        seed: of all draws.
+        draws: masks, as `nnssl.features.images.ImageReader.prepare` makes them, with the number of voxels; all of a
+            mask's voxels where there are fewer.
+    """
+    rng, drawn = generator(seed), []
+    for body, count in draws:
+        assert body is not None
+        inside = np.flatnonzero(body)
+        chosen = rng.choice(inside, min(count, len(inside)), replace=False)
+        drawn.append(np.stack(np.unravel_index(chosen, body.shape), axis=1).astype(np.float64))
+    return drawn
 
 
 @dataclass(frozen=True)

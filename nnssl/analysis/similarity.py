@@ -11,31 +11,19 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from nnssl.analysis.files import write_on_image
-from nnssl.analysis.planes import (
-    CELL,
-    HEAT,
-    Overlay,
-    cells_in,
-    draw_bar,
-    draw_planes,
-    format_mm,
-    height_of_planes,
-    outline_cell,
-    page,
-    parts_of,
-    row_of_planes,
-    save_page,
-)
-from nnssl.analysis.points import body_of, body_voxels, generator, locate
+from nnssl.analysis.planes import HEAT, Overlay, Row, cells_in, draw_rows, format_mm
+from nnssl.analysis.points import body_voxels, locate
 from nnssl.core.figures import check_output, save_numbers
-from nnssl.features.components import Balance, principal_components
-from nnssl.features.images import Floats, ImageGeometry, PreparedImage
-from nnssl.features.match import match_points, read_vectors, similarity_map
-from nnssl.features.source import FeatureSource, open_features
+from nnssl.features.components import balanced_components
+from nnssl.features.geometry import Floats, ImageGeometry
+from nnssl.features.images import PreparedImage
+from nnssl.features.match import comparable, read_vectors, similarity_map
+from nnssl.features.model import open_features
 from nnssl.features.tiles import EncodedImage
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import SubFigure
 
 _VOXELS = 3_000  # of the body, for the numbers besides the map
 _STEP = 10.0  # mm, of the profile
@@ -106,17 +94,15 @@ def compare(
         point: (3,) voxels of the query image.
         voxels: (N, 3) of the searched image's body.
     """
-    similarity = similarity_map(query, key, point)
-    best = point if key is query else match_points(query, key, point).points[0]
+    similarity, match = similarity_map(query, key, point)
+    best = point if key is query else match.points[0]
     stride = key.strides["fine"]
     cells = tuple(np.floor((voxels + 0.5) / np.asarray(stride)).astype(int).T)
     vectors = read_vectors(key, voxels)
-    balance = Balance.of(vectors)
-    balanced = balance(vectors)
-    components = principal_components(balanced, 2)
-    reference = components(balance(read_vectors(query, point)))[0]
+    components = balanced_components(vectors, 2)
+    reference = components(read_vectors(query, point))[0]
     return Similarity(point, best, similarity, stride, distances_mm(geometry, voxels, best),
-                      similarity[cells].astype(np.float64), components(balanced), components.explained,
+                      similarity[cells].astype(np.float64), components(vectors), components.explained,
                       reference)  # fmt: skip
 
 
@@ -139,8 +125,8 @@ def visualize_similarity(
     (.nii.gz).
 
     Args:
-        model: RUN of any method, see `nnssl.features.source.open_features`.
-        image: raw image with the point, see `nnssl.features.images.channel_files`.
+        model: RUN of any method, see `nnssl.features.model.open_features`.
+        image: raw image with the point, see `nnssl.features.cases.channel_files`.
         output: the PNG.
         key: raw image to search; None for the same.
         point: (x, y, z), see `nnssl.analysis.points.locate`; None for one drawn from the body.
@@ -158,32 +144,29 @@ def visualize_similarity(
     file = check_output(output, ".nii.gz")
     images = [image] if key is None else [image, key]
     source = open_features(model, level, device, images, allow_other_intensities)
-    asked = source.prepare(image)
-    body, rng = body_of(asked), generator(seed)
-    voxels = body_voxels(body, _VOXELS, rng)
-    # none of these voxels: it would be 0 mm from itself and as similar as can be
-    at = body_voxels(body, 1, rng)[0] if point is None else locate(asked, point, voxel, ras)
-    searched = asked if key is None else source.prepare(key)
-    source.guard.report()
-    of_key = body_of(searched)
-    encoded = source.comparable(voxels, *map(source.encode, [asked] if key is None else [asked, searched]))
-    found = compare(encoded[0], encoded[-1], searched.geometry, at,
-                    voxels if key is None else body_voxels(of_key, _VOXELS, rng))  # fmt: skip
-    shown = cells_in(of_key, found.stride, found.map.shape)
-    write_on_image(np.where(shown, found.map, 0)[None], found.stride, searched.geometry, source.files_of(images[-1])[0],
-                   file.with_suffix(".nii.gz"))  # fmt: skip
-    save_numbers(_numbers(found, source, asked, searched, shown), file)
+    prepared = list(source.images.prepare(images))
+    asked, searched = prepared[0], prepared[-1]
+    # the reference is none of these voxels: it would be 0 mm from itself and as similar as can be
+    drawn = [(asked.body, _VOXELS)] + ([(asked.body, 1)] if point is None else [])
+    voxels, *others = body_voxels(seed, *drawn, *((other.body, _VOXELS) for other in prepared[1:]))
+    at = others[0][0] if point is None else locate(asked, point, voxel, ras)
+    encoded = comparable([source.encode(image) for image in prepared], voxels, source.encodes)
+    found = compare(encoded[0], encoded[-1], searched.geometry, at, voxels if key is None else others[-1])
+    assert searched.body is not None
+    shown = cells_in(searched.body, found.stride, found.map.shape)
+    write_on_image(np.where(shown, found.map, 0)[None], found.stride, searched, file.with_suffix(".nii.gz"))
+    save_numbers(_numbers(found, source.title, asked, searched, shown), file)
     coarsest = np.max(list(encoded[0].strides.values()), axis=0)
     draw_similarity(found, asked, searched, shown, coarsest, source.title, file)
     return found
 
 
 def _numbers(
-    found: Similarity, source: FeatureSource, query: PreparedImage, key: PreparedImage, shown: NDArray[np.bool_]
+    found: Similarity, features: str, query: PreparedImage, key: PreparedImage, shown: NDArray[np.bool_]
 ) -> dict[str, Any]:
     inside = found.map[shown]
     return {
-        "features": source.title,
+        "features": features,
         "reference": {"image": query.name, "mm_lps": query.geometry.grid_to_world(found.reference)},
         "most_similar": {
             "image": key.name,
@@ -216,38 +199,23 @@ def draw_similarity(
         features: for the title.
         file: to write.
     """
-    heights = [height_of_planes(query, found.reference), height_of_planes(key, found.best), _PLOTS]
-    where = format_mm(query.geometry.grid_to_world(found.reference))
-    figure = page(sum(heights) + 0.5, f"Similarity to one place ({features})")
-    rows = parts_of(figure, heights)
-    axes, beside = row_of_planes(rows[0], query, found.reference, f"Reference in {query.name} at {where} mm (LPS)")
-    draw_planes(axes, query, found.reference)
-    outline_cell(axes, query, found.reference, patch)
-    _draw_legend(beside, np.asarray(patch) * query.geometry.spacing)
     same = found.best is found.reference
-    title = f"Cosine similarity in {key.name}" + ("" if same else
-             f", largest at {format_mm(key.geometry.grid_to_world(found.best))} mm")  # fmt: skip
-    axes, beside = row_of_planes(rows[1], key, found.best, title)
+    here = format_mm(query.geometry.grid_to_world(found.reference))
+    there = "" if same else f", largest at {format_mm(key.geometry.grid_to_world(found.best))} mm"
     inside = found.map[shown]
-    ends = float(np.percentile(inside, 0.5)), float(inside.max())
-    heat = draw_planes(axes, key, found.best, Overlay(found.map, found.stride, ends, shown))
-    assert heat is not None
-    draw_bar(rows[1], beside, heat, "cosine similarity")
-    left, right = rows[2].subplots(1, 2)
-    origin = "the reference" if same else "the most similar place"
-    _draw_components(left, found, f"distance to {origin} (mm)")
-    _draw_profile(right, found, f"distance to {origin} (mm)")
-    save_page(figure, file)
+    heat = Overlay(found.map, found.stride, (float(np.percentile(inside, 0.5)), float(inside.max())), shown)
+    rows = [
+        Row(query, found.reference, f"Reference in {query.name} at {here} mm (LPS)", cell=patch),
+        Row(key, found.best, f"Cosine similarity in {key.name}{there}", heat, bar="cosine similarity"),
+    ]
 
+    def plots(part: SubFigure) -> None:
+        left, right = part.subplots(1, 2)
+        origin = f"distance to {'the reference' if same else 'the most similar place'} (mm)"
+        _draw_components(left, found, origin)
+        _draw_profile(right, found, origin)
 
-def _draw_legend(axis: Axes, cell_mm: NDArray[np.float64]) -> None:
-    from matplotlib.lines import Line2D
-
-    size = " x ".join(f"{mm:.0f}" for mm in cell_mm[::-1])
-    ring = Line2D([], [], linestyle="", marker="o", markersize=10, markerfacecolor="none", markeredgecolor="black")
-    square = Line2D([], [], linestyle="", marker="s", markersize=10, markerfacecolor="none", markeredgecolor=CELL)
-    axis.legend([ring, square], ["the place", f"its coarsest cell\n({size} mm)"], loc="center left", fontsize=7.5,
-                frameon=False, borderpad=0, handletextpad=0.2)  # fmt: skip
+    draw_rows(file, f"Similarity to one place ({features})", rows, plots, _PLOTS)
 
 
 def _draw_components(axis: Axes, found: Similarity, label: str) -> None:

@@ -17,10 +17,10 @@ from nnssl.core.errors import UserError
 from nnssl.core.figures import COLOURS, check_output, save_numbers
 from nnssl.core.files import replace_file
 from nnssl.core.names import csv_table, picture
-from nnssl.features.components import Balance, principal_components
-from nnssl.features.images import Floats
+from nnssl.features.components import balanced_components
+from nnssl.features.geometry import Floats
 from nnssl.features.match import Vectors, read_vectors
-from nnssl.features.source import FeatureSource, open_features
+from nnssl.features.model import FeatureSource, open_features
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -98,8 +98,7 @@ def embed_in_plane(vectors: Floats, perplexity: float, seed: int) -> Floats:
 
 def reduce(vectors: Vectors) -> Floats:
     """(N, at most 50) principal components of balanced vectors (N, d) by name."""
-    balanced = Balance.of(vectors)(vectors)
-    return principal_components(balanced, min(_COMPONENTS, balanced.shape[1]))(balanced)
+    return balanced_components(vectors, min(_COMPONENTS, sum(part.shape[1] for part in vectors.values())))(vectors)
 
 
 def visualize_tsne(
@@ -120,8 +119,8 @@ def visualize_tsne(
     Written: the picture; beside it its numbers (.json) and the voxels with their places (.csv).
 
     Args:
-        model: RUN of any method, see `nnssl.features.source.open_features`.
-        images: raw images, see `nnssl.features.images.channel_files`.
+        model: RUN of any method, see `nnssl.features.model.open_features`.
+        images: raw images, see `nnssl.features.cases.channel_files`.
         output: the PNG.
         labels: folder of the label files, or the one of the only image; None for `labelsTr` beside `imagesTr`.
         chosen: names or values of the labels; none for all.
@@ -138,10 +137,9 @@ def visualize_tsne(
     """
     file = check_output(output, ".csv")
     if per_label < 2 or not 0 < perplexity < math.inf:
-        raise UserError("--per_label has to be at least 2 and --perplexity a finite number above 0")
+        raise UserError("--per_label must be at least 2 and --perplexity a finite number above 0")
     source = open_features(model, level, device, images, allow_other_intensities)
     rows, names, cases = _read_labelled(source, images, labels, chosen, -(-per_label // len(images)), generator(seed))
-    source.guard.report()
     vectors = {name: np.concatenate([row[0][name] for row in rows]) for name in rows[0][0]}
     points, values, which = (np.concatenate([row[i] for row in rows]) for i in (1, 2, 3))
     if len(points) < 8:
@@ -173,8 +171,7 @@ def _read_labelled(
     named = label_names(files[0], chosen)
     names, cases = dict(named), []
     rows: Rows = []
-    for number, (image, labelled) in enumerate(zip(images, files, strict=True)):
-        prepared = source.prepare(image)
+    for number, (prepared, labelled) in enumerate(zip(source.images.prepare(images), files, strict=True)):
         volume = read_labels(labelled, prepared.geometry)
         names |= names_of([volume], named)
         points, values = draw_voxels(volume, sorted(names), share, rng)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from zipfile import BadZipFile
@@ -12,18 +13,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nnssl.core.errors import BadCase, UserError
+from nnssl.core.errors import UserError
 from nnssl.core.files import replace_file
-from nnssl.core.geometry import Box
+from nnssl.features.geometry import Floats
 from nnssl.features.match import Vectors
 from nnssl.features.model import PretrainedModel
-from nnssl.features.tiles import Slices, Tiling, run_tile, tile_for
-from nnssl.networks.pyramid import Stride, gather_voxels
-
-Floats = NDArray[np.float64]
-
-VOXELS = 50_000  # of all cases together, for the fit
-TILES = 256  # of all cases together, that hold these voxels; at least one of each case
 
 
 @dataclass(frozen=True)
@@ -32,31 +26,34 @@ class Projection:
 
     Args:
         mean: (D,) of the features.
-        components: (K, D) unit vectors, see `leading_axes`.
+        components: (K, D) unit vectors, see `leading_axes`; those of `balanced_components` are divided by the scales.
         explained: (K,) share of the whole variance.
-        level: of the features, see `nnssl.features.tiles.dense_features`.
-        weights: `PretrainedModel.fingerprint` of their network.
+        level: of the features, see `nnssl.features.tiles.dense_features`; None for all.
+        weights: `PretrainedModel.fingerprint` of their network; empty where they are not kept.
     """
 
     mean: Floats
     components: Floats
     explained: Floats
-    level: int | None
-    weights: str
+    level: int | None = None
+    weights: str = ""
+
+    def __call__(self, vectors: Vectors) -> Floats:
+        """Project vectors (N, d) by name of the map to (N, K)."""
+        projected: Floats = (_joined(vectors) - self.mean) @ self.components.T
+        return projected
 
     @property
     def offset(self) -> Tensor:
         """(K,) to add to the components' products with the features."""
         return torch.from_numpy(-self.components @ self.mean).float()
 
-    def apart(self, channels: Sequence[int], device: torch.device) -> list[Tensor]:
+    def apart(self, channels: Sequence[int], device: torch.device | str = "cpu") -> list[Tensor]:
         """The components (K, C_l) of each level's channels."""
         return list(torch.from_numpy(self.components).float().to(device).split(list(channels), dim=1))
 
     def save(self, file: Path) -> None:
         """Write an npz file, in one piece."""
-        import io
-
         content = io.BytesIO()
         np.savez(content, mean=self.mean, components=self.components, explained=self.explained,
                  level=-1 if self.level is None else self.level, weights=self.weights)  # fmt: skip
@@ -135,116 +132,24 @@ def leading_axes(covariance: Floats, count: int) -> tuple[Floats, Floats]:
     return axes * signs, variances[:count] / max(variances.sum(), np.finfo(np.float64).tiny)
 
 
-def sample_features(
-    model: PretrainedModel,
-    values: np.ndarray,
-    body: NDArray[np.bool_],
-    level: int | None,
-    voxels: int,
-    tiles: int,
-    rng: np.random.Generator,
-    device: str = "cpu",
-) -> NDArray[np.float32]:
-    """Features (n, D) of random body voxels in a few random tiles.
+def balanced_components(vectors: Vectors, count: int) -> Projection:
+    """The first components of vectors (N, d) by name of the map, where every map counts alike.
 
-    Args:
-        model: on the device.
-        values: (C, Z, Y, X) float32, preprocessed.
-        body: (Z, Y, X).
-        level: as of `dense_features`.
-        voxels: n, at most.
-        tiles: to compute, at most.
-        rng: source of the draw.
-        device: where the model is.
-
-    Raises:
-        BadCase: the body is empty.
+    The vectors of each map are centred and divided by the root of their mean squared length. Where there are fewer
+    channels than `count`, the last components are zero.
     """
-    tiling = tile_for(model, values)
-    regions = [used_voxels(tiling, box, model.strides[level or 0]) for box in tiling.boxes]
-    counts = np.array([np.count_nonzero(body[region]) for region in regions])
-    with_body = np.flatnonzero(counts)
-    if not len(with_body):
-        raise BadCase("all air: no body voxel on the grid of the plans")
-    chosen = np.sort(rng.choice(with_body, min(tiles, len(with_body)), replace=False))
-    number = min(voxels, int(counts[chosen].sum()))
-    shares = rng.multivariate_hypergeometric(counts[chosen], number, method="marginals")
-    rows = []
-    for tile, share in zip(chosen, shares, strict=True):
-        box, region = tiling.boxes[tile], regions[tile]
-        inside = np.argwhere(body[region])[np.sort(rng.choice(counts[tile], share, replace=False))]
-        at = inside + [part.start for part in region] - box.start
-        rows.append(_read(run_tile(model, values, box, device), model.strides, at, level))
-    return np.concatenate(rows)
-
-
-def used_voxels(tiling: Tiling, box: Box, stride: Stride) -> Slices:
-    """The voxels of the image that the used cells of a tile cover."""
-    _, target = tiling.cells(box, stride)
-    return tuple(slice(p.start * s, min(p.stop * s, n)) for p, s, n in zip(target, stride, tiling.size, strict=True))
-
-
-def _read(levels: list[Tensor], strides: Sequence[Stride], at: NDArray, level: int | None) -> NDArray[np.float32]:
-    """Features (n, D) of voxels (n, 3) of a tile."""
-    chosen = range(len(levels)) if level is None else [level]
-    voxels = torch.from_numpy(np.insert(at, 0, 0, axis=1)).to(levels[0].device)
-    features: NDArray[np.float32] = (
-        gather_voxels([levels[i][None] for i in chosen], [strides[i] for i in chosen], voxels).cpu().numpy()
-    )
-    return features
-
-
-@dataclass(frozen=True)
-class Balance:
-    """Joins the vectors of several maps so that every map counts alike.
-
-    The vectors of each map are centred and divided by the root of their mean squared length.
-
-    Args:
-        means: (d,) by the name of the map.
-        scales: divisor of each map.
-    """
-
-    means: dict[str, NDArray[np.float32]]
-    scales: dict[str, float]
-
-    @classmethod
-    def of(cls, vectors: Mapping[str, NDArray[np.float32]]) -> Balance:
-        """Of vectors (N, d) by name."""
-        means = {name: part.mean(0) for name, part in vectors.items()}
-        squares = {name: float(((part - means[name]) ** 2).sum(1).mean()) for name, part in vectors.items()}
-        return cls(means, {name: max(square, 1e-24) ** 0.5 for name, square in squares.items()})
-
-    def __call__(self, vectors: Vectors) -> Floats:
-        """(N, sum of d) of vectors (N, d) by name."""
-        parts = [(vectors[name] - mean) / self.scales[name] for name, mean in self.means.items()]
-        return np.concatenate(parts, axis=1).astype(np.float64)
-
-
-@dataclass(frozen=True)
-class Components:
-    """Principal components.
-
-    Args:
-        mean: (D,) of the vectors.
-        axes: (k, D) orthonormal rows, see `leading_axes`.
-        explained: (k,) share of the whole variance, 0 to 1.
-    """
-
-    mean: Floats
-    axes: Floats
-    explained: Floats
-
-    def __call__(self, vectors: Floats) -> Floats:
-        """Project vectors (N, D) to (N, k)."""
-        projected: Floats = (vectors - self.mean) @ self.axes.T
-        return projected
-
-
-def principal_components(vectors: Floats, count: int) -> Components:
-    """The first components of vectors (N, D); zeros where there are fewer than `count`."""
-    mean = vectors.mean(0)
-    centred = vectors - mean
-    axes, explained = leading_axes(centred.T @ centred / len(vectors), count)
+    joined = _joined(vectors)
+    mean = joined.mean(0)
+    centred = joined - mean
+    last = np.cumsum([part.shape[1] for part in vectors.values()])[:-1]
+    squares = [np.full(part.shape[1], (part**2).sum(1).mean()) for part in np.split(centred, last, axis=1)]
+    scales = np.sqrt(np.maximum(np.concatenate(squares), 1e-24))
+    balanced = centred / scales
+    axes, explained = leading_axes(balanced.T @ balanced / len(balanced), count)
     missing = count - len(axes)
-    return Components(mean, np.pad(axes, ((0, missing), (0, 0))), np.pad(explained, (0, missing)))
+    return Projection(mean, np.pad(axes / scales, ((0, missing), (0, 0))), np.pad(explained, (0, missing)))
+
+
+def _joined(vectors: Vectors) -> Floats:
+    """(N, sum of d) of vectors (N, d) by name."""
+    return np.concatenate(list(vectors.values()), axis=1, dtype=np.float64)

@@ -1,157 +1,50 @@
-"""Raw images, preprocessed by nnU-Net as in an encoder's pretraining."""
+"""Raw images: found, compared with a pretraining, and preprocessed by nnU-Net as in it."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from nnssl.core.errors import BadCase, UserError
+from nnssl.core.files import read_json
 from nnssl.data.check_case import body_mask_ct, load_case
+from nnssl.data.guard import Images, names_of_channels, warn_of_images
 from nnssl.data.pool import quietly
 from nnssl.data.preprocessing import check_size_at, mask_onto_grid
 from nnssl.data.raw import RawCase, first_ct_channel
 from nnssl.data.trusted import refuse_untrusted_names
+from nnssl.features.cases import raw_case
+from nnssl.features.geometry import ImageGeometry, image_geometry
 from nnssl.networks.build import resolve_configuration
 
-Floats = NDArray[np.float64]
-LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # of affines, and back
-_ROUNDING = 1e-6
 _GREY = (1.0, 99.5)  # percentiles that are black and white
+_AIR = 0.1  # of the range of an image without Hounsfield units
 
 
-@dataclass(frozen=True)
-class ImageGeometry:
-    """Where the voxels of a preprocessed image are in the world.
-
-    World coordinates are (x, y, z) in mm, LPS as in DICOM and SimpleITK: x grows to the left, y to the back, z upwards.
-    Voxels of the file are (x, y, z), as viewers show them; voxels of the grid are (z, y, x), after nnU-Net's transpose,
-    crop and resampling. Integers are the voxels' centres; points may be anywhere.
-
-    Args:
-        array_affine: (4, 4) from voxels (z, y, x) of the array of nnU-Net's reader to the world.
-        file_affine: (4, 4) from voxels (x, y, z) of the file to the world; readers may turn an image.
-        axes: nnU-Net's transpose_forward: axis i of the grid is axis axes[i] of the array.
-        crop_start: (3,) first voxel of nnU-Net's crop, in the grid's order of axes.
-        crop_size: (3,) voxels of the crop.
-        size: (3,) voxels of the grid.
-    """
-
-    array_affine: Floats
-    file_affine: Floats
-    axes: tuple[int, ...]
-    crop_start: Floats
-    crop_size: Floats
-    size: Floats
+class Source(Protocol):
+    """A pretrained network with the plans that raw images are prepared by."""
 
     @property
-    def affine(self) -> Floats:
-        """(4, 4) from voxels (z, y, x) of the grid to the world.
-
-        nnU-Net's resampling keeps the outer faces of the crop in place: voxel g of n is at (g + 0.5) * old / n - 0.5.
-        """
-        scale = self.crop_size / self.size
-        resampled = np.diag([*scale, 1.0])
-        resampled[:3, 3] = self.crop_start + 0.5 * scale - 0.5
-        transposed = np.zeros((4, 4))
-        transposed[list(self.axes), range(3)] = transposed[3, 3] = 1.0
-        whole: Floats = self.array_affine @ transposed @ resampled
-        return whole
+    def plans(self) -> dict[str, Any]:
+        """nnU-Net's."""
 
     @property
-    def spacing(self) -> Floats:
-        """(3,) mm a voxel of the grid, which differs from the plans' by the rounding of the size."""
-        lengths: Floats = np.linalg.norm(self.affine[:3, :3], axis=0)
-        return lengths
+    def configuration(self) -> str:
+        """Name in the plans."""
 
     @property
-    def file_spacing(self) -> Floats:
-        """(3,) mm a voxel of the file, along the axes of the grid."""
-        lengths: Floats = np.linalg.norm(self.array_affine[:3, :3], axis=0)[list(self.axes)]
-        return lengths
+    def dataset_json(self) -> dict[str, Any]:
+        """Of the pretraining's first dataset."""
 
-    def grid_to_world(self, points: ArrayLike) -> Floats:
-        """(..., 3) voxels of the grid -> (..., 3) mm."""
-        return _apply(self.affine, points)
-
-    def world_to_grid(self, points: ArrayLike) -> Floats:
-        """(..., 3) mm -> (..., 3) voxels of the grid."""
-        return _apply(np.linalg.inv(self.affine), points)
-
-    def file_to_world(self, points: ArrayLike) -> Floats:
-        """(..., 3) voxels of the file -> (..., 3) mm."""
-        return _apply(self.file_affine, points)
-
-    def world_to_file(self, points: ArrayLike) -> Floats:
-        """(..., 3) mm -> (..., 3) voxels of the file."""
-        return _apply(np.linalg.inv(self.file_affine), points)
-
-    def inside(self, points: ArrayLike) -> NDArray[np.bool_]:
-        """(...,) whether (..., 3) voxels of the grid are in the image, outer faces included."""
-        voxels = np.asarray(points)
-        within = (voxels >= -0.5 - _ROUNDING) & (voxels <= self.size - 0.5 + _ROUNDING)
-        return np.asarray(within.all(-1))
-
-
-def image_geometry(properties: Mapping[str, Any], axes: Sequence[int], size: Sequence[int], file: str) -> ImageGeometry:
-    """Geometry of an image preprocessed by nnU-Net's `DefaultPreprocessor`.
-
-    Args:
-        properties: of the image, from its reader and from the preprocessor.
-        axes: the plans' transpose_forward.
-        size: (Z, Y, X) of the preprocessed array.
-        file: the image, or its first channel; read where the reader turned it and does not say from what.
-    """
-    array, file_affine = _affines(properties, file)
-    box = np.asarray(properties["bbox_used_for_cropping"], dtype=np.float64)
-    return ImageGeometry(
-        array, file_affine, tuple(axes), box[:, 0], box[:, 1] - box[:, 0], np.asarray(size, dtype=np.float64)
-    )
-
-
-def _affines(properties: Mapping[str, Any], file: str) -> tuple[Floats, Floats]:
-    """Of the array (z, y, x) and of the file (x, y, z)."""
-    turned = np.eye(4)[[2, 1, 0, 3]]  # from (z, y, x) to (x, y, z)
-    if "sitk_stuff" in properties:
-        stuff = properties["sitk_stuff"]
-        affine = _itk_affine(stuff["origin"], stuff["direction"], stuff["spacing"])
-        return affine @ turned, _affine_of_header(file) if "original_orientation" in stuff else affine
-    if "nibabel_stuff" in properties:
-        stuff = properties["nibabel_stuff"]
-        original = LPS_TO_RAS @ np.asarray(stuff["original_affine"], dtype=np.float64)
-        array = LPS_TO_RAS @ np.asarray(stuff.get("reoriented_affine", stuff["original_affine"]), dtype=np.float64)
-        return array @ turned, original
-    affine = np.diag([*list(properties["spacing"])[::-1], 1.0])  # the format knows no more
-    return affine @ turned, affine
-
-
-def _itk_affine(origin: Sequence[float], direction: Sequence[float], spacing: Sequence[float]) -> Floats:
-    """(4, 4) from voxels (x, y, z); a fourth axis, the channels', is left out."""
-    dimensions = len(spacing)
-    cosines = np.asarray(direction, dtype=np.float64).reshape(dimensions, dimensions)[:3, :3]
-    affine = np.eye(4)
-    affine[:3, :3] = cosines * np.asarray(spacing, dtype=np.float64)[:3]
-    affine[:3, 3] = np.asarray(origin, dtype=np.float64)[:3]
-    return affine
-
-
-def _affine_of_header(file: str) -> Floats:
-    import SimpleITK as sitk
-
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(file)
-    reader.ReadImageInformation()
-    return _itk_affine(reader.GetOrigin(), reader.GetDirection(), reader.GetSpacing())
-
-
-def _apply(affine: NDArray[Any], points: ArrayLike) -> Floats:
-    moved: Floats = np.asarray(points, dtype=np.float64) @ affine[:3, :3].T + affine[:3, 3]
-    return moved
+    @property
+    def orientation(self) -> str | None:
+        """The commonest of its volumes."""
 
 
 @dataclass(frozen=True)
@@ -165,13 +58,15 @@ class PreparedImage:
         orientation: directions of the axes of the array that was read, such as LPS; None where unknown.
         body: (Z, Y, X) bool, in CT what air from outside does not reach, otherwise where the raw image is not zero;
             None unless asked for.
+        file: of its first channel.
     """
 
     name: str
     values: np.ndarray
     geometry: ImageGeometry
     orientation: str | None = None
-    body: np.ndarray | None = None
+    body: NDArray[np.bool_] | None = None
+    file: str = ""
 
 
 def grey_window(grey: NDArray[np.float32]) -> tuple[float, float]:
@@ -180,70 +75,25 @@ def grey_window(grey: NDArray[np.float32]) -> tuple[float, float]:
     return float(black), float(white)
 
 
-def channel_files(image: str | Path, num_channels: int, file_ending: str) -> tuple[str, ...]:
-    """Files of an image in nnU-Net's raw format.
-
-    Args:
-        image: the file of any channel, such as `imagesTr/case_0000.nii.gz`; one file with all channels; or the case,
-            such as `imagesTr/case`.
-        num_channels: that the image needs.
-        file_ending: of the files of a case.
-
-    Raises:
-        UserError: there are no such files.
-    """
-    path = Path(image)
-    match = re.fullmatch(r"(.+)_\d{4}(\..+)", path.name)
-    if path.is_file():
-        if num_channels == 1 or match is None:
-            return (str(path),)
-        files = [path.with_name(f"{match[1]}_{channel:04d}{match[2]}") for channel in range(num_channels)]
-        missing = [file for file in files if not file.is_file()]
-        if len(missing) == num_channels - 1:  # one file may hold all channels as a fourth axis
-            return (str(path),)
-    else:
-        files = [Path(f"{path}_{channel:04d}{file_ending}") for channel in range(num_channels)]
-        missing = [file for file in files if not file.is_file()]
-        if len(missing) == num_channels:
-            raise UserError(f"there is no image {path}; give a file such as case_0000{file_ending}, or the case as in "
-                            f"imagesTr/case, whose channels are case_0000{file_ending} and so on")  # fmt: skip
-    if missing:
-        raise UserError(f"the image {image} has to have {num_channels} channels, and {missing[0]} is missing")
-    return tuple(map(str, files))
-
-
-def raw_case(image: str | Path, num_channels: int, file_ending: str) -> RawCase:
-    """The case of an image; arguments and errors as of `channel_files`."""
-    files = channel_files(image, num_channels, file_ending)
-    return RawCase(re.sub(r"(_\d{4})?\..*$", "", Path(files[0]).name), files)
-
-
-def prepare_image(
-    image: str | Path, plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any], with_body: bool = False
-) -> PreparedImage:
+def prepare_image(image: str | Path, source: Source, with_body: bool = False) -> PreparedImage:
     """Read an image and preprocess it with nnU-Net's own code.
 
     Args:
-        image: see `channel_files`.
-        plans: nnU-Net's.
-        configuration: of the plans.
-        dataset_json: of the dataset that the plans are for.
+        image: see `nnssl.features.cases.channel_files`.
+        source: the pretraining with its plans.
         with_body: make the body mask too.
 
     Raises:
         UserError: the image is missing or cannot be used.
     """
-    channels = len(resolve_configuration(plans, configuration)["normalization_schemes"])
-    case = raw_case(image, channels, dataset_json["file_ending"])
+    channels = len(resolve_configuration(source.plans, source.configuration)["normalization_schemes"])
     try:
-        return prepare_raw_case(case, plans, configuration, dataset_json, with_body)
+        return prepare_raw_case(raw_case(image, channels, source.dataset_json["file_ending"]), source, with_body)
     except BadCase as bad:
         raise UserError(f"the image {image} cannot be used: {bad}") from bad
 
 
-def prepare_raw_case(
-    case: RawCase, plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any], with_body: bool = False
-) -> PreparedImage:
+def prepare_raw_case(case: RawCase, source: Source, with_body: bool = False) -> PreparedImage:
     """As `prepare_image`, for known files.
 
     Raises:
@@ -251,29 +101,26 @@ def prepare_raw_case(
         UserError: the plans name what nnU-Net must not call.
     """
     try:
-        return _prepare(case, plans, configuration, dataset_json, with_body)
+        return _prepare(case, source, with_body)
     except MemoryError as error:  # images come one at a time: this one is too large
         raise BadCase(f"not enough memory to prepare it ({error}); use a machine with more") from error
 
 
-def _prepare(
-    case: RawCase, plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any], with_body: bool
-) -> PreparedImage:
+def _prepare(case: RawCase, source: Source, with_body: bool) -> PreparedImage:
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    manager = PlansManager(plans)
-    resolved = manager.get_configuration(configuration)
-    refuse_untrusted_names(plans, resolved.configuration)
-    schemes = resolved.normalization_schemes
-    ct_channel = first_ct_channel(schemes)
-    loaded = load_case(case, manager.image_reader_writer_class, len(schemes), ct_channel)
+    manager = PlansManager(source.plans)
+    resolved = manager.get_configuration(source.configuration)
+    refuse_untrusted_names(source.plans, resolved.configuration)
+    ct_channel = first_ct_channel(resolved.normalization_schemes)
+    loaded = load_case(case, manager.image_reader_writer_class, len(resolved.normalization_schemes), ct_channel)
     check_size_at(loaded, manager.transpose_forward, resolved.spacing)
     body = None
     if with_body and ct_channel is not None:  # before nnU-Net clips the values
         body = body_mask_ct(loaded.image[ct_channel].transpose(manager.transpose_forward))
     with quietly():
         values, seg, properties = resolved.preprocessor_class(verbose=False).run_case_npy(
-            loaded.image, None, loaded.properties, manager, resolved, dataset_json
+            loaded.image, None, loaded.properties, manager, resolved, source.dataset_json
         )
         if body is not None:
             body = mask_onto_grid(body, values.shape[1:], properties, manager.transpose_forward, resolved)
@@ -281,4 +128,105 @@ def _prepare(
             body = seg[0] >= 0  # nnU-Net writes -1 outside the nonzero mask
     geometry = image_geometry(properties, manager.transpose_forward, values.shape[1:], case.images[0])
     values = values.astype(np.float32, copy=False)
-    return PreparedImage(case.name, values, geometry, loaded.orientation, body)
+    return PreparedImage(case.name, values, geometry, loaded.orientation, body, case.images[0])
+
+
+class ImageReader:
+    """Prepares raw images for a pretraining and compares them with it: their modality before any is read.
+
+    The rest is compared in `report`, which warns once, for all images together.
+
+    Args:
+        source: the pretraining.
+        images: existing files of each image, one for each channel or one with all channels.
+        allow: accept other intensities.
+
+    Raises:
+        UserError: `channel_names` of a dataset.json, in the folder of an image or in the one above it, names another
+            modality.
+    """
+
+    def __init__(self, source: Source, images: Iterable[Sequence[str]], allow: bool) -> None:
+        self.source = source
+        self._given = Images.of_pretraining(source.plans, source.configuration, source.dataset_json, source.orientation)
+        self._orientations: dict[str, str | None] = {}
+        self._voxels: dict[str, Sequence[float]] = {}
+        count = len(names_of_channels(source.dataset_json))
+        known: dict[Path, Mapping[str, Any]] = {}
+        folders: dict[tuple[str, ...], dict[Path, None]] = {}  # by the channels that their images have
+        for files in images:
+            folder = Path(files[0]).absolute().parent
+            if folder not in known:
+                known[folder] = _dataset_json_of(folder)
+            folders.setdefault(_channels(files, known[folder], count), {})[folder] = None
+        for channels, where in folders.items():
+            warn_of_images(self._given, Images(f"the images in {', '.join(map(str, where))}", channels), allow)
+
+    def prepare(self, images: Iterable[str | Path], with_body: bool = True) -> Iterator[PreparedImage]:
+        """Prepare images for a figure, one at a time, each with the mask of its body; after the last comes the report.
+
+        The body is what air from outside does not reach. In images other than CT, air is what is darker than a tenth
+        of the range of the first channel.
+
+        Raises:
+            UserError: an image is missing, cannot be used, or shows no body.
+        """
+        schemes = resolve_configuration(self.source.plans, self.source.configuration)["normalization_schemes"]
+        is_ct = first_ct_channel(schemes) is not None
+        for image in images:
+            prepared = self.saw(prepare_image(image, self.source, with_body))
+            if prepared.body is not None:
+                dark, bright = (0.0, 0.0) if is_ct else grey_window(prepared.values[0])
+                body = (
+                    prepared.body
+                    if is_ct
+                    else (prepared.body & body_mask_ct(prepared.values[0], dark + _AIR * (bright - dark)))
+                )
+                if not body.any():
+                    raise UserError(f"{image} shows no body, only air; give another image")
+                prepared = replace(prepared, body=body)
+            yield prepared
+        self.report()
+
+    def saw(self, image: PreparedImage) -> PreparedImage:
+        """Note the orientation and voxels of an image and return it; the same image may come twice."""
+        name, voxels = image.name, tuple(image.geometry.file_spacing.round(4).tolist())
+        while name in self._voxels and (self._orientations[name], self._voxels[name]) != (image.orientation, voxels):
+            name += " (another)"  # of the same name, in another folder
+        self._orientations[name], self._voxels[name] = image.orientation, voxels
+        return image
+
+    def report(self) -> None:
+        """Warn of orientations and voxels that differ from the pretraining's.
+
+        Where its orientation is unknown, the first image's counts.
+        """
+        given = self._given
+        first = next((name for name, letters in self._orientations.items() if letters is not None), None)
+        if given.orientation is None and first is not None:
+            warn_of_images(Images(first, orientation=self._orientations[first]),
+                           Images("", orientations=self._orientations))  # fmt: skip
+        warn_of_images(given, Images("these images", orientations=self._orientations, voxels=self._voxels))
+
+
+def _dataset_json_of(folder: Path) -> Mapping[str, Any]:
+    """The dataset.json that names the channels of a folder's images: in it, or above it as in a raw dataset."""
+    for file in (folder / "dataset.json", folder.parent / "dataset.json"):
+        if not file.is_file():
+            continue
+        try:
+            content = read_json(file)
+        except UserError:  # no reason to refuse an image: its modality counts as unknown
+            continue
+        if isinstance(content, dict) and names_of_channels(content):
+            return content
+    return {}
+
+
+def _channels(files: Sequence[str], dataset_json: Mapping[str, Any], count: int) -> tuple[str, ...]:
+    """Names of an image's channels; where the dataset has more than are read, the one of the file's number."""
+    names = names_of_channels(dataset_json)
+    if len(names) == count:
+        return names
+    number = re.search(r"_(\d{4})\.", Path(files[0]).name)
+    return names[int(number[1]) :][:1] if count == 1 and number else ()

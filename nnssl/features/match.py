@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from nnssl.features.geometry import Floats
 from nnssl.features.tiles import LARGEST, EncodedImage
 from nnssl.networks.contrastive import l2_normalise
 from nnssl.networks.pyramid import Stride, interpolate_cells
 
-Floats = NDArray[np.float64]
 Vectors = dict[str, NDArray[np.float32]]  # (N, d) by the name of the map that they were read from
 _FINE = "fine"  # the map whose cells are compared
 _READ = 20_000  # points at a time
@@ -50,13 +50,27 @@ def _interpolated(values: Tensor, stride: Stride, points: Floats) -> Tensor:
     return (values[:, z, y, x].float() * weights.float()).sum(-1).T
 
 
-def subtract(image: EncodedImage, means: Mapping[str, NDArray[np.float32]]) -> EncodedImage:
-    """The image with a vector (d,) subtracted from each of its maps, by name."""
-    maps = {
-        name: (values.float() - torch.from_numpy(means[name])[:, None, None, None]).clamp(-LARGEST, LARGEST).half()
-        for name, values in image.maps.items()
-    }
-    return replace(image, maps=maps)
+def comparable(images: Sequence[EncodedImage], voxels: ArrayLike, encodes: bool) -> list[EncodedImage]:
+    """Images whose cosines say something.
+
+    Features of a convolutional network are mostly alike everywhere: their mean over the body of the first image is
+    subtracted from all images. Encodings that were trained by their cosine stay as they are.
+
+    Args:
+        images: one or more.
+        voxels: (N, 3) voxels of the first image's body.
+        encodes: whether the maps are such encodings.
+    """
+    if encodes:
+        return list(images)
+    means = {name: torch.from_numpy(vectors.mean(0)) for name, vectors in read_vectors(images[0], voxels).items()}
+    return [
+        replace(image, maps={
+            name: (values.float() - means[name][:, None, None, None]).clamp(-LARGEST, LARGEST).half()
+            for name, values in image.maps.items()
+        })
+        for image in images
+    ]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -88,10 +102,16 @@ def match_points(query: EncodedImage, key: EncodedImage, points: ArrayLike) -> M
     return Matches(np.concatenate([m.points for m in found]), np.concatenate([m.similarity for m in found]))
 
 
-def similarity_map(query: EncodedImage, key: EncodedImage, point: ArrayLike) -> NDArray[np.float32]:
-    """Similarity of every fine cell of the key image to one point (3,) of the query image: (Z, Y, X) of the map."""
+def similarity_map(query: EncodedImage, key: EncodedImage, point: ArrayLike) -> tuple[NDArray[np.float32], Matches]:
+    """Similarity of every fine cell of the key image to one point (3,) of the query image, and the best place.
+
+    Returns:
+        (Z, Y, X) of the map, and what `match_points` finds for this point.
+    """
     vectors = read_encodings(query, np.asarray(point, dtype=np.float64).reshape(1, 3))
-    return np.concatenate([similarity[0].numpy() for _, similarity in _similarities(vectors, key)])
+    similarity = np.concatenate([part[0].numpy() for _, part in _similarities(vectors, key)])
+    best = similarity.argmax()
+    return similarity, _matches(np.array([best]), similarity.ravel()[[best]], key)
 
 
 def distance_back(
@@ -143,10 +163,15 @@ def _best(vectors: Mapping[str, Tensor], key: EncodedImage) -> Matches:
         better = value > similarity
         similarity = torch.where(better, value, similarity)
         cell = torch.where(better, index + first * size[1] * size[2], cell)
-    cells = np.stack(np.unravel_index(cell.numpy(), tuple(size)), axis=1)
-    centres = (cells + 0.5) * key.strides[_FINE] - 0.5
+    return _matches(cell.numpy(), similarity.numpy(), key)
+
+
+def _matches(cells: NDArray[np.int64], similarity: NDArray[np.float32], key: EncodedImage) -> Matches:
+    """Of the numbers (N,) of fine cells."""
+    places = np.stack(np.unravel_index(cells, tuple(key.maps[_FINE].shape[1:])), axis=1)
+    centres = (places + 0.5) * key.strides[_FINE] - 0.5
     # the last cell may end beyond the image
-    return Matches(np.minimum(centres, np.asarray(key.size) - 1.0), similarity.double().numpy())
+    return Matches(np.minimum(centres, np.asarray(key.size) - 1.0), similarity.astype(np.float64))
 
 
 def _similarities(vectors: Mapping[str, Tensor], key: EncodedImage) -> Iterator[tuple[int, Tensor]]:

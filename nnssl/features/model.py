@@ -1,9 +1,10 @@
-"""The backbone of a finished pretraining as a module for any use."""
+"""A finished pretraining as features: its backbone as a module for any use, or named maps of raw images."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -12,22 +13,25 @@ import torch
 from torch import Tensor, nn
 
 from nnssl.checkpoints.loading import load_whole
-from nnssl.checkpoints.pretrained import Pretrained, pretrained_of
+from nnssl.checkpoints.pretrained import Pretrained, PretrainedEncoder, pixel_encoder_of, pretrained_of
 from nnssl.checkpoints.runs import Run, open_run
-from nnssl.core.distributed import check_device
+from nnssl.core.distributed import check_device, resolve_device
 from nnssl.core.errors import UserError
-from nnssl.features.images import PreparedImage, prepare_image
+from nnssl.features.cases import channel_files
+from nnssl.features.images import ImageReader, PreparedImage, prepare_image
+from nnssl.features.tiles import EncodedImage, LevelEncoder, encode_image
 from nnssl.methods.options import from_plain
 from nnssl.methods.registry import get_method
 from nnssl.methods.shared.pixel_method import PixelMethod
 from nnssl.networks.build import build_backbone
+from nnssl.networks.encodings import PixelEncoder
 from nnssl.networks.pyramid import FeaturePyramid, Stride, padded_to_multiple, pooled
 
 
 class PretrainedModel(nn.Module):
     """A frozen backbone with the plans that its images are preprocessed by.
 
-    It stays in evaluation mode: `train()` changes nothing. A voxel (z, y, x) lies in the cell (z // s_z, y // s_y,
+    It stays in evaluation mode: `train()` changes nothing. A voxel (z, y, x) is in the cell (z // s_z, y // s_y,
     x // s_x) of a level of stride s. Images have any size; they are padded with zeros at their end where the network
     needs it, and cells that hold only padding are cut off.
 
@@ -93,9 +97,20 @@ class PretrainedModel(nn.Module):
             raise UserError(f"the model takes a tensor (B, {self.input_channels}, Z, Y, X) of normalised values, and "
                             f"this one is {tuple(x.shape)}; prepare(image).values[None] is one")  # fmt: skip
         padded = padded_to_multiple(x, self.divisor)
-        self.backbone.check_patch(padded.shape[2:])
+        self.check_input(x.shape[1], padded.shape[2:])
         computed = self.backbone(padded)[self.backbone.finest :]
-        return [_inside(level, x.shape[2:], stride) for level, stride in zip(computed, self.strides, strict=True)]
+        inside = []
+        for level, stride in zip(computed, self.strides, strict=True):
+            last_z, last_y, last_x = (-(-n // s) for n, s in zip(x.shape[2:], stride, strict=True))
+            inside.append(level[:, :, :last_z, :last_y, :last_x])
+        return inside
+
+    def check_input(self, channels: int, size: Sequence[int]) -> None:
+        """Raise UserError where the network cannot take so many channels or a patch of (Z, Y, X) voxels."""
+        if channels != self.input_channels:
+            raise UserError(f"the model takes {self.input_channels} channels of normalised values, not {channels}; "
+                            f"prepare(image).values has them")  # fmt: skip
+        self.backbone.check_patch(size)
 
     def dense(self, x: Tensor) -> Tensor:
         """Features of every voxel (B, sum(channels), Z, Y, X): the cells that hold it, of all levels, finest first.
@@ -132,12 +147,7 @@ class PretrainedModel(nn.Module):
         Raises:
             UserError: the image is missing or cannot be used.
         """
-        return prepare_image(image, self.plans, self.configuration, self.dataset_json, with_body)
-
-
-def _inside(level: Tensor, size: Sequence[int], stride: Stride) -> Tensor:
-    z, y, x = (-(-n // s) for n, s in zip(size, stride, strict=True))
-    return level[:, :, :z, :y, :x]
+        return prepare_image(image, self, with_body)
 
 
 def load_pretrained(path: str | Path, device: str = "cpu") -> PretrainedModel:
@@ -165,3 +175,76 @@ def model_of(run: Run) -> PretrainedModel:
         backbone.leave_out_finer(min(head.level for head in method.encoding_heads(config, backbone).values()))
     load_whole(backbone, pretrained.backbone, pretrained.path)
     return PretrainedModel(backbone, pretrained, cast(Stride, config.patch_size), run.is_random)
+
+
+@dataclass(frozen=True)
+class FeatureSource:
+    """Makes named feature maps of raw images.
+
+    Args:
+        origin: the pretraining with its plans.
+        encoder: levels of its backbone, or the pixel encoder that it trained.
+        title: method and levels, for pictures.
+        encodes: whether the maps are encodings trained to be compared by their cosine; other features have a large part
+            in common, which must be subtracted first (`nnssl.features.match.comparable`).
+        device: where to compute.
+        images: prepares the images.
+    """
+
+    origin: PretrainedModel | PretrainedEncoder
+    encoder: LevelEncoder | PixelEncoder
+    title: str
+    encodes: bool
+    device: str
+    images: ImageReader
+
+    def encode(self, image: PreparedImage) -> EncodedImage:
+        """The maps of an image, in tiles of the pretraining's patch size."""
+        return encode_image(self.encoder, image.values, self.origin.patch_size, self.device)
+
+
+def open_features(
+    model: str | Path,
+    level: int | None = None,
+    device: str | None = None,
+    images: Sequence[str | Path] = (),
+    allow_other_intensities: bool = False,
+    encodings: bool = False,
+) -> FeatureSource:
+    """Open a pretraining for raw images.
+
+    Args:
+        model: run folder or checkpoint of any method; or `random:RUN` for the same network with random weights.
+        level: of its feature pyramid, 0 for the finest; None for all of them, or for the trained pixel encoder of
+            methods that have one (`lapn`, `sam`).
+        device: `cuda` or `cpu`; None: cuda where PyTorch sees a card.
+        images: raw images that will be prepared.
+        allow_other_intensities: take images of another modality than the pretraining's (`nnssl.data.guard`).
+        encodings: nothing but a trained pixel encoder will do.
+
+    Raises:
+        UserError: there is no such checkpoint, level, pixel encoder or image, or an image is of another modality.
+    """
+    device = resolve_device(device)
+    run = open_run(model)
+    origin: PretrainedModel | PretrainedEncoder
+    encoder: LevelEncoder | PixelEncoder
+    encodes = encodings or (level is None and issubclass(get_method(run.content["method"]), PixelMethod))
+    if encodes:
+        origin = pixel_encoder_of(run.content, run.checkpoint)
+        encoder, said = origin.encoder, "encodings"
+    else:
+        origin = model_of(run).to(device)
+        encoder, said = _levels_of(origin, level)
+    files = [channel_files(image, encoder.input_channels, origin.dataset_json["file_ending"]) for image in images]
+    reader = ImageReader(origin, files, allow_other_intensities)
+    return FeatureSource(origin, encoder, f"{run.title}, {said}", encodes, device, reader)
+
+
+def _levels_of(model: PretrainedModel, level: int | None) -> tuple[LevelEncoder, str]:
+    """One level or all, and what to call them."""
+    count = len(model.strides)
+    if level is not None and not 0 <= level < count:
+        raise UserError(f"-level {level} does not exist; {model.method} has the levels 0 (finest) to {count - 1}")
+    chosen = list(range(count)) if level is None else [level]
+    return LevelEncoder(model, chosen), f"all {count} levels" if len(chosen) > 1 else f"level {chosen[0]} of {count}"

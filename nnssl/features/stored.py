@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nnssl.core.errors import UserError
-from nnssl.core.files import read_json, write_json
+from nnssl.core.files import read_json, replacing, write_json
 from nnssl.core.own_files import EncodedFile
-from nnssl.core.system import name_file
 from nnssl.data.volumes import BloscVolume, VolumeFolder
+from nnssl.features.geometry import Floats
 from nnssl.features.match import distance_back, interpolated_lengths, match_points
 from nnssl.features.tiles import EncodedImage
 from nnssl.methods.base import Match
@@ -130,18 +129,10 @@ def _image_bytes(folder: VolumeFolder, case: str) -> int:
 
 
 def _save(file: Path, values: Tensor) -> None:
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        with open(temporary, "wb") as opened:
-            np.save(opened, values.numpy())
-        os.replace(temporary, file)
-    except OSError as error:
-        raise name_file(error, file) from None
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(file) as temporary, open(temporary, "wb") as opened:
+        np.save(opened, values.numpy())
 
 
-Floats = NDArray[np.float64]
 _AT_A_TIME = 32  # draws: most of a search is reading the other volume, which they share
 
 

@@ -1,26 +1,23 @@
-"""Features of whole images, tile by tile: named maps, dense maps and the mean over the body."""
+"""Features of whole images, tile by tile: named maps for matching and figures, or one dense map."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
-from nnssl.core.errors import BadCase
 from nnssl.core.geometry import Box, sliding_window_boxes
 from nnssl.networks.pyramid import Stride
 
 if TYPE_CHECKING:
     from nnssl.features.components import Projection
     from nnssl.features.model import PretrainedModel
-    from nnssl.features.source import LevelEncoder
     from nnssl.networks.encodings import PixelEncoder
 
 OVERLAP = 0.5  # of neighbouring tiles, nnU-Net's: a quarter of a tile on each inner side is not used
@@ -93,6 +90,31 @@ def read_tile(values: np.ndarray, box: Box) -> Tensor:
     return F.pad(inside[None], (0, x, 0, y, 0, z))
 
 
+class LevelEncoder(nn.Module):
+    """Levels of a pretrained backbone as named maps, like those of a pixel encoder.
+
+    The finest one is called "fine", others "level 1" and so on.
+
+    Args:
+        model: with the backbone.
+        levels: which of its levels, ascending.
+    """
+
+    def __init__(self, model: PretrainedModel, levels: Sequence[int]) -> None:
+        super().__init__()
+        self.backbone = model.backbone
+        named = dict(zip(["fine", *(f"level {level}" for level in levels[1:])], levels, strict=True))
+        self.levels = {name: self.backbone.finest + level for name, level in named.items()}
+        self.input_channels = model.input_channels
+        self.strides = {name: model.strides[level] for name, level in named.items()}
+        self.dims = {name: model.channels[level] for name, level in named.items()}
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Map a tile (B, C, Z, Y, X), whose sides the network divides, to (B, d, Z_l, Y_l, X_l) by name."""
+        pyramid = self.backbone(x)
+        return {name: pyramid[level].float().clamp(-LARGEST, LARGEST) for name, level in self.levels.items()}
+
+
 @dataclass(frozen=True)
 class EncodedImage:
     """Named maps of an image; plain tensors, so that they can be kept for many matches.
@@ -148,14 +170,21 @@ def _cells_of(size: Sequence[int], stride: Stride) -> Stride:
 
 
 def tile_for(model: PretrainedModel, values: np.ndarray) -> Tiling:
-    """Tiles of the pretraining's patch size over a preprocessed image (C, Z, Y, X)."""
-    return tile_image(values.shape[1:], model.patch_size, [*model.strides, model.divisor])
+    """Tiles of the pretraining's patch size over a preprocessed image (C, Z, Y, X).
+
+    Raises:
+        UserError: the image has other channels than the network reads.
+    """
+    tiling = tile_image(values.shape[1:], model.patch_size, [*model.strides, model.divisor])
+    model.check_input(len(values), tiling.extent)
+    return tiling
 
 
 @torch.no_grad()
 def run_tile(model: PretrainedModel, values: np.ndarray, box: Box, device: str) -> list[Tensor]:
-    """Levels (C_l, Z_l, Y_l, X_l) of one tile, finest first, float32 on the device."""
-    return [level[0].float() for level in model(read_tile(values, box).to(device))]
+    """Levels (C_l, Z_l, Y_l, X_l) of one tile of `tile_for`, finest first, float32 on the device."""
+    levels = model.backbone(read_tile(values, box).to(device))[model.backbone.finest :]
+    return [level[0].float() for level in levels]
 
 
 def dense_shape(
@@ -194,37 +223,29 @@ def dense_features(
     """
     if out is None:
         out = np.zeros(dense_shape(model, values.shape[1:], level, projection), dtype=np.float16)
-    stride = model.strides[level or 0]
+    chosen = range(len(model.strides)) if level is None else [level]
+    strides = [model.strides[i] for i in chosen]
     tiling = tile_for(model, values)
     for box in tiling.boxes:
-        source, target = tiling.cells(box, stride)
+        source, target = tiling.cells(box, strides[0])
         if any(part.start == part.stop for part in target):
             continue
-        levels = run_tile(model, values, box, device)
-        chosen = list(range(len(levels))) if level is None else [level]
+        computed = run_tile(model, values, box, device)
+        levels = [computed[i] for i in chosen]
+        if projection is not None:  # before they are spread over finer cells: there are fewer
+            parts = projection.apart([len(part) for part in levels], device)
+            levels = [torch.einsum("kc,czyx->kzyx", *pair) for pair in zip(parts, levels, strict=True)]
+        blocks: Iterable[Tensor] = (
+            at_cells(part, stride, strides[0], source) for part, stride in zip(levels, strides, strict=True)
+        )
+        if projection is not None:
+            blocks = [sum(blocks, projection.offset.to(device).view(-1, 1, 1, 1))]
         first = 0
-        for block in _blocks([levels[i] for i in chosen], [model.strides[i] for i in chosen], source, projection):
-            last = first + len(block)
-            place = (slice(first, last), *target)
+        for block in blocks:
+            place = (slice(first, first + len(block)), *target)
             out[place] = block.clamp(-LARGEST, LARGEST).to(torch.float16).cpu().numpy()
-            first = last
+            first += len(block)
     return out
-
-
-def _blocks(
-    levels: Sequence[Tensor], strides: Sequence[Stride], source: Slices, projection: Projection | None
-) -> Iterator[Tensor]:
-    """The used cells of a tile: channels of a level at a time, or all components at once."""
-    if projection is None:
-        for level, stride in zip(levels, strides, strict=True):
-            yield at_cells(level, stride, strides[0], source)
-        return
-    # cells are projected before they are spread over finer ones: there are fewer
-    parts = projection.apart([len(level) for level in levels], levels[0].device)
-    total = projection.offset.to(levels[0].device).view(-1, 1, 1, 1)
-    for level, stride, weight in zip(levels, strides, parts, strict=True):
-        total = total + at_cells(torch.einsum("kc,czyx->kzyx", weight, level), stride, strides[0], source)
-    yield total
 
 
 def at_cells(level: Tensor, stride: Stride, finest: Stride, cells: Slices) -> Tensor:
@@ -233,53 +254,3 @@ def at_cells(level: Tensor, stride: Stride, finest: Stride, cells: Slices) -> Te
         places = torch.arange(part.start, part.stop, device=level.device) * fine // step
         level = level.index_select(axis, places)
     return level
-
-
-def body_vector(
-    model: PretrainedModel,
-    values: np.ndarray,
-    body: NDArray[np.bool_],
-    level: int | None = None,
-    device: str = "cpu",
-) -> NDArray[np.float32]:
-    """Mean of the features of all body voxels (D,), tile by tile: of each level, finest first, or of one.
-
-    A cell counts as often as it has body voxels.
-
-    Args:
-        model: on the device.
-        values: (C, Z, Y, X) float32, preprocessed.
-        body: (Z, Y, X).
-        level: number of one level; None for all of them, concatenated.
-        device: where the model is.
-
-    Raises:
-        BadCase: the body is empty.
-    """
-    if not body.any():
-        raise BadCase("all air: no body voxel on the grid of the plans")
-    chosen = range(len(model.strides)) if level is None else [level]
-    sums = [torch.zeros(model.channels[i], dtype=torch.float64, device=device) for i in chosen]
-    tiling = tile_for(model, values)
-    for box in tiling.boxes:
-        cells = [tiling.cells(box, model.strides[i]) for i in chosen]
-        weights = [_body_voxels(body, target, model.strides[i]) for (_, target), i in zip(cells, chosen, strict=True)]
-        if not any(weight.any() for weight in weights):
-            continue
-        levels = run_tile(model, values, box, device)
-        for total, (source, _), weight, i in zip(sums, cells, weights, chosen, strict=True):
-            used = (slice(None), *source)
-            total += torch.einsum("czyx,zyx->c", levels[i][used], torch.from_numpy(weight).to(levels[i])).double()
-    return (torch.cat(sums) / int(body.sum())).float().cpu().numpy()
-
-
-def _body_voxels(body: NDArray[np.bool_], cells: Slices, stride: Stride) -> NDArray[np.float32]:
-    """Number of body voxels in each cell."""
-    region = body[tuple(slice(part.start * step, part.stop * step) for part, step in zip(cells, stride, strict=True))]
-    if region.size == 0:
-        return np.zeros([part.stop - part.start for part in cells], dtype=np.float32)
-    inside = torch.from_numpy(region.astype(np.float32))[None, None]
-    z, y, x = (-n % step for n, step in zip(region.shape, stride, strict=True))
-    counted = F.avg_pool3d(F.pad(inside, (0, x, 0, y, 0, z)), stride) * float(np.prod(stride))
-    counts: NDArray[np.float32] = counted.round()[0, 0].numpy()
-    return counts

@@ -8,7 +8,7 @@ import numpy as np
 import SimpleITK as sitk
 import torch
 
-from nnssl.features.images import ImageGeometry
+from nnssl.features.geometry import ImageGeometry, grid_geometry
 from nnssl.features.tiles import EncodedImage
 
 SPACING = (2.0, 1.5, 1.0)  # (x, y, z)
@@ -27,9 +27,9 @@ def file_affine() -> np.ndarray:
 def geometry(file_size: tuple[int, int, int], grid: tuple[int, int, int] | None = None, crop: int = 0) -> ImageGeometry:
     """Of a file of (x, y, z) voxels, less `crop` voxels at the beginning of every axis, on a grid (z, y, x)."""
     affine = file_affine()
-    size = np.array(file_size[::-1], dtype=float) - crop
+    size = np.array(file_size[::-1]) - crop
     turned = affine @ np.eye(4)[[2, 1, 0, 3]]
-    return ImageGeometry(turned, affine, (0, 1, 2), np.full(3, float(crop)), size, np.array(grid or size, dtype=float))
+    return grid_geometry(turned, affine, (0, 1, 2), [(crop, crop + n) for n in size], grid or size)
 
 
 def write_file(path: Path, array: np.ndarray) -> None:

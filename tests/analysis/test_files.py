@@ -13,14 +13,13 @@ import SimpleITK as sitk
 from nnssl.analysis.files import (
     cell_affine,
     describe_geometry,
-    onto_file,
     read_vectors,
     write_dense,
     write_on_image,
     write_vectors,
 )
 from nnssl.core.errors import UserError
-from nnssl.features.images import PreparedImage, prepare_image
+from nnssl.features.images import PreparedImage
 from nnssl.networks.pyramid import Stride
 from tests.analysis import images
 from tests.features import test_geometry as geometry
@@ -34,7 +33,7 @@ def _coordinates(tmp_path: Path, direction: tuple[float, ...], axes: list[int]) 
     """An image that went through nnU-Net and holds where its voxels lie, and the mean (3, Z', Y', X') of its cells."""
     geometry._write(tmp_path, direction)
     plans = geometry._plans(transpose_forward=axes)
-    image = prepare_image(tmp_path / "case_0000.nii.gz", plans, "3d_fullres", geometry.JSON)
+    image = geometry.prepare(tmp_path / "case_0000.nii.gz", plans)
     values = image.values - geometry.OFFSET
     for axis, step in enumerate(STRIDE, start=1):
         whole = values.shape[axis] // step * step
@@ -123,24 +122,28 @@ def test_write_dense__a_map_that_does_not_fit_on_the_disk(tmp_path: Path) -> Non
 def test_onto_file__the_same_grid_is_only_turned() -> None:
     values = np.random.default_rng(0).random((2, *SIZE[::-1]))
     np.testing.assert_array_equal(
-        onto_file(values, (1, 1, 1), images.geometry(SIZE), SIZE), values.transpose(3, 2, 1, 0)
+        images.geometry(SIZE).onto_file(values, (1, 1, 1), SIZE), values.transpose(3, 2, 1, 0)
     )
 
 
 def test_onto_file__cells_and_a_crop() -> None:
     cells = np.arange(1, 1 + 2 * 3 * 4).reshape(1, 2, 3, 4)
     # a crop of 7 x 5 x 4 voxels, each of two grid voxels an axis, four grid voxels a cell
-    whole = onto_file(cells, (4, 4, 4), images.geometry(SIZE, (8, 10, 14), crop=1), SIZE)[..., 0]
+    whole = images.geometry(SIZE, (8, 10, 14), crop=1).onto_file(cells, (4, 4, 4), SIZE)[..., 0]
     assert whole.shape == SIZE and not whole[0].any() and not whole[:, 0].any() and not whole[:, :, 0].any()
     for x, y, z in ((1, 1, 1), (2, 3, 4), (7, 5, 3)):
         assert whole[x, y, z] == cells[0, (z - 1) // 2, (y - 1) // 2, (x - 1) // 2]
 
 
+def _image(file: Path) -> PreparedImage:
+    return PreparedImage("image", np.zeros((1, *SIZE[::-1])), images.geometry(SIZE), file=str(file))
+
+
 def test_write_on_image__colours_lie_where_the_image_does_for_both_readers(tmp_path: Path) -> None:
     images.write_file(tmp_path / "image.nii.gz", np.zeros(SIZE[::-1], dtype=np.int16))
     colours = np.random.default_rng(0).integers(0, 256, (3, *SIZE[::-1])).astype(np.uint8)
-    where, file = images.geometry(SIZE), str(tmp_path / "image.nii.gz")
-    write_on_image(colours, (1, 1, 1), where, file, tmp_path / "colours.nii.gz")
+    image_of_colours = _image(tmp_path / "image.nii.gz")
+    write_on_image(colours, (1, 1, 1), image_of_colours, tmp_path / "colours.nii.gz")
     raw, image = (sitk.ReadImage(str(tmp_path / f"{name}.nii.gz")) for name in ("image", "colours"))
     assert image.GetNumberOfComponentsPerPixel() == 3 and image.GetSize() == raw.GetSize()
     for ours, theirs in ((image.GetSpacing(), raw.GetSpacing()), (image.GetOrigin(), raw.GetOrigin()),
@@ -150,7 +153,7 @@ def test_write_on_image__colours_lie_where_the_image_does_for_both_readers(tmp_p
     read: Any = nibabel.load(tmp_path / "colours.nii.gz")
     assert read.header["datatype"] == 128  # RGB24
     np.testing.assert_allclose(np.diag([-1, -1, 1, 1]) @ read.affine, images.file_affine(), atol=1e-5)
-    write_on_image(colours[:1] / 3.0, (1, 1, 1), where, file, tmp_path / "values.nii.gz")
+    write_on_image(colours[:1] / 3.0, (1, 1, 1), image_of_colours, tmp_path / "values.nii.gz")
     values = sitk.ReadImage(str(tmp_path / "values.nii.gz"))
     assert values.GetPixelID() == sitk.sitkFloat32
     np.testing.assert_allclose(sitk.GetArrayFromImage(values), colours[0] / 3.0, rtol=1e-6)
@@ -160,8 +163,7 @@ def test_write_on_image__colours_lie_where_the_image_does_for_both_readers(tmp_p
 def test_write_on_image__a_format_without_voxels_in_space(tmp_path: Path) -> None:
     (tmp_path / "image.tif").write_bytes(b"no image")
     with pytest.raises(UserError, match=r"image\.tif has a format without voxels in space; give a NIfTI"):
-        write_on_image(np.zeros((1, 2, 2, 2)), (1, 1, 1), images.geometry(SIZE), str(tmp_path / "image.tif"),
-                       tmp_path / "map.nii.gz")  # fmt: skip
+        write_on_image(np.zeros((1, 2, 2, 2)), (1, 1, 1), _image(tmp_path / "image.tif"), tmp_path / "map.nii.gz")
 
 
 def test_write_vectors__come_back(tmp_path: Path) -> None:

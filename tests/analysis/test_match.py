@@ -46,8 +46,8 @@ def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[sitk.Image,
     pretrained = PretrainedEncoder(
         Path(MODEL), "sam", plans, "3d_fullres", CT_JSON, averaging_encoder(), {}, (8, 16, 16), "LPS"
     )
-    monkeypatch.setattr("nnssl.features.source.open_run", lambda model: Run(Path(model), {"method": "sam"}))
-    monkeypatch.setattr("nnssl.features.source.pixel_encoder_of", lambda content, path: pretrained)
+    monkeypatch.setattr("nnssl.features.model.open_run", lambda model: Run(Path(model), {"method": "sam"}))
+    monkeypatch.setattr("nnssl.features.model.pixel_encoder_of", lambda content, path: pretrained)
     return (
         _write(tmp_path / "query_0000.nii.gz", content, (-40.0, 20.0, 100.0)),
         _write(tmp_path / "key_0000.nii.gz", moved, (15.0, -5.0, 7.0)),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from nnssl.analysis.pca import ends_of_colours, project_image
-from nnssl.features.components import Balance, principal_components
+from nnssl.features.components import balanced_components
 from nnssl.features.match import read_vectors
 from tests.analysis.images import all_voxels, encoded
 
@@ -17,13 +17,12 @@ def test_project_image__is_what_the_voxels_vectors_give(cells: int, monkeypatch:
     monkeypatch.setattr("nnssl.analysis.pca._CELLS", cells)
     image, voxels = encoded(), all_voxels(SIZE)
     vectors = read_vectors(image, voxels)
-    balance = Balance.of(vectors)
-    components = principal_components(balance(vectors), 3)
-    projected = components(balance(vectors))
+    components = balanced_components(vectors, 3)
+    projected = components(vectors)
     ends = ends_of_colours(projected)
     body = np.ones(SIZE, dtype=bool)
     body[0] = False
-    colours = project_image(image, balance, components, ends, body)
+    colours = project_image(image, components, ends, body)
     expected = 1 + 254 * np.clip((projected - ends[:, 0]) / (ends[:, 1] - ends[:, 0]), 0, 1)
     expected = expected.T.reshape(3, *SIZE)
     assert colours.dtype == np.uint8 and not colours[:, 0].any() and colours[:, 1:].min() == 1

@@ -4,20 +4,12 @@ from itertools import permutations
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
-from nnssl.analysis.planes import (
-    Overlay,
-    Plane,
-    Scale,
-    cells_in,
-    draw_planes,
-    outline_cell,
-    page,
-    parts_of,
-    row_of_planes,
-)
-from nnssl.features.images import ImageGeometry, PreparedImage
+from nnssl.analysis.planes import Overlay, Plane, Row, Scale, cells_in, page
+from nnssl.features.geometry import grid_geometry
+from nnssl.features.images import PreparedImage
 from tests.analysis.images import geometry
 
 SIZE, TURNED = (6, 8, 10), (12, 16, 14)
@@ -33,8 +25,7 @@ def _turned(order: tuple[int, ...], signs: tuple[float, ...], angle: float = 0.0
     turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
     affine[:3, :3] = turn @ affine[:3, :3]
     affine[:3, 3] = (10.0, -20.0, 30.0)
-    size = np.array(TURNED, dtype=float)
-    geometry = ImageGeometry(affine, affine, (0, 1, 2), np.zeros(3), size, size)
+    geometry = grid_geometry(affine, affine, (0, 1, 2), [(0, n) for n in TURNED], TURNED)
     return PreparedImage("case", np.random.default_rng(0).random((1, *TURNED), dtype=np.float32), geometry)
 
 
@@ -94,14 +85,20 @@ def _image() -> PreparedImage:
     return PreparedImage("case", np.random.default_rng(0).random((1, *SIZE), dtype=np.float32), where)
 
 
-def test_draw_planes__voxels_are_not_stretched_and_the_overlay_lies_on_the_image() -> None:
+def _draw(row: Row) -> list[Axes]:
+    """The axes of the three planes."""
+    figure, scale = page(4, "title"), Scale.of(row.image, row.at)
+    part = figure.add_subfigure(figure.add_gridspec(1, 1)[0])
+    row.draw(part, scale, scale.planes(row.at, SIZE))
+    return list(part.axes[:3])
+
+
+def test_row__voxels_are_not_stretched_and_the_overlay_lies_on_the_image() -> None:
     image, at = _image(), np.array([3.0, 2, 4])
     shown = np.ones((6, 4, 5), dtype=bool)
     shown[:, 0] = False
     overlay = Overlay(np.random.default_rng(0).random((6, 4, 5)), (1, 2, 2), shown=shown)
-    axes, _ = row_of_planes(parts_of(page(4, "title"), [1, 1])[0], image, at, "row")
-    draw_planes(axes, image, at, overlay)
-    outline_cell(axes, image, at, (2, 2, 2))
+    axes = _draw(Row(image, at, "row", overlay, cell=(2, 2, 2)))
     planes = Scale.of(image, at).planes(at, SIZE)
     for axis, plane in zip(axes, planes, strict=True):
         grey, heat = axis.images
@@ -119,8 +116,7 @@ def test_draw_planes__voxels_are_not_stretched_and_the_overlay_lies_on_the_image
 def test_overlay__colours_are_those_of_the_cells() -> None:
     image, at = _image(), np.array([3.0, 2, 4])
     cells = np.random.default_rng(0).integers(0, 256, (3, *SIZE)).astype(np.uint8)
-    axes, _ = row_of_planes(parts_of(page(4, "title"), [1, 1])[0], image, at, "row")
-    draw_planes(axes, image, at, Overlay(cells, (1, 1, 1), opacity=0.5), mark=False)
+    axes = _draw(Row(image, at, "row", Overlay(cells, (1, 1, 1), opacity=0.5), mark=False))
     drawn = axes[0].images[1].get_array()
     plane = Scale.of(image, at).planes(at, SIZE)[0]
     np.testing.assert_allclose(np.asarray(drawn)[..., 1] * 255, plane.cut(cells[1]))

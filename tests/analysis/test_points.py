@@ -21,7 +21,7 @@ from nnssl.analysis.points import (
     read_labels,
 )
 from nnssl.core.errors import UserError
-from nnssl.features.images import ImageGeometry
+from nnssl.features.geometry import ImageGeometry
 from tests.analysis.images import geometry, write_file
 
 SIZE, LARGER = (8, 6, 5), (10, 8, 6)  # (x, y, z)
@@ -156,7 +156,8 @@ def test_places_of__the_same_half_or_nowhere() -> None:
 
 def test_body_voxels__are_different_ones_of_the_mask() -> None:
     mask = np.random.default_rng(0).random((5, 6, 7)) > 0.5
-    drawn = body_voxels(mask, 30, np.random.default_rng(1))
+    drawn, others = body_voxels(1, (mask, 30), (mask, 30))
     assert drawn.shape == (30, 3) and len({tuple(v) for v in drawn}) == 30
     assert mask[tuple(drawn.astype(int).T)].all()
-    assert len(body_voxels(mask, 10**6, np.random.default_rng(1))) == mask.sum()
+    assert not np.array_equal(drawn, others) and np.array_equal(drawn, body_voxels(1, (mask, 30))[0])
+    assert len(body_voxels(1, (mask, 10**6))[0]) == mask.sum()

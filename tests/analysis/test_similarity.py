@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from nnssl.analysis.similarity import compare, distances_mm, mean_by_distance, rank_correlation
-from nnssl.features.match import read_vectors, subtract
+from nnssl.features.match import comparable, read_vectors
 from tests.analysis.images import all_voxels, encoded, geometry
 
 SIZE = (6, 8, 10)
@@ -22,8 +22,7 @@ def test_distances_mm__of_an_oblique_image_with_unequal_spacing() -> None:
 
 def test_compare__is_the_mean_cosine_of_the_maps_against_the_distance_in_mm() -> None:
     image, point = encoded(), np.array([2.0, 3.0, 4.0])
-    means = {name: vectors.mean(0) for name, vectors in read_vectors(image, VOXELS).items()}
-    centred = subtract(image, means)
+    (centred,) = comparable([image], VOXELS, encodes=False)
     found = compare(centred, centred, geometry(SIZE[::-1]), point, VOXELS)
     vectors, reference = read_vectors(centred, VOXELS), read_vectors(centred, point)
     expected = np.mean([_cosine(vectors[name], reference[name]) for name in vectors], axis=0)

@@ -12,7 +12,8 @@ import numpy as np
 from nnssl.analysis.points import generator, locate
 from nnssl.benchmarking.subsets import choose_test_set
 from nnssl.data.planning import PlanRequest
-from nnssl.features.images import ImageGeometry, PreparedImage
+from nnssl.features.geometry import ImageGeometry
+from nnssl.features.images import PreparedImage
 from nnssl.finetuning.base_trainer import apply_settings
 from tests.bad_inputs.json_files import LABELLED, raw, source_run, write
 from tests.bad_inputs.rows import Row, command, function

@@ -8,7 +8,9 @@ import pytest
 import SimpleITK as sitk
 
 from nnssl.core.errors import UserError
-from nnssl.features.images import PreparedImage, channel_files, prepare_image
+from nnssl.features.cases import channel_files
+from nnssl.features.images import PreparedImage, prepare_image
+from tests.features.test_images import Source
 from tests.pretrainings import tiny_plans
 
 SIZE, CROP = (22, 26, 30), ((3, 20), (4, 23), (2, 28))  # array axes (z, y, x)
@@ -52,8 +54,13 @@ def _plans(**changes: Any) -> dict[str, Any]:
     return plans | changes
 
 
+def prepare(image: Path, plans: dict[str, Any], dataset_json: dict[str, Any] = JSON) -> PreparedImage:
+    """Preprocess an image by plans of a pretraining."""
+    return prepare_image(image, Source(dataset_json, plans=plans))
+
+
 def _prepare(folder: Path, **changes: Any) -> PreparedImage:
-    return prepare_image(folder / "case_0000.nii.gz", _plans(**changes), "3d_fullres", JSON)
+    return prepare(folder / "case_0000.nii.gz", _plans(**changes))
 
 
 @pytest.mark.parametrize("direction", [LPS, TURNED, OBLIQUE], ids=["lps", "turned", "oblique"])
@@ -103,7 +110,7 @@ def test_image_geometry__a_format_without_world_coordinates_counts_from_the_firs
     (tmp_path / "case.json").write_text('{"spacing": [2.0, 1.5, 1.0]}')
     plans = tiny_plans(normalization_schemes=["NoNormalization"], spacing=[2.0, 1.5, 1.0])
     plans["image_reader_writer"] = "Tiff3DIO"
-    image = prepare_image(tmp_path / "case_0000.tif", plans, "3d_fullres", JSON | {"file_ending": ".tif"})
+    image = prepare(tmp_path / "case_0000.tif", plans, JSON | {"file_ending": ".tif"})
     np.testing.assert_allclose(image.geometry.grid_to_world([3, 2, 1]), [1.0, 3.0, 6.0])
     np.testing.assert_allclose(image.geometry.file_to_world([1, 2, 3]), [1.0, 3.0, 6.0])
 
@@ -114,7 +121,7 @@ def test_prepare_image__one_file_with_all_channels(tmp_path: Path) -> None:
     for channel in range(3):
         parts.append(sitk.ReadImage(str(tmp_path / f"case_{channel:04d}.nii.gz")))
     sitk.WriteImage(sitk.JoinSeries(parts), str(tmp_path / "whole_0000.nii.gz"))
-    whole = prepare_image(tmp_path / "whole_0000.nii.gz", _plans(), "3d_fullres", JSON)
+    whole = prepare(tmp_path / "whole_0000.nii.gz", _plans())
     single = _prepare(tmp_path)
     assert whole.name == "whole" and single.name == "case"
     np.testing.assert_array_equal(whole.values, single.values)
@@ -146,4 +153,4 @@ def test_channel_files__what_is_missing_is_named(tmp_path: Path) -> None:
 def test_prepare_image__a_file_that_is_no_image(tmp_path: Path) -> None:
     (tmp_path / "case_0000.nii.gz").write_bytes(b"nothing")
     with pytest.raises(UserError, match="cannot be used: unreadable image"):
-        prepare_image(tmp_path / "case", tiny_plans(), "3d_fullres", JSON)
+        prepare(tmp_path / "case", tiny_plans())

@@ -50,7 +50,7 @@ def test_match_points__reference() -> None:
     query = EncodedImage({name: _with_cosines([1.0]) for name in strides}, dict(strides), (1, 1, 2))
     maps = {name: _with_cosines(REFERENCE[f"{name}_similarity"]) for name in strides}
     key = EncodedImage(maps, dict(strides), (1, 1, 6))
-    np.testing.assert_allclose(similarity_map(query, key, [0, 0, 0])[0, 0], REFERENCE["score"], atol=1e-3)
+    np.testing.assert_allclose(similarity_map(query, key, [0, 0, 0])[0][0, 0], REFERENCE["score"], atol=1e-3)
     found = match_points(query, key, [[0, 0, 0]])
     assert found.points.tolist() == [[0.0, 0.0, REFERENCE["argmax"] * 2 + 0.5]]
     assert found.similarity[0] == pytest.approx(max(REFERENCE["score"]), abs=1e-3)
@@ -79,19 +79,20 @@ def test_distance_back__in_millimetres() -> None:
 def test_match_points__parts_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     query, key = _pair((18, 30, 34), (2, 8, 4))
     points = np.random.default_rng(2).uniform(0, [17, 29, 33], (11, 3))
-    whole, heat = match_points(query, key, points), similarity_map(query, key, points[0])
+    whole, heat = match_points(query, key, points), similarity_map(query, key, points[0])[0]
     monkeypatch.setattr("nnssl.features.match._CELLS", 3 * 19 * 19)
     monkeypatch.setattr("nnssl.features.match._POINTS", 4)
     parts = match_points(query, key, points)
     np.testing.assert_array_equal(whole.points, parts.points)
     np.testing.assert_allclose(whole.similarity, parts.similarity, atol=1e-6)
-    np.testing.assert_allclose(similarity_map(query, key, points[0]), heat, atol=1e-6)
+    np.testing.assert_allclose(similarity_map(query, key, points[0])[0], heat, atol=1e-6)
 
 
 def test_similarity_map__has_its_largest_value_at_the_match() -> None:
     query, key = _pair((18, 30, 34), (2, 8, 4))
     point = np.array([7.3, 12.1, 20.9])
-    heat, found = similarity_map(query, key, point), match_points(query, key, [point])
+    (heat, best), found = similarity_map(query, key, point), match_points(query, key, [point])
+    np.testing.assert_array_equal(best.points, found.points)
     assert heat.shape == key.maps["fine"].shape[1:]
     cell = np.unravel_index(heat.argmax(), heat.shape)
     np.testing.assert_allclose((np.array(cell) + 0.5) * key.strides["fine"] - 0.5, found.points[0])
@@ -109,7 +110,7 @@ def test_similarity_map__coarse_cells_are_interpolated_as_between_centres() -> N
     wide = l2_normalise(F.interpolate(coarse[None], size=(6, 8, 20), mode="trilinear")[0], dim=0)
     expected = (torch.einsum("nd,dzyx->zyx", vectors["fine"], fine)
                 + torch.einsum("nd,dzyx->zyx", vectors["coarse"], wide)) / 2  # fmt: skip
-    np.testing.assert_allclose(similarity_map(key, key, [1.0, 2.0, 3.0]), expected, atol=2e-3)
+    np.testing.assert_allclose(similarity_map(key, key, [1.0, 2.0, 3.0])[0], expected, atol=2e-3)
     # the point itself is read in the same way
     torch.testing.assert_close(vectors["coarse"][0], wide[:, 1, 2, 3], rtol=0, atol=2e-3)
 
@@ -123,7 +124,7 @@ def test_interpolated_lengths__kept_ones_change_nothing_and_are_those_of_interpo
     assert (lengths["coarse"] < 1.001).all() and lengths["coarse"].min() < 0.99, "shorter between unlike cells"
     kept = replace(image, lengths=lengths)
     for point in ((3, 5, 7), (33, 0, 13)):
-        np.testing.assert_array_equal(similarity_map(image, kept, point), similarity_map(image, image, point))
+        np.testing.assert_array_equal(similarity_map(image, kept, point)[0], similarity_map(image, image, point)[0])
 
 
 def test_match_points__a_cell_that_ends_behind_the_image_gives_a_point_inside() -> None:

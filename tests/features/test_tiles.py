@@ -7,9 +7,10 @@ import pytest
 import torch
 
 import nnssl
-from nnssl.core.errors import BadCase
+from nnssl.core.errors import BadCase, UserError
+from nnssl.features.body import body_vector
 from nnssl.features.components import Projection
-from nnssl.features.tiles import body_vector, dense_features, dense_shape, encode_image, tile_image
+from nnssl.features.tiles import dense_features, dense_shape, encode_image, tile_image
 from tests.features.encoders import Averages, averaging_encoder
 from tests.features.models import STRIDES, averaging_model
 from tests.pretrainings import tiny_plans, write_pretraining
@@ -70,6 +71,11 @@ def test_dense_features__writes_into_what_it_is_given(tmp_path: Path) -> None:
     file = np.lib.format.open_memmap(tmp_path / "map.npy", "w+", np.float16, dense_shape(model, values.shape[1:], None))
     assert dense_features(model, values, out=file) is file
     np.testing.assert_array_equal(file, dense_features(model, values))
+
+
+def test_dense_features__other_channels_than_the_network_reads() -> None:
+    with pytest.raises(UserError, match="takes 1 channels of normalised values, not 2"):
+        dense_features(averaging_model(), np.zeros((2, 8, 32, 40), dtype=np.float32))
 
 
 def test_dense_features__large_values_stay_finite() -> None:

@@ -27,7 +27,7 @@ class WindowIntensityConfig(MethodConfig):
     """
 
     noise_probability: float = formerly_fixed(0.9)  # [C]
-    noise_sigma: tuple[float, float] = formerly_fixed((0.0, 0.01))  # in window units; the deviation is uniform between these [C]
+    noise_sigma: tuple[float, float] = formerly_fixed((0.0, 0.01))  # uniform between these, in window units [C]
     noise_sigma_hu: float | None = formerly(6.0, None)  # one deviation instead
     gamma_probability: float = formerly_fixed(0.5)
     gamma: tuple[float, float] = formerly_fixed((0.7, 1.5))

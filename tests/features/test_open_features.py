@@ -9,8 +9,8 @@ import torch
 import nnssl
 from nnssl.core.errors import UserError
 from nnssl.features.images import PreparedImage
-from nnssl.features.match import read_vectors, subtract
-from nnssl.features.source import open_features
+from nnssl.features.match import comparable, read_vectors
+from nnssl.features.model import open_features
 from tests.analysis.images import all_voxels, encoded, geometry
 from tests.phantoms import write_volume
 from tests.pretrainings import tiny_plans, write_pretraining
@@ -19,13 +19,13 @@ from tests.pretrainings import tiny_plans, write_pretraining
 def test_comparable__takes_the_mean_of_the_first_image_from_all_but_leaves_encodings(tmp_path: Path) -> None:
     source = open_features(write_pretraining(tmp_path / "a", tiny_plans(), method="vox2vec"))
     first, second, voxels = encoded(), encoded(seed=1), all_voxels((6, 8, 10))
-    one, two = source.comparable(voxels, first, second)
+    one, two = comparable([first, second], voxels, source.encodes)
     for vectors in read_vectors(one, voxels).values():
         np.testing.assert_allclose(vectors.mean(0), 0, atol=2e-2)
-    means = {name: vectors.mean(0) for name, vectors in read_vectors(first, voxels).items()}
-    torch.testing.assert_close(two.maps["fine"], subtract(second, means).maps["fine"])
+    fine = torch.from_numpy(read_vectors(first, voxels)["fine"].mean(0))[:, None, None, None]
+    torch.testing.assert_close(two.maps["fine"], (second.maps["fine"].float() - fine).half())
     pixel = open_features(write_pretraining(tmp_path / "b", tiny_plans(), method="sam"))
-    assert pixel.encodes and pixel.comparable(voxels, first)[0] is first
+    assert pixel.encodes and comparable([first], voxels, pixel.encodes)[0] is first
 
 
 def test_open_features__levels_of_the_pyramid(tmp_path: Path) -> None:
@@ -55,9 +55,9 @@ def test_prepare__the_body_is_what_air_from_outside_does_not_reach(tmp_path: Pat
     write_volume(tmp_path / "case_0000.nii.gz", values, (3.0, 1.5, 1.5))
     write_volume(tmp_path / "air_0000.nii.gz", np.full_like(values, -1000), (3.0, 1.5, 1.5))
     source = open_features(write_pretraining(tmp_path, tiny_plans(normalization_schemes=[scheme])))
-    np.testing.assert_array_equal(source.prepare(tmp_path / "case").body, expected)
+    np.testing.assert_array_equal(next(source.images.prepare([tmp_path / "case"])).body, expected)
     with pytest.raises(UserError, match="air"):
-        source.prepare(tmp_path / "air")
+        next(source.images.prepare([tmp_path / "air"]))
 
 
 @pytest.mark.parametrize("method", ["vox2vec", "sam"])

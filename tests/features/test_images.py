@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from nnssl.core.errors import UserError
-from nnssl.features.images import ImageGeometry, PreparedImage
-from nnssl.features.inputs import ImageGuard, find_cases
+from nnssl.features.cases import find_cases
+from nnssl.features.geometry import grid_geometry
+from nnssl.features.images import ImageReader, PreparedImage
 from tests.pretrainings import CT_JSON, tiny_plans
 
 TWO = {**CT_JSON, "channel_names": {"0": "T1", "1": "T2"}}
@@ -95,52 +96,52 @@ def _files(folder: Path, *names: str) -> list[tuple[str, ...]]:
 
 
 @pytest.mark.parametrize("where", [".", "imagesTs"])
-def test_ImageGuard__a_dataset_json_beside_or_above_names_the_modality(
+def test_ImageReader__a_dataset_json_beside_or_above_names_the_modality(
     tmp_path: Path, where: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     files = _files(tmp_path / where, "a_0000.nii.gz", "b_0000.nii.gz")
     _channels(tmp_path, "CT")
-    ImageGuard(Source(), files, allow=False)
+    ImageReader(Source(), files, allow=False)
     assert not caplog.messages
     _channels(tmp_path, "T2")
     with pytest.raises(UserError, match=r"MR \(T2\) in .*, CT in the pretraining on Dataset500_Source"):
-        ImageGuard(Source(), files, allow=False)
-    ImageGuard(Source(), files, allow=True)
+        ImageReader(Source(), files, allow=False)
+    ImageReader(Source(), files, allow=True)
     assert caplog.text.count("lets it pass") == 1
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]", '{"labels": {}}'])
-def test_ImageGuard__images_that_nothing_names_are_warned_of_once(
+def test_ImageReader__images_that_nothing_names_are_warned_of_once(
     tmp_path: Path, content: str | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "x").mkdir()
     if content is not None:
         (tmp_path / "x" / "dataset.json").write_text(content)
-    ImageGuard(Source(), _files(tmp_path / "x", *map(str, range(30))) + _files(tmp_path / "y", "a"), allow=False)
+    ImageReader(Source(), _files(tmp_path / "x", *map(str, range(30))) + _files(tmp_path / "y", "a"), allow=False)
     (warning,) = caplog.messages
     assert str(tmp_path / "x") in warning and str(tmp_path / "y") in warning and "CT" in warning
 
 
-def test_ImageGuard__of_more_channels_that_of_the_files_number_counts(
+def test_ImageReader__of_more_channels_that_of_the_files_number_counts(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     _channels(tmp_path, "PET", "CT")
-    ImageGuard(Source(), _files(tmp_path, "a_0001.nii.gz"), allow=False)
+    ImageReader(Source(), _files(tmp_path, "a_0001.nii.gz"), allow=False)
     assert not caplog.messages
     with pytest.raises(UserError, match="PET in"):
-        ImageGuard(Source(), _files(tmp_path, "a_0000.nii.gz"), allow=False)
-    ImageGuard(Source(), _files(tmp_path, "a.nii.gz", "a_0007.nii.gz"), allow=False)
+        ImageReader(Source(), _files(tmp_path, "a_0000.nii.gz"), allow=False)
+    ImageReader(Source(), _files(tmp_path, "a.nii.gz", "a_0007.nii.gz"), allow=False)
     assert len(caplog.messages) == 1
 
 
 def _image(name: str, orientation: str | None, spacing: float = 3.0) -> PreparedImage:
     affine = np.diag([1.5, 1.5, spacing, 1.0])  # along the array's axes; the grid's come in another order
-    geometry = ImageGeometry(affine, affine, (2, 0, 1), np.zeros(3), np.full(3, 8.0), np.full(3, 8.0))
+    geometry = grid_geometry(affine, affine, (2, 0, 1), [(0, 8)] * 3, [8] * 3)
     return PreparedImage(name, np.zeros((1, 8, 8, 8), np.float32), geometry, orientation)
 
 
-def test_ImageGuard__reports_orientations_and_voxels_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    guard = ImageGuard(Source(dataset_json={}), [], allow=False)
+def test_ImageReader__reports_orientations_and_voxels_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    guard = ImageReader(Source(dataset_json={}), [], allow=False)
     guard.report()
     assert not caplog.messages
     for image in (_image("a", "LPS"), _image("a", "LPS"), _image("b", "RAS"), _image("b", "LPI"), _image("c", None, 7)):
@@ -151,10 +152,10 @@ def test_ImageGuard__reports_orientations_and_voxels_once(tmp_path: Path, caplog
     assert "b (RAS), b (another) (LPI) (2 of 4)" in oriented
 
 
-def test_ImageGuard__without_a_known_orientation_the_images_are_compared_among_each_other(
+def test_ImageReader__without_a_known_orientation_the_images_are_compared_among_each_other(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    guard = ImageGuard(Source(orientation=None), [], allow=False)
+    guard = ImageReader(Source(orientation=None), [], allow=False)
     for image in (_image("a", None), _image("b", "LPS"), _image("c", "RAS")):
         guard.saw(image)
     guard.report()
