@@ -33,7 +33,7 @@ def is_main() -> bool:
 
 
 def row_counts(x: Tensor) -> list[int]:
-    """Return x.shape[0] of every rank, in rank order. Every rank has to call it."""
+    """Return x.shape[0] of every rank, in rank order. Every rank must call it."""
     if world_size() == 1:
         return [x.shape[0]]
     mine = torch.tensor([x.shape[0]], device=x.device)
@@ -43,10 +43,10 @@ def row_counts(x: Tensor) -> list[int]:
 
 
 def gather_rows(x: Tensor, counts: Sequence[int] | None = None) -> Tensor:
-    """Concatenate the rows of all ranks in rank order, with gradient; every rank has to call it.
+    """Concatenate the rows of all ranks in rank order, with gradient; every rank must call it.
 
     The backward pass sums the ranks' gradients and cuts out this rank's rows, so that each rank gets the gradient of
-    the sum of all ranks' losses; it is a collective too, so that x has to require a gradient on all ranks or on none.
+    the sum of all ranks' losses; it is a collective too, so x must require a gradient on all ranks or on none.
 
     Args:
         x: (n_r, ...) of any dtype; n_r may differ between ranks and may be 0, the other axes and the dtype may not.
@@ -82,7 +82,7 @@ def all_reduce_sum(x: Tensor) -> Tensor:
 
 
 def gather_objects(x: Any) -> list[Any]:
-    """Collect a picklable object of every rank, in rank order. Every rank has to call it."""
+    """Collect a picklable object of every rank, in rank order. Every rank must call it."""
     if world_size() == 1:
         return [x]
     gathered: list[Any] = [None] * world_size()
@@ -143,7 +143,7 @@ def usual_device() -> str:
 def resolve_device(device: str | None, num_gpus: int = 1) -> str:
     """Return the device to compute on: the given one if it is there, or for None `usual_device`.
 
-    Several processes without a device are for cards: on the CPU they have to be asked for.
+    Several processes without a device are for cards: on the CPU they must be asked for.
 
     Raises:
         UserError: as `check_device`.

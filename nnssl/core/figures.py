@@ -49,7 +49,7 @@ def check_output(output: str | Path, *endings: str) -> Path:
     file = Path(output)
     folder = file.resolve().parent
     if file.suffix != ".png":
-        raise UserError(f"-o {file} has to end in .png; the numbers are written beside it, with other endings")
+        raise UserError(f"-o {file} must end in .png; the numbers are written beside it, with other endings")
     check_folder(file)
     if not os.access(folder, os.W_OK | os.X_OK):
         raise UserError(f"the folder {folder} of -o cannot be written to; choose another one")

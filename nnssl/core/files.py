@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import json
 import os
 import re
@@ -52,6 +53,15 @@ def replace_file(file: Path, content: bytes) -> None:
         stream.write(content)
         stream.flush()
         os.fsync(stream.fileno())
+
+
+def file_digest(file: str | Path, size: int) -> str:
+    """Hash of a file's content, of `size` bytes in hexadecimal digits; raises OSError where it cannot be read."""
+    digest = hashlib.blake2b(digest_size=size)
+    with open(file, "rb") as opened:
+        while chunk := opened.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""What nnU-Net plans have to hold."""
+"""What nnU-Net plans must hold."""
 
 from __future__ import annotations
 

@@ -78,13 +78,13 @@ def _label(value: Any) -> Any:
 
 
 def _not_of_old_format(labels: Any) -> Any:
-    if isinstance(labels, dict) and labels and all(_is_digits(k) and isinstance(v, str) for k, v in labels.items()):
+    if (
+        isinstance(labels, dict)
+        and labels
+        and all(isinstance(v, str) and str(k).isdecimal() for k, v in labels.items())
+    ):
         raise ValueError(_OLD_FORMAT)
     return labels
-
-
-def _is_digits(key: Any) -> bool:
-    return isinstance(key, str) and key.isdecimal()
 
 
 def raise_faults(faults: Iterable[str]) -> None:

@@ -207,7 +207,7 @@ def listening(again: str, to_the_end: bool = False) -> Iterator[None]:
 
 
 def stop_if_told() -> None:
-    """Raise `Stopped` if a signal has come that a command has to obey."""
+    """Raise `Stopped` if a signal has come that a command must obey."""
     if _listener is not None and not _listener.saving:
         _listener.check()
 

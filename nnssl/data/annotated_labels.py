@@ -18,11 +18,11 @@ from typing import Any
 from nnssl.core.errors import UserError
 from nnssl.core.files import read_json, write_json
 from nnssl.core.schemas import DatasetFile
+from nnssl.data.inventory import named
 from nnssl.data.raw import read_dataset_json, read_raw_dataset
 
 KEY = "annotated_labels"
 _OUTSIDE = ("background", "ignore")  # need no annotation of their own
-_SHOWN = 5  # cases that a sentence names at most
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def read_annotated_labels(dataset_json: Mapping[str, Any], file: Path) -> Annota
     wrong = [case for case, names in given.items() if not _is_list_of_names(names)]
     if wrong:
         raise UserError(
-            f'{file}: under "{KEY}", {_few(wrong)} must have a list of label names, as in {_example(labels)}'
+            f'{file}: under "{KEY}", {named(wrong)} must have a list of label names, as in {_example(labels)}'
         )
     unknown: dict[str, list[str]] = {}
     for case, names in given.items():
@@ -82,7 +82,7 @@ def read_annotated_labels(dataset_json: Mapping[str, Any], file: Path) -> Annota
             if name not in labels:
                 unknown.setdefault(name, []).append(case)
     if unknown:
-        found = ", ".join(f"{name} (in {_few(cases)})" for name, cases in unknown.items())
+        found = ", ".join(f"{name} (in {named(cases)})" for name, cases in unknown.items())
         raise UserError(f'{file}: "{KEY}" names what is no label: {found}; the labels are '
                         f"{', '.join(labels) or 'none'} (background and ignore are not listed)")  # fmt: skip
     return AnnotatedLabels(labels, {case: frozenset(names) for case, names in given.items()})
@@ -92,7 +92,7 @@ def refuse_unknown_cases(annotations: AnnotatedLabels, known: Collection[str], f
     """Raise UserError where a listed case does not exist: the case that was meant would count as complete."""
     unknown = [case for case in annotations.listed if case not in known]
     if unknown:
-        raise UserError(f'{file}: "{KEY}" lists cases that do not exist: {_few(unknown)}; mend the names or remove '
+        raise UserError(f'{file}: "{KEY}" lists cases that do not exist: {named(unknown)}; mend the names or remove '
                         f"the entries (cases are named like {next(iter(sorted(known)), 'nothing here')})")  # fmt: skip
 
 
@@ -166,8 +166,3 @@ def _is_list_of_names(names: Any) -> bool:
 
 def _example(labels: Collection[str]) -> str:
     return json.dumps({"case_1": list(labels)[:1]})
-
-
-def _few(names: Sequence[str], shown: int = _SHOWN) -> str:
-    more = len(names) - shown
-    return ", ".join(names[:shown]) + (f" and {more} more" if more > 0 else "")

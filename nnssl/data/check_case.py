@@ -54,7 +54,7 @@ def load_case(
     Args:
         case: its files.
         reader: nnU-Net's class.
-        num_channels: that it has to have.
+        num_channels: that it must have.
         ct_channel: first channel in Hounsfield units, None if there is none.
         label_values: that a label map may hold; None to let all pass.
 

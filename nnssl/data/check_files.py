@@ -150,7 +150,7 @@ def _warnings(headers: Sequence[Header | None], reader: Callable[[], Any] | None
             yield f"{header.file.name}: {header.doubt}"
     for header in headers[1:]:
         if headers[0] is not None and header is not None and (apart := grid_difference(headers[0], header, reader)):
-            yield f"{header.file.name} lies elsewhere than {headers[0].file.name}: {apart}; check that they overlap"
+            yield f"{header.file.name} is elsewhere than {headers[0].file.name}: {apart}; check that they overlap"
 
 
 @contextmanager
@@ -196,7 +196,7 @@ def check_voxels(voxels: Voxels) -> None:
 
 
 def check_tiff(file: Path) -> None:
-    """The same for a TIFF, which has to be decoded for it.
+    """The same for a TIFF, which must be decoded for it.
 
     Raises:
         BadCase: damaged, or with values that are no numbers or larger than `LARGEST`.

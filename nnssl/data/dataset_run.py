@@ -49,7 +49,7 @@ logger = logging.getLogger("nnssl")
 
 
 class DatasetRun:
-    """Lists the dataset; then `plan`, `take_plans` or `adopt_plans`, and `preprocess` or `finish`.
+    """Lists the dataset; then `plan`, `take_plans` or `adopt_plans`, and `volumes.prepare` or `finish`.
 
     What exists and fits is read without a lock, so that the folder may be read-only.
     """
@@ -73,7 +73,7 @@ class DatasetRun:
 
     @cached_property
     def volumes(self) -> DatasetVolumes:
-        """The volumes of the plans, which have to be known."""
+        """The volumes of the plans, which must be known."""
         folder = self.home / resolved_configuration(self.plans, self.options.configuration).data_identifier
         return DatasetVolumes(self.options, self.dataset, self.files, self.plans, folder, self.found)
 
@@ -125,10 +125,6 @@ class DatasetRun:
                 self._scan()
         file = self._fingerprint_file
         return read_fingerprint(file) if file.is_file() else {}
-
-    def preprocess(self) -> PreparedDataset:
-        """Prepare what is not done yet, copy labels for nnU-Net's validation, and report."""
-        return self.volumes.prepare()
 
     def finish(self) -> PreparedDataset:
         """Report what planning has found out, where nothing is to be preprocessed."""

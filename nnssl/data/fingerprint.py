@@ -150,7 +150,7 @@ def is_outdated(content: dict[str, Any], dataset: RawDataset, files: RawFiles, h
 
 
 def make_fingerprint(scans: list[CaseScan], dataset: RawDataset) -> dict[str, Any]:
-    """Content of nnU-Net's dataset_fingerprint.json, from the healthy scans; there has to be one.
+    """Content of nnU-Net's dataset_fingerprint.json, from the healthy scans, one at least.
 
     Raises:
         UserError: the labels mark nothing anywhere.

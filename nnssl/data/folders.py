@@ -24,8 +24,8 @@ def require_folders(*names: str) -> tuple[Path, ...]:
     All but nnUNet_raw are made where they do not exist.
 
     Raises:
-        UserError: a variable is not set or holds no number of processes where it has to; nnUNet_raw does not exist; or
-            a folder cannot be made.
+        UserError: a variable is not set, or must hold a number of processes and does not; nnUNet_raw does not
+            exist; or a folder cannot be made.
     """
     for variable in _NUMBERS:  # nnU-Net reads them when it is imported, without a word
         value = os.environ.get(variable, "0")

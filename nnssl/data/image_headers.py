@@ -7,8 +7,10 @@ import json
 import logging
 import math
 import re
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from logging.handlers import BufferingHandler
 from pathlib import Path
 from typing import Any
 
@@ -166,7 +168,7 @@ def _nifti_affine(header: Any) -> NDArray[np.float64]:
 def _by_tifffile(file: Path, is_label: bool) -> Header:
     import tifffile
 
-    said = _Collected()
+    said = BufferingHandler(sys.maxsize)
     log = logging.getLogger("tifffile")
     log.addHandler(said)
     propagate, log.propagate = log.propagate, False
@@ -184,20 +186,12 @@ def _by_tifffile(file: Path, is_label: bool) -> Header:
     finally:
         log.removeHandler(said)
         log.propagate = propagate
-    broken = any("invalid page offset" in text or "corrupted" in text for text in said.texts)
+    texts = [record.getMessage() for record in said.buffer]
+    broken = any("invalid page offset" in text or "corrupted" in text for text in texts)
     if broken or end > file.stat().st_size:
         raise DamagedFile("cut: its pages do not end where the file does; copy it again")
     scalar = not colours and dtype.kind in "iufb"
     return Header(file, size, _tiff_spacing(file, is_label), dtype.itemsize, scalar, is_tiff=True)
-
-
-class _Collected(logging.Handler):
-    def __init__(self) -> None:
-        super().__init__()
-        self.texts: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.texts.append(record.getMessage())
 
 
 def _tiff_spacing(file: Path, is_label: bool) -> tuple[float, ...]:

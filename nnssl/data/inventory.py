@@ -94,7 +94,7 @@ class Comparison:
     show_progress: bool
 
     def sort_out(self, names: Iterable[str], anew: bool, may_note: bool) -> Inventory:
-        """Sort out cases; files of which only the time differs are read and compared by their hash.
+        """Sort out cases; files that differ in time alone are read and compared by their hash.
 
         Args:
             names: the cases.

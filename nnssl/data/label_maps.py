@@ -64,7 +64,7 @@ class Contradiction:
 def propose_annotated_labels(dataset_id: int | str, write: bool = False, num_processes: int | None = None) -> Proposal:
     """List for each case the labels that occur in its label map, where that is not all of them.
 
-    An annotated organ that is absent looks like one that nobody annotated: a person has to check the list.
+    An annotated organ that is absent looks like one that nobody annotated: a person must check the list.
 
     Args:
         dataset_id: number or name.

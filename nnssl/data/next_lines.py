@@ -108,7 +108,7 @@ def trainer_for(method: str, any_plans: bool = False) -> str:
 
     Args:
         method: of the pretraining.
-        any_plans: whether it has to bring the pretraining's network to plans of another one.
+        any_plans: whether it must bring the pretraining's network to plans of another one.
     """
     if any_plans and method not in _BRING_THEIR_NETWORK:
         return ANY_TRAINER

@@ -96,7 +96,7 @@ def plan_and_preprocess(
         plans = runs[0].plan(request)
         for run in runs[1:]:
             run.take_plans(plans, runs[0].dataset, request)
-        return [run.preprocess() if preprocess else run.finish() for run in runs]
+        return [run.volumes.prepare() if preprocess else run.finish() for run in runs]
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def prepare_datasets(
         plans: name of plans or of a preset.
         configuration: a 3D one of the plans.
         num_processes: for preprocessing, None for the default.
-        may_preprocess: False where several processes run at once; everything has to be there then.
+        may_preprocess: False where several processes run at once; everything must be there then.
         allow_other_intensities: whether datasets may be of another modality than the first one.
 
     Raises:

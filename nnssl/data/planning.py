@@ -72,7 +72,7 @@ class PlanRequest:
 
     @property
     def explicit(self) -> bool:
-        """Whether plans that exist have to agree with the request."""
+        """Whether plans that exist must agree with the request."""
         return any(option is not None for option in (self.planner, self.gpu_memory_target, self.target_spacing))
 
     def name(self) -> str:

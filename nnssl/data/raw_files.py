@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from nnssl.core.files import file_digest
 from nnssl.data.raw import RawCase
 
 _READ_TWICE = "changed"  # in place of the hash of a file that changed while it was read: equals no hash
@@ -58,7 +59,7 @@ class CaseFiles:
         """
         before = [None] * len(self.all()) if known is None else known.all()
         digests = [
-            b.digest if b and b.digest and (b.size, b.moment) == (s.size, s.moment) else _digest(file)
+            b.digest if b and b.digest and (b.size, b.moment) == (s.size, s.moment) else file_digest(file, 16)
             for file, s, b in zip(_names(case), self.all(), before, strict=True)
         ]
         same = self == CaseFiles.of(case)
@@ -136,14 +137,6 @@ def _state(file: str) -> FileState:
 
 def _names(case: RawCase) -> list[str]:
     return [*case.images, *([] if case.label is None else [case.label])]
-
-
-def _digest(file: str) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    with open(file, "rb") as opened:
-        while chunk := opened.read(2**20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _differ(before: FileState, now: FileState) -> bool:

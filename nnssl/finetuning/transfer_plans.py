@@ -136,7 +136,7 @@ def transfer(
     with explained_errors_of(preprocessed):
         run.adopt_plans(plans_of_target, request)
         fingerprint = run.fingerprint()
-        prepared = run.preprocess()
+        prepared = run.volumes.prepare()
     warn_of_images(given, _geometry(run, fingerprint))
     return _announce(pretrained, prepared, wanted.is_random, len(run.dataset.channel_names))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from nnssl.checkpoints.intensity import IntensityBridge, bridge_intensities
 from nnssl.checkpoints.pretrained import PretrainedEncoder, finished_pretrainings, read_pixel_encoder
 from nnssl.checkpoints.runs import checkpoint_of
 from nnssl.core.errors import UserError
+from nnssl.core.files import file_digest
 from nnssl.core.system import why
 from nnssl.data.guard import Images, warn_of_images
 from nnssl.data.loader import Aligner, RelativePosition, reading
@@ -53,8 +53,9 @@ def choose_aligner(asked: str | Path | None, config: Any, datasets: Sequence[str
     if path is None:
         return RelativePosition()
     encoder = read_pixel_encoder(path)
+    key = file_digest(path, 4)  # of the content: a moved checkpoint is the same, and a retrained one is another
     return EmbeddingAligner(
-        path.resolve(), encoder.method, _key(path), config.match_threshold, config.match_draws, config.match_back_mm
+        path.resolve(), encoder.method, key, config.match_threshold, config.match_draws, config.match_back_mm
     )
 
 
@@ -149,15 +150,6 @@ def resampled_size(size: Sequence[int], spacing: Sequence[float], wanted: Sequen
         n if abs(mm / other - 1) <= _SAME_SPACING else max(round(n * mm / other), 1)
         for n, mm, other in zip(size, spacing, wanted, strict=True)
     ]
-
-
-def _key(path: Path) -> str:
-    """Of the checkpoint's content, so that a moved one is the same and a retrained one is another."""
-    with open(path, "rb") as file:
-        digest = hashlib.blake2b(digest_size=4)
-        while chunk := file.read(2**20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _the_only_one(datasets: Sequence[str], results: Path) -> Path | None:

@@ -7,14 +7,14 @@ import logging
 import os
 import shlex
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nnssl.checkpoints.files import BEST, FINAL, LATEST, NNUNET_WEIGHTS, check_entries, load_checkpoint, load_content
 from nnssl.core.errors import UserError
-from nnssl.core.files import read_json, remove_leftovers
+from nnssl.core.files import read_json, remove_leftovers, write_json
 from nnssl.core.lock import REQUEUE_S, Lock
 from nnssl.core.own_files import RunFile
 from nnssl.core.system import unreadable
@@ -97,8 +97,17 @@ def held(folder: Path, continue_run: bool, overwrite: bool) -> Iterator[Claim | 
         yield claim
 
 
-def open_folder(folder: Path, anew: bool) -> None:
-    """Make a run's folder, without what killed processes left half-written; `anew` removes that of an earlier run.
+def open_folder(
+    folder: Path, anew: bool, described: Mapping[str, Any], plans: Mapping[str, Any], dataset_json: Mapping[str, Any]
+) -> None:
+    """Make a run's folder with the files that say what the run is.
+
+    Args:
+        folder: of the run; what killed processes left half-written there is removed.
+        anew: whether to remove all of an earlier run.
+        described: content of `config.json`.
+        plans: content of `plans.json`.
+        dataset_json: content of `dataset.json`.
 
     Raises:
         UserError: as `refuse_other_folder`; hours may have passed since it was asked.
@@ -108,6 +117,8 @@ def open_folder(folder: Path, anew: bool) -> None:
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     remove_leftovers(folder)
+    for name, content in ((CONFIG, described), ("plans.json", plans), ("dataset.json", dataset_json)):
+        write_json(folder / name, content)
 
 
 class Stored:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from nnssl.core.distributed import barrier, gather_objects, started_by_torchrun
+from nnssl.core.distributed import barrier, gather_objects, number_of_processes, started_by_torchrun, world_size
 from nnssl.core.errors import UserError
 from nnssl.core.signals import EXIT_INTERRUPTED, Interrupted, StopSignal
 from nnssl.core.system import why
@@ -38,7 +38,7 @@ log = logging.getLogger("nnssl")
 @contextlib.contextmanager
 def joined(device: str) -> Iterator[None]:
     """The processes that torchrun started meet, and wait for the one that waits for a folder; others need not."""
-    count = int(os.environ["WORLD_SIZE"]) if started_by_torchrun() else 1
+    count = number_of_processes(1)
     if count == 1:
         yield
         return
@@ -154,6 +154,8 @@ def _run(setup: Setup, device: str, rank: int, local_rank: int) -> None:
 
 def _check_same_everywhere(setup: Setup) -> None:
     """Refuse processes that see different volumes, plans or pairs (another disk, a listing that is not up to date)."""
+    if world_size() == 1:
+        return
     seen = (case_labels(setup.train), case_labels(setup.val), setup.plans, to_plain(setup.config), setup.resume is None,
             setup.aligner.identity)  # fmt: skip
     digests = gather_objects(hashlib.blake2b(repr(seen).encode()).hexdigest())

@@ -166,7 +166,7 @@ class LifeSigns:
 
     def _first_step(self) -> str:
         waiting, training = (self.cost.seconds[use] - self._before[use] for use in ("waiting", "training"))
-        return (f"first step, which includes the warm-up: {waiting + training:.1f} s, of which {waiting:.1f} s waiting "
+        return (f"first step, which includes the warm-up: {waiting + training:.1f} s, {waiting:.1f} s of it waiting "
                 f"for data")  # fmt: skip
 
     def _so_far(self, step: int) -> str:

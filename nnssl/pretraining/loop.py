@@ -26,7 +26,7 @@ from nnssl.methods.options import to_plain
 from nnssl.networks.sync_batch_norm import synchronise_batch_norm
 from nnssl.pretraining.life_signs import LifeSigns, Pace, announce
 from nnssl.pretraining.meters import Meters
-from nnssl.pretraining.optimisation import build_optimiser, choose_precision, learning_rate, set_learning_rate
+from nnssl.pretraining.optimisation import build_optimiser, choose_precision, learning_rate
 from nnssl.pretraining.pictures import draw_reconstruction, draw_views
 from nnssl.pretraining.probe import OnlineProbe
 from nnssl.pretraining.reporting import Reporter
@@ -126,8 +126,8 @@ class Pretraining:
     def _train_step(self, batch: LoadedBatch) -> None:
         # a resumed run must draw the same random numbers as an uninterrupted one
         torch.manual_seed(int(np.random.SeedSequence([self.config.seed, self.step, rank()]).generate_state(1)[0]))
-        rate = learning_rate(self.config, self.step)
-        set_learning_rate(self.optimiser, rate)
+        for group in self.optimiser.param_groups:
+            group["lr"] = learning_rate(self.config, self.step)
         output = self._forward(self.model, batch)
         self.optimiser.zero_grad(set_to_none=True)
         self.scaler.scale(output.loss).backward()

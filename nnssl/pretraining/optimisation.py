@@ -39,12 +39,6 @@ def learning_rate(config: MethodConfig, step: int) -> float:
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
-def set_learning_rate(optimiser: optim.Optimizer, rate: float) -> None:
-    """Give all parameter groups one rate."""
-    for group in optimiser.param_groups:
-        group["lr"] = rate
-
-
 def choose_precision(config: MethodConfig, device: torch.device) -> torch.dtype:
     """Type of the autocast; `auto` is bfloat16 where the card has it, else float16, and float32 on the CPU."""
     named = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nnssl.checkpoints.files import FINAL, NNUNET_WEIGHTS
-from nnssl.core.distributed import resolve_device
-from nnssl.core.files import write_json
+from nnssl.core.distributed import resolve_device, started_by_torchrun
 from nnssl.data.folders import explained_errors_of
 from nnssl.data.pool import default_processes
 from nnssl.data.prepare_resized import prepare_resized_bodies
 from nnssl.pretraining.alignment import prepare_embeddings
 from nnssl.pretraining.finished import FinishedRun, finished_run
-from nnssl.pretraining.folder import CONFIG, held, open_folder, writes
+from nnssl.pretraining.folder import held, open_folder, writes
 from nnssl.pretraining.launch import joined, launch
 from nnssl.pretraining.request import Request
 from nnssl.pretraining.run_log import open_run_log, run_log
@@ -93,14 +92,11 @@ def _train(request: Request, setup: Setup) -> None:
             _for_stock_trainers(setup.folder)
         return
     _prepare_bodies(setup, request)
-    prepare_embeddings(setup, request.device, request.may_preprocess, request.allow_other_intensities)
+    prepare_embeddings(setup, request.device, not started_by_torchrun(), request.allow_other_intensities)
     if writes():
-        open_folder(setup.folder, request.overwrite)
+        described = setup.described(request.device)
+        open_folder(setup.folder, request.overwrite, described, setup.plans, setup.dataset_json)
         open_run_log(setup.folder)
-        contents = ((CONFIG, setup.described(request.device)), ("plans.json", setup.plans),
-                    ("dataset.json", setup.dataset_json))  # fmt: skip
-        for name, content in contents:
-            write_json(setup.folder / name, content)
     launch(setup, request.device, request.num_gpus)
     _for_stock_trainers(setup.folder)
     log.info(f"finished: {setup.folder / FINAL}")
@@ -111,7 +107,7 @@ def _prepare_bodies(setup: Setup, request: Request) -> None:
     if largest is not None:
         with explained_errors_of(setup.train.folders[0].images.parents[1]):
             prepare_resized_bodies((setup.train, setup.val), largest, default_processes(request.num_processes),
-                                   request.may_preprocess)  # fmt: skip
+                                   not started_by_torchrun())  # fmt: skip
 
 
 def _for_stock_trainers(folder: Path) -> None:

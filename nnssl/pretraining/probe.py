@@ -99,7 +99,7 @@ class OnlineProbe:
         return metrics
 
     def state(self) -> dict[str, Any]:
-        """What a continued run needs, and which data it has to have; tensors and plain types."""
+        """What a continued run needs, and which data it must have; tensors and plain types."""
         return {
             "identity": self.data.identity,
             "heads": self.heads.state_dict(),

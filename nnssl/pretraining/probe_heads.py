@@ -191,7 +191,7 @@ def sample_voxels(rng: np.random.Generator, classes: np.ndarray, count: int = VO
 
     Args:
         rng: source of the draws, with repetition.
-        classes: (Z, Y, X), -1 where a voxel counts for nothing; some voxel has to count.
+        classes: (Z, Y, X), -1 where a voxel counts for nothing; one voxel at least must count.
         count: voxels to draw, about.
     """
     flat = classes.ravel()

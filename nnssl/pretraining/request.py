@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from nnssl.checkpoints.files import FINAL
 from nnssl.checkpoints.pretrained import RANDOM
 from nnssl.checkpoints.runs import checkpoint_of
 from nnssl.core.distributed import number_of_processes, started_by_torchrun
@@ -62,11 +63,6 @@ class Request:
         """Raises UserError where there is no such method."""
         return get_method(self.method)
 
-    @property
-    def may_preprocess(self) -> bool:
-        """False where several processes would do it at the same time."""
-        return not started_by_torchrun()
-
     def check(self) -> None:
         """Refuse what can be refused before hours of preprocessing.
 
@@ -90,7 +86,7 @@ class Request:
         """Plan and preprocess the datasets where that is missing; raises as `check` and `prepare_datasets`."""
         self.check()
         return prepare_datasets(self.dataset_ids, self.plans, self.configuration, self.num_processes,
-                                self.may_preprocess, self.allow_other_intensities)  # fmt: skip
+                                not started_by_torchrun(), self.allow_other_intensities)  # fmt: skip
 
     def folder(self, prepared: PreparedDatasets) -> Path:
         """The run's folder."""
@@ -114,11 +110,11 @@ class Request:
         if self.continue_run and resume is None:
             log.warning(f"there is no run to continue in {folder}: a new one starts")
         resolved = resolve_configuration(prepared.plans, self.configuration)
-        config = resolve_sizes(self._config(resume), resolved, number_of_processes(self.num_gpus))
+        config = self._config(resume)
         train, val = hold_out(prepared.folders, self.fold, config.seed)
         setup = Setup(
             method=self.method,
-            config=config,
+            config=resolve_sizes(config, resolved, number_of_processes(self.num_gpus)),
             plans=prepared.plans,
             dataset_json=prepared.dataset_json,
             fingerprint=prepared.fingerprint,
@@ -137,7 +133,7 @@ class Request:
         )
         if resume is not None:
             check_same_run(setup, resume)
-        if not setup.is_finished:
+        if latest is None or latest.name != FINAL:
             self._check_start(setup)
         return setup
 
@@ -164,7 +160,7 @@ class Request:
         if self.probe is None:
             return None
         return prepare_probe(self.probe, prepared, self.configuration, self.probe_every, self.num_processes,
-                             self.may_preprocess, self.allow_other_intensities)  # fmt: skip
+                             not started_by_torchrun(), self.allow_other_intensities)  # fmt: skip
 
     def _check_start(self, setup: Setup) -> None:
         """Refuse what can be refused before the folder of an earlier run is touched, then warn.

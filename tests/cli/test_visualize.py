@@ -169,7 +169,7 @@ def test_main__images_and_cases_of_another_modality(
 def test_main__mistakes_are_one_sentence(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     image, picture = _images(root)[0], str(tmp_path / "a.png")
     for expected, arguments in (
-        ("has to end in .png", ["pca", "-m", _run(root), "-i", image, "-o", "a.jpg"]),
+        ("must end in .png", ["pca", "-m", _run(root), "-i", image, "-o", "a.jpg"]),
         ("holds no finished run", ["pca", "-m", str(tmp_path), "-i", image, "-o", picture]),
         ("-level 9 does not exist", ["pca", "-m", _run(root), "-i", image, "-o", picture, "-level", "9"]),
         ("there is no image", ["pca", "-m", _run(root), "-i", "nothing", "-o", picture]),

@@ -12,7 +12,7 @@ from nnssl.core.figures import check_output, save_numbers
 
 def test_check_output__a_png_in_a_folder_that_exists(tmp_path: Path) -> None:
     assert check_output(tmp_path / "a.png") == tmp_path / "a.png"
-    with pytest.raises(UserError, match=r"has to end in \.png"):
+    with pytest.raises(UserError, match=r"must end in \.png"):
         check_output(tmp_path / "a.jpg")
     with pytest.raises(UserError, match="of -o does not exist"):
         check_output(tmp_path / "b" / "a.png")

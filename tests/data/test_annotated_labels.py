@@ -56,7 +56,7 @@ def test_read_annotated_labels__regions() -> None:
         ),
         ({"a": ["background"]}, r"no label: background \(in a\).*background and ignore are not listed"),
         ({"a": ["liver", "ignore"]}, r"no label: ignore \(in a\)"),
-        ({f"{i}": ["x"] for i in range(7)}, r"x \(in 0, 1, 2, 3, 4 and 2 more\)"),
+        ({f"{i}": ["x"] for i in range(12)}, r"x \(in 0, 1, 10, 11, 2, 3, 4, 5, 6, 7 and 2 more\)"),
     ],
 )
 def test_read_annotated_labels__mistakes_are_one_sentence(given: Any, message: str) -> None:

@@ -57,7 +57,7 @@ def test_check_files__a_label_elsewhere_is_warned_of(
     if said is None:
         assert warnings == ()
     else:
-        assert "a.nii.gz lies elsewhere than a_0000.nii.gz: " in warnings[0]
+        assert "a.nii.gz is elsewhere than a_0000.nii.gz: " in warnings[0]
         if not reader.__name__.endswith("WithReorient") or "origin" in other:  # turned, they have other origins too
             assert said in warnings[0]
 
