@@ -26,10 +26,19 @@ class PyramidSegmentation(nn.Module):
         backbone: The pretrained part.
         head: From the pyramid to logits at the size of its finest level.
         bridge: What gives the image the intensities of the pretraining; None where it has them already.
+        fixed_background: The head has one output for each class but the background, whose logit is 0: the largest
+            logit then is a class if its sigmoid is above one half.
     """
 
-    def __init__(self, backbone: FeaturePyramid, head: SegmentationHead, bridge: IntensityBridge | None) -> None:
+    def __init__(
+        self,
+        backbone: FeaturePyramid,
+        head: SegmentationHead,
+        bridge: IntensityBridge | None,
+        fixed_background: bool = False,
+    ) -> None:
         super().__init__()
+        self.fixed_background = fixed_background
         self.bridge, self.backbone, self.head = bridge, backbone, head
         self.input_channels, self.frozen = backbone.input_channels, False
         self._alone = _cannot_be_one_cell(backbone)
@@ -45,7 +54,8 @@ class PyramidSegmentation(nn.Module):
             x = F.pad(x, (0, self.backbone.divisor[2]))
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             pyramid = self.backbone(x)
-        return upsampled_to(self.head(pyramid), self.backbone.strides[0], size)
+        logits = upsampled_to(self.head(pyramid), self.backbone.strides[0], size)
+        return F.pad(logits, (0, 0, 0, 0, 0, 0, 1, 0)) if self.fixed_background else logits
 
     def pretrained_tensors(self) -> Mapping[str, Tensor]:
         """All of the backbone that its maps depend on."""
@@ -167,9 +177,10 @@ def build_segmentation(
 
     Args:
         network: `plans["nnssl"]["network"]`: levels ("encoder" or "decoder"), head ("linear" and "nonlinear": on the
-            feature maps; "unet": the plans' whole network), intensity (channels of `IntensityBridge`, or None), and
-            backbone (`nnssl.networks.build.network_entries` of the pretraining's plans) where the feature maps are not
-            those of the configuration's network.
+            feature maps; "unet": the plans' whole network), intensity (channels of `IntensityBridge`, or None),
+            background ("fixed" for a logit of 0 on the feature maps; else it is trained), and backbone
+            (`nnssl.networks.build.network_entries` of the pretraining's plans) where the feature maps are not those of
+            the configuration's network.
         configuration: Resolved 3D configuration of the plans.
         num_input_channels: Number of channels of the image.
         num_classes: Number of output channels.
@@ -190,7 +201,9 @@ def build_segmentation(
         return UNetSegmentation(whole, pretrained_part(whole, configuration, levels), num_input_channels, bridge)
     channels_only = {"normalization_schemes": configuration["normalization_schemes"]}
     backbone = backbone_of({**configuration, **network.get("backbone", {}), **channels_only}, levels)
-    return PyramidSegmentation(backbone, _HEADS[kind](backbone.channels, backbone.strides, num_classes), bridge)
+    fixed = network.get("background") == "fixed"
+    head = _HEADS[kind](backbone.channels, backbone.strides, num_classes - fixed)
+    return PyramidSegmentation(backbone, head, bridge, fixed)
 
 
 def saved_tensors(module: nn.Module) -> dict[str, Tensor]:

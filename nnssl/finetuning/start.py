@@ -75,7 +75,7 @@ class Wanted:
 
     def refuse_method(self, method: str) -> str:
         """What to say of a pretraining with a method that will not do, as the end of a sentence."""
-        finetunes = self.head == "nonlinear" and self.trainer.endswith("Finetune")
+        finetunes = self.head == "nonlinear" and "Finetune" in self.trainer
         other = "nnUNetTrainer_SSLFinetune" if finetunes else _ANY_METHOD[self.head]
         other = _MASKED.get(method, other) if self.head == UNET else other
         return (f"was pretrained with {method}, and {self.trainer} is for {self.method}: type -tr {other}, or pretrain "

@@ -119,6 +119,10 @@ class PretrainedTrainer(UsableCases):
             axes, self.inference_allowed_mirroring_axes = (), None
         return rotation, flat, size, axes
 
+    def of_network(self) -> dict[str, Any]:
+        """What the recipe adds to the description of the network, see `build_segmentation`."""
+        return {}
+
     def take_up(self, began: dict[str, Any]) -> None:
         """Go on with what a checkpoint's `plans["nnssl"]` says of its training, before the network is built."""
 
@@ -145,6 +149,7 @@ class PretrainedTrainer(UsableCases):
         if not self.from_scratch:
             wanted = replace(wanted, seen=self._seen())
         start = find_start(wanted, self.from_scratch, Path(str(nnUNet_results)))
+        start.block["network"].update(self.of_network())
         for note in start.notes:
             self.print_to_log_file(f"Note: {note}")
         for warning in start.warnings:
