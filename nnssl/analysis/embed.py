@@ -6,7 +6,6 @@ import json
 import logging
 import re
 import time
-import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -31,9 +30,9 @@ from nnssl.core.own_files import EmbeddingFile
 from nnssl.data.folders import check_output_folder
 from nnssl.data.next_lines import command, device_flag
 from nnssl.data.raw import RawCase
-from nnssl.features.body import ALL_AIR, body_vector, sample_features
+from nnssl.features.body import ALL_AIR, VOXELS, body_vector, fit_projection
 from nnssl.features.cases import find_cases
-from nnssl.features.components import Moments, Projection, load_projection
+from nnssl.features.components import Projection, load_projection
 from nnssl.features.images import ImageReader, PreparedImage, prepare_raw_case
 from nnssl.features.model import PretrainedModel, load_pretrained
 from nnssl.features.tiles import dense_features, dense_shape, tile_for
@@ -47,8 +46,6 @@ _SETTINGS, _PCA = "embedding.json", "pca.npz"
 _OUTPUTS = (_PCA, "vectors.npz", "vectors.csv")
 _LEFT = re.compile(r"\..+\.\d+(\.b2nd|\.nii\.gz)(\.npy)?", re.DOTALL)
 _SAVE_EVERY = 10  # cases
-VOXELS = 50_000  # of all cases together, for the fit
-TILES = 256  # of all cases together, that hold these voxels; at least one of each case
 
 
 @dataclass(frozen=True)
@@ -206,15 +203,8 @@ class _Job:
 
     def _fit(self, cases: list[RawCase], left_out: dict[str, str]) -> Projection:
         log.info(f"fitting the components on up to {VOXELS} body voxels of {len(cases)} cases")
-        moments = Moments()
-        voxels, tiles = (-(-most // len(cases)) for most in (VOXELS, TILES))
-        for case in cases:
-            rng = np.random.default_rng(zlib.crc32(case.name.encode()))
-            image = self._prepare(case, left_out)
-            if image is not None and image.body is not None:
-                moments.add(sample_features(self.model, image.values, image.body, self.level, voxels, tiles, rng,
-                                            self.device))  # fmt: skip
-        return moments.project(self.settings["components"], self.level, self.model.fingerprint)
+        prepared = (image for case in cases if (image := self._prepare(case, left_out)) is not None)
+        return fit_projection(self.model, prepared, len(cases), self.settings["components"], self.level, self.device)
 
     def _write(self, image: PreparedImage, projection: Projection | None, ending: str) -> None:
         started, file = time.perf_counter(), self.folder / f"{image.name}{ending}"

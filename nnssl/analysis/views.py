@@ -129,7 +129,7 @@ def _prepare(
     """The run's method, an augmented batch of cases, and their names."""
     device = resolve_device(device)
     if step < 0:
-        raise UserError(f"--step has to be at least 0, not {step}")
+        raise UserError(f"--step must be at least 0, not {step}")
     content = run.content
     method_class = get_method(content["method"])
     volumes = _volumes(content, cases, run.checkpoint)

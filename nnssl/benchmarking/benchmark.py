@@ -17,7 +17,7 @@ from nnssl.benchmarking.results import Results, differences, write_tables
 from nnssl.benchmarking.subsets import amounts_of, extend_folds
 from nnssl.benchmarking.trainings import Training, all_trainings, collect, missing_lines, score_training
 from nnssl.benchmarking.workflow import TaskFailed, run_task
-from nnssl.benchmarking.workspace import Workspace, open_workspace, read_source, write_workspace
+from nnssl.benchmarking.workspace import Workspace, open_workspace, write_workspace
 from nnssl.core.distributed import check_device, resolve_device, usual_device
 from nnssl.core.errors import UserError
 from nnssl.core.names import check_name
@@ -101,7 +101,7 @@ def benchmark(
     amounts = amounts_of(len(training), FRACTIONS if not fractions and not cases else fractions, cases)
     workspace = replace(workspace, folds=extend_folds(workspace.folds, training, amounts, seeds))
     if not collect_only:  # finished trainings no longer need their pretraining or variables
-        methods = [resolve(m, workspace.source.plans[m.plans], configuration, os.environ) for m in methods]
+        methods = [resolve(m, workspace.plans[m.plans], configuration, os.environ) for m in methods]
     tasks = all_trainings(workspace, methods, amounts, seeds, device)
     mine, failed = tasks[part_id::num_parts], []
     if dry_run:
@@ -111,7 +111,7 @@ def benchmark(
         write_workspace(workspace, methods)
         failed = _train(mine, score)
     results, missing = collect(tasks, amounts, seeds, score)
-    _report(results, missing, baseline or methods[0].name, home / "results", workspace.dataset)
+    _report(results, missing, baseline or methods[0].name, home / "results", workspace.source.name)
     if failed:
         raise UserError("some trainings failed; fix the cause and run the same command again to continue:\n"
                         + "\n".join(failed))  # fmt: skip
@@ -125,10 +125,10 @@ def _open(
     """Check dataset, plans, tolerance and folder, and open the workspace; write nothing."""
     (preprocessed,) = require_folders("nnUNet_preprocessed")
     name = dataset_name(dataset)
-    source = read_source(preprocessed, name, configuration, dict.fromkeys(m.plans for m in methods))
-    read_structures(source.dataset_json, next(iter(source.plans.values())), tolerance)
     raw = Path(os.environ["nnUNet_raw"]) / name if os.environ.get("nnUNet_raw") else None
-    workspace = open_workspace(home, source, raw, test)
+    plans = dict.fromkeys(m.plans for m in methods)
+    workspace = open_workspace(home, preprocessed / name, configuration, plans, raw, test)
+    read_structures(workspace.dataset_json, next(iter(workspace.plans.values())), tolerance)  # checks the tolerance
     log.info(f"test set: {len(workspace.test.cases)} cases ({workspace.test.source}); "
              f"{len(workspace.test.training)} cases for training")  # fmt: skip
     return workspace

@@ -195,7 +195,7 @@ def _rows(
             if found is None:
                 continue
             best = [round(mean, 3) == top for (mean, _), top in zip(found, highest, strict=True)]
-            shown = [bold.format(_score(*c)) if b else _score(*c) for c, b in zip(found, best, strict=True)]
+            shown = [bold.format(score_text(*c)) if b else score_text(*c) for c, b in zip(found, best, strict=True)]
             seeds = len(results.seeds_of(method, cases=amount.cases))
             name = method if seeds == results.seeds else f"{method} ({seeds} of {results.seeds} seeds)"
             gap = gaps.get((method, amount.cases))
@@ -234,7 +234,8 @@ def _caption(results: Results, metric: str) -> str:
     return f"{text} Tolerances in mm: {listed}."
 
 
-def _score(mean: float, deviation: float) -> str:
+def score_text(mean: float, deviation: float) -> str:
+    """A score with its deviation, if it has one; `-` if it is NaN."""
     if math.isnan(mean):
         return "-"
     return f"{mean:.3f}" if math.isnan(deviation) else f"{mean:.3f} ± {deviation:.3f}"

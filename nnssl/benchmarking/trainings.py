@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -60,7 +62,7 @@ class Training(Task):
             entries = read_json(self.predictions / "summary.json", SummaryFile)["metric_per_case"]
         except UserError:  # missing or cut off
             return set()
-        return {Path(entry["prediction_file"]).name[: -len(self.workspace.source.ending)] for entry in entries}
+        return {Path(entry["prediction_file"]).name[: -len(self.workspace.ending)] for entry in entries}
 
 
 def all_trainings(
@@ -68,56 +70,48 @@ def all_trainings(
 ) -> list[Training]:
     """All trainings, ordered so that an interrupted benchmark has compared all methods on the same subsets."""
     folds = {(fold.cases, fold.seed): fold for fold in workspace.folds}
-    return [
-        _training(workspace, method, folds[amount.cases, seed], device)
-        for seed in range(seeds)
-        for amount in amounts
-        for method in methods
-    ]
-
-
-def _training(workspace: Workspace, method: Method, fold: Fold, device: str) -> Training:
-    source, results = workspace.source, workspace.home / "nnUNet_results" / method.name
-    model = f"{method.trainer}__{source.plans[method.plans]['plans_name']}__{source.configuration}"
-    which = (dataset_argument(workspace.dataset), source.configuration, str(fold.number))
-    folders = {
-        "nnUNet_preprocessed": str(workspace.preprocessed),
-        "nnUNet_results": str(results),  # one per method: models from different pretrainings have the same name
-    }
-    return Training(
-        home=workspace.home,
-        key=f"{method.name}_fold_{fold.number}",
-        title=f"{method.name}, {fold.cases} cases, seed {fold.seed} (fold {fold.number})",
-        command=("nnUNetv2_train", *which, "-tr", method.trainer, "-p", method.plans, "-device", device),
-        variables={**folders, **method.variables},
-        shown=_SHOWN,
-        workspace=workspace,
-        method=method,
-        fold=fold,
-        folder=results / workspace.dataset / model / f"fold_{fold.number}",
-    )
+    dataset, configuration = workspace.source.name, workspace.configuration
+    found = []
+    for seed, amount, method in product(range(seeds), amounts, methods):
+        fold = folds[amount.cases, seed]
+        results = workspace.home / "nnUNet_results" / method.name
+        model = f"{method.trainer}__{workspace.plans[method.plans]['plans_name']}__{configuration}"
+        which = (dataset_argument(dataset), configuration, str(fold.number))
+        folders = {
+            "nnUNet_preprocessed": str(workspace.preprocessed),
+            "nnUNet_results": str(results),  # one per method: models from different pretrainings have the same name
+        }
+        found.append(
+            Training(
+                home=workspace.home,
+                key=f"{method.name}_fold_{fold.number}",
+                title=f"{method.name}, {fold.cases} cases, seed {seed} (fold {fold.number})",
+                command=("nnUNetv2_train", *which, "-tr", method.trainer, "-p", method.plans, "-device", device),
+                variables={**folders, **method.variables},
+                shown=_SHOWN,
+                workspace=workspace,
+                method=method,
+                fold=fold,
+                folder=results / dataset / model / f"fold_{fold.number}",
+            )
+        )
+    return found
 
 
 def score_training(task: Training, tolerance: Sequence[str | float], absent: Absent, num_processes: int) -> Evaluation:
     """Scores of a finished training, computed once and kept beside its predictions; for the options see `evaluate`."""
-    workspace, source = task.workspace, task.workspace.source
-    plans, cases = source.plans[task.method.plans], workspace.test.cases
-    structures = read_structures(source.dataset_json, plans, tolerance)
-    known = _read_known(task.predictions / JSON)
-    if known is not None and (known.structures, known.absent, known.cases) == (structures, absent, cases):
-        return known
-    files = {case: f"{case}{source.ending}" for case in cases}
+    workspace = task.workspace
+    plans, dataset_json, cases = workspace.plans[task.method.plans], workspace.dataset_json, workspace.test.cases
+    structures = read_structures(dataset_json, plans, tolerance)
+    with suppress(UserError):  # missing or damaged: compute it again
+        known = read_evaluation(task.predictions / JSON)
+        if (known.structures, known.absent, known.cases) == (structures, absent, cases):
+            return known
+    files = {case: f"{case}{workspace.ending}" for case in cases}
     pairs = {case: (workspace.truth / name, task.predictions / name) for case, name in files.items()}
-    evaluation = evaluate_cases(pairs, source.dataset_json, plans, tolerance, absent, num_processes)
+    evaluation = evaluate_cases(pairs, dataset_json, plans, tolerance, absent, num_processes)
     write_evaluation(evaluation, task.predictions)
     return evaluation
-
-
-def _read_known(file: Path) -> Evaluation | None:
-    try:
-        return read_evaluation(file)
-    except UserError:  # missing or damaged: compute it again
-        return None
 
 
 def collect(

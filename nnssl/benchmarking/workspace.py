@@ -27,90 +27,33 @@ _TRUTH = "gt_segmentations"
 
 
 @dataclass(frozen=True)
-class Source:
-    """The user's preprocessed dataset."""
-
-    folder: Path
-    dataset_json: dict[str, Any]
-    plans: dict[str, dict[str, Any]]
-    configuration: str
-
-    @property
-    def ending(self) -> str:
-        """Of label files."""
-        return str(self.dataset_json["file_ending"])
-
-    @property
-    def data_folders(self) -> list[Path]:
-        """Folders of preprocessed cases, of all plans."""
-        names = {_identifier(plans, self.configuration) for plans in self.plans.values()}
-        return [self.folder / name for name in sorted(names)]
-
-    def labelled(self) -> list[str]:
-        """Cases that are preprocessed for all plans and have a label.
-
-        Raises:
-            UserError: the dataset is not preprocessed for one of the plans, or no case has a label.
-        """
-        from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
-
-        truth = self.folder / _TRUTH
-        names = {f.name[: -len(self.ending)] for f in truth.glob(f"*{self.ending}")} if truth.is_dir() else set()
-        for folder in self.data_folders:
-            if not folder.is_dir():
-                raise UserError(f"{folder} does not exist; preprocess these plans and {self.configuration} first "
-                                f"(nnssl_plan_and_preprocess, or nnUNetv2_preprocess)")  # fmt: skip
-            names &= set(infer_dataset_class(str(folder)).get_identifiers(str(folder)))
-            names -= unused_cases(folder).keys()
-        if len(names) < 2:
-            raise UserError(f"{self.folder} has {len(names)} preprocessed cases with labels and the benchmark needs at "
-                            f"least 2; add some, and preprocess them")  # fmt: skip
-        return sorted(names)
-
-
-def read_source(preprocessed: Path, dataset: str, configuration: str, plans: Iterable[str]) -> Source:
-    """Read dataset.json and the plans.
-
-    Raises:
-        UserError: a file or the configuration is missing, or the plans name a class that is not trusted.
-    """
-    folder = preprocessed / dataset
-    found: dict[str, dict[str, Any]] = {}
-    for name in plans:
-        plans_file = load_plans(folder, name)
-        if plans_file is None:
-            raise UserError(f"there are no plans {name} in {folder}; plan and preprocess the dataset first, or name "
-                            f"other plans with -p")  # fmt: skip
-        found[name], known = plans_file, plans_file["configurations"]
-        if configuration not in known:
-            raise UserError(f"{folder / name}.json has no configuration {configuration}; take one of "
-                            f"{', '.join(known)} with -c")  # fmt: skip
-        refuse_untrusted_names(plans_file, any_configuration(plans_file, configuration), folder / f"{name}.json")
-    return Source(folder, read_dataset_json(folder), found, configuration)
-
-
-@dataclass(frozen=True)
 class Workspace:
     """The data that all parts of the benchmark share.
 
     Args:
         home: the benchmark's folder.
-        source: the user's dataset.
+        source: the user's folder of the preprocessed dataset.
+        dataset_json: of the dataset.
+        plans: by name.
+        configuration: of the plans.
         test: the test set.
         folds: all subsets so far, ordered by number.
         record: content of `splits.json`: decisions of earlier calls, and the choice of the test set.
     """
 
     home: Path
-    source: Source
+    source: Path
+    dataset_json: dict[str, Any]
+    plans: dict[str, dict[str, Any]]
+    configuration: str
     test: HeldOut
     folds: list[Fold]
     record: dict[str, Any]
 
     @property
-    def dataset(self) -> str:
-        """Full name."""
-        return self.source.folder.name
+    def ending(self) -> str:
+        """Of label files."""
+        return str(self.dataset_json["file_ending"])
 
     @property
     def preprocessed(self) -> Path:
@@ -120,36 +63,81 @@ class Workspace:
     @property
     def truth(self) -> Path:
         """Label files of training and test cases."""
-        return self.preprocessed / self.dataset / _TRUTH
+        return self.preprocessed / self.source.name / _TRUTH
 
 
-def open_workspace(home: Path, source: Source, raw: Path | None, choice: str | None) -> Workspace:
+def open_workspace(
+    home: Path, source: Path, configuration: str, plans: Iterable[str], raw: Path | None, choice: str | None
+) -> Workspace:
     """Open the workspace with its folds so far; write nothing.
 
     Args:
         home: the benchmark's folder.
-        source: the user's dataset.
+        source: the user's folder of the preprocessed dataset.
+        configuration: of the plans.
+        plans: names of all plans.
         raw: the dataset's folder in nnUNet_raw, if that is set.
         choice: see `choose_test_set`; None keeps the test set of an existing benchmark.
 
     Raises:
-        UserError: the folder has a benchmark of other data; see `choose_test_set`.
+        UserError: a file or the configuration is missing, or the plans name a class that is not trusted; the folder has
+            a benchmark of other data; see `labelled_cases` and `choose_test_set`.
     """
-    file = home / RECORD
+    known = {name: _read_plans(source, name, configuration) for name in plans}
+    dataset_json, file = read_dataset_json(source), home / RECORD
     if not file.is_file() and (home / "nnUNet_preprocessed").exists():  # it may be the user's own
         raise UserError(
             f"{home} has a folder nnUNet_preprocessed that no benchmark made; choose another folder with -o"
         )
     record = read_json(file, BenchmarkFile, "choose another folder with -o") if file.is_file() else {}
-    splits_file = source.folder / _SPLITS
+    splits_file = source / _SPLITS
     splits = read_json(splits_file, SplitsFile) if splits_file.is_file() else None
-    test = choose_test_set(choice or record.get("choice"), source.labelled(), splits, raw, source.ending)
-    now = {"dataset": source.folder.name, "configuration": source.configuration, "test": test.cases,
-           "training": test.training}  # fmt: skip
+    ending = dataset_json["file_ending"]
+    labelled = labelled_cases(source, {_identifier(of_name, configuration) for of_name in known.values()}, ending)
+    test = choose_test_set(choice or record.get("choice"), labelled, splits, raw, ending)
+    now = {"dataset": source.name, "configuration": configuration, "test": test.cases, "training": test.training}
     if odd := [key for key in now if record and record[key] != now[key]]:
         raise UserError(f"{home} has a benchmark with another {odd[0]} ({file}); choose another folder with -o")
     folds = [Fold(f["fold"], f["cases"], f["seed"], tuple(f["train"])) for f in record.get("folds", [])]
-    return Workspace(home, source, test, folds, {"choice": choice, **record, **now})
+    return Workspace(home, source, dataset_json, known, configuration, test, folds, {"choice": choice, **record, **now})
+
+
+def _read_plans(source: Path, name: str, configuration: str) -> dict[str, Any]:
+    plans = load_plans(source, name)
+    if plans is None:
+        raise UserError(f"there are no plans {name} in {source}; plan and preprocess the dataset first, or name other "
+                        f"plans with -p")  # fmt: skip
+    if configuration not in plans["configurations"]:
+        raise UserError(f"{source / name}.json has no configuration {configuration}; take one of "
+                        f"{', '.join(plans['configurations'])} with -c")  # fmt: skip
+    refuse_untrusted_names(plans, any_configuration(plans, configuration), source / f"{name}.json")
+    return plans
+
+
+def labelled_cases(source: Path, data: Iterable[str], ending: str) -> list[str]:
+    """Cases that are preprocessed for all plans and have a label.
+
+    Args:
+        source: folder of the preprocessed dataset.
+        data: names of its folders of preprocessed cases.
+        ending: of label files.
+
+    Raises:
+        UserError: the dataset is not preprocessed for one of the plans, or no case has a label.
+    """
+    from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+
+    names = {f.name[: -len(ending)] for f in (source / _TRUTH).glob(f"*{ending}")}
+    for folder in (source / name for name in sorted(data)):
+        if not folder.is_dir():
+            raise UserError(f"{folder} does not exist; preprocess these plans and their configuration first "
+                            f"(nnssl_plan_and_preprocess, or nnUNetv2_preprocess)")  # fmt: skip
+        names &= set(infer_dataset_class(str(folder)).get_identifiers(str(folder)))
+        names -= unused_cases(folder).keys()
+    if len(names) < 2:
+        raise UserError(f"{source} has {len(names)} preprocessed cases with labels and the benchmark needs at least 2; "
+                        f"add some, and preprocess them")  # fmt: skip
+    return sorted(names)
 
 
 def write_workspace(workspace: Workspace, methods: Sequence[Method]) -> None:
@@ -158,7 +146,7 @@ def write_workspace(workspace: Workspace, methods: Sequence[Method]) -> None:
     Raises:
         UserError: a method of the same name was started with other settings.
     """
-    source, record = workspace.source, workspace.record
+    record, configuration = workspace.record, workspace.configuration
     known = record.get("methods", {})
     for method in methods:
         _refuse_other_settings(method, known.get(method.name), workspace.home)
@@ -166,13 +154,13 @@ def write_workspace(workspace: Workspace, methods: Sequence[Method]) -> None:
     content = {**record, "folds": folds, "methods": known | {m.name: m.record() for m in methods}}
     if content != record:
         write_json(workspace.home / RECORD, content)
-    folder = workspace.preprocessed / workspace.dataset
+    folder = workspace.preprocessed / workspace.source.name
     folder.mkdir(parents=True, exist_ok=True)
-    _link_dataset(folder, source, workspace.test)
+    data = {name: _identifier(plans, configuration) for name, plans in workspace.plans.items()}
+    _link_dataset(folder, workspace, set(data.values()))
     write_json(folder / _SPLITS, [{"train": list(f.train), "val": workspace.test.cases} for f in workspace.folds])
-    for name, plans in source.plans.items():
-        data = folder / _identifier(plans, source.configuration)
-        preprocess_test_cases(workspace.test, data, plans, source.configuration, source.dataset_json)
+    for name, plans in workspace.plans.items():
+        preprocess_test_cases(workspace.test, folder / data[name], plans, configuration, workspace.dataset_json)
         # without the checkpoint: its path is relative to another nnUNet_results, and the environment has the full one
         block = {key: value for key, value in plans.get("nnssl", {}).items() if key != "checkpoint"}
         write_json(folder / f"{name}.json", {**plans, "nnssl": block} if "nnssl" in plans else plans)
@@ -193,11 +181,12 @@ def _refuse_other_settings(method: Method, before: dict[str, Any] | None, home: 
                     f"give the method another name (NAME=TRAINER), or choose another folder with -o")  # fmt: skip
 
 
-def _link_dataset(folder: Path, source: Source, test: HeldOut) -> None:
+def _link_dataset(folder: Path, workspace: Workspace, data: set[str]) -> None:
     """Link the whole dataset; folders that the test set adds cases to become folders of links."""
-    plans = {f"{name}.json" for name in source.plans}  # written without their checkpoint
-    own = {_TRUTH, *(d.name for d in source.data_folders)} if test.raw else set()
-    for entry in source.folder.iterdir():
+    test = workspace.test
+    plans = {f"{name}.json" for name in workspace.plans}  # written without their checkpoint
+    own = {_TRUTH, *data} if test.raw else set()
+    for entry in workspace.source.iterdir():
         target = folder / entry.name
         if entry.name == _SPLITS or entry.name in plans or entry.name.startswith("."):
             continue

@@ -41,6 +41,3 @@ def _command(arguments: argparse.Namespace) -> None:
 
 
 main = entry(parser, _command)
-
-if __name__ == "__main__":
-    main()

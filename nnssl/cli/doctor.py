@@ -43,6 +43,3 @@ def _show(check: Check) -> None:
 
 
 main = entry(parser, _command)
-
-if __name__ == "__main__":
-    main()

@@ -64,6 +64,3 @@ def _line(row: tuple[str, ...]) -> str:
 
 
 main = entry(parser, _command)
-
-if __name__ == "__main__":
-    main()

@@ -56,6 +56,3 @@ def _command(arguments: argparse.Namespace) -> int:
 
 
 main = entry(parser, _command)
-
-if __name__ == "__main__":
-    main()

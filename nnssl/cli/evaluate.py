@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 from typing import TYPE_CHECKING
 
 from nnssl.cli.flags import add, add_shared, new_parser
@@ -51,25 +50,18 @@ def _command(arguments: argparse.Namespace) -> None:
 
 
 def _lines(evaluation: Evaluation) -> list[str]:
+    from nnssl.benchmarking.results import score_text
+
     summary = evaluation.summary()
     width = max(map(len, [*summary, "structure"]))
     limits = {structure.name: f"{structure.tolerance:g} mm" for structure in evaluation.structures}
     lines = [f"{'structure':{width}}  {'Dice':15}  {'surface Dice':15}  {'tolerance':9}  cases"]
     for name, row in summary.items():
-        scores = (_score(row[metric], row[f"{metric}_sd"]) for metric in ("dice", "nsd"))
+        scores = (score_text(row[metric], row[f"{metric}_sd"]) for metric in ("dice", "nsd"))
         lines.append(
             f"{name:{width}}  {'  '.join(f'{s:15}' for s in scores)}  {limits.get(name, ''):9}  {row['cases']}"
         )
     return lines
 
 
-def _score(mean: float, deviation: float) -> str:
-    if math.isnan(mean):
-        return "-"
-    return f"{mean:.3f}" if math.isnan(deviation) else f"{mean:.3f} ± {deviation:.3f}"
-
-
 main = entry(parser, _command)
-
-if __name__ == "__main__":
-    main()

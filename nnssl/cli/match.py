@@ -61,6 +61,3 @@ def _line(place: Place) -> str:
 
 
 main = entry(parser, _command)
-
-if __name__ == "__main__":
-    main()

@@ -89,6 +89,3 @@ def _labels(p: argparse.ArgumentParser) -> None:
 
 
 main = entry(parser, _command)
-
-if __name__ == "__main__":
-    main()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from nnssl.benchmarking.workflow import State, Task
@@ -31,6 +33,10 @@ _OF_METHOD = {
     "mae": ("steps_per_epoch=20", "learning_rate=1e-3", "warmup_steps=20"),
 }  # fmt: skip
 _OF_OTHERS = ("steps_per_epoch=20", "learning_rate=1e-3")
+# Lines of nnU-Net's commands that the user sees.
+_OF_TRAINING = re.compile(r"Backbone from|trainable parameters|: Epoch \d+ *$|Pseudo dice|Mean Validation")
+_OF_PREDICTION = re.compile(r"^There are|^Predicting ")
+_NOTHING = re.compile(r"(?!)")
 _PROBE = {
     "nnssl_num_epochs": "8",
     "nnssl_num_iterations_per_epoch": "50",
@@ -181,79 +187,49 @@ class Step(Task):
 
 def demo_steps(record: Record, method: str, seeds: tuple[int, ...], device: str) -> list[Step]:
     """All commands in their order: one preprocessing, then for each seed a pretraining and two probes."""
-    first = Folders(record.home, seeds[0])
     title = "Plan and preprocess the unlabelled scans, with the preset for small machines"
     command = ("nnssl_plan_and_preprocess", "-d", _SOURCE, "-p", PRESET)
-    steps = [Step(record.home, "plan", title, command, record=record, folders=first)]
+    steps = [Step(record.home, "plan", title, command, record=record, folders=Folders(record.home, seeds[0]))]
     for seed in seeds:
-        folders = Folders(record.home, seed)
-        steps.append(_pretraining(record, folders, method, device))
+        step = partial(Step, record.home, record=record, folders=Folders(record.home, seed))
+        steps.append(_pretraining(step, Folders(record.home, seed), method, device))
         if seed == seeds[0]:  # the plans serve all seeds: they name the checkpoint relative to nnUNet_results
-            steps += [_transfer(record, folders, backbone) for backbone in (method, RANDOM)]
+            steps += [_transfer(step, backbone) for backbone in (method, RANDOM)]
         for backbone in (method, RANDOM):
-            steps += _probe(record, folders, backbone, device)
+            steps += _probe(step, Folders(record.home, seed), backbone, device)
     return steps
 
 
-def _pretraining(record: Record, folders: Folders, method: str, device: str) -> Step:
+def _pretraining(step: Callable[..., Step], folders: Folders, method: str, device: str) -> Step:
     run = folders.results / UNLABELLED / f"nnssl_{method}__{PRESET}__{_CONFIGURATION}" / "fold_all"
     title = f"Pretrain with {method}: the network learns from scans alone"
     options = (*_PRETRAINING, *_OF_METHOD.get(method, _OF_OTHERS), f"seed={folders.seed}")
     command = ("nnssl_pretrain", "-d", _SOURCE, "-m", method, "-p", PRESET, "-device", device, "-o", *options)
-    return Step(record.home, f"pretrain_seed{folders.seed}", title, command, product=run, record=record,
-                folders=folders, continues=run / "checkpoint_latest.pth")  # fmt: skip
+    return step(f"pretrain_seed{folders.seed}", title, command, product=run, continues=run / "checkpoint_latest.pth")
 
 
-def _transfer(record: Record, folders: Folders, backbone: str) -> Step:
+def _transfer(step: Callable[..., Step], backbone: str) -> Step:
     title = "Bring the pretraining to the labelled dataset: plans that fit the network and name its weights"
     if backbone == RANDOM:
         title = "The baseline: plans for the same network with random weights"
-    command = ("nnssl_transfer", "-s", _SOURCE, "-t", _TARGET, "-m", backbone)
-    return Step(record.home, f"transfer_{backbone}", title, command, record=record, folders=folders)
+    return step(f"transfer_{backbone}", title, ("nnssl_transfer", "-s", _SOURCE, "-t", _TARGET, "-m", backbone))
 
 
-def _probe(record: Record, folders: Folders, backbone: str, device: str) -> list[Step]:
-    name, out, plans = (
-        f"{backbone}_seed{folders.seed}",
-        folders.predictions(backbone),
-        f"{PRESET}From{_SOURCE}_{backbone}",
-    )
+def _probe(step: Callable[..., Step], folders: Folders, backbone: str, device: str) -> list[Step]:
+    name, out = f"{backbone}_seed{folders.seed}", folders.predictions(backbone)
+    plans = f"{PRESET}From{_SOURCE}_{backbone}"
     weights = "random" if backbone == RANDOM else "pretrained"
     which = ("-tr", _TRAINER, "-p", plans, "-device", device)
     train = ("nnUNetv2_train", _TARGET, _CONFIGURATION, "0", *which)
+    title = f"nnU-Net's own training of a linear head on the frozen {weights} network, with few labels"
+    product = folders.results / LABELLED / f"{_TRAINER}__{plans}__{_CONFIGURATION}"
     predict = ("nnUNetv2_predict", "-d", _TARGET, "-i", str(folders.images), "-o", str(out), "-c", _CONFIGURATION,
                "-f", "0", *which, "-npp", "1", "-nps", "1")  # fmt: skip
     evaluate = ("nnUNetv2_evaluate_folder", str(folders.truth), str(out), "-djfile", str(out / "dataset.json"),
                 "-pfile", str(out / "plans.json"), "-np", "1")  # fmt: skip
     return [
-        Step(
-            record.home,
-            f"train_{name}",
-            f"nnU-Net's own training of a linear head on the frozen {weights} network, with few labels",
-            train,
-            _PROBE,
-            product=folders.results / LABELLED / f"{_TRAINER}__{plans}__{_CONFIGURATION}",
-            shown=re.compile(r"Backbone from|trainable parameters|: Epoch \d+ *$|Pseudo dice|Mean Validation"),
-            record=record,
-            folders=folders,
-        ),
-        Step(
-            record.home,
-            f"predict_{name}",
-            f"nnU-Net's own prediction of the test scans ({weights})",
-            predict,
-            product=out,
-            shown=re.compile(r"^There are|^Predicting "),
-            record=record,
-            folders=folders,
-        ),
-        Step(
-            record.home,
-            f"evaluate_{name}",
-            f"nnU-Net's own evaluation ({weights})",
-            evaluate,
-            shown=re.compile(r"(?!)"),  # no line
-            record=record,
-            folders=folders,
-        ),
-    ]
+        step(f"train_{name}", title, train, _PROBE, product=product, shown=_OF_TRAINING),
+        step(f"predict_{name}", f"nnU-Net's own prediction of the test scans ({weights})", predict, product=out,
+             shown=_OF_PREDICTION),
+        step(f"evaluate_{name}", f"nnU-Net's own evaluation ({weights})", evaluate, shown=_NOTHING),
+    ]  # fmt: skip

@@ -21,7 +21,7 @@ from nnssl.core.files import replace_file
 from nnssl.core.names import csv_table
 from nnssl.data.pool import quietly
 from nnssl.deployment.cases import list_cases, why_left_out
-from nnssl.deployment.model_folder import check_model_folder, load_folds, open_folds
+from nnssl.deployment.model_folder import load_folds, open_folds
 from nnssl.deployment.predict import check_step_size, make_predictor
 from nnssl.deployment.session import need, open_model, usual_session_device
 
@@ -111,19 +111,20 @@ def measure_efficiency(
     if folds and model.is_file():
         raise UserError(f"-f chooses folds of a model folder, and {model} is a file with one fold; leave it out")
     device = resolve_device(usual_session_device() if device is None and model.is_file() else device)
-    plans, dataset_json, configuration = _described(model, names, checkpoint)
-    cases = list_cases(Path(images), dataset_json)
+    is_file = model.is_file()  # opened to see if it can be used
+    about = (open_model(model, "cpu", 1) if is_file else open_folds(model, names, checkpoint)).description
+    cases = list_cases(Path(images), about.dataset_json)
     read_mb = _reader(device)
     costs, reason = [], None
     for case, files in cases.items():
-        if (reason := why_left_out(files, plans, configuration, dataset_json)) is not None:
+        if (reason := why_left_out(files, about.plans, about.configuration, about.dataset_json)) is not None:
             log.warning("%s is left out: %s", case, reason)
             if refuse is not None:
                 refuse(case, reason)
             continue
         with tempfile.TemporaryDirectory() as folder:
-            job = Job(model, names, checkpoint, tuple(files), Path(folder), step_size, disable_tta, device, threads)
-            costs.append(_measure(case, _size(files, plans), job, read_mb))
+            job = (model, names, checkpoint, files, Path(folder), step_size, disable_tta, device, threads)
+            costs.append(_measure(case, _size(files, about.plans), Path(folder), job, read_mb))
         if report is not None:
             report(costs[-1])
         if output is not None:
@@ -131,16 +132,6 @@ def measure_efficiency(
     if not costs:
         raise UserError(f"no image can be used; the last one: {reason}")
     return costs
-
-
-def _described(model: Path, folds: Sequence[str], checkpoint: str) -> tuple[dict[str, Any], dict[str, Any], str]:
-    """plans.json, dataset.json and configuration of a model folder or an ONNX file, opened to see if it can be used."""
-    if model.is_file():
-        description = open_model(model, "cpu", threads=1).description
-        return description.plans, description.dataset_json, description.configuration
-    check_model_folder(model, folds, checkpoint)
-    opened = open_folds(model, folds, checkpoint)
-    return opened.plans, opened.dataset_json, opened.name
 
 
 def _reader(device: str) -> Callable[[int], float]:
@@ -160,8 +151,11 @@ def _size(files: Sequence[str], plans: dict[str, Any]) -> tuple[int, ...]:
     return tuple(reversed(image.shape[1:]))
 
 
-def _measure(case: str, size: tuple[int, ...], job: Job, read_mb: Callable[[int], float]) -> CaseCost:
-    process = multiprocessing.get_context("spawn").Process(target=predict_case, args=(job,))
+def _measure(
+    case: str, size: tuple[int, ...], folder: Path, job: tuple[Any, ...], read_mb: Callable[[int], float]
+) -> CaseCost:
+    """The cost of a `predict_case` with the arguments `job`, which writes to the folder."""
+    process = multiprocessing.get_context("spawn").Process(target=predict_case, args=job)
     begin = time.time()
     process.start()
     number = process.pid
@@ -173,8 +167,8 @@ def _measure(case: str, size: tuple[int, ...], job: Job, read_mb: Callable[[int]
         process.join()
     if process.exitcode != 0:
         raise UserError(f"the prediction of {case} failed with exit code {process.exitcode} "
-                        f"({_last_words(job.folder)}); the prediction command shows all that it says")  # fmt: skip
-    loading_s = float((job.folder / _READY).read_text()) - begin
+                        f"({_last_words(folder)}); the prediction command shows all that it says")  # fmt: skip
+    loading_s = float((folder / _READY).read_text()) - begin
     return CaseCost(case, size, samples[-1][0], loading_s, max(mb for _, mb in samples), area(samples))
 
 
@@ -226,45 +220,36 @@ def used_on_card_mb() -> float:
     return (total - free) / _MB
 
 
-@dataclass(frozen=True)
-class Job:
-    """A case to predict, and the model to do it.
+def predict_case(
+    model: Path, folds: Sequence[str], checkpoint: str, images: Sequence[str], folder: Path, step_size: float,
+    disable_tta: bool, device: str, threads: int,
+) -> None:  # fmt: skip
+    """Load the model, predict the case and write its label map, as the prediction commands do in one process.
 
     Args:
         model: an ONNX file or a model folder.
-        folds, checkpoint: of the folder.
+        folds: of the folder.
+        checkpoint: file name in a fold's folder.
         images: files of the case, one a channel.
         folder: an empty one, for the label map, what the process prints (`_LOG`) and the time at which the model was
             ready (`_READY`).
-        step_size, disable_tta, device, threads: as in `predict_onnx`.
+        step_size: as in `predict_onnx`.
+        disable_tta: as in `predict_onnx`.
+        device: as in `predict_onnx`.
+        threads: as in `predict_onnx`.
     """
-
-    model: Path
-    folds: tuple[str, ...]
-    checkpoint: str
-    images: tuple[str, ...]
-    folder: Path
-    step_size: float
-    disable_tta: bool
-    device: str
-    threads: int
-
-
-def predict_case(job: Job) -> None:
-    """Load the model, predict the case and write its label map, as the prediction commands do in one process."""
-    with open(job.folder / _LOG, "wb") as log:
+    with open(folder / _LOG, "wb") as log:
         for stream in (1, 2):
             os.dup2(log.fileno(), stream)
-    if job.device == "cpu":  # as nnUNetv2_predict does
-        torch.set_num_threads(job.threads or multiprocessing.cpu_count())
-    if job.model.is_dir():
+    if device == "cpu":  # as nnUNetv2_predict does
+        torch.set_num_threads(threads or multiprocessing.cpu_count())
+    if model.is_dir():
         from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
-        predictor = nnUNetPredictor(job.step_size, use_mirroring=not job.disable_tta, device=torch.device(job.device),
+        predictor = nnUNetPredictor(step_size, use_mirroring=not disable_tta, device=torch.device(device),
                                     allow_tqdm=False)  # fmt: skip
-        load_folds(predictor, job.model, job.folds, job.checkpoint)
+        load_folds(predictor, model, folds, checkpoint)
     else:
-        model = open_model(job.model, job.device, job.threads)
-        predictor = make_predictor([model], job.step_size, job.disable_tta, job.device)
-    (job.folder / _READY).write_text(str(time.time()))
-    predictor.predict_from_files_sequential([list(job.images)], [str(job.folder / "case")])
+        predictor = make_predictor([open_model(model, device, threads)], step_size, disable_tta, device)
+    (folder / _READY).write_text(str(time.time()))
+    predictor.predict_from_files_sequential([list(images)], [str(folder / "case")])

@@ -1,5 +1,4 @@
-"""Trained networks of nnU-Net's model folders, loaded as `nnUNetv2_predict` does, but without calling code that other
-people have put there."""
+"""Trained networks of nnU-Net's model folders, loaded as `nnUNetv2_predict` does, but without calling foreign code."""
 
 from __future__ import annotations
 
@@ -62,41 +61,43 @@ class Opened:
     """Content of a model folder; nothing of it has been called.
 
     Args:
-        plans, dataset_json: content of its files.
-        name: of the configuration.
+        description: of the first fold.
         configuration: of the plans, with the full names of its classes.
-        trainer_name: name of the trainer's class.
-        mirroring_axes: along which prediction mirrors, as the training allows it.
         weights: of each fold.
     """
 
-    plans: dict[str, Any]
-    dataset_json: dict[str, Any]
-    name: str
+    description: Description
     configuration: dict[str, Any]
-    trainer_name: str
-    mirroring_axes: Any
     weights: list[Any]
 
 
 def open_folds(folder: Path, folds: Sequence[str], checkpoint: str) -> Opened:
-    """Read a model folder that `check_model_folder` has accepted; nothing of it is built or called.
+    """Check and read a model folder; nothing of it is built or called.
 
     Raises:
-        UserError: plans or checkpoints could run code, or a checkpoint is not nnU-Net's.
+        UserError: as `check_model_folder`; plans or checkpoints could run code, or a checkpoint is not nnU-Net's.
     """
+    check_model_folder(folder, folds, checkpoint)
     plans, dataset_json = read_json(folder / "plans.json", PlansFile), read_json(folder / "dataset.json", DatasetFile)
     first, weights = _read_folds([folder / f"fold_{fold}" / checkpoint for fold in folds])
-    name = str(first["init_args"]["configuration"])
+    name, fold = str(first["init_args"]["configuration"]), folds[0]
     resolved = any_configuration(plans, name)
     refuse_untrusted_names(plans, resolved, folder / "plans.json")
-    trusted = trusted_network(resolved, folder / "plans.json")
     axes = first.get("inference_allowed_mirroring_axes")
-    return Opened(plans, dataset_json, name, trusted, first["trainer_name"], axes, weights)
+    description = Description(
+        plans=plans,
+        dataset_json=dataset_json,
+        configuration=name,
+        fold=fold if fold == "all" else int(fold),
+        trainer_name=first["trainer_name"],
+        mirroring_axes=None if axes is None else [int(axis) for axis in axes],
+        nnssl_version=VERSION,
+    )
+    return Opened(description, trusted_network(resolved, folder / "plans.json"), weights)
 
 
 def load_folds(predictor: Any, folder: Path, folds: Sequence[str], checkpoint: str) -> None:
-    """Initialise an `nnUNetPredictor` from a model folder that `check_model_folder` has accepted.
+    """Initialise an `nnUNetPredictor` from a model folder.
 
     Its own `initialize_from_trained_model_folder` lets checkpoints run code and builds whatever plans name.
 
@@ -106,8 +107,9 @@ def load_folds(predictor: Any, folder: Path, folds: Sequence[str], checkpoint: s
     opened = open_folds(folder, folds, checkpoint)
     with quietly():
         network, plans, configuration, _ = _network(opened, folder)
-        predictor.manual_initialization(network, plans, configuration, opened.weights, opened.dataset_json,
-                                        opened.trainer_name, opened.mirroring_axes)  # fmt: skip
+        about, axes = opened.description, opened.description.mirroring_axes
+        predictor.manual_initialization(network, plans, configuration, opened.weights, about.dataset_json,
+                                        about.trainer_name, None if axes is None else tuple(axes))  # fmt: skip
 
 
 def _network(opened: Opened, folder: Path) -> tuple[Any, Any, Any, int]:
@@ -115,11 +117,12 @@ def _network(opened: Opened, folder: Path) -> tuple[Any, Any, Any, int]:
     from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
     from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
+    about = opened.description
     try:
-        plans, configuration = PlansManager(opened.plans), ConfigurationManager(opened.configuration)
-        channels = determine_num_input_channels(plans, configuration, opened.dataset_json)
-        heads = plans.get_label_manager(opened.dataset_json).num_segmentation_heads
-        network = _build(_trainer(opened.trainer_name), plans, configuration, channels, heads)
+        plans, configuration = PlansManager(about.plans), ConfigurationManager(opened.configuration)
+        channels = determine_num_input_channels(plans, configuration, about.dataset_json)
+        heads = plans.get_label_manager(about.dataset_json).num_segmentation_heads
+        network = _build(_trainer(about.trainer_name), plans, configuration, channels, heads)
         network.load_state_dict(opened.weights[0])
     except RuntimeError as error:  # how nnU-Net says that there is no such trainer, and torch that nothing fits
         raise UserError(f"nnU-Net cannot load {folder} ({' '.join(str(error).split())[:300]}); nnssl_doctor says "
@@ -175,18 +178,8 @@ def read_model(folder: Path, fold: str, checkpoint: str) -> TrainedModel:
     Raises:
         UserError: something is missing, or nnU-Net cannot build the network or load it.
     """
-    check_model_folder(folder, [fold], checkpoint)
     opened = open_folds(folder, [fold], checkpoint)
     with quietly():
-        network, plans, configuration, channels = _network(opened, folder)
-    axes = opened.mirroring_axes
-    description = Description(
-        plans=plans.plans,
-        dataset_json=opened.dataset_json,
-        configuration=opened.name,
-        fold=fold if fold == "all" else int(fold),
-        trainer_name=opened.trainer_name,
-        mirroring_axes=None if axes is None else [int(axis) for axis in axes],
-        nnssl_version=VERSION,
-    )
-    return TrainedModel(network.eval(), description, (channels, *map(int, configuration.patch_size)))
+        network, _, configuration, channels = _network(opened, folder)
+    shape = (channels, *map(int, configuration.patch_size))
+    return TrainedModel(network.eval(), opened.description, shape)

@@ -1,21 +1,25 @@
-"""Features of the voxels of a body, tile by tile: their mean, or a random sample."""
+"""Features of the voxels of a body, tile by tile: their mean, a random sample, or the components of a sample."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterable
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
 
 from nnssl.core.errors import BadCase
 from nnssl.core.geometry import Box
+from nnssl.features.components import Moments, Projection
+from nnssl.features.images import PreparedImage
 from nnssl.features.model import PretrainedModel
 from nnssl.features.tiles import Slices, Tiling, run_tile, tile_for
 from nnssl.networks.pyramid import Stride, gather_voxels
 
+VOXELS = 50_000  # of all images together, for a fit
+TILES = 256  # of all images together, that hold these voxels; at least one of each image
 ALL_AIR = "all air: no body voxel on the grid of the plans"
 
 
@@ -103,12 +107,16 @@ def sample_features(
     chosen = np.sort(rng.choice(with_body, min(tiles, len(with_body)), replace=False))
     number = min(voxels, int(counts[chosen].sum()))
     shares = rng.multivariate_hypergeometric(counts[chosen], number, method="marginals")
+    of_levels = range(len(model.strides)) if level is None else [level]
     rows = []
     for tile, share in zip(chosen, shares, strict=True):
         box, region = tiling.boxes[tile], regions[tile]
         inside = np.argwhere(body[region])[np.sort(rng.choice(counts[tile], share, replace=False))]
         at = inside + [part.start for part in region] - box.start
-        rows.append(_read(run_tile(model, values, box, device), model.strides, at, level))
+        levels = run_tile(model, values, box, device)
+        points = torch.from_numpy(np.insert(at, 0, 0, axis=1)).to(levels[0].device)
+        read = gather_voxels([levels[i][None] for i in of_levels], [model.strides[i] for i in of_levels], points)
+        rows.append(read.cpu().numpy())
     return np.concatenate(rows)
 
 
@@ -118,11 +126,26 @@ def used_voxels(tiling: Tiling, box: Box, stride: Stride) -> Slices:
     return tuple(slice(p.start * s, min(p.stop * s, n)) for p, s, n in zip(target, stride, tiling.size, strict=True))
 
 
-def _read(levels: list[Tensor], strides: Sequence[Stride], at: NDArray, level: int | None) -> NDArray[np.float32]:
-    """Features (n, D) of voxels (n, 3) of a tile."""
-    chosen = range(len(levels)) if level is None else [level]
-    voxels = torch.from_numpy(np.insert(at, 0, 0, axis=1)).to(levels[0].device)
-    features: NDArray[np.float32] = (
-        gather_voxels([levels[i][None] for i in chosen], [strides[i] for i in chosen], voxels).cpu().numpy()
-    )
-    return features
+def fit_projection(
+    model: PretrainedModel, images: Iterable[PreparedImage], count: int, components: int, level: int | None, device: str
+) -> Projection:
+    """Fit principal components to the features of random body voxels; one image is in memory at a time.
+
+    Args:
+        model: on the device.
+        images: with their bodies; the name of each seeds its draw.
+        count: of the images, at least.
+        components: to fit.
+        level: as of `dense_features`.
+        device: where the model is.
+
+    Raises:
+        UserError: there are fewer voxels than components.
+    """
+    moments = Moments()
+    voxels, tiles = (-(-most // count) for most in (VOXELS, TILES))
+    for image in images:
+        assert image.body is not None
+        rng = np.random.default_rng(zlib.crc32(image.name.encode()))
+        moments.add(sample_features(model, image.values, image.body, level, voxels, tiles, rng, device))
+    return moments.project(components, level, model.fingerprint)

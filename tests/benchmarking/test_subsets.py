@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from nnssl.benchmarking.subsets import Amount, amounts_of, draw_test_cases, extend_folds, subset
-from nnssl.benchmarking.workspace import Source
+from nnssl.benchmarking.workspace import labelled_cases
 from nnssl.core.errors import UserError
 from nnssl.data.records import write_withdrawn
 
@@ -58,18 +58,11 @@ def test_draw_test_cases__always_the_same_and_never_all() -> None:
             draw_test_cases(CASES, percent)
 
 
-class _Source(Source):
-    @property
-    def data_folders(self) -> list[Path]:
-        return [self.folder / "data"]
-
-
-def test_Source__cases_that_were_withdrawn_are_no_part_of_a_benchmark(tmp_path: Path) -> None:
+def test_labelled_cases__that_were_withdrawn_are_no_part_of_a_benchmark(tmp_path: Path) -> None:
     for folder, end in (("data", ".b2nd"), ("data", "_seg.b2nd"), ("data", ".pkl"), ("gt_segmentations", ".nii.gz")):
         (tmp_path / folder).mkdir(exist_ok=True)
         for case in "abc":
             (tmp_path / folder / f"{case}{end}").touch()
-    source = _Source(tmp_path, {"file_ending": ".nii.gz"}, {}, "3d_fullres")
-    assert source.labelled() == ["a", "b", "c"]
+    assert labelled_cases(tmp_path, {"data"}, ".nii.gz") == ["a", "b", "c"]
     write_withdrawn(tmp_path, {"b"})
-    assert source.labelled() == ["a", "c"]
+    assert labelled_cases(tmp_path, {"data"}, ".nii.gz") == ["a", "c"]

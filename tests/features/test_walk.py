@@ -40,6 +40,7 @@ def test_walk__of_a_similarity_figure(tmp_path: Path, monkeypatch: pytest.Monkey
     values = np.random.default_rng(0).integers(0, 100, (20, 24, 24)).astype(np.int16)
     write_volume(tmp_path / "case_0000.nii.gz", values, (3.0, 1.5, 1.5))
     run, moves = write_pretraining(tmp_path, tiny_plans(patch_size=[8, 16, 16])), Moves()
+    nnssl.visualize_similarity(run, tmp_path / "case", tmp_path / "first.png", device="cpu")  # imports
     sys.setprofile(moves)
     try:
         nnssl.visualize_similarity(run, tmp_path / "case", tmp_path / "a.png", device="cpu")
