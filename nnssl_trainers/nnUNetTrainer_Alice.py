@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from nnssl.finetuning.recipes import MaskedTrainer
+from nnssl.finetuning.recipes import MaskedTrainer, NNFormerTrainer
 
 
 class nnUNetTrainer_AliceFinetune(MaskedTrainer):
     """UNETR, SwinUNETR or the plans' U-Net: encoder pretrained, decoder fresh, everything trained."""
+
+    method = "alice"
+
+
+class nnUNetTrainer_AliceNNFormerFinetune(NNFormerTrainer):
+    """nnFormer, with its own recipe and deep supervision: encoder pretrained, decoder fresh, everything trained."""
 
     method = "alice"
 

@@ -118,6 +118,11 @@ class UNetSegmentation(nn.Module):
         logits: Tensor = self.network(x if self.bridge is None else self.bridge(x))
         return logits
 
+    @property
+    def decoder(self) -> nn.Module:
+        """Where nnU-Net switches deep supervision."""
+        return self.network.decoder  # type: ignore[return-value]
+
     def pretrained_tensors(self) -> Mapping[str, Tensor]:
         """What the pretraining fills, by the names of its backbone."""
         tensors = saved_tensors(self.network)

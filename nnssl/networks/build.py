@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from nnssl.core.errors import UserError
 from nnssl.networks.fpn_unet import FPN3dUNet, SegmentationNetwork
 from nnssl.networks.lapn_unet import LapnUNet
+from nnssl.networks.nnformer import NNFormer
 from nnssl.networks.pimpic_unet import PimpicUNet
 from nnssl.networks.pyramid import FeaturePyramid, Levels
 from nnssl.networks.swin import SwinUNETR
@@ -24,7 +25,7 @@ _ANY_NUMBER_OF_CLASSES = 2  # the segmentation layers are not part of a backbone
 
 
 _OWN: dict[str, type[SegmentationNetwork]] = {
-    f"{own.__module__}.{own.__qualname__}": own for own in (FPN3dUNet, SwinUNETR, PimpicUNet, LapnUNet, UNETR)
+    f"{own.__module__}.{own.__qualname__}": own for own in (FPN3dUNet, SwinUNETR, PimpicUNet, LapnUNet, UNETR, NNFormer)
 }
 
 
@@ -92,8 +93,9 @@ def backbone_of(resolved: dict[str, Any], levels: Levels) -> FeaturePyramid:
     """Build the network of a resolved 3D configuration as a feature pyramid.
 
     Returns:
-        `UNetPyramid` around a U-Net of dynamic_network_architectures; `FPN3d`, `SwinPyramid`, `Pimpic3d`, `LapnPyramid`
-        or `ViTPyramid` for plans that name `FPN3dUNet`, `SwinUNETR`, `PimpicUNet`, `LapnUNet` or `UNETR`.
+        `UNetPyramid` around a U-Net of dynamic_network_architectures; `FPN3d`, `SwinPyramid`, `Pimpic3d`,
+        `LapnPyramid`, `ViTPyramid` or `NNFormerPyramid` for plans that name `FPN3dUNet`, `SwinUNETR`, `PimpicUNet`,
+        `LapnUNet`, `UNETR` or `NNFormer`.
 
     Raises:
         UserError: Its network is of another kind.

@@ -51,7 +51,7 @@ class FeaturePyramid(nn.Module):
         self.encodes = False  # whether the finest level ends in a linear layer: an encoding to compare, not a feature
         self.encodes_blocks = False  # whether the only level holds one token per cell, which attends to all others
         self.position_grids: dict[str, Stride] = {}  # learned embeddings (1, N, d) by name: tokens along each axis
-        self.mask_width = 0  # width of the token that replaces hidden cells; 0: no token, hidden voxels become zero
+        self.mask_unit: Stride = (1, 1, 1)  # the sides of the blocks that masks hide must be multiples of it
 
     def used_tensors(self) -> dict[str, Tensor]:
         """Parameters and buffers that the maps depend on, each under one name."""
@@ -77,13 +77,12 @@ class FeaturePyramid(nn.Module):
         """Map a volume (B, C, Z, Y, X) to the levels [(B, channels[l], Z_l, Y_l, X_l)], finest first."""
         raise NotImplementedError
 
-    def masked_levels(self, x: Tensor, mask: BlockMask, token: Tensor | None) -> list[Tensor]:
+    def masked_levels(self, x: Tensor, mask: BlockMask) -> list[Tensor]:
         """Return the levels of a volume without letting the network see its hidden blocks.
 
         Args:
             x: (B, C, Z, Y, X), normalised: hidden voxels become 0.
             mask: Which blocks are hidden.
-            token: (mask_width,) replaces hidden cells; None where `mask_width` is 0.
 
         Returns:
             The levels, finest first; their values in hidden blocks are meaningless.

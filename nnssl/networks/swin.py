@@ -13,12 +13,13 @@ from nnssl.core.errors import UserError
 from nnssl.networks.fpn_unet import SegmentationNetwork, check_strides
 from nnssl.networks.monai_parts import import_monai
 from nnssl.networks.pyramid import BlockMask, FeaturePyramid, Levels, Stride, spread
+from nnssl.networks.swin_visible import visible_stages
 
 _DECODER = ("decoder5.", "decoder4.", "decoder3.", "decoder2.", "decoder1.")
 
 
 class SwinPyramid(FeaturePyramid):
-    """The maps of a SwinUNETR v2 (Hatamizadeh et al. 2022, He et al. 2023), under the names of MONAI's state dict.
+    """The maps of a SwinUNETR (Hatamizadeh et al. 2022, He et al. 2023), under the names of MONAI's state dict.
 
     Encoder levels are the outputs of its five convolution blocks, at strides 1, 2, 4, 8 and 32 (VoCo; methods.md 2.2):
     `encoder1` reads the image, the others the Swin transformer's stages. Decoder levels are the five stages of the
@@ -32,6 +33,8 @@ class SwinPyramid(FeaturePyramid):
         num_heads: Number of attention heads of each stage.
         window_size: Side of the attention windows, in cells.
         use_checkpoint: Compute the transformer's activations again in the backward pass, to save memory.
+        use_v2: Begin every stage of the transformer with a residual convolution (He et al. 2023), as VoCo does; without
+            them it is the Swin transformer (Liu et al. 2021) in 3D, as Alice's.
         levels: "encoder" or "decoder".
 
     Raises:
@@ -46,6 +49,7 @@ class SwinPyramid(FeaturePyramid):
         num_heads: Sequence[int] = (3, 6, 12, 24),
         window_size: int = 7,
         use_checkpoint: bool = False,
+        use_v2: bool = True,
         levels: Levels = "encoder",
     ) -> None:
         widths = [feature_size * factor for factor in (1, 1, 2, 4, 8, 16)]
@@ -55,7 +59,7 @@ class SwinPyramid(FeaturePyramid):
         super().__init__([widths[level] for level in shown], strides, input_channels)
         self.levels = levels
         self.divisor = (32,) * 3
-        self.mask_width = feature_size
+        self.mask_unit = self.divisor
         (transformer,) = import_monai("SwinUNETR", "monai.networks.nets.swin_unetr", "SwinTransformer")
         basic, raising = import_monai("SwinUNETR", "monai.networks.blocks", "UnetrBasicBlock", "UnetrUpBlock")
         with _LinspaceOnCpu():
@@ -68,7 +72,7 @@ class SwinPyramid(FeaturePyramid):
                 num_heads=tuple(num_heads),
                 use_checkpoint=use_checkpoint,
                 downsample="merging",
-                use_v2=True,
+                use_v2=use_v2,
             )
         self.encoder1 = _block(basic, input_channels, widths[0])
         self.encoder2 = _block(basic, widths[1], widths[1])
@@ -87,7 +91,17 @@ class SwinPyramid(FeaturePyramid):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Map a volume (B, C, Z, Y, X), sides divisible by 32, to its levels, finest first."""
-        stages = self.swinViT(x)  # strides 2, 4, 8, 16, 32, each normalised over its channels
+        return self._maps(x, self.swinViT(x))
+
+    def masked_levels(self, x: Tensor, mask: BlockMask) -> list[Tensor]:
+        """As in every pyramid; hidden tokens take no part in the transformer (see `swin_visible`).
+
+        The convolution blocks beside it read zeros in hidden blocks.
+        """
+        return self._maps(x.masked_fill(spread(mask.hidden, x.shape[2:]), 0), visible_stages(self.swinViT, x, mask))
+
+    def _maps(self, x: Tensor, stages: list[Tensor]) -> list[Tensor]:
+        """The levels from the image and the transformer's stages at strides 2 to 32, normalised over channels."""
         maps = [
             self.encoder1(x),
             self.encoder2(stages[0]),
@@ -96,21 +110,6 @@ class SwinPyramid(FeaturePyramid):
             self.encoder10(stages[4]),
         ]
         return maps if self.levels == "encoder" else self._decode(maps, stages[3])
-
-    def masked_levels(self, x: Tensor, mask: BlockMask, token: Tensor | None) -> list[Tensor]:
-        """As in every pyramid; also replace the transformer's tokens of hidden blocks by the given one (SimMIM)."""
-        if token is None:
-            return super().masked_levels(x, mask, token)
-
-        def replace(embedding: nn.Module, arguments: Any, cells: Tensor) -> Tensor:
-            hide = spread(mask.hidden, cells.shape[2:])
-            return torch.where(hide, token.to(cells.dtype).view(-1, 1, 1, 1), cells)
-
-        handle = self.swinViT.patch_embed.register_forward_hook(replace)
-        try:
-            return super().masked_levels(x, mask, token)
-        finally:
-            handle.remove()
 
     def _decode(self, maps: list[Tensor], coarsest_skip: Tensor) -> list[Tensor]:
         *skips, x = maps

@@ -101,10 +101,10 @@ class ViTPyramid(FeaturePyramid):
         half = self.decoder3(quarter, self.encoder2(skip2))
         return [self.decoder2(half, self.encoder1(x)), half, quarter, eighth, coarsest]
 
-    def masked_levels(self, x: Tensor, mask: BlockMask, token: Tensor | None) -> list[Tensor]:
+    def masked_levels(self, x: Tensor, mask: BlockMask) -> list[Tensor]:
         """As in every pyramid; only visible tokens pass through the transformer (MAE), the others are 0."""
         if self.levels != "encoder":
-            return super().masked_levels(x, mask, token)
+            return super().masked_levels(x, mask)
         grid = [size // _PATCH for size in x.shape[2:]]
         embedded = self._embed(x)
         places = mask.visible[..., None].expand(-1, -1, embedded.shape[-1])

@@ -64,7 +64,7 @@ def test_load_pretrained__holds_what_every_method_learned(tmp_path: Path, method
     ("architecture", "method"), [(FPN, "vox2vec"), (SWIN, "mae"), (VIT, "mae")], ids=["fpn", "swin", "vit"]
 )
 def test_load_pretrained__takes_every_network(tmp_path: Path, architecture: dict[str, Any], method: str) -> None:
-    plans = tiny_plans(patch_size=[32, 32, 64], architecture=architecture)
+    plans = tiny_plans(patch_size=[32, 64, 64], architecture=architecture)  # four blocks of a Swin transformer
     model = nnssl.load_pretrained(write_pretraining(tmp_path, plans, method=method))
     for size in ((32, 32, 64), (40, 70, 33)):  # ViT: position embeddings of another size; Swin: not divisible
         features = model.dense(torch.randn(1, 1, *size))

@@ -28,8 +28,12 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
         "nnssl.networks.swin.SwinUNETR",
         {"strides": [[1, 1, 1]] + [HALVED] * 5, "feature_size": 12, "depths": [1, 1, 1, 1], "window_size": 2},
     ),
+    "nnformer": (
+        "nnssl.networks.nnformer.NNFormer",
+        {"strides": [[1, 1, 1]] + [HALVED] * 3, "widths": [8, 16, 32, 64], "num_heads": [2, 2, 4, 4]},
+    ),
 }  # fmt: skip
-PATCHES = {"unet": (16, 24, 24), "vit": (32, 32, 32), "swin": (32, 32, 64)}
+PATCHES = {"unet": (16, 24, 24), "vit": (32, 32, 32), "swin": (32, 64, 64), "nnformer": (16, 32, 32)}
 
 
 def _plans(root: Path, kind: str, **arguments: Any) -> dict[str, Any]:
@@ -54,13 +58,15 @@ def _pretrain(root: Path, plans: dict[str, Any], method: str = "alice") -> dict[
     return state
 
 
-@pytest.mark.parametrize(("method", "kind"), [("alice", "unet"), ("alice", "vit"), ("alice", "swin"), ("mae", "vit")])
+@pytest.mark.parametrize(
+    ("method", "kind"), [("alice", "unet"), ("alice", "vit"), ("alice", "swin"), ("mae", "vit"), ("alice", "nnformer")]
+)
 def test_finetune__from_the_encoder_to_stock_prediction(flare: Path, method: str, kind: str) -> None:
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
     plans = _plans(flare, kind)
     state = _pretrain(flare, plans, method)
-    trainer = make_trainer(flare, TRAINERS[method], plans=plans)
+    trainer = make_trainer(flare, "AliceNNFormerFinetune" if kind == "nnformer" else TRAINERS[method], plans=plans)
     trainer.initialize()
     module, report = trainer.network_module, _report(trainer)
     assert module.pretrained_tensors().keys() == report["loaded"].keys() and not report["adapted"]
@@ -77,6 +83,7 @@ def test_finetune__from_the_encoder_to_stock_prediction(flare: Path, method: str
     shutil.rmtree(flare / "results" / SOURCE)
     predictor = nnUNetPredictor(device=torch.device("cpu"), perform_everything_on_device=False, allow_tqdm=False)
     predictor.initialize_from_trained_model_folder(trainer.output_folder_base, (0,))
+    trainer.set_deep_supervision_enabled(False)
     image = torch.randn(1, 1, *PATCHES[kind])
     with torch.no_grad():
         assert torch.equal(predictor.network.eval()(image), trainer.network.eval()(image))
@@ -96,6 +103,7 @@ def _names(kind: str) -> list[str]:
         "unet": ["encoder.stages.0.0.convs.0.conv.weight"],
         "vit": ["backbone.vit.patch_embedding.patch_embeddings.weight", f"backbone.{POSITIONS}"],
         "swin": ["backbone.swinViT.patch_embed.proj.weight"],
+        "nnformer": ["backbone.embedding.convolutions.0.weight"],
     }[kind]
 
 
@@ -159,6 +167,27 @@ def test_finetune__is_trained_as_unetr_and_swinunetr_are(flare: Path) -> None:
         rates.append(trainer.optimizer.param_groups[0]["lr"])
     assert rates[:2] == pytest.approx([2e-5, 1e-4]) and rates[2] == pytest.approx(5e-5, rel=0.01) and rates[3] < 1e-8
     assert trainer.optimizer.param_groups[0]["weight_decay"] == 1e-5
+
+
+def test_nnformer__is_trained_as_its_authors_train(flare: Path) -> None:
+    plans = _plans(flare, "nnformer")
+    _pretrain(flare, plans)
+    plans["configurations"]["3d_fullres"]["patch_size"] = [14, 26, 33]  # divisible by nothing
+    trainer = make_trainer(flare, "AliceNNFormerFinetune", plans=plans)
+    trainer.num_epochs = 1000
+    trainer.initialize()
+    (group,) = trainer.optimizer.param_groups
+    given = [group[key] for key in ("lr", "momentum", "weight_decay", "nesterov")]
+    assert isinstance(trainer.optimizer, torch.optim.SGD) and given == [1e-2, 0.99, 3e-5, True]
+    trainer.lr_scheduler.step(500)
+    assert group["lr"] == pytest.approx(1e-2 * 0.5**0.9) and type(trainer).epochs == 1000
+    trainer.set_deep_supervision_enabled(True)
+    outputs = trainer.network(torch.randn(1, 1, 14, 26, 33))
+    scales = trainer._get_deep_supervision_scales()
+    expected = [tuple(round(n * s) for n, s in zip((14, 26, 33), scale, strict=True)) for scale in scales]
+    assert [tuple(y.shape[2:]) for y in outputs] == expected and len(expected) == 3
+    trainer.set_deep_supervision_enabled(False)
+    assert trainer.network(torch.randn(1, 1, 14, 26, 33)).shape == (1, 3, 14, 26, 33)
 
 
 @pytest.mark.parametrize("kind", ["vit", "swin"])

@@ -11,7 +11,13 @@ from tests.golden import inside
 from tests.golden.compare import norms, plain, tensors
 from tests.golden.world import CONFIGURATION, NETWORKS, World, patch_of
 
-_DEEP = ("FPN3dUNet", "PimpicUNet", "LapnUNet", "UNETR")  # whose output may be a list of levels, as MonaiUNet's may not
+_DEEP = (
+    "FPN3dUNet",
+    "PimpicUNet",
+    "LapnUNet",
+    "UNETR",
+    "NNFormer",
+)  # whose output may be a list of levels, as MonaiUNet's may not
 
 
 def preset(name: str) -> dict[str, Any]:

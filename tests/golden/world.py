@@ -46,6 +46,8 @@ NETWORKS: dict[str, tuple[dict[str, Any], list[int]]] = {
     "nnssl.networks.swin.SwinUNETR": (
         {"feature_size": 12, "depths": [2, 2, 2, 2], "num_heads": [3, 6, 12, 24], "window_size": 4,
          "strides": _strides(6)}, [64, 64, 64]),
+    "nnssl.networks.nnformer.NNFormer": (
+        {"widths": [8, 16, 32, 64], "num_heads": [2, 2, 4, 4], "strides": _strides(4)}, [16, 32, 32]),
 }  # fmt: skip
 # A method that is not here runs on a small U-Net of nnU-Net's.
 _NETWORK_OF = {

@@ -105,17 +105,21 @@ def test_block_tokens__the_whole_encoder_and_nothing_else_learns_from_visible_to
     learning = {name for name, p in backbone.named_parameters() if p.grad is not None}
     assert learning == {name for name, p in backbone.named_parameters() if name in used}
     assert all(p.grad is not None for p in tokens.parameters())
-    assert (tokens.mask_token is not None) == (kind == "swin")
 
 
-def test_swin__the_mask_token_stands_for_hidden_cells_only_while_masked() -> None:
-    backbone = _backbone("swin").eval()
-    mask, image, token = _mask((2, 2, 4)), torch.randn(2, 1, 32, 32, 64), torch.randn(12)
-    whole = backbone(image)
-    one, two = (backbone.masked_levels(image, mask, t) for t in (token, -token))
-    assert not torch.allclose(one[-1], two[-1])
-    torch.testing.assert_close(one[0], two[0])  # the convolutions beside the transformer read zeros
-    assert all(torch.equal(a, b) for a, b in zip(whole, backbone(image), strict=True)), "nothing is left behind"
+def test_block_size__of_a_swin_transformer_is_its_coarsest_stride() -> None:
+    with torch.device("meta"):
+        backbone = _backbone("swin")
+    assert block_size(backbone, (64, 192, 192), None) == (32, 32, 32)
+    assert block_size(backbone, (64, 192, 192), (64, 32, 96)) == (64, 32, 96)
+    with pytest.raises(UserError, match="to one of 32/64 x 32/64/96/192 x "):
+        block_size(backbone, (64, 192, 192), (16, 16, 16))
+
+
+def test_load__a_run_whose_swin_transformer_saw_mask_tokens_is_refused() -> None:
+    tokens = BlockTokens(_backbone("swin"), 10)
+    with pytest.raises(UserError, match=r"mask tokens.*new run.*-pretrained"):
+        tokens.load_state_dict({**tokens.state_dict(), "mask_token": torch.zeros(12)})
 
 
 def test_block_tokens__finer_levels_are_averaged_and_coarser_ones_repeated() -> None:

@@ -99,12 +99,12 @@ def test_masked_levels__hidden_blocks_are_never_looked_at() -> None:
     other = x.clone()
     other[0, :, :16, :16, :16] = 99.0  # block 0
     other[0, :, 16:, 16:, 32:] = torch.nan  # block 11
-    (before,), (after,) = (pyramid.masked_levels(image, mask, None) for image in (x, other))
+    (before,), (after,) = (pyramid.masked_levels(image, mask) for image in (x, other))
     hidden = mask.hidden[:, None].expand_as(before)
     assert torch.equal(before[~hidden], after[~hidden]) and before[hidden].abs().max() == 0
     (whole,) = pyramid(x)
     assert not torch.allclose(whole[~hidden], before[~hidden]), "attention sees fewer tokens"
-    (nothing_hidden,) = pyramid.masked_levels(x, _mask([], []), None)
+    (nothing_hidden,) = pyramid.masked_levels(x, _mask([], []))
     torch.testing.assert_close(nothing_hidden, whole)
 
 

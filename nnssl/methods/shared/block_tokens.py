@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import log2
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,8 @@ def block_size(backbone: FeaturePyramid, patch_size: Sequence[int], wanted: Sequ
     """Choose the size (Z, Y, X) of the blocks that masks consist of.
 
     On every axis it is near the stride of the coarsest level, limited to 8 to 16 voxels: the nearest of the sizes that
-    divide the patch and fit the strides of all levels.
+    divide the patch and fit the strides of all levels. A Swin transformer, which discards whole blocks, needs multiples
+    of its coarsest stride.
 
     Args:
         backbone: The encoder; for a network of tokens, only the size of a token fits.
@@ -29,8 +31,8 @@ def block_size(backbone: FeaturePyramid, patch_size: Sequence[int], wanted: Sequ
         UserError: No size fits, or the wanted one does not; the message names the option to set.
     """
     fitting = [
-        [n for n in range(1, extent + 1) if extent % n == 0 and all(n % s == 0 or s % n == 0 for s in steps)]
-        for extent, steps in zip(patch_size, zip(*backbone.strides, strict=True), strict=True)
+        [n for n in range(unit, extent + 1, unit) if extent % n == 0 and all(n % s == 0 or s % n == 0 for s in steps)]
+        for extent, steps, unit in zip(patch_size, zip(*backbone.strides, strict=True), backbone.mask_unit, strict=True)
     ]
     if backbone.encodes_blocks:
         fitting = [[n for n in sizes if n == step] for sizes, step in zip(fitting, backbone.strides[-1], strict=True)]
@@ -65,13 +67,16 @@ class BlockTokens(nn.Module):
     def __init__(self, backbone: FeaturePyramid, width: int) -> None:
         super().__init__()
         self.width = backbone.channels[-1] if backbone.encodes_blocks else width
-        # replaces hidden cells inside the network, if the network can do that
-        self.mask_token = nn.Parameter(torch.zeros(backbone.mask_width)) if backbone.mask_width else None
-        if self.mask_token is not None:
-            nn.init.normal_(self.mask_token, std=0.02)
         own = () if backbone.encodes_blocks else backbone.channels
         self.norms = nn.ModuleList(nn.LayerNorm(channels) for channels in own)
         self.layers = nn.ModuleList(nn.Linear(channels, width, bias=level == 0) for level, channels in enumerate(own))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        """Refuse a run of an earlier version, whose masked Swin transformer saw a learned token instead of nothing."""
+        if f"{prefix}mask_token" in state_dict:
+            raise UserError("this run's Swin transformer saw mask tokens in hidden blocks, which are discarded now; "
+                            "start a new run, from its weights with -pretrained if you like")  # fmt: skip
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def forward(
         self, backbone: FeaturePyramid, volumes: Tensor, grid: Sequence[int], mask: BlockMask | None = None
@@ -84,7 +89,7 @@ class BlockTokens(nn.Module):
             grid: Blocks along each axis; N is their product.
             mask: Blocks that it must not see, whose tokens are meaningless; None: all are visible.
         """
-        levels = backbone(volumes) if mask is None else backbone.masked_levels(volumes, mask, self.mask_token)
+        levels = backbone(volumes) if mask is None else backbone.masked_levels(volumes, mask)
         if not len(self.layers):
             return levels[-1].flatten(2).mT
         total: Tensor | None = None

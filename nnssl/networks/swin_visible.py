@@ -1,0 +1,169 @@
+"""A Swin transformer on the visible blocks of a volume alone (Alice, section 3.1; Huang et al., Green Hierarchical
+Vision Transformer for Masked Image Modeling, NeurIPS 2022).
+
+Blocks are multiples of the coarsest stride, so that every patch merging joins patches of one block. Blocks are cut out
+once and are the batch of embedding, norms, feed-forward layers and merging. Only attention looks across blocks: the
+visible tokens of a window attend to each other, under the window's shift and relative position bias.
+"""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from nnssl.networks.pyramid import BlockMask
+
+_REGIONS = 3  # along an axis: before the last window, and the two parts of it that a shift brings together
+
+
+class _Rows(NamedTuple):
+    """Windows with similar numbers of visible tokens, filled up to the largest of them."""
+
+    tokens: Tensor  # (W, M) numbers of the tokens, any number where filled up
+    places: Tensor  # (W, M) their places in the window, the last axis fastest
+    filled: Tensor  # (W, M) bool: a token is there
+    kept: Tensor  # (t,) indices of these tokens in W * M
+
+
+def cut_blocks(volumes: Tensor, mask: BlockMask) -> Tensor:
+    """Cut the visible blocks out of maps (B, C, Z, Y, X): (B * n, C, *cells of a block)."""
+    batch, channels, *size = volumes.shape
+    cells = [extent // blocks for extent, blocks in zip(size, mask.hidden.shape[1:], strict=True)]
+    split = [n for blocks, step in zip(mask.hidden.shape[1:], cells, strict=True) for n in (blocks, step)]
+    rows = volumes.reshape(batch, channels, *split).permute(0, 2, 4, 6, 1, 3, 5, 7).reshape(batch, -1, channels, *cells)
+    first = torch.arange(batch, device=volumes.device)[:, None]
+    return rows[first, mask.visible].flatten(0, 1)
+
+
+def paste_blocks(blocks: Tensor, mask: BlockMask) -> Tensor:
+    """Put blocks (B * n, C, *cells) back to their places in maps (B, C, Z, Y, X) of 0: the inverse of `cut_blocks`."""
+    batch, *grid = mask.hidden.shape
+    channels, *cells = blocks.shape[1:]
+    rows = blocks.new_zeros(batch, prod(grid), channels, *cells)
+    first = torch.arange(batch, device=blocks.device)[:, None]
+    rows[first, mask.visible] = blocks.unflatten(0, (batch, -1))
+    volumes = rows.view(batch, *grid, channels, *cells).permute(0, 4, 1, 5, 2, 6, 3, 7)
+    return volumes.reshape(batch, channels, *(n * step for n, step in zip(grid, cells, strict=True)))
+
+
+def visible_stages(transformer: Any, volumes: Tensor, mask: BlockMask) -> list[Tensor]:
+    """As `SwinTransformer.forward` of MONAI, but hidden blocks take no part.
+
+    The convolutions that a SwinUNETR v2 has before its stages read zeros in hidden blocks. Zeros that MONAI adds beyond
+    the edge of a map to fill its last windows are no visible tokens: they take no part either.
+
+    Args:
+        transformer: MONAI's `SwinTransformer`.
+        volumes: (B, C, Z, Y, X); the values of hidden voxels are never read.
+        mask: Blocks whose sides are multiples of the coarsest stride, 32.
+
+    Returns:
+        The five maps, finest first, with 0 in hidden blocks.
+    """
+    cells = transformer.pos_drop(transformer.patch_embed(cut_blocks(volumes, mask)))
+    stages = [transformer.proj_out(cells, True)]
+    for number in range(1, transformer.num_layers + 1):
+        if transformer.use_v2:
+            (convolutions,) = getattr(transformer, f"layers{number}c")
+            cells = cut_blocks(convolutions(paste_blocks(cells, mask)), mask)
+        (layer,) = getattr(transformer, f"layers{number}")
+        cells = run_layer(layer, cells, mask)
+        stages.append(transformer.proj_out(cells, True))
+    return [paste_blocks(stage, mask) for stage in stages]
+
+
+def run_layer(layer: Any, cells: Tensor, mask: BlockMask) -> Tensor:
+    """Run the blocks of a `BasicLayer` and its merging on (B * n, C, *cells)."""
+    tokens = cells.movedim(1, -1).contiguous()
+    shifts = (layer.no_shift, layer.shift_size)
+    plans = [visible_windows(mask, tokens.shape[1:4], layer.window_size, shift) for shift in shifts[: layer.depth]]
+    for number, block in enumerate(layer.blocks):
+        rows = plans[number % 2]
+        if block.use_checkpoint and torch.is_grad_enabled():
+            tokens = tokens + block.drop_path(checkpoint(_attend, block, tokens, rows, use_reentrant=False))
+            tokens = tokens + checkpoint(block.forward_part2, tokens, use_reentrant=False)
+        else:
+            tokens = tokens + block.drop_path(_attend(block, tokens, rows))
+            tokens = tokens + block.forward_part2(tokens)
+    merged: Tensor = layer.downsample(tokens)
+    return merged.movedim(-1, 1)
+
+
+def visible_windows(
+    mask: BlockMask, cells: tuple[int, ...], window: tuple[int, ...], shift: tuple[int, ...]
+) -> list[_Rows]:
+    """Sort the visible tokens of a stage into windows.
+
+    A window that the shift makes of two ends of the volume counts as several, because tokens of different ends do not
+    attend to each other. Windows without a visible token are dropped; the others are grouped by halves of the largest
+    number of tokens.
+
+    Args:
+        mask: The visible blocks.
+        cells: (3,) tokens of a block along each axis.
+        window: (3,) tokens of a window along each axis, fewer where the volume is smaller.
+        shift: (3,) tokens along each axis; 0 where the volume is no larger than a window.
+    """
+    numbers, places, regions = _places_in_windows(mask, cells, window, shift)
+    _, group, counts = torch.unique(numbers * _REGIONS**3 + regions, return_inverse=True, return_counts=True)
+    order, begins = group.argsort(stable=True), counts.cumsum(0) - counts
+    rows, most = [], int(counts.max())
+    while most:
+        least = most // 2
+        chosen = (counts > least) & (counts <= most)
+        if bool(chosen.any()):
+            slots = torch.arange(most, device=order.device)
+            filled = slots < counts[chosen][:, None]
+            tokens = order[(begins[chosen][:, None] + slots).clamp(max=len(order) - 1)]
+            rows.append(_Rows(tokens, places[tokens], filled, filled.flatten().nonzero()[:, 0]))
+        most = least
+    return rows
+
+
+def _places_in_windows(
+    mask: BlockMask, cells: tuple[int, ...], window: tuple[int, ...], shift: tuple[int, ...]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Number of the window, place in it, and region of the shifted volume of all T visible tokens: (T,) each."""
+    batch, *grid = mask.hidden.shape
+    visible = mask.visible.flatten()
+    tokens = len(visible), *cells
+    blocks = (visible // (grid[1] * grid[2]), visible // grid[2] % grid[1], visible % grid[2])
+    numbers = torch.arange(batch, device=visible.device).repeat_interleave(mask.visible.shape[1])
+    numbers = numbers.view(-1, 1, 1, 1).expand(tokens)
+    places = regions = torch.zeros_like(numbers)
+    for axis, block in enumerate(blocks):
+        size = grid[axis] * cells[axis]
+        side, moved = (window[axis], shift[axis]) if size > window[axis] else (size, 0)
+        windows = -(-size // side)
+        place = block[:, None] * cells[axis] + torch.arange(cells[axis], device=visible.device)
+        rolled = (place - moved) % (windows * side)
+        region = (rolled >= (windows - 1) * side).long() + (rolled >= windows * side - moved)
+        shape = [len(visible), *(cells[axis] if a == axis else 1 for a in range(3))]
+        number, inside, region = ((x.view(shape)) for x in (rolled // side, rolled % side, region))
+        numbers, places, regions = numbers * windows + number, places * side + inside, regions * _REGIONS + region
+    return numbers.flatten(), places.flatten(), regions.flatten()
+
+
+def _attend(block: Any, tokens: Tensor, rows: list[_Rows]) -> Tensor:
+    """Attention of a `SwinTransformerBlock`, with its norm, on tokens (B * n, *cells, C)."""
+    attention, channels = block.attn, tokens.shape[-1]
+    triples = attention.qkv(block.norm1(tokens)).view(-1, 3, attention.num_heads, channels // attention.num_heads)
+    dropped = attention.attn_drop.p if attention.training else 0.0
+    attended = []
+    for row in rows:
+        query, key, value = triples[row.tokens].permute(2, 0, 3, 1, 4)  # (W, heads, M, C / heads) each
+        relative = attention.relative_position_index[row.places[:, :, None], row.places[:, None, :]]
+        bias = F.embedding(relative, attention.relative_position_bias_table).permute(0, 3, 1, 2)
+        bias = bias.masked_fill(~row.filled[:, None, None, :], float("-inf")).to(query.dtype)
+        read = F.scaled_dot_product_attention(query, key, value, bias, dropped, scale=attention.scale)
+        attended.append(read.transpose(1, 2).reshape(-1, channels)[row.kept])
+    places = torch.cat([row.tokens.flatten()[row.kept] for row in rows])
+    joined = torch.cat(attended)
+    ordered = torch.empty_like(joined).index_copy(0, places, joined)
+    projected: Tensor = attention.proj_drop(attention.proj(ordered))
+    return projected.view(tokens.shape)
