@@ -14,19 +14,19 @@ $(VENV)/installed: pyproject.toml hatch_build.py nnssl_trainers.pth
 
 install: $(VENV)/installed
 
-# Two processes of one thread each; idle threads of nnU-Net's commands, which take all cores, shall sleep.
+# Two processes of one thread each; idle threads of nnU-Net's commands, which take all cores, should sleep.
 test: install lint types
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-# While you work: what takes no longer than a second.
+# While you work: the cheapest tests of every file, under 90 seconds.
 quick: install
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q -n 2 --quick
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q -n 2 --dist loadfile --quick
 
 # More of the same: further methods, longer trainings.
 slow: install
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 -m slow
 
-# Which tests `make quick` leaves out; run it on a quiet machine.
+# The seconds by which `make quick` chooses (tests/seconds.json); run it on a quiet machine.
 durations: install
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations-to-file
 
@@ -41,7 +41,7 @@ format: install
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# Records what the package does anew (tests/golden/recorded) and prints what moved. `make test` compares with it; a commit
+# Renews the record of what the package does (tests/golden/recorded) and prints what moved. `make test` compares with it; a commit
 # that renews it says in its message which lines moved and why.
 golden: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.golden.record

@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,15 +15,17 @@ import torch
 torch.set_num_threads(1)
 
 _HERE = Path(__file__).parent
-_LONG = _HERE / "long_tests.json"  # seconds of the tests that `make quick` leaves out; `make durations` writes it
-_LONG_S = 1.0  # all parameters of a test together, with what is set up for it
-_seconds: defaultdict[str, float] = defaultdict(float)
+_SECONDS = _HERE / "seconds.json"  # of each file, the tests that take longer than _LISTED_S; `make durations` writes it
+_LISTED_S = 0.1
+_BUDGET_S = 0.5  # of a file's listed tests in `make quick`; all that are not listed run as well
+_measured: defaultdict[str, float] = defaultdict(float)
+_shared: dict[str, float] = {}  # seconds of the fixtures that several tests use
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """The lanes of the Makefile."""
-    parser.addoption("--quick", action="store_true", help="leave out the tests of tests/long_tests.json")
-    parser.addoption("--durations-to-file", action="store_true", help="write tests/long_tests.json anew")
+    parser.addoption("--quick", action="store_true", help="of every file the cheapest tests, see tests/seconds.json")
+    parser.addoption("--durations-to-file", action="store_true", help="renew tests/seconds.json for the files that run")
 
 
 @pytest.fixture(autouse=True)
@@ -40,25 +44,69 @@ def _no_folders_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """The walks through whole commands come first: they are long, and several processes shall end together."""
+    """The walks through whole commands come first: they are long, and several processes should end together."""
     items.sort(key=lambda item: item.path.parent != _HERE)
     if config.getoption("--quick"):
-        long = json.loads(_LONG.read_text())
-        left_out = [item for item in items if _function(item.nodeid) in long]
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if _function(item.nodeid) not in long]
+        chosen = _cheapest(items)
+        config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+        items[:] = [item for item in items if item in chosen]
+
+
+def _cheapest(items: list[pytest.Item]) -> set[pytest.Item]:
+    """Of every file the cheapest tests that `_BUDGET_S` pays for; what is marked `quick` or not listed costs nothing."""
+    listed = json.loads(_SECONDS.read_text())
+    seconds = {item: 0.0 if item.get_closest_marker("quick") else _of(listed, item.nodeid) for item in items}
+    spent: defaultdict[Path, float] = defaultdict(float)
+    chosen = set()
+    for item in sorted(items, key=seconds.__getitem__):
+        spent[item.path] += seconds[item]
+        if spent[item.path] <= _BUDGET_S:
+            chosen.add(item)
+    return chosen
+
+
+def _of(listed: dict[str, dict[str, float]], nodeid: str) -> float:
+    file, _, test = nodeid.partition("::")
+    return listed.get(file, {}).get(test, 0.0)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any]) -> Generator[None, Any, Any]:
+    """Time what is set up once for several tests: whichever of them runs first pays for it."""
+    start = time.perf_counter()
+    made = yield
+    if fixturedef.scope != "function":
+        _shared[fixturedef.argname] = time.perf_counter() - start
+    return made
+
+
+def pytest_fixture_post_finalizer(fixturedef: pytest.FixtureDef[Any]) -> None:
+    _shared.pop(fixturedef.argname, None)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Every test after the first one counts the shared fixtures too: without the first it would pay for them."""
+    names = getattr(item, "fixturenames", [])
+    item.user_properties.append(("shared_s", sum(_shared.get(name, 0.0) for name in names)))
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    _seconds[_function(report.nodeid)] += report.duration
+    _measured[report.nodeid] += report.duration
+    if report.when == "setup":
+        _measured[report.nodeid] += float(str(dict(report.user_properties).get("shared_s", 0.0)))
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     if session.config.getoption("--durations-to-file") and not hasattr(session.config, "workerinput"):
-        long = {name: round(seconds, 1) for name, seconds in sorted(_seconds.items()) if seconds > _LONG_S}
-        _LONG.write_text(json.dumps(long, indent=1) + "\n")
-
-
-def _function(nodeid: str) -> str:
-    """A test without its parameters."""
-    return nodeid.split("[")[0]
+        listed = json.loads(_SECONDS.read_text())
+        found: defaultdict[str, dict[str, float]] = defaultdict(dict)
+        for nodeid, seconds in _measured.items():
+            file, _, test = nodeid.partition("::")
+            found[file] |= {test: round(seconds, 2)} if seconds > _LISTED_S else {}
+        kept = {
+            file: tests
+            for file, tests in (listed | found).items()
+            if tests and Path(session.config.rootpath / file).is_file()
+        }
+        _SECONDS.write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n")

@@ -1,4 +1,4 @@
-"""The README's commands, as they stand, in one shell; then what has to hold of what they leave."""
+"""The README's commands, as they stand, in one shell; then what must hold of their output."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def save_checkpoint(content: dict[str, Any], path: Path) -> None:
     """Write to a temporary file beside `path`, flush it to the disk, and rename it: `path` is the old or the new one.
 
     Raises:
-        OSError: the system refuses it, such as a full disk; the previous checkpoint stays as it is.
+        OSError: the system refuses, for example because the disk is full; the previous checkpoint stays.
     """
     with replacing(path) as temporary, open(temporary, "wb") as opened:
         file = _Remembering(opened)
@@ -45,22 +45,22 @@ def load_checkpoint(path: Path, mapped: bool = False) -> dict[str, Any]:
 
     Args:
         path: of the file.
-        mapped: leave the tensors on the disk until they are used, for whoever reads what is said of many runs.
+        mapped: leave the tensors on the disk until they are used: for reading the entries of many runs.
 
     Raises:
         UserError: the file does not exist, is not a checkpoint of this package, or lacks something; a name in it
-            cannot be a part of a path, or its plans name what must not be called.
+            cannot be part of a path, or its plans name a class that is not trusted.
     """
     return check_entries(load_content(path, mapped), path)
 
 
 def check_entries(content: dict[str, Any], path: Path, to_continue: bool = False) -> dict[str, Any]:
-    """The content of a checkpoint, if its entries are what they have to be.
+    """The content of a checkpoint, if its entries are valid.
 
     Args:
         content: of the file.
         path: of the file.
-        to_continue: whether it has to hold all that a run goes on with.
+        to_continue: whether it must hold everything that a run continues from.
 
     Raises:
         UserError: as `load_checkpoint`.
@@ -75,7 +75,7 @@ def load_content(path: Path, mapped: bool = False) -> dict[str, Any]:
     """Content of a file of `save_checkpoint` on the CPU, whatever its entries are; `mapped` as of `load_checkpoint`.
 
     Raises:
-        UserError: the file does not exist, cannot be read, or is none that is whole.
+        UserError: the file does not exist, cannot be read, or is not a whole checkpoint.
     """
     if not path.is_file():
         raise UserError(f"there is no checkpoint {path}")
@@ -83,7 +83,7 @@ def load_content(path: Path, mapped: bool = False) -> dict[str, Any]:
         if not mapped:
             _check_whole(path)
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except Exception as error:  # unpickling errors come as many types, all of them mean: not our file
+    except Exception as error:  # unpickling raises many types, and all of them mean: not our file
         if (refused := unreadable(path)) is not None:
             raise UserError(str(why(refused))) from error
         raise UserError(f"{path} is no checkpoint of nnssl, or it is damaged; give a checkpoint_*.pth that "

@@ -1,4 +1,4 @@
-"""What a RUN names: a checkpoint, a fold's or a run's folder; and which run `nnssl_transfer` takes."""
+"""What RUN names: a checkpoint, or the folder of a fold or a run; and which run `nnssl_transfer` takes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from nnssl.networks.build import build_backbone
 
 
 def checkpoint_of(run: str | Path) -> Path:
-    """Checkpoint of a finished pretraining, named by itself, by its fold's folder or by its run's folder.
+    """Checkpoint of a finished pretraining, given as the file, its fold's folder or its run's folder.
 
     Raises:
         UserError: there is none, or the run has several folds.

@@ -46,7 +46,7 @@ class Batch:
         make: writes all of them to a folder.
         run: the command.
         code: its exit code.
-        said: what one line has to have, by what is wrong.
+        said: what one line must have, by what is wrong.
         intent: why it is accepted; only with code 0.
     """
 

@@ -1,4 +1,4 @@
-"""nnU-Net's JSON files with a fault; what has to be named is the key."""
+"""nnU-Net's JSON files with a fault; the message must name the key."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints, ONNX metadata and files of this package with a fault; what has to be named is the key."""
+"""Checkpoints, ONNX metadata and files of this package with a fault; the message must name the key."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A table of bad inputs as data: how to make each, what meets it, what has to be said, and its runner.
+"""A table of bad inputs as data: how to make each, what meets it, what must be said, and the runner.
 
 Every module of this package that has `ROWS` adds to the table. `python -m tests.bad_inputs.rows` runs it and counts.
 """
@@ -48,7 +48,7 @@ class Row:
         name: unique; the test's id.
         make: writes the input to a folder, in which `raw`, `pre` and `res` are nnU-Net's three folders.
         run: meets the input, see `command` and `function`.
-        expected: parts that one line of what is said has to have, such as the case, key or number.
+        expected: parts that one line of the output must have, such as the case, key or number.
         code: exit code.
         intent: why the input is accepted; only with code 0.
         env: further environment variables.

@@ -81,6 +81,7 @@ def test_similarity__of_a_place_in_its_own_image(
     assert said == [f"written: {tmp_path / f'similarity.{e}'}" for e in ("png", "json", "nii.gz")]
 
 
+@pytest.mark.quick
 def test_similarity__in_another_image_and_at_a_level_from_a_drawn_place(root: Path, tmp_path: Path) -> None:
     one, other = _images(root, 2)
     arguments = ["-i", one, "-k", other, "-level", "2", "-seed", "3"]
@@ -90,6 +91,7 @@ def test_similarity__in_another_image_and_at_a_level_from_a_drawn_place(root: Pa
     assert numbers["reference"] == _draw(root, tmp_path, "similarity", *arguments)["reference"]
 
 
+@pytest.mark.quick
 def test_pca__colours_the_body_in_the_file_of_the_image(root: Path, tmp_path: Path) -> None:
     numbers = _draw(root, tmp_path, "pca", "-i", *_images(root))
     explained = numbers["explained_variance"]
@@ -103,6 +105,7 @@ def test_pca__colours_the_body_in_the_file_of_the_image(root: Path, tmp_path: Pa
     assert red.shape == SHAPE[::-1] and red[body].mean() > 50 and (red[0, 0] == 0).all()
 
 
+@pytest.mark.quick
 def test_tsne__places_voxels_of_all_labels(root: Path, tmp_path: Path) -> None:
     arguments = ["-i", *_images(root, 2), "--per_label", "20", "-seed", "1"]
     numbers = _draw(root, tmp_path, "tsne", *arguments)
@@ -114,6 +117,7 @@ def test_tsne__places_voxels_of_all_labels(root: Path, tmp_path: Path) -> None:
     assert list(_draw(root, tmp_path, "tsne", *arguments, "-labels", "spine")["voxels"]) == ["spine"]
 
 
+@pytest.mark.quick
 def test_matches__landmarks_are_found_exactly_in_the_same_image(root: Path, tmp_path: Path) -> None:
     one, other = _images(root, 2)
     numbers = _draw(root, tmp_path, "matches", "-i", one, "-k", one, other)

@@ -7,7 +7,7 @@ from nnssl.core.found_by_nnunet import _PLACES, Kind, _is_of_kind, why_not_found
 
 @pytest.mark.parametrize("kind", _PLACES)
 def test_nnunets_own_names_are_there(kind: Kind) -> None:
-    """They are listed so that nothing has to be imported: the list has to be true."""
+    """They are listed so that nothing is imported: the list must be true."""
     for name in _PLACES[kind].own:
         assert _is_of_kind(name, _PLACES[kind]) and why_not_found(name, kind) is None
 

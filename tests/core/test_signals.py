@@ -26,7 +26,7 @@ def command(argv):
     child.start()
     print(child.pid, flush=True)
     with StopSignal():
-        while True:  # C code that Python's handlers have to wait for
+        while True:  # C code: Python's handlers must wait
             ctypes.CDLL(None).usleep(60_000_000)
 
 run(command, [])
@@ -97,7 +97,7 @@ def test_stop_signal__a_first_one_that_is_heard_after_a_long_step_is_no_second(
     try:
         with StopSignal() as told:
             threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
-            hashlib.pbkdf2_hmac("sha256", b"", b"", 2_000_000)  # C code, which Python's handlers have to wait for
+            hashlib.pbkdf2_hmac("sha256", b"", b"", 2_000_000)  # C code: Python's handlers must wait
             assert told.received and not seen
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -82,7 +82,7 @@ def _run(job: Job, log: Path, folders: dict[str, str], slowly: float) -> None:
         time.sleep(slowly)
         return prepare(*arguments, **options)
 
-    folder_volumes.prepare_case = unlabelled.prepare_case = slow
+    folder_volumes.prepare_case = slow
     unlabelled.default_processes = lambda asked=None: 1
     function, keywords = job
     try:
