@@ -53,7 +53,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _cheapest(items: list[pytest.Item]) -> set[pytest.Item]:
-    """Of every file the cheapest tests that `_BUDGET_S` pays for; what is marked `quick` or not listed costs nothing."""
+    """Of every file the cheapest tests that `_BUDGET_S` pays; one marked `quick` or not listed costs nothing."""
     listed = json.loads(_SECONDS.read_text())
     seconds = {item: 0.0 if item.get_closest_marker("quick") else _of(listed, item.nodeid) for item in items}
     spent: defaultdict[Path, float] = defaultdict(float)

@@ -17,11 +17,12 @@ from nnssl.benchmarking.results import Results, differences, write_tables
 from nnssl.benchmarking.subsets import amounts_of, extend_folds
 from nnssl.benchmarking.trainings import Training, all_trainings, collect, missing_lines, score_training
 from nnssl.benchmarking.workflow import TaskFailed, run_task
-from nnssl.benchmarking.workspace import Workspace, open_workspace, write_workspace
+from nnssl.benchmarking.workspace import Workspace, open_workspace, read_plans, write_workspace
 from nnssl.core.distributed import check_device, resolve_device, usual_device
 from nnssl.core.errors import UserError
 from nnssl.core.names import check_name
 from nnssl.data.folders import check_output_folder, dataset_name, require_folders
+from nnssl.data.raw import read_dataset_json
 
 _MOST = 1000  # seeds, processes
 FRACTIONS = (5.0, 10.0, 20.0, 50.0, 100.0)
@@ -59,8 +60,8 @@ def benchmark(
         fractions: percentages of the training cases; None for 5, 10, 20, 50 and 100 if `cases` is None too.
         cases: numbers of training cases, instead of fractions.
         seeds: number of random orders of the training cases; each amount is trained once per order.
-        test: `labelsTs`, `fold_0` (or another number) or a percentage of the labelled cases; None for labelsTs if
-            nnUNet_raw has it, else 20.
+        test: `labelsTs`, `fold_0` (or another number), a percentage of the labelled cases, or `70/10/20` for PiMPiC's
+            split; None for labelsTs if nnUNet_raw has it, else 20.
         baseline: name of the method that the others are compared with; None for the first.
         device: cuda, cpu or mps; None: cuda where PyTorch sees a card.
         tolerance: see `nnssl.evaluate`.
@@ -99,7 +100,7 @@ def benchmark(
     workspace = _open(home, dataset, configuration, methods, test, tolerance)
     training = workspace.test.training
     amounts = amounts_of(len(training), FRACTIONS if not fractions and not cases else fractions, cases)
-    workspace = replace(workspace, folds=extend_folds(workspace.folds, training, amounts, seeds))
+    workspace = replace(workspace, folds=extend_folds(workspace.folds, training, amounts, seeds, workspace.test.order))
     if not collect_only:  # finished trainings no longer need their pretraining or variables
         methods = [resolve(m, workspace.plans[m.plans], configuration, os.environ) for m in methods]
     tasks = all_trainings(workspace, methods, amounts, seeds, device)
@@ -124,11 +125,11 @@ def _open(
 ) -> Workspace:  # fmt: skip
     """Check dataset, plans, tolerance and folder, and open the workspace; write nothing."""
     (preprocessed,) = require_folders("nnUNet_preprocessed")
-    name = dataset_name(dataset)
-    raw = Path(os.environ["nnUNet_raw"]) / name if os.environ.get("nnUNet_raw") else None
-    plans = dict.fromkeys(m.plans for m in methods)
-    workspace = open_workspace(home, preprocessed / name, configuration, plans, raw, test)
-    read_structures(workspace.dataset_json, next(iter(workspace.plans.values())), tolerance)  # checks the tolerance
+    source = preprocessed / dataset_name(dataset)
+    plans = read_plans(source, dict.fromkeys(m.plans for m in methods), configuration)
+    read_structures(read_dataset_json(source), next(iter(plans.values())), tolerance)  # checks the tolerance
+    raw = Path(os.environ["nnUNet_raw"]) / source.name if os.environ.get("nnUNet_raw") else None
+    workspace = open_workspace(home, source, configuration, plans, raw, test)
     log.info(f"test set: {len(workspace.test.cases)} cases ({workspace.test.source}); "
              f"{len(workspace.test.training)} cases for training")  # fmt: skip
     return workspace

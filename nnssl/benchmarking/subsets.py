@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import random
 import re
 import shutil
 from collections.abc import Sequence
@@ -78,14 +79,25 @@ def subset(training: Sequence[str], cases: int, seed: int) -> tuple[str, ...]:
     return tuple(names[i] for i in order[:cases])
 
 
-def extend_folds(known: Sequence[Fold], training: Sequence[str], amounts: Sequence[Amount], seeds: int) -> list[Fold]:
-    """Add the folds that are missing for the amounts and seeds; known folds keep their numbers."""
+def extend_folds(
+    known: Sequence[Fold], training: Sequence[str], amounts: Sequence[Amount], seeds: int, order: Sequence[str] = ()
+) -> list[Fold]:
+    """Add the folds that are missing for the amounts and seeds; known folds keep their numbers.
+
+    Args:
+        known: folds of earlier calls.
+        training: names of the training cases.
+        amounts: numbers of cases.
+        seeds: number of orders of the training cases.
+        order: of seed 0, where the split has one of its own.
+    """
     folds = list(known)
     present = {(f.cases, f.seed) for f in folds}
     for seed in range(seeds):
         for amount in amounts:
             if (amount.cases, seed) not in present:
-                train = subset(training, amount.cases, seed)
+                own = seed == 0 and bool(order)
+                train = tuple(order[: amount.cases]) if own else subset(training, amount.cases, seed)
                 folds.append(Fold(len(folds), amount.cases, seed, train))
     return folds
 
@@ -110,6 +122,8 @@ _TEST_SEED = 20_000  # not one of the training's seeds
 
 LABELS_TS = "labelsTs"
 _SHARE = 20.0  # percent, if there is no labelsTs
+PAPER = "70/10/20"  # PiMPiC's split (methods.md 3.5)
+_PAPER_SEED = 100
 
 
 @dataclass(frozen=True)
@@ -121,12 +135,16 @@ class HeldOut:
         cases: names of the test cases, sorted.
         training: names of the others, sorted.
         raw: image files and label file of test cases that are not preprocessed with the training cases.
+        order: of the training cases for seed 0; empty where that is drawn.
+        validation: cases of the split that are for validation while training; empty where it has none.
     """
 
     source: str
     cases: list[str]
     training: list[str]
     raw: dict[str, tuple[list[str], str]] = field(default_factory=dict)
+    order: tuple[str, ...] = ()
+    validation: tuple[str, ...] = ()
 
 
 def choose_test_set(
@@ -139,8 +157,8 @@ def choose_test_set(
     """Choose the test set.
 
     Args:
-        choice: `labelsTs`, `fold_0` (or another number), a percentage, or None for labelsTs if it exists, else 20
-            percent.
+        choice: `labelsTs`, `fold_0` (or another number), a percentage, `70/10/20` (see `paper_split`), or None for
+            labelsTs if it exists, else 20 percent.
         labelled: names of the preprocessed cases with labels.
         splits: content of the dataset's splits_final.json, or None.
         raw: the dataset's folder in nnUNet_raw, None if that is not set.
@@ -153,14 +171,34 @@ def choose_test_set(
         choice = LABELS_TS if raw is not None and _labels(raw, ending) else f"{_SHARE:g}"
     if choice == LABELS_TS:
         return _from_raw(labelled, raw, ending)
+    if choice == PAPER:
+        return paper_split(labelled)
     if fold := re.fullmatch(r"fold_(\d+)", choice):
         return _from_split(int(fold[1]), splits, labelled)
     try:
         share = float(choice)
     except ValueError:
-        raise UserError(f"-test takes labelsTs, fold_0 or a percentage such as 20, not {choice}") from None
+        raise UserError(f"-test takes labelsTs, fold_0, a percentage such as 20 or {PAPER}, not {choice}") from None
     cases = draw_test_cases(labelled, share)
     return HeldOut(f"{share:g} % of the labelled cases", cases, sorted(set(labelled) - set(cases)))
+
+
+def paper_split(cases: Sequence[str]) -> HeldOut:
+    """Split as PiMPiC: 70 % training, 10 % validation, the rest test, of the sorted cases shuffled by seed 100.
+
+    Both shares are rounded down. The first cases of the training's order are its subsets.
+
+    Raises:
+        UserError: there are fewer than 10 cases, so that none would be for validation.
+    """
+    names = sorted(cases)
+    if len(names) < 10:
+        raise UserError(f"-test {PAPER} needs 10 labelled cases or more, and there are {len(names)}; take a percentage")
+    random.Random(_PAPER_SEED).shuffle(names)
+    end = int(len(names) * 0.7)
+    validation, test = names[end : end + int(len(names) * 0.1)], names[end + int(len(names) * 0.1) :]
+    return HeldOut(f"20 % of the labelled cases by the split {PAPER}", sorted(test), sorted(names[:end]),
+                   order=tuple(names[:end]), validation=tuple(sorted(validation)))  # fmt: skip
 
 
 def preprocess_test_cases(test: HeldOut, folder: Path, plans: dict[str, Any], configuration: str, dataset_json: dict

@@ -14,7 +14,7 @@ from nnssl.benchmarking.subsets import Fold, HeldOut, choose_test_set, preproces
 from nnssl.core.errors import UserError
 from nnssl.core.files import read_json, write_json
 from nnssl.core.own_files import BenchmarkFile
-from nnssl.core.schemas import SplitsFile
+from nnssl.core.schemas import ONLINE, SplitsFile
 from nnssl.data.planning import load_plans
 from nnssl.data.raw import read_dataset_json
 from nnssl.data.records import unused_cases
@@ -67,7 +67,7 @@ class Workspace:
 
 
 def open_workspace(
-    home: Path, source: Path, configuration: str, plans: Iterable[str], raw: Path | None, choice: str | None
+    home: Path, source: Path, configuration: str, plans: dict[str, dict[str, Any]], raw: Path | None, choice: str | None
 ) -> Workspace:
     """Open the workspace with its folds so far; write nothing.
 
@@ -75,15 +75,13 @@ def open_workspace(
         home: the benchmark's folder.
         source: the user's folder of the preprocessed dataset.
         configuration: of the plans.
-        plans: names of all plans.
+        plans: from `read_plans`.
         raw: the dataset's folder in nnUNet_raw, if that is set.
         choice: see `choose_test_set`; None keeps the test set of an existing benchmark.
 
     Raises:
-        UserError: a file or the configuration is missing, or the plans name a class that is not trusted; the folder has
-            a benchmark of other data; see `labelled_cases` and `choose_test_set`.
+        UserError: the folder has a benchmark of other data; see `labelled_cases` and `choose_test_set`.
     """
-    known = {name: _read_plans(source, name, configuration) for name in plans}
     dataset_json, file = read_dataset_json(source), home / RECORD
     if not file.is_file() and (home / "nnUNet_preprocessed").exists():  # it may be the user's own
         raise UserError(
@@ -93,25 +91,33 @@ def open_workspace(
     splits_file = source / _SPLITS
     splits = read_json(splits_file, SplitsFile) if splits_file.is_file() else None
     ending = dataset_json["file_ending"]
-    labelled = labelled_cases(source, {_identifier(of_name, configuration) for of_name in known.values()}, ending)
+    labelled = labelled_cases(source, {_identifier(of_name, configuration) for of_name in plans.values()}, ending)
     test = choose_test_set(choice or record.get("choice"), labelled, splits, raw, ending)
     now = {"dataset": source.name, "configuration": configuration, "test": test.cases, "training": test.training}
     if odd := [key for key in now if record and record[key] != now[key]]:
         raise UserError(f"{home} has a benchmark with another {odd[0]} ({file}); choose another folder with -o")
     folds = [Fold(f["fold"], f["cases"], f["seed"], tuple(f["train"])) for f in record.get("folds", [])]
-    return Workspace(home, source, dataset_json, known, configuration, test, folds, {"choice": choice, **record, **now})
+    return Workspace(home, source, dataset_json, plans, configuration, test, folds, {"choice": choice, **record, **now})
 
 
-def _read_plans(source: Path, name: str, configuration: str) -> dict[str, Any]:
-    plans = load_plans(source, name)
-    if plans is None:
-        raise UserError(f"there are no plans {name} in {source}; plan and preprocess the dataset first, or name other "
-                        f"plans with -p")  # fmt: skip
-    if configuration not in plans["configurations"]:
-        raise UserError(f"{source / name}.json has no configuration {configuration}; take one of "
-                        f"{', '.join(plans['configurations'])} with -c")  # fmt: skip
-    refuse_untrusted_names(plans, any_configuration(plans, configuration), source / f"{name}.json")
-    return plans
+def read_plans(source: Path, names: Iterable[str], configuration: str) -> dict[str, dict[str, Any]]:
+    """Plans of a preprocessed dataset by name.
+
+    Raises:
+        UserError: a file or the configuration is missing, or the plans name a class that is not trusted.
+    """
+    found = {}
+    for name in names:
+        plans = load_plans(source, name)
+        if plans is None:
+            raise UserError(f"there are no plans {name} in {source}; plan and preprocess the dataset first, or name "
+                            f"other plans with -p")  # fmt: skip
+        if configuration not in plans["configurations"]:
+            raise UserError(f"{source / name}.json has no configuration {configuration}; take one of "
+                            f"{', '.join(plans['configurations'])} with -c")  # fmt: skip
+        refuse_untrusted_names(plans, any_configuration(plans, configuration), source / f"{name}.json")
+        found[name] = plans
+    return found
 
 
 def labelled_cases(source: Path, data: Iterable[str], ending: str) -> list[str]:
@@ -158,7 +164,9 @@ def write_workspace(workspace: Workspace, methods: Sequence[Method]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     data = {name: _identifier(plans, configuration) for name, plans in workspace.plans.items()}
     _link_dataset(folder, workspace, set(data.values()))
-    write_json(folder / _SPLITS, [{"train": list(f.train), "val": workspace.test.cases} for f in workspace.folds])
+    online = {ONLINE: list(workspace.test.validation)} if workspace.test.validation else {}
+    splits = [{"train": list(f.train), "val": workspace.test.cases, **online} for f in workspace.folds]
+    write_json(folder / _SPLITS, splits)
     for name, plans in workspace.plans.items():
         preprocess_test_cases(workspace.test, folder / data[name], plans, configuration, workspace.dataset_json)
         # without the checkpoint: its path is relative to another nnUNet_results, and the environment has the full one

@@ -71,8 +71,8 @@ def bridge_intensities(
 ) -> Bridge:
     """How to turn intensities that `target` plans normalised into those of the `source` plans.
 
-    Two CT channels differ by an affine map and the clipping window: exact except for what the target's window has cut off.
-    Other schemes take their numbers from each image, so only the same scheme fits.
+    Two CT channels differ by an affine map and the clipping window: exact except for what the target's window has cut
+    off. Other schemes take their numbers from each image, so only the same scheme fits.
 
     Args:
         target: nnU-Net plans of the dataset to train on.

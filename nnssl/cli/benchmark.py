@@ -39,7 +39,8 @@ def parser() -> argparse.ArgumentParser:
     add(amount, "-cases", nargs="+", type=int, metavar="N", help="numbers of training cases instead")
     add(p, "-seeds", type=int, default=3, metavar="N", help="number of orders of the training cases")
     add(p, "-test", metavar="WHICH",
-        help="labelsTs, fold_0, or a percentage of the labelled cases (default: labelsTs if there is one, else 20)")
+        help="labelsTs, fold_0, a percentage of the labelled cases, or 70/10/20 for PiMPiC's split (default: labelsTs "
+             "if there is one, else 20)")
     add(p, "-baseline", metavar="NAME", help="method that the others are compared with (default: the first item)")
     add(p, "-device", choices=("cuda", "cpu", "mps"))
     add_shared(p, "-tolerance", "-absent", "-num_parts", "-part_id")

@@ -196,13 +196,17 @@ class Intensities(BaseModel):
 class _Split(BaseModel):
     train: list[StrictStr]
     val: list[StrictStr]
+    online_val: list[StrictStr] = []
 
 
 def _of_cases(splits: list[_Split]) -> list[_Split]:
-    names = {name for split in splits for name in (*split.train, *split.val)}
+    names = {name for split in splits for name in (*split.train, *split.val, *split.online_val)}
     wrong = [(name, reason) for name in sorted(names) if (reason := why_not_a_name(name, "case")) is not None]
     raise_faults(f"the case {shown(name)} {reason}" for name, reason in wrong[:20])
     return splits
+
+
+ONLINE = "online_val"  # of a fold: cases for the validation loss, where `val` are test cases
 
 
 class SplitsFile(RootModel[Annotated[list[_Split], AfterValidator(_of_cases)]]):

@@ -16,10 +16,10 @@ from torch import nn
 from torch.optim import Optimizer
 
 from nnssl.core.errors import UserError
-from nnssl.core.files import checked
+from nnssl.core.files import checked, read_json
 from nnssl.core.names import shown
 from nnssl.core.plans_schema import PlansFile
-from nnssl.core.schemas import DatasetFile
+from nnssl.core.schemas import ONLINE, DatasetFile, SplitsFile
 from nnssl.data.inventory import named
 from nnssl.data.next_lines import Way, predict_line, rendered
 from nnssl.data.records import labels_digest, unused_cases
@@ -134,7 +134,10 @@ def trusted_manager(plans: PlansManager, configuration: ConfigurationManager) ->
 
 
 class UsableCases(CheckedTrainer):
-    """Leaves out cases that were taken out of the raw dataset, and volumes made with other plans, and says so."""
+    """Leaves out cases that were taken out of the raw dataset, and volumes made with other plans, and says so.
+
+    While it trains it validates on the `online_val` of its fold, where splits_final.json has that beside `val`.
+    """
 
     _told: tuple[str, ...] = ()
 
@@ -162,6 +165,21 @@ class UsableCases(CheckedTrainer):
             self._say(f"WARNING: {len(stale)} volumes were made when dataset.json had other labels, so that patches "
                       f"are not drawn by the new ones; prepare them anew: {advice}")  # fmt: skip
         return training, validation
+
+    def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
+        """nnU-Net's data sets of training and of validation while training."""
+        training, validation = super().get_tr_and_val_datasets()
+        file = Path(self.preprocessed_dataset_folder_base) / "splits_final.json"
+        if self.fold == "all" or not file.is_file():
+            return training, validation
+        splits = read_json(file, SplitsFile)
+        online = splits[int(self.fold)].get(ONLINE, []) if int(self.fold) < len(splits) else []
+        if not online:
+            return training, validation
+        self._say(f"The validation loss is that of {len(online)} cases that are neither in training nor in the "
+                  f"validation after it")  # fmt: skip
+        usable = sorted(set(online) - unused_cases(Path(self.preprocessed_dataset_folder)).keys())
+        return training, type(validation)(self.preprocessed_dataset_folder, usable)
 
     def _say(self, warning: str) -> None:
         """Once: nnU-Net splits several times."""

@@ -6,6 +6,7 @@ import logging
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ class Request:
     probe_every: int | None
     allow_other_intensities: bool
 
-    @property
+    @cached_property
     def method_class(self) -> type[Method]:
         """Raises UserError where there is no such method."""
         return get_method(self.method)

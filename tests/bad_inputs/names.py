@@ -1,4 +1,4 @@
-"""Names that leave their folder, on every way into every command; `test_harm` sees that nothing changes."""
+"""Names that leave their folder, on every way into every command; `test_bad_input` sees that nothing changes."""
 
 from __future__ import annotations
 

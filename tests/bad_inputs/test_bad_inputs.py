@@ -1,18 +1,46 @@
 from __future__ import annotations
 
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from nnssl.core.errors import UserError
+from tests.bad_inputs import names
 from tests.bad_inputs.rows import Row, Said, all_rows, function, kind_of, run_row
 
 TABLE = all_rows()
+LEAVE_THEIR_FOLDER = {*(row.name for row in names.ROWS), *(row.name for row in TABLE if "a path" in row.name)}
 
 
 @pytest.mark.parametrize("row", TABLE, ids=[row.name for row in TABLE])
 def test_bad_input(row: Row, tmp_path: Path) -> None:
-    run_row(row, tmp_path)
+    if row.name not in LEAVE_THEIR_FOLDER:
+        run_row(row, tmp_path)
+        return
+    before: dict[str, object] = {}
+
+    def make(folder: Path) -> None:
+        row.make(folder)
+        before.update(_listing(tmp_path))
+
+    (tmp_path / "row").mkdir()
+    run_row(replace(row, make=make), tmp_path / "row")
+    assert _listing(tmp_path) == before, "names must be looked at before anything is written or removed"
+
+
+def _listing(folder: Path) -> dict[str, object]:
+    """Every file and folder below one, with what it holds or points to."""
+    found: dict[str, object] = {}
+    for root, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            path = Path(root) / name
+            if path.is_symlink():
+                found[str(path)] = os.readlink(path)
+            else:
+                found[str(path)] = path.read_bytes() if path.is_file() else None
+    return found
 
 
 def test_table__names_are_unique() -> None:

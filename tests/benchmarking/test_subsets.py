@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import logging
+import math
+import random
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-from nnssl.benchmarking.subsets import Amount, amounts_of, draw_test_cases, extend_folds, subset
+from nnssl.benchmarking.subsets import Amount, amounts_of, draw_test_cases, extend_folds, paper_split, subset
 from nnssl.benchmarking.workspace import labelled_cases
 from nnssl.core.errors import UserError
 from nnssl.data.records import write_withdrawn
@@ -56,6 +58,30 @@ def test_draw_test_cases__always_the_same_and_never_all() -> None:
     for percent in (0, 100, 99.9):
         with pytest.raises(UserError, match="-test"):
             draw_test_cases(CASES, percent)
+
+
+@pytest.mark.parametrize(("total", "sizes"), [(281, (196, 28, 57)), (210, (147, 21, 42)), (10, (7, 1, 2))])
+def test_paper_split__sizes_and_order(total: int, sizes: tuple[int, int, int]) -> None:
+    cases = [f"case_{i:03d}" for i in range(total)]
+    split = paper_split(cases[::-1])
+    assert (len(split.training), len(split.validation), len(split.cases)) == sizes
+    assert sorted([*split.training, *split.validation, *split.cases]) == cases
+    shuffled = list(cases)
+    random.seed(100)  # as the authors
+    random.shuffle(shuffled)
+    assert list(split.order) == shuffled[: sizes[0]] and set(split.validation) == set(
+        shuffled[sizes[0] : sum(sizes[:2])]
+    )
+    folds = extend_folds([], split.training, amounts_of(sizes[0], [5, 10, 20, 50, 100]), 2, split.order)
+    own, other = ([f for f in folds if f.seed == seed] for seed in (0, 1))
+    expected = [math.ceil(percent / 100 * sizes[0]) for percent in (5, 10, 20, 50, 100)]
+    assert [f.cases for f in own] == sorted(set(expected))
+    assert all(f.train == split.order[: f.cases] for f in own) and other[-1].train != own[-1].train
+
+
+def test_paper_split__needs_a_case_of_each_kind() -> None:
+    with pytest.raises(UserError, match="-test 70/10/20 needs 10 labelled cases or more, and there are 9"):
+        paper_split(CASES[:9])
 
 
 def test_labelled_cases__that_were_withdrawn_are_no_part_of_a_benchmark(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 import pkgutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +24,8 @@ from nnssl.finetuning.encodings import EncodingsTrainer
 from nnssl.finetuning.partial_labels import PartialLabels
 from nnssl.networks.trusted import VARIABLE
 from tests.deployment.models import DATASET_JSON, model_plans
+from tests.finetuning.flare import log_of, make_trainer
+from tests.finetuning.half_annotated import NAME
 from tests.foreign_plans import SAID, Command, with_command
 
 
@@ -194,6 +197,22 @@ def test_UsableCases__volumes_of_other_labels_are_used_with_a_warning(trainer: A
     assert trainer.do_split() == (["a", "b", "c"], ["d", "e"])
     (said,) = trainer.said
     assert "1 volumes" in said and "other labels" in said
+
+
+def test_UsableCases__the_validation_loss_is_of_the_cases_that_a_fold_has_for_it(
+    flare: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("nnssl_checkpoint", "random")
+    file = flare / "preprocessed" / NAME / "splits_final.json"
+    (split,) = json.loads(file.read_text())
+    *training, online = split["train"]
+    file.write_text(json.dumps([{"train": training, "val": split["val"], "online_val": [online]}]))
+    for name in ("SSLUNetFinetune", "PartialLabels"):
+        made = make_trainer(flare, name)
+        made.initialize()
+        found = [list(dataset.identifiers) for dataset in made.get_tr_and_val_datasets()]
+        assert found == [sorted(training), [online]] and "that of 1 cases" in log_of(made)
+        assert made.do_split()[1] == split["val"]  # which nnU-Net predicts in the end
 
 
 def test_UsableCases__is_a_base_of_every_trainer_of_this_package() -> None:
