@@ -30,7 +30,7 @@ def network(kind: str, patch: tuple[int, int, int]) -> FeaturePyramid:
     if kind == "vit":
         return ViTPyramid(1, patch, 16, 768, 3072, 12, 12)
     if kind == "swin":
-        return SwinPyramid(1, 48, (2, 2, 2, 2), window_size=7)
+        return SwinPyramid(1, 128, (2, 2, 18, 2), (4, 8, 16, 32), window_size=7, use_v2=False)
     strides = [[1, 1, 1], *([[2, 2, 2]] * (STAGES - 1))]
     architecture = {
         "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",

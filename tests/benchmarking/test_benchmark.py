@@ -122,6 +122,7 @@ def test_benchmark__dry_run_writes_nothing(tmp_path: Path, ran: list[Training], 
     assert not out.exists() and ran == []
 
 
+@pytest.mark.quick
 def test_benchmark__collect_trains_nothing(
     tmp_path: Path, ran: list[Training], caplog: pytest.LogCaptureFixture
 ) -> None:

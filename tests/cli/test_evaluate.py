@@ -8,6 +8,7 @@ from nnssl.cli.evaluate import main
 from tests.benchmarking.labels import cube, describe, write_labels
 
 
+@pytest.mark.quick
 def test_main__prints_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     # the model folder describes the labels, not that of the predictions
     predicted = tmp_path / "model" / "fold_0" / "validation"

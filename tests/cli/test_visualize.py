@@ -131,6 +131,7 @@ def test_matches__landmarks_are_found_exactly_in_the_same_image(root: Path, tmp_
     assert numbers["matches"][0]["median_error_mm"] is None
 
 
+@pytest.mark.quick
 def test_views__of_chosen_cases(root: Path, tmp_path: Path) -> None:
     numbers = _draw(root, tmp_path, "views", "-i", "case_001", wide=False)
     assert numbers["cases"] == ["Dataset500_Phantom/case_001"] and numbers["pictures"][0][0]["points"]
@@ -138,6 +139,7 @@ def test_views__of_chosen_cases(root: Path, tmp_path: Path) -> None:
     assert again["pictures"] != numbers["pictures"]
 
 
+@pytest.mark.quick
 def test_reconstruction__of_a_method_that_reconstructs(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

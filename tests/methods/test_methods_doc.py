@@ -11,7 +11,7 @@ import torch
 
 from nnssl.data.presets import presets
 from nnssl.methods.registry import get_method, method_names
-from nnssl.networks.build import build_backbone
+from nnssl.networks.build import build_backbone, resolve_configuration
 from nnssl.pretraining.setup import resolve_sizes
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "methods.md").read_text()
@@ -30,7 +30,7 @@ def _table(heading: str) -> dict[str, list[str]]:
 def _here(method: str) -> dict[str, str]:
     """The column `here` of a method's table."""
     plans = json.loads(presets()[f"nnsslPlans_{PRESETS[method]}"].read_text())
-    config: Any = resolve_sizes(get_method(method).config_class(), plans, "3d_fullres", 1)
+    config: Any = resolve_sizes(get_method(method).config_class(), resolve_configuration(plans, "3d_fullres"), 1)
     kind = {"sgd": f"momentum {config.momentum}", "adam": f"betas {_list(config.betas)}",
             "adamw": f"betas {_list(config.betas)}"}[config.optimiser]  # fmt: skip
     optimiser = f"{config.optimiser}, {kind}, decay {config.weight_decay}" + (", amsgrad" if config.amsgrad else "")

@@ -80,11 +80,13 @@ def test_run_layer__is_a_plain_loop_over_the_visible_tokens(window: int, cells: 
         found = paste_blocks(run_layer(layer, blocks, mask), mask)
         whole, seen = paste_blocks(blocks, mask), ~spread(mask.hidden, (cells, 3 * cells, 2 * cells))[:, 0]
         for volume in range(2):
-            tokens = {tuple(p.tolist()): whole[volume].movedim(0, -1)[tuple(p)] for p in seen[volume].nonzero()}
+            places: list[list[int]] = seen[volume].nonzero().tolist()
+            tokens: dict[Place, Tensor] = {(z, y, x): whole[volume, :, z, y, x] for z, y, x in places}
             expected = _plain_layer(layer, tokens, tuple(seen.shape[1:]))
             assert len(expected) == 2 * (cells // 2) ** 3
             for place, token in expected.items():
-                torch.testing.assert_close(found[volume].movedim(0, -1)[place], token, atol=1e-10, rtol=0)
+                z, y, x = place
+                torch.testing.assert_close(found[volume, :, z, y, x], token, atol=1e-10, rtol=0)
 
 
 @pytest.mark.parametrize("use_v2", [False, True])

@@ -113,13 +113,14 @@ class PaperCasa(nn.Module):
         width: d of the context and of the result.
         query_width: of the visible tokens.
         heads: number of heads; the paper divides by sqrt(d), as one head does.
+        bias: of the projection; a batch norm behind it removes it.
     """
 
-    def __init__(self, width: int, query_width: int, heads: int = 1) -> None:
+    def __init__(self, width: int, query_width: int, heads: int = 1, bias: bool = True) -> None:
         super().__init__()
         self.norm_query, self.norm_context = nn.LayerNorm(query_width), nn.LayerNorm(width)
         self.attention = Attention(width, heads, query_width=query_width)
-        self.projection = nn.Linear(width, width)
+        self.projection = nn.Linear(width, width, bias=bias)
 
     def forward(self, query: Tensor, context: Tensor) -> Tensor:
         """Map visible tokens (B, n, query_width) and the tokens of a view (B, m, d) to (B, n, d)."""

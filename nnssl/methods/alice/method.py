@@ -111,7 +111,9 @@ class Alice(MaskedMethod):
         )
         # the code's student has a last layer for tokens alone, the target does not
         self.token_directions = nn.Linear(config.head_bottleneck, dim, bias=False) if code else None
-        self.casa: nn.Module = PaperCasa(dim, width) if config.casa == "paper" else CodeCasa(dim, config.casa_hidden)
+        self.casa: nn.Module = (
+            PaperCasa(dim, width, bias=not config.moco) if config.casa == "paper" else CodeCasa(dim, config.casa_hidden)
+        )
         self.target = MomentumNetworks(**self.student())
         self.centres = nn.ModuleDict({kind: CentredCrossEntropy(dim) for kind in _KINDS if code})
         self.register_buffer("temperature", torch.tensor(teacher_temperature(0)))
