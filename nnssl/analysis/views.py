@@ -28,6 +28,7 @@ from nnssl.methods.registry import get_method, method_names
 from nnssl.networks.build import resolve_configuration
 from nnssl.pretraining.pictures import draw_panels
 from nnssl.pretraining.setup import Setup
+from nnssl.pretraining.weights import check_state
 
 _DEFAULT = 2  # cases
 
@@ -139,6 +140,7 @@ def _prepare(
                   "all", volumes, Cases.of([], []), run.checkpoint.parent,
                   resolved=resolve_configuration(content["plans"], content["configuration"]))  # fmt: skip
     method = setup.build_method()
+    check_state(method, content["method_state"], run.checkpoint)
     method.load_state_dict(content["method_state"])
     method.to(device).eval()
     dataset = SampleDataset(method_class, config, volumes, setup.val, setup.aligner)

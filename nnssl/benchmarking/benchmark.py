@@ -11,10 +11,10 @@ from pathlib import Path
 
 from nnssl.benchmarking.case_scores import Absent, load_monai, read_structures
 from nnssl.benchmarking.evaluation_report import Evaluation
-from nnssl.benchmarking.methods import Method, read_methods, resolve
+from nnssl.benchmarking.methods import Method, read_methods, resolve, stops_early
 from nnssl.benchmarking.plots import draw_labels, draw_parameters
 from nnssl.benchmarking.results import Results, differences, write_tables
-from nnssl.benchmarking.subsets import amounts_of, extend_folds
+from nnssl.benchmarking.subsets import PAPER, amounts_of, extend_folds
 from nnssl.benchmarking.trainings import Training, all_trainings, collect, missing_lines, score_training
 from nnssl.benchmarking.workflow import TaskFailed, run_task
 from nnssl.benchmarking.workspace import Workspace, open_workspace, read_plans, write_workspace
@@ -103,6 +103,7 @@ def benchmark(
     workspace = replace(workspace, folds=extend_folds(workspace.folds, training, amounts, seeds, workspace.test.order))
     if not collect_only:  # finished trainings no longer need their pretraining or variables
         methods = [resolve(m, workspace.plans[m.plans], configuration, os.environ) for m in methods]
+        _warn_of_early_stopping(methods, workspace)
     tasks = all_trainings(workspace, methods, amounts, seeds, device)
     mine, failed = tasks[part_id::num_parts], []
     if dry_run:
@@ -133,6 +134,13 @@ def _open(
     log.info(f"test set: {len(workspace.test.cases)} cases ({workspace.test.source}); "
              f"{len(workspace.test.training)} cases for training")  # fmt: skip
     return workspace
+
+
+def _warn_of_early_stopping(methods: Sequence[Method], workspace: Workspace) -> None:
+    for method in methods:
+        if not workspace.test.validation and stops_early(method, workspace.plans[method.plans]):
+            log.warning(f"{method.name} stops early and takes its best weights by the loss on the test cases, so that "
+                        f"its scores will be too good; -test {PAPER} has cases of its own for that")  # fmt: skip
 
 
 def _train(tasks: Sequence[Training], score: Callable[[Training], Evaluation]) -> list[str]:

@@ -141,6 +141,20 @@ def resolve(method: Method, plans: dict[str, Any], configuration: str, environme
     return Method(method.name, method.trainer, method.plans, checkpoint, dict(sorted(variables.items())))
 
 
+def stops_early(method: Method, plans: Mapping[str, Any]) -> bool:
+    """Whether the training chooses its weights by its validation loss (`nnssl.finetuning.early_stopping`).
+
+    Args:
+        method: from `resolve`.
+        plans: its plans.
+    """
+    from nnssl.finetuning.early_stopping import EarlyStopping
+
+    found = _find_trainer(method.trainer)
+    given = method.variables.get("nnssl_patience") or plans.get("nnssl", {}).get("patience")
+    return issubclass(found, EarlyStopping) and bool(given or found.patience)
+
+
 def _starts_from_pretraining(trainer: str) -> bool:
     from nnssl.finetuning.trainer import PretrainedTrainer
 

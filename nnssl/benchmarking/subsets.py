@@ -18,6 +18,8 @@ import numpy as np
 
 from nnssl.core.errors import UserError
 from nnssl.core.names import check_name
+from nnssl.data.preprocessing import PreprocessingJob, prepare_case
+from nnssl.data.storage import masked_cases
 from nnssl.data.trusted import refuse_untrusted_names
 
 log = logging.getLogger("nnssl")
@@ -205,6 +207,8 @@ def preprocess_test_cases(test: HeldOut, folder: Path, plans: dict[str, Any], co
                           ) -> None:  # fmt: skip
     """Preprocess the raw test cases into a folder of preprocessed cases, as nnU-Net does with training cases.
 
+    They get body masks where the training cases have them.
+
     Raises:
         UserError: the plans name a class that is not trusted.
     """
@@ -232,6 +236,16 @@ def preprocess_test_cases(test: HeldOut, folder: Path, plans: dict[str, Any], co
                 os.replace(temporary / name, folder / name)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+    if masked := masked_cases(folder):
+        _add_bodies(
+            sorted(test.raw.keys() - masked), PreprocessingJob(plans, configuration, dataset_json, folder, None)
+        )
+
+
+def _add_bodies(cases: Sequence[str], job: PreprocessingJob) -> None:
+    for case in cases:
+        if (reason := prepare_case(case, job).reason) is not None:
+            log.warning(f"the test case {case} has no body mask: {reason}")
 
 
 def _labels(raw: Path, ending: str) -> dict[str, Path]:

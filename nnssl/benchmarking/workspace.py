@@ -18,6 +18,7 @@ from nnssl.core.schemas import ONLINE, SplitsFile
 from nnssl.data.planning import load_plans
 from nnssl.data.raw import read_dataset_json
 from nnssl.data.records import unused_cases
+from nnssl.data.storage import body_folder
 from nnssl.data.trusted import refuse_untrusted_names
 from nnssl.networks.build import any_configuration
 
@@ -193,7 +194,7 @@ def _link_dataset(folder: Path, workspace: Workspace, data: set[str]) -> None:
     """Link the whole dataset; folders that the test set adds cases to become folders of links."""
     test = workspace.test
     plans = {f"{name}.json" for name in workspace.plans}  # written without their checkpoint
-    own = {_TRUTH, *data} if test.raw else set()
+    own = {_TRUTH, *data, *(body_folder(Path(name)).name for name in data)} if test.raw else set()
     for entry in workspace.source.iterdir():
         target = folder / entry.name
         if entry.name == _SPLITS or entry.name in plans or entry.name.startswith("."):

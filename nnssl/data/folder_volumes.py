@@ -63,7 +63,7 @@ class FolderVolumes:
 
     @cached_property
     def writable(self) -> bool:
-        """Whether the folder may be written to; where it may not, all has to be ready, and nothing is noted."""
+        """Whether the folder may be written to; where it may not, everything must be ready, and nothing is noted."""
         return self.records.may_write
 
     @cached_property

@@ -248,7 +248,7 @@ def stop_workers(batches: Iterator[LoadedBatch]) -> None:
     """End the worker processes of an iterator over a loader.
 
     They ignore signals, and a traceback may keep the iterator alive: without this the interpreter would wait for them
-    for ever at its end. torch has no public function for it. A worker that waits for a lock of a killed one has to be
+    for ever at its end. torch has no public function for it. A worker that waits for a lock of a killed one must be
     killed.
     """
     shutdown = getattr(batches, "_shutdown_workers", None)

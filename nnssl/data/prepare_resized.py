@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from nnssl.core.distributed import is_main
 from nnssl.core.errors import UserError
 from nnssl.core.system import gigabytes
 from nnssl.data.loader import Cases, reading
@@ -28,17 +29,18 @@ _FORMAT = 1  # of a stored body; another one makes all anew
 logger = logging.getLogger("nnssl")
 
 
-def prepare_resized_bodies(runs: Sequence[Cases], largest: Size, num_processes: int, may_make: bool) -> None:
+def prepare_resized_bodies(runs: Sequence[Cases], largest: Size, num_processes: int) -> None:
     """Make the resized bodies that the volumes of a run lack, and say where they are and how large.
+
+    Any number of processes may do so at once: they share the work.
 
     Args:
         runs: the volumes, such as those of the training and the held-out ones.
         largest: size (z, y, x) of a resized body, at most.
-        num_processes: that work at once.
-        may_make: False where several processes would do it at once; everything must be there then.
+        num_processes: that work at once for this one.
 
     Raises:
-        UserError: something is missing that must not, or cannot, be made here; a volume cannot be read.
+        UserError: something is missing and the folder may only be read; a volume cannot be read.
         OSError: the disk is full.
     """
     found: dict[VolumeFolder, list[str]] = {}
@@ -46,7 +48,7 @@ def prepare_resized_bodies(runs: Sequence[Cases], largest: Size, num_processes: 
         for which, name in zip(cases.folder_of, cases.names, strict=True):
             found.setdefault(cases.folders[which], []).append(str(name))
     for folder, names in found.items():
-        ResizedBodies(folder, largest).prepare(sorted(set(names)), num_processes, may_make)
+        ResizedBodies(folder, largest).prepare(sorted(set(names)), num_processes)
 
 
 @dataclass(frozen=True)
@@ -76,15 +78,11 @@ class ResizedBodies:
         """Digest of what bodies are made with."""
         return digest_of([_FORMAT, list(self.largest), self.volumes.settings])
 
-    def prepare(self, names: Sequence[str], num_processes: int, may_make: bool) -> None:
+    def prepare(self, names: Sequence[str], num_processes: int) -> None:
         """Make those that are missing or out of date; arguments as of `prepare_resized_bodies`."""
         records = Records(self.folder)
         missing: list[Task] = [name for name in names if not self._is_current(name, records)]
         size = "x".join(map(str, self.largest))
-        if missing and not may_make:
-            raise UserError(f"{len(missing)} volumes of {self.volumes.name} have no body resized to {size} yet, and "
-                            f"processes that train together do not make them; run the same once with nnssl_pretrain "
-                            f"itself, without torchrun")  # fmt: skip
         if missing and not records.may_write:
             raise UserError(f"{self.volumes.images.parent} may only be read, and {len(missing)} bodies resized to "
                             f"{size} must be written there; let nnUNet_preprocessed name a folder of your own, ask its "
@@ -93,7 +91,7 @@ class ResizedBodies:
             finish = partial(_record, settings=self.settings)
             work = SharedWork(self.folder, records, self.settings, partial(make_body, bodies=self), finish,
                               title="Resizing bodies")  # fmt: skip
-            for _ in work.run(missing, num_processes, True):
+            for _ in work.run(missing, num_processes, is_main()):
                 pass
         used = sum((self.files / f"{name}.b2nd").stat().st_size for name in names)
         logger.info("%s: bodies of %d volumes resized to at most %s, %d of them now: %s in %s", self.volumes.name,

@@ -106,7 +106,7 @@ class PretrainedModel(nn.Module):
         return inside
 
     def check_input(self, channels: int, size: Sequence[int]) -> None:
-        """Raise UserError where the network cannot take so many channels or a patch of (Z, Y, X) voxels."""
+        """Raise UserError where the network does not take this number of channels or a patch of (Z, Y, X) voxels."""
         if channels != self.input_channels:
             raise UserError(f"the model takes {self.input_channels} channels of normalised values, not {channels}; "
                             f"prepare(image).values has them")  # fmt: skip

@@ -113,7 +113,7 @@ class EarlyStopping(nnUNetTrainer):
         best, file = self.best_epoch(), Path(self.output_folder) / BEST
         if self.is_ddp:
             torch.distributed.barrier()
-        if best is None or not file.is_file():
+        if best is None or self.disable_checkpointing or not file.is_file():  # the file may be of an earlier training
             self.print_to_log_file("No best checkpoint was kept: the final weights are those of the last epoch")
             return
         content = read_nnunet_checkpoint(file)

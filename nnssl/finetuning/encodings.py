@@ -48,7 +48,7 @@ class EncodedSegmentation(nn.Module):
         """Map an image (B, C, Z, Y, X) in the plans' normalised values to what the plans' network gives.
 
         That is logits (B, num_classes, Z, Y, X), or a list of them, finest first, with deep supervision. The sides
-        have to be divisible by the total stride of that network; for the encoder they are padded.
+        must be divisible by the total stride of that network; for the encoder they are padded.
         """
         return self.network((to_channels_last(x), self.encodings(x)))
 

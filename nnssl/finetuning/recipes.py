@@ -150,6 +150,13 @@ class UNetTrainer(PretrainedTrainer):
     mirrors: ClassVar[bool] = True
     steps: ClassVar[int] = 250
 
+    def initialize(self) -> None:
+        """As its base; DistributedDataParallel must not wait for gradients of layers for deep supervision."""
+        super().initialize()
+        if isinstance(self.network, DistributedDataParallel) and not self.enable_deep_supervision:
+            self.network_module.decoder.seg_layers[:-1].requires_grad_(False)  # their place in the optimiser stays
+            self.network = DistributedDataParallel(self.network.module, device_ids=[self.local_rank])
+
 
 class WarmupCosineTrainer(UNetTrainer):
     """AdamW with a decay of 1e-5; the rate rises linearly in the first epochs, then falls as half a cosine."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -64,7 +65,7 @@ class OneVolumeLoader(nnUNetDataLoader):
         Args:
             size: (3,) of the volume.
             locations: nnU-Net's `class_locations`: rows (0, z, y, x) of each class.
-            around_class: Whether it has to hold a voxel of one of the classes, each as likely; if there is one.
+            around_class: Whether it must hold a voxel of one of the classes, each as likely; if there is one.
         """
         rng, patch = np.random.default_rng(np.random.randint(2**31)), np.asarray(self.patch_size)
         known = {which: rows for which, rows in locations.items() if len(rows)}
@@ -135,16 +136,11 @@ class PublishedVox2vec(PretrainedTrainer):
         """Loaders of training and validation patches.
 
         Raises:
-            UserError: a case has no body mask.
+            UserError: a case of these, or of the validation after the training, has no body mask.
         """
-        folder, loaders = self._volumes(), []
-        for dataset in self.get_tr_and_val_datasets():
-            if missing := sorted(set(dataset.identifiers) - masked_cases(folder.images)):
-                raise UserError(f"{type(self).__name__} learns inside the body, and {missing[0]} has no body mask; "
-                                f"type: nnssl_plan_and_preprocess -d {self.plans_manager.dataset_name} "
-                                f"-p {self.plans_manager.plans_name} -c {self.configuration_name}")  # fmt: skip
-            patch = self.configuration_manager.patch_size
-            loaders.append(OneVolumeLoader(dataset, folder, self.batch_size, patch, self.label_manager))
+        datasets, folder, patch = self.get_tr_and_val_datasets(), self._volumes(), self.configuration_manager.patch_size
+        self._refuse_without_body({*self.do_split()[1], *(case for data in datasets for case in data.identifiers)})
+        loaders = [OneVolumeLoader(data, folder, self.batch_size, patch, self.label_manager) for data in datasets]
         processes, pinned = get_allowed_n_proc_DA(), self.device.type == "cuda"
         if processes == 0:
             return SingleThreadedAugmenter(loaders[0], None), SingleThreadedAugmenter(loaders[1], None)
@@ -168,6 +164,15 @@ class PublishedVox2vec(PretrainedTrainer):
         """nnU-Net's step; the loss is that of the body."""
         result: dict = super().validation_step(self._inside(batch))
         return result
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        """As every trainer's.
+
+        Raises:
+            UserError: a case has no body mask.
+        """
+        self._refuse_without_body(self.do_split()[1])
+        super().perform_actual_validation(save_probabilities)
 
     def after_validation(self) -> None:
         """Predict the validation cases again, without averaging the windows, and show the Dice of both."""
@@ -203,6 +208,12 @@ class PublishedVox2vec(PretrainedTrainer):
                                   self.plans_manager.image_reader_writer_class(), classes,
                                   manager.ignore_label)["metrics"]  # fmt: skip
         return [metrics[which]["Dice"] for which in classes]
+
+    def _refuse_without_body(self, cases: Iterable[str]) -> None:
+        if missing := sorted(set(cases) - masked_cases(self._volumes().images)):
+            raise UserError(f"{type(self).__name__} learns inside the body, and {missing[0]} has no body mask; "
+                            f"type: nnssl_plan_and_preprocess -d {self.plans_manager.dataset_name} "
+                            f"-p {self.plans_manager.plans_name} -c {self.configuration_name}")  # fmt: skip
 
     def _volumes(self) -> VolumeFolder:
         preprocessed = Path(self.preprocessed_dataset_folder_base).parent

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -108,7 +109,8 @@ class SkipAttentionBlock(nn.Module):
         index = attention.relative_position_index[:cells, :cells]
         bias = attention.relative_position_bias_table[index].permute(2, 0, 1)[None].to(query.dtype)
         read = F.scaled_dot_product_attention(query, key, value, bias, scale=attention.scale)
-        windows = attention.proj(read.transpose(1, 2).flatten(2)).unflatten(1, side)
+        joined = torch.cat(read.unbind(1), dim=-1)  # a view would be of this kernel's strides, which ONNX has not
+        windows = attention.proj(joined).unflatten(1, side)
         whole = [batch, *(extent + -extent % w for extent, w in zip(size, side, strict=True))]
         result: Tensor = reverse(windows, side, whole)[:, : size[0], : size[1], : size[2]]
         return result

@@ -140,14 +140,20 @@ def _run(setup: Setup, device: str, rank: int, local_rank: int) -> None:
     if where.type == "cuda":
         torch.cuda.set_device(where)
         torch.backends.cudnn.benchmark = True  # the sizes are the same in every step
+    with said_by(rank), run_log(), in_sentences(setup.config):
+        if rank == 0:
+            open_run_log(setup.folder)
+        _check_same_everywhere(setup)
+        Pretraining(setup, where).run()
+
+
+@contextlib.contextmanager
+def said_by(rank: int) -> Iterator[None]:
+    """Print the `UserError` of a process other than the first, whose command is silent: most are found by all."""
     try:
-        with run_log(), in_sentences(setup.config):
-            if rank == 0:
-                open_run_log(setup.folder)
-            _check_same_everywhere(setup)
-            Pretraining(setup, where).run()
+        yield
     except UserError as error:
-        if rank > 0:  # this process's command is silent, since most mistakes are found by all
+        if rank > 0:
             print(f"error in process {rank}: {error}", file=sys.stderr)
         raise
 

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nnssl.checkpoints.files import FINAL, NNUNET_WEIGHTS
-from nnssl.core.distributed import resolve_device, started_by_torchrun
+from nnssl.core.distributed import rank, resolve_device, started_by_torchrun
 from nnssl.data.folders import explained_errors_of
 from nnssl.data.pool import default_processes
 from nnssl.data.prepare_resized import prepare_resized_bodies
 from nnssl.pretraining.alignment import prepare_embeddings
 from nnssl.pretraining.finished import FinishedRun, finished_run
 from nnssl.pretraining.folder import held, open_folder, writes
-from nnssl.pretraining.launch import joined, launch
+from nnssl.pretraining.launch import joined, launch, said_by
 from nnssl.pretraining.request import Request
 from nnssl.pretraining.run_log import open_run_log, run_log
 from nnssl.pretraining.setup import Setup
@@ -105,9 +105,9 @@ def _train(request: Request, setup: Setup) -> None:
 def _prepare_bodies(setup: Setup, request: Request) -> None:
     largest = request.method_class.resized_body(setup.config)
     if largest is not None:
-        with explained_errors_of(setup.train.folders[0].images.parents[1]):
-            prepare_resized_bodies((setup.train, setup.val), largest, default_processes(request.num_processes),
-                                   not started_by_torchrun())  # fmt: skip
+        workers = 1 if started_by_torchrun() else default_processes(request.num_processes)
+        with said_by(rank()), explained_errors_of(setup.train.folders[0].images.parents[1]):
+            prepare_resized_bodies((setup.train, setup.val), largest, workers)
 
 
 def _for_stock_trainers(folder: Path) -> None:

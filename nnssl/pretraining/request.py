@@ -33,7 +33,7 @@ from nnssl.pretraining.optimisation import build_optimiser
 from nnssl.pretraining.probe_data import ProbeData, check_probe, prepare_probe
 from nnssl.pretraining.reporting import check_trackers
 from nnssl.pretraining.setup import Setup, case_labels, resolve_sizes
-from nnssl.pretraining.weights import check_resumed, check_weights
+from nnssl.pretraining.weights import check_state, check_weights
 
 log = logging.getLogger("nnssl")
 
@@ -175,7 +175,7 @@ class Request:
             method = setup.build_method()
         build_optimiser(setup.config, method.parameters())
         if setup.resume:
-            check_resumed(method, setup.resume)
+            check_state(method, setup.resume.content["method_state"], setup.resume.path)
         if setup.pretrained:
             path = setup.pretrained.path
             if self.overwrite and path.resolve().is_relative_to(setup.folder.resolve()):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -58,21 +58,22 @@ def check_weights(method: Method, setup: Setup, allow: bool) -> None:
     warn_of_images(given, own, allow)
 
 
-def check_resumed(method: Method, resume: Stored) -> None:
-    """Make sure that a run can go on from a checkpoint.
+def check_state(method: Method, state: Mapping[str, Tensor], path: Path) -> None:
+    """Make sure that a method can take all of a checkpoint's state.
 
     Args:
-        method: of the run; it may be without memory.
-        resume: checkpoint of the run.
+        method: of the run's options; it may be without memory.
+        state: of a method with the same options.
+        path: of the checkpoint, for the message.
 
     Raises:
-        UserError: an earlier version's method had other networks with the same options; the first tensors are named.
+        UserError: an earlier version's method had other networks with these options; the first tensors are named.
     """
-    own, given = method.state_dict(), resume.content["method_state"]
-    if wrong := sorted({*fitting(own, given)[1], *(given.keys() - own.keys())}):
-        raise UserError(f"the run of {resume.path} began with a version whose networks were others with these options "
-                        f"({first_of(wrong)}); finish it with the version that config.json names, or start anew with "
-                        f"--overwrite")  # fmt: skip
+    own = method.state_dict()
+    if wrong := sorted({*fitting(own, state)[1], *(state.keys() - own.keys())}):
+        raise UserError(f"{path} is of a version whose networks were others with these options ({first_of(wrong)}); go "
+                        f"on with the version that config.json names, or start a new run, from these weights with "
+                        f"-pretrained if you like")  # fmt: skip
 
 
 def _fitting(method: Method, source: Stored) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import nnssl
+import nnssl_trainers
 from nnssl.benchmarking import benchmark as module
 from nnssl.benchmarking.trainings import Training
 from nnssl.benchmarking.workflow import TaskFailed
@@ -108,6 +109,22 @@ def test_benchmark__parts_share_the_work(tmp_path: Path, ran: list[Training], ca
         keys.append({t.key for t in ran})
     assert len(first.scores) == 3 and len(last.scores) == 8
     assert sum(map(len, keys)) == 8 == len(set.union(*keys))
+
+
+def test_benchmark__early_stopping_on_test_cases_is_a_warning(
+    tmp_path: Path, ran: list[Training], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("nnUNet_extTrainer", str(Path(nnssl_trainers.__file__).parent))
+    items = ["p=nnUNetTrainer_PimpicFinetune,,random", "s=nnUNetTrainer_SSLScratch", "n=nnUNetTrainer"]
+    _run(tmp_path, trainers=items, dry_run=True)
+    said = [r.message.split()[0] for r in caplog.records if "stops early" in r.message]
+    monkeypatch.setenv("nnssl_patience", "3")
+    _run(tmp_path, trainers=items, dry_run=True)
+    patient = [r.message.split()[0] for r in caplog.records if "stops early" in r.message][len(said) :]
+    assert (said, patient) == (["p"], ["p", "s"])
+    caplog.clear()
+    _run(tmp_path, trainers=items, cases=[2, 7], test="70/10/20", dry_run=True)
+    assert "stops early" not in caplog.text
 
 
 def test_benchmark__dry_run_writes_nothing(tmp_path: Path, ran: list[Training], monkeypatch: pytest.MonkeyPatch,

@@ -33,6 +33,7 @@ def test_main__trains_with_nnunets_command_and_scores_labels_ts(tmp_path: Path) 
     assert json.loads((own / "splits_final.json").read_text())[0]["val"] == ["tested"]
     assert not (walk.folder / "nnUNet_preprocessed" / "Dataset017_Organs" / "splits_final.json").exists()
     assert not list((walk.folder / "nnUNet_preprocessed").rglob("tested*"))
+    assert {f.parent.name.removeprefix(PLANS) for f in own.rglob("tested.b2nd")} == {"_3d_fullres", "_3d_fullres_body"}
     fold = next((tmp_path / "bench" / "nnUNet_results" / "random").rglob("fold_0"))
     assert {"summary.json", "nnssl_evaluation.json", "tested.nii.gz"} <= {
         f.name for f in (fold / "validation").iterdir()

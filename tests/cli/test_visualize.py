@@ -9,7 +9,9 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
+import torch
 
+from nnssl.checkpoints.files import FINAL
 from nnssl.cli.visualize import main
 from nnssl.data.plan_and_preprocess import plan_and_preprocess
 from nnssl.pretraining.pretrain import pretrain
@@ -129,6 +131,19 @@ def test_matches__landmarks_are_found_exactly_in_the_same_image(root: Path, tmp_
     numbers = _draw(root, tmp_path, "matches", "-i", one, "-k", other, *points)
     np.testing.assert_allclose(numbers["landmarks"]["point 2"], [15, 18, 15], atol=1e-3)
     assert numbers["matches"][0]["median_error_mm"] is None
+
+
+@pytest.mark.quick
+def test_reconstruction__by_a_version_with_other_networks_is_refused(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = torch.load(Path(_run(root, "mae"), "fold_all", FINAL), weights_only=True)
+    content["method_state"]["tokens.mask_token"] = torch.zeros(12)  # of a Swin transformer that saw mask tokens
+    torch.save(content, tmp_path / "old.pth")
+    with pytest.raises(SystemExit):
+        main(["reconstruction", "-m", str(tmp_path / "old.pth"), "-o", str(tmp_path / "a.png"), "-device", "cpu"])
+    assert "old.pth is of a version whose networks were others" in (said := capsys.readouterr().err)
+    assert "tokens.mask_token" in said and not (tmp_path / "a.png").exists()
 
 
 @pytest.mark.quick

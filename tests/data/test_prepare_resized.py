@@ -34,7 +34,7 @@ def bodies(tmp_path: Path) -> ResizedBodies:
     return made
 
 
-def _prepare(bodies: ResizedBodies, may_make: bool = True) -> list[str]:
+def _prepare(bodies: ResizedBodies) -> list[str]:
     """Names of the bodies that are made now."""
     done: list[str] = []
 
@@ -45,7 +45,7 @@ def _prepare(bodies: ResizedBodies, may_make: bool = True) -> list[str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(prepare_resized, "make_body", made)
         cases = Cases.of([bodies.volumes], [NAMES])
-        prepare_resized_bodies((cases, Cases.of([bodies.volumes], [NAMES[:1]])), bodies.largest, 1, may_make)
+        prepare_resized_bodies((cases, Cases.of([bodies.volumes], [NAMES[:1]])), bodies.largest, 1)
     return done
 
 
@@ -61,7 +61,7 @@ def test_prepare__makes_each_body_once_and_says_the_space(
         "nnUNetPlans_3d_fullres", "nnUNetPlans_3d_fullres_body", bodies.files.name}  # fmt: skip
     assert bodies.files.name == "nnUNetPlans_3d_fullres_6x8x64_body"
     caplog.set_level(logging.INFO, "nnssl")
-    assert _prepare(bodies) == [] and _prepare(bodies, may_make=False) == []
+    assert _prepare(bodies) == []
     assert "bodies of 3 volumes resized to at most 6x8x64, 0 of them now" in caplog.text and " GB in " in caplog.text
 
 
@@ -172,13 +172,9 @@ def test_prepare__a_body_that_another_job_makes_is_waited_for(
     assert _prepare(bodies) == ["b"] and len(waits) == 1
 
 
-def test_prepare__a_folder_that_can_only_be_read_and_processes_that_train_together(
-    bodies: ResizedBodies, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_prepare__a_folder_that_can_only_be_read(bodies: ResizedBodies, monkeypatch: pytest.MonkeyPatch) -> None:
     access, home = os.access, str(bodies.files.parent)
     (bodies.files / "b.b2nd").unlink()
-    with pytest.raises(UserError, match=r"1 volumes of Dataset500_Test.*nnssl_pretrain"):
-        _prepare(bodies, may_make=False)
     monkeypatch.setattr(os, "access", lambda path, mode: not str(path).startswith(home) and access(path, mode))
     with pytest.raises(UserError, match=f"{home} may only be read.*body_size=none"):
         _prepare(bodies)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from torch.nn.parallel import DistributedDataParallel
 
 from nnssl.core.errors import UserError
 from tests.finetuning.flare import make_trainer, read_plans
@@ -98,3 +99,29 @@ def test_recipe__trainings_from_before_there_were_two_go_on(flare: Path, monkeyp
     again.load_checkpoint(file)
     assert (again.recipe, again.initial_lr) == ("adamw", 3e-4)
     assert isinstance(again, nnUNetTrainer) and type(again.optimizer) is torch.optim.AdamW
+
+
+@pytest.mark.parametrize("name", ["SSLUNetFinetune", "AliceNNFormerFinetune"])  # without and with deep supervision
+def test_several_processes__every_parameter_that_they_wait_for_has_a_gradient(
+    flare: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    trainer = make_trainer(flare, name)
+    monkeypatch.setattr("nnunetv2.training.nnUNetTrainer.nnUNetTrainer.DDP", _OnCpu)
+    monkeypatch.setattr("nnssl.finetuning.recipes.DistributedDataParallel", _OnCpu)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        trainer.is_ddp = True  # nnU-Net would take a card
+        trainer.initialize()
+        trainer.set_deep_supervision_enabled(trainer.enable_deep_supervision)
+        assert isinstance(trainer.network, DistributedDataParallel)
+        for _ in range(2):  # the second forward asks whether the first backward pass reached everything
+            output = trainer.network(torch.randn(1, 1, *trainer.configuration_manager.patch_size))
+            outputs = output if isinstance(output, list) else [output]
+            sum(y.square().mean() for y in outputs).backward()
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+class _OnCpu(DistributedDataParallel):
+    def __init__(self, module: torch.nn.Module, device_ids: list[int]) -> None:
+        super().__init__(module)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -167,3 +168,18 @@ def test_body_masks__are_asked_for(flare: Path) -> None:
     shutil.rmtree(f"{trainer.preprocessed_dataset_folder}_body")
     with pytest.raises(UserError, match=r"has no body mask; type: nnssl_plan_and_preprocess -d Dataset017"):
         trainer.on_train_start()
+
+
+def test_body_masks__of_the_validation_after_it_are_asked_for_before_a_step(
+    flare: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = _made(flare)
+    training, validation = trainer.do_split()
+    splits = Path(trainer.preprocessed_dataset_folder_base) / "splits_final.json"
+    online = {"train": training[:-1], "val": validation, "online_val": training[-1:]}
+    splits.write_text(json.dumps([online]))
+    (Path(f"{trainer.preprocessed_dataset_folder}_body") / f"{validation[0]}.b2nd").unlink()
+    with pytest.raises(UserError, match=rf"{validation[0]} has no body mask"):
+        trainer.on_train_start()
+    with pytest.raises(UserError, match=rf"{validation[0]} has no body mask"):  # as --val begins
+        trainer.perform_actual_validation()

@@ -146,6 +146,26 @@ def _warm(method: Alice, batch: Batch) -> Alice:
     return method.eval()
 
 
+def test_step__the_codes_casa_asks_with_vectors_that_are_not_standardised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in runs of versions with one head."""
+    config = alice_config(head="dino", casa="code")
+    method = alice_method(config).eval()
+    batch = method.augment(alice_batch(tmp_path, config))
+    asked: list[Tensor] = []
+    casa = method.casa.forward
+
+    def watched(query: Tensor, context: Tensor) -> Tensor:
+        asked.append(query)
+        return cast(Tensor, casa(query, context))
+
+    monkeypatch.setattr(method.casa, "forward", watched)
+    method.step(batch)
+    visible, _ = method.encode(batch["crops"].flatten(0, 1), batch["hidden"].flatten(0, 1))
+    torch.testing.assert_close(asked[0], DinoHead.forward(cast(DinoHead, method.head), visible))
+
+
 @pytest.mark.parametrize("options", [{}, {"head": "dino", "standardise": False}], ids=["moco", "dino"])
 def test_step__the_terms_are_the_papers(tmp_path: Path, options: dict[str, Any]) -> None:
     """Cosines of crossed pairs of averages, and of tokens of the same crop, from the method's own vectors."""

@@ -116,12 +116,6 @@ def test_block_size__of_a_swin_transformer_is_its_coarsest_stride() -> None:
         block_size(backbone, (64, 192, 192), (16, 16, 16))
 
 
-def test_load__a_run_whose_swin_transformer_saw_mask_tokens_is_refused() -> None:
-    tokens = BlockTokens(_backbone("swin"), 10)
-    with pytest.raises(UserError, match=r"mask tokens.*new run.*-pretrained"):
-        tokens.load_state_dict({**tokens.state_dict(), "mask_token": torch.zeros(12)})
-
-
 def test_block_tokens__finer_levels_are_averaged_and_coarser_ones_repeated() -> None:
     from nnssl.methods.shared.block_tokens import _to_grid
 

@@ -7,10 +7,13 @@ import pytest
 import torch
 
 from nnssl.core.errors import UserError
+from nnssl.data.pool import quietly
+from nnssl.deployment.session import make_session
 from nnssl.methods.alice.method import Alice
 from nnssl.methods.mae.method import MaskedAutoencoder
 from nnssl.methods.shared.block_tokens import block_size
 from nnssl.networks.nnformer import NNFormer, NNFormerPyramid
+from nnssl.networks.nnformer_blocks import SkipAttentionBlock
 from tests.networks.helpers import count_parameters, load_reference
 
 STRIDES = [[1, 1, 1], *[[2, 2, 2]] * 3]
@@ -104,3 +107,16 @@ def test_pretraining__takes_it_with_blocks_of_its_coarsest_stride(method: Any) -
 def test_pyramid__refuses_numbers_that_do_not_fit(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         _meta(NNFormerPyramid, **{**SMALL, **arguments})
+
+
+def test_skip_attention__can_be_exported() -> None:
+    """The exporter replaces the attention kernel by operations whose result has other strides."""
+    block = SkipAttentionBlock(4, 2, 2, 0.0).eval()
+    inputs = (torch.randn(2, 4, 2, 4, 4), torch.randn(2, 4, 2, 4, 4))
+    with quietly():
+        program: Any = torch.onnx.export(block, inputs, dynamo=True, opset_version=18, verbose=False)
+    found = make_session(program.model_proto.SerializeToString())
+    names = [i.name for i in found.get_inputs()]
+    (output,) = found.run(None, dict(zip(names, (x.numpy() for x in inputs), strict=True)))
+    with torch.inference_mode():
+        torch.testing.assert_close(torch.from_numpy(output), block(*inputs), rtol=1e-4, atol=1e-5)

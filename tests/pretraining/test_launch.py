@@ -16,7 +16,7 @@ from nnssl.checkpoints.files import FINAL, load_checkpoint
 from nnssl.core.distributed import check_device, resolve_device
 from nnssl.core.errors import UserError
 from nnssl.data.loader import SampleDataset, Stream, make_loader, positions_of_rank
-from nnssl.pretraining.launch import launch
+from nnssl.pretraining.launch import launch, said_by
 from nnssl.pretraining.loop import Pretraining
 from nnssl.pretraining.metrics import read_rows
 from nnssl.pretraining.setup import Setup
@@ -102,6 +102,15 @@ def test_launch__processes_of_one_machine_train_together(tmp_path: Path, monkeyp
         assert factor * rows[1][name] == pytest.approx(rows[0][name], rel=1e-3), name
     assert {f.name for f in one.folder.iterdir()} == {f.name for f in two.folder.iterdir()}
     assert load_checkpoint(two.folder / FINAL)["step"] == 1
+
+
+@pytest.mark.parametrize(("rank", "said"), [(0, ""), (1, "error in process 1: no such volume\n")])
+def test_said_by__a_process_whose_command_is_silent_says_its_mistake(
+    capsys: pytest.CaptureFixture[str], rank: int, said: str
+) -> None:
+    with pytest.raises(UserError), said_by(rank):
+        raise UserError("no such volume")
+    assert capsys.readouterr().err == said
 
 
 def test_check_device__mistakes_name_the_fix(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,12 +10,12 @@ from torch import nn
 
 from nnssl.checkpoints.files import FINAL, LATEST, NNUNET_WEIGHTS, save_checkpoint
 from nnssl.core.errors import UserError
+from nnssl.methods.registry import get_method
 from nnssl.methods.vox2vec.method import Vox2vec
-from nnssl.pretraining.folder import Stored
-from nnssl.pretraining.weights import check_resumed, write_nnunet_weights
+from nnssl.networks.fpn_unet import FPN3d
+from nnssl.pretraining.weights import check_state, write_nnunet_weights
 from tests.networks.helpers import build_network, fpn_configuration, unet_configuration
 from tests.pretrainings import CT_JSON, checkpoint_content, tiny_plans
-from tests.runs import make_setup
 
 STRIDES, FEATURES = [[1, 1, 1], [1, 2, 2], [2, 2, 2]], [4, 6, 8]
 NETWORKS = {
@@ -106,12 +106,13 @@ def test_write_nnunet_weights__refuses_and_leaves_no_file(tmp_path: Path, damage
     assert not (tmp_path / NNUNET_WEIGHTS).exists()
 
 
-def test_check_resumed__refuses_networks_of_an_earlier_version(tmp_path: Path) -> None:
-    setup = make_setup(tmp_path, "alice")
-    method = setup.build_method()
-    state = method.state_dict()
-    check_resumed(method, Stored(tmp_path / LATEST, {"method_state": state}))
-    without = {name: tensor for name, tensor in state.items() if not name.startswith("predictors.")}
-    for other in (without, {**state, "gone": torch.zeros(1)}):
-        with pytest.raises(UserError, match=rf"{LATEST}.*(predictors|gone).*--overwrite"):
-            check_resumed(method, Stored(tmp_path / LATEST, {"method_state": other}))
+def test_check_state__refuses_networks_of_an_earlier_version() -> None:
+    with torch.device("meta"):
+        method = get_method("vox2vec")
+        built = method(FPN3d(1, 4, 3), method.config_class())
+    state, path = built.state_dict(), Path("run", LATEST)
+    check_state(built, state, path)
+    without = {name: tensor for name, tensor in state.items() if not name.startswith("head.0.")}
+    for other in (without, {**state, "gone": torch.zeros(1)}, {**state, "head.0.weight": torch.zeros(1, 2)}):
+        with pytest.raises(UserError, match=rf"{LATEST}.*(head\.0\.weight|gone).*-pretrained"):
+            check_state(built, other, path)

@@ -42,5 +42,9 @@ class AliceDinoHead(DinoHead):
 
     def forward(self, x: Tensor, directions: nn.Linear | None = None) -> Tensor:
         """Map tokens (..., width) to vectors (..., dim)."""
-        vectors: Tensor = self.within(super().forward(x, directions))
+        vectors: Tensor = self.within(self.plain(x, directions))
         return vectors
+
+    def plain(self, x: Tensor, directions: nn.Linear | None = None) -> Tensor:
+        """The vectors before they are standardised."""
+        return super().forward(x, directions)

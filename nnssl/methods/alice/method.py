@@ -185,7 +185,7 @@ class Alice(MaskedMethod):
             goals = self._goals(batch["targets"].flatten(0, 1))
         visible, decoded = self.encode(crops, hidden)
         vectors = self._vectors(visible, decoded)
-        query = visible if config.casa == "paper" else self.head(visible, self.token_directions)
+        query = self._query(visible)
         seen = self.head.within(self.casa(query, vectors.tokens))
         with torch.no_grad():
             wanted = cast(Any, self.target)["head"].within(self.casa(query, goals.tokens))
@@ -209,6 +209,12 @@ class Alice(MaskedMethod):
             return Vectors(self.head(visible.mean(1)), self.head(self.bridge(decoded), self.token_directions))
         tokens = self.head(self.bridge(decoded))
         return Vectors(self.head.across(tokens.mean(1)), tokens)
+
+    def _query(self, visible: Tensor) -> Tensor:
+        """What CASA asks with: visible tokens, or in the code what DINO's head makes of them."""
+        if isinstance(self.head, AliceDinoHead) and self.config.casa == "code":
+            return self.head.plain(visible, self.token_directions)
+        return visible
 
     def _goals(self, targets: Tensor) -> Vectors:
         """The target's vectors of whole crops (M, C, *P)."""

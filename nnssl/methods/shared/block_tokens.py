@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import log2
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -70,13 +69,6 @@ class BlockTokens(nn.Module):
         own = () if backbone.encodes_blocks else backbone.channels
         self.norms = nn.ModuleList(nn.LayerNorm(channels) for channels in own)
         self.layers = nn.ModuleList(nn.Linear(channels, width, bias=level == 0) for level, channels in enumerate(own))
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
-        """Refuse a run of an earlier version, whose masked Swin transformer saw a learned token instead of nothing."""
-        if f"{prefix}mask_token" in state_dict:
-            raise UserError("this run's Swin transformer saw mask tokens in hidden blocks, which are discarded now; "
-                            "start a new run, from its weights with -pretrained if you like")  # fmt: skip
-        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def forward(
         self, backbone: FeaturePyramid, volumes: Tensor, grid: Sequence[int], mask: BlockMask | None = None
