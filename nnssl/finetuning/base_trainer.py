@@ -6,6 +6,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -207,6 +208,7 @@ class RateByEpoch:
 
 LENGTHS = ("num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch", "patience")
 RATE = "initial_lr"
+_VARIABLES = (*LENGTHS, RATE, "recipe", "checkpoint", "teacher", "trusted_modules", "tensorboard")  # all: nnssl_...
 _WHOLE = re.compile(r"0*[1-9][0-9]{0,8}")
 
 
@@ -214,8 +216,10 @@ def apply_settings(trainer: Any, block: Mapping[str, Any]) -> None:
     """Set a trainer's lengths, patience and rate: those of `nnssl_num_epochs` and so on, else of the plans' block.
 
     Raises:
-        UserError: a length is no whole number of at least 1, or the rate is no number above 0.
+        UserError: a length is no whole number of at least 1, the rate is no number above 0, or the environment has a
+            misspelt name of a variable.
     """
+    _refuse_misspelt()
     for name in LENGTHS:
         value = given(name, block)
         if value is None:
@@ -232,6 +236,15 @@ def given(name: str, block: Mapping[str, Any]) -> str | None:
     """A setting as text: that of the variable `nnssl_NAME`, else that of the plans' block; None if neither has it."""
     value = os.environ.get(f"nnssl_{name}") or block.get(name)
     return None if value is None else str(value)
+
+
+def _refuse_misspelt() -> None:
+    """Nothing would read it, and hours would pass with another recipe; names unlike ours may be another package's."""
+    for name in os.environ:
+        word = name.removeprefix("nnssl_")
+        if word != name and word not in _VARIABLES and (meant := get_close_matches(word, _VARIABLES, 1, 0.75)):
+            raise UserError(f"nothing reads the variable {shown(name)}; unset it and, if you meant it, type: export "
+                            f"nnssl_{meant[0]}=VALUE")  # fmt: skip
 
 
 def _rate(value: str) -> float:

@@ -127,7 +127,7 @@ def test_validation__ends_with_the_line_that_predicts(
     monkeypatch.setattr(nnUNetTrainer, "load_checkpoint", lambda *_: None)
     monkeypatch.setattr(nnUNetTrainer, "on_train_end", lambda *_: None)
     made = _make(trainer, model_plans())
-    made.annotations = SimpleNamespace(listed=False)
+    made.annotations, made.do_split = SimpleNamespace(listed=False), lambda: ([], [])
     made.perform_actual_validation()
     assert capsys.readouterr().out.endswith(
         "Mean Validation Dice\n"
@@ -247,6 +247,14 @@ def test_apply_settings__refuses_what_is_no_length(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("nnssl_num_val_iterations_per_epoch", value)
     with pytest.raises(UserError, match="nnssl_num_val_iterations_per_epoch takes a whole number"):
         apply_settings(_trainer(), {})
+
+
+def test_apply_settings__refuses_a_misspelt_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("nnssl_results", "/of/another/package")
+    apply_settings(SimpleNamespace(), {})
+    monkeypatch.setenv("nnssl_recpie", "sgd")
+    with pytest.raises(UserError, match=r"nnssl_recpie.*export nnssl_recipe="):
+        apply_settings(SimpleNamespace(), {})
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "fast", "inf", "nan"])
