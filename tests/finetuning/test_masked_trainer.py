@@ -58,9 +58,10 @@ def _pretrain(root: Path, plans: dict[str, Any], method: str = "alice") -> dict[
     return state
 
 
-@pytest.mark.parametrize(
-    ("method", "kind"), [("alice", "unet"), ("alice", "vit"), ("alice", "swin"), ("mae", "vit"), ("alice", "nnformer")]
-)
+@pytest.mark.parametrize(("method", "kind"), [
+    ("alice", "unet"), ("alice", "vit"), ("alice", "nnformer"),
+    pytest.param("alice", "swin", marks=pytest.mark.slow), pytest.param("mae", "vit", marks=pytest.mark.slow),
+])  # fmt: skip
 def test_finetune__from_the_encoder_to_stock_prediction(flare: Path, method: str, kind: str) -> None:
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
