@@ -148,11 +148,12 @@ def stops_early(method: Method, plans: Mapping[str, Any]) -> bool:
         method: from `resolve`.
         plans: its plans.
     """
+    from nnssl.finetuning.base_trainer import given
     from nnssl.finetuning.early_stopping import EarlyStopping
 
     found = _find_trainer(method.trainer)
-    given = method.variables.get("nnssl_patience") or plans.get("nnssl", {}).get("patience")
-    return issubclass(found, EarlyStopping) and bool(given or found.patience)
+    asked = given("patience", plans.get("nnssl", {}), method.variables)
+    return issubclass(found, EarlyStopping) and bool(asked or found.patience)
 
 
 def _starts_from_pretraining(trainer: str) -> bool:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 from nnssl.core.errors import UserError
 from nnssl.core.signals import EXIT_INTERRUPTED, Interrupted, Stopped, listening
-from nnssl.core.system import why
+from nnssl.core.system import is_first_started, why
 
 LEFT_OUT = 3  # exit code: done, but some volumes or images were left out
 AGAIN = "run the same line again"
@@ -71,7 +71,7 @@ def run(command: Callable[[list[str] | None], int | None], argv: list[str] | Non
     handler.setFormatter(_Formatter())
     logger.addHandler(handler)
     level = logger.level
-    speaks = os.environ.get("RANK", "0") == "0"
+    speaks = is_first_started()
     if not speaks:
         logger.setLevel(logging.CRITICAL)
     if logger.level == logging.NOTSET:

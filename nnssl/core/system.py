@@ -32,6 +32,11 @@ _NO_MEMORY = ("can't allocate memory", "std::bad_alloc")  # as torch says it
 log = logging.getLogger("nnssl")
 
 
+def is_first_started() -> bool:
+    """Whether this process prints and writes, before the processes have met (`nnssl.core.distributed.is_main`)."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def why(error: BaseException, again: str = "run the same line again") -> str | None:
     """A sentence with the path, the reason and the fix if the system is to blame; None for other errors.
 

@@ -25,7 +25,7 @@ from nnssl.methods.registry import get_method
 from nnssl.methods.shared.pixel_method import PixelMethod
 from nnssl.networks.build import build_backbone
 from nnssl.networks.encodings import PixelEncoder
-from nnssl.networks.pyramid import FeaturePyramid, Stride, padded_to_multiple, pooled
+from nnssl.networks.pyramid import FeaturePyramid, Stride, cropped, padded_to_multiple, pooled
 
 
 class PretrainedModel(nn.Module):
@@ -99,11 +99,10 @@ class PretrainedModel(nn.Module):
         padded = padded_to_multiple(x, self.divisor)
         self.check_input(x.shape[1], padded.shape[2:])
         computed = self.backbone(padded)[self.backbone.finest :]
-        inside = []
-        for level, stride in zip(computed, self.strides, strict=True):
-            last_z, last_y, last_x = (-(-n // s) for n, s in zip(x.shape[2:], stride, strict=True))
-            inside.append(level[:, :, :last_z, :last_y, :last_x])
-        return inside
+        return [
+            cropped(level, [-(-n // s) for n, s in zip(x.shape[2:], stride, strict=True)])
+            for level, stride in zip(computed, self.strides, strict=True)
+        ]
 
     def check_input(self, channels: int, size: Sequence[int]) -> None:
         """Raise UserError where the network does not take this number of channels or a patch of (Z, Y, X) voxels."""

@@ -16,6 +16,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 from torch.optim import Optimizer
 
+from nnssl.checkpoints.files import FINAL
 from nnssl.core.errors import UserError
 from nnssl.core.files import checked, read_json
 from nnssl.core.names import shown
@@ -36,7 +37,7 @@ class CheckedTrainer(EarlyStopping):
     After the validation, which is what nnUNetv2_train ends with, it says how to predict.
     """
 
-    _checkpoint: str = "checkpoint_final.pth"  # whose weights are validated
+    _checkpoint: str = FINAL  # whose weights are validated
 
     def __init__(
         self,
@@ -232,9 +233,9 @@ def apply_settings(trainer: Any, block: Mapping[str, Any]) -> None:
         setattr(trainer, RATE, _rate(value))
 
 
-def given(name: str, block: Mapping[str, Any]) -> str | None:
+def given(name: str, block: Mapping[str, Any], environment: Mapping[str, str] = os.environ) -> str | None:
     """A setting as text: that of the variable `nnssl_NAME`, else that of the plans' block; None if neither has it."""
-    value = os.environ.get(f"nnssl_{name}") or block.get(name)
+    value = environment.get(f"nnssl_{name}") or block.get(name)
     return None if value is None else str(value)
 
 

@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
+from nnssl.checkpoints.files import BEST, LATEST
 from nnssl.data.trusted import read_nnunet_checkpoint
-
-BEST, LATEST = "checkpoint_best.pth", "checkpoint_latest.pth"
 
 
 class Stopped(Exception):

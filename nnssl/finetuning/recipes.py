@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
@@ -31,16 +32,23 @@ def vox2vec_unfreezing_rate(epoch: int, frozen_epochs: int = 50, head_rate: floa
 
 def warmup_cosine_rate(epoch: int, num_epochs: int, peak: float, warmup_epochs: int) -> float:
     """Rate that rises linearly for the warm-up and then falls as half a cosine to 0 (VoCo; methods.md 2.5)."""
-    if epoch < warmup_epochs:
-        return peak * (epoch + 1) / warmup_epochs
-    return 0.5 * peak * (1 + math.cos(math.pi * (epoch - warmup_epochs) / max(num_epochs - warmup_epochs, 1)))
+    return _warmed_up(
+        epoch, num_epochs, peak, warmup_epochs, lambda past, left: 0.5 * (1 + math.cos(math.pi * past / left))
+    )
 
 
 def warmup_poly_rate(epoch: int, num_epochs: int, peak: float, warmup_epochs: int) -> float:
     """Rate that rises linearly for the warm-up and then falls to 0 as nnU-Net's, with an exponent of 0.9."""
+    return _warmed_up(epoch, num_epochs, peak, warmup_epochs, lambda past, left: float((1 - past / left) ** 0.9))
+
+
+def _warmed_up(
+    epoch: int, num_epochs: int, peak: float, warmup_epochs: int, falling: Callable[[int, int], float]
+) -> float:
+    """Linear up to the peak, then the share of it that `falling` gives for the epochs since then, and all of these."""
     if epoch < warmup_epochs:
         return peak * (epoch + 1) / warmup_epochs
-    return float(peak * (1 - (epoch - warmup_epochs) / max(num_epochs - warmup_epochs, 1)) ** 0.9)
+    return peak * falling(epoch - warmup_epochs, max(num_epochs - warmup_epochs, 1))
 
 
 class FlareRecipe(nnUNetTrainer):

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nnssl.checkpoints.files import FINAL
 from nnssl.core.errors import UserError
 from nnssl.deployment.model_folder import read_model
 from nnssl.deployment.session import Description
@@ -20,7 +21,6 @@ from nnssl.networks.pyramid import Stride, padded_to_multiple
 
 VARIABLE = "nnssl_teacher"
 ENTRY = "teacher"  # of plans["nnssl"]
-_FINAL = "checkpoint_final.pth"
 _CT_KEYS = ("mean", "std", "percentile_00_5", "percentile_99_5")
 
 
@@ -160,11 +160,11 @@ def _place(named: Path, fold: int | str, who: str) -> TeacherPlace:
     """A model folder, a fold's folder or a checkpoint as a place."""
     if named.is_file():
         return TeacherPlace(named, named)
-    if named.name.startswith("fold_") and (named / _FINAL).is_file():
-        return TeacherPlace(named, named / _FINAL)
+    if named.name.startswith("fold_") and (named / FINAL).is_file():
+        return TeacherPlace(named, named / FINAL)
     if checkpoint := _finished(named, fold):
         return TeacherPlace(named, checkpoint)
-    raise UserError(f"{who} the teacher {named}, which has no fold_{fold}/{_FINAL}; finish that training, or name a "
+    raise UserError(f"{who} the teacher {named}, which has no fold_{fold}/{FINAL}; finish that training, or name a "
                     f"fold that is finished with export {VARIABLE}={named}/fold_X")  # fmt: skip
 
 
@@ -175,7 +175,7 @@ def _could_teach(folder: Path, student: Path) -> bool:
 
 
 def _finished(folder: Path, fold: int | str) -> Path | None:
-    files = [folder / f"fold_{name}" / _FINAL for name in (fold, "all")]
+    files = [folder / f"fold_{name}" / FINAL for name in (fold, "all")]
     return next((file for file in files if file.is_file()), None)
 
 

@@ -9,9 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Part = tuple[
-    int, int, int
-]  # of one axis: the window's first voxel, and the part [start, stop) of the axis that it gives
+# of one axis: the window's first voxel, and the part [start, stop) of the axis that it gives
+Part = tuple[int, int, int]
 
 
 def parts_of_axis(size: int, patch: int) -> list[Part]:

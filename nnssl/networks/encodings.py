@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnssl.networks.contrastive import l2_normalise
-from nnssl.networks.pyramid import FeaturePyramid, Stride, gather_voxels, interpolate_cells, padded_to_multiple
+from nnssl.networks.pyramid import FeaturePyramid, Stride, cropped, gather_voxels, interpolate_cells, padded_to_multiple
 
 
 class EncodingHead(nn.Module):
@@ -93,8 +93,7 @@ class PixelEncoder(nn.Module):
         pyramid = self.backbone(padded_to_multiple(x, self.backbone.divisor))
         maps: dict[str, Tensor] = {}
         for name, head in self.named_heads().items():
-            z, y, x_ = (-(-n // s) for n, s in zip(size, head.stride, strict=True))
-            maps[name] = head(pyramid)[:, :, :z, :y, :x_]
+            maps[name] = cropped(head(pyramid), [-(-n // s) for n, s in zip(size, head.stride, strict=True)])
         return maps
 
     def named_heads(self) -> dict[str, EncodingHead]:

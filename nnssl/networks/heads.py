@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnssl.networks.fpn_unet import ResidualBlock, add_upsampled
-from nnssl.networks.pyramid import Stride
+from nnssl.networks.pyramid import Stride, cropped
 
 
 class SegmentationHead(nn.Module):
@@ -91,5 +91,4 @@ def upsampled_to(logits: Tensor, stride: Stride, size: Sequence[int]) -> Tensor:
     """Repeat the cells of the finest level's logits by its stride, then crop to the size (Z, Y, X) of the image."""
     if stride != (1, 1, 1):
         logits = F.interpolate(logits, scale_factor=tuple(float(s) for s in stride), mode="nearest")
-    z, y, x = size
-    return logits[:, :, :z, :y, :x]
+    return cropped(logits, size)

@@ -16,7 +16,7 @@ from nnssl.core.errors import UserError
 from nnssl.networks.fpn_unet import SegmentationNetwork, check_strides
 from nnssl.networks.monai_parts import import_monai
 from nnssl.networks.nnformer_blocks import Embedding, Lowering, Raising, SkipAttentionBlock, last_norm
-from nnssl.networks.pyramid import FeaturePyramid, Levels, Stride, padded_to_multiple
+from nnssl.networks.pyramid import FeaturePyramid, Levels, Stride, cropped, padded_to_multiple
 
 WIDTHS, HEADS, DEPTHS, WINDOWS = (48, 96, 192, 384), (6, 12, 24, 48), (2, 2, 2, 2), (4, 4, 8, 4)
 DROP_PATH = 0.2  # rate of the last block of the encoder; it rises linearly
@@ -138,12 +138,6 @@ class NNFormer(SegmentationNetwork):
         if isinstance(outputs, list):  # as nnU-Net sizes its targets
             return [cropped(y, [round(n / 2**level) for n in x.shape[2:]]) for level, y in enumerate(outputs)]
         return cropped(outputs, x.shape[2:])
-
-
-def cropped(x: Tensor, size: Sequence[int]) -> Tensor:
-    """The first cells (B, C, *size) of a map."""
-    z, y, x_ = size
-    return x[:, :, :z, :y, :x_]
 
 
 def _after_skip(stage: Any) -> nn.Module:

@@ -131,6 +131,18 @@ def spread(hidden: Tensor, size: Sequence[int]) -> Tensor:
     return hidden[:, None]
 
 
+def block_view(volumes: Tensor, block: Sequence[int]) -> Tensor:
+    """View volumes (B, C, Z, Y, X) as blocks of (3,) cells: (B, Z', Y', X', C, *block)."""
+    split = [n for extent, step in zip(volumes.shape[2:], block, strict=True) for n in (extent // step, step)]
+    return volumes.reshape(*volumes.shape[:2], *split).permute(0, 2, 4, 6, 1, 3, 5, 7)
+
+
+def assemble_blocks(blocks: Tensor) -> Tensor:
+    """Volumes (B, C, Z, Y, X) of blocks (B, Z', Y', X', C, *block): the inverse of `block_view`."""
+    size = [number * step for number, step in zip(blocks.shape[1:4], blocks.shape[5:], strict=True)]
+    return blocks.permute(0, 4, 1, 5, 2, 6, 3, 7).reshape(len(blocks), blocks.shape[4], *size)
+
+
 def pooled(levels: Sequence[Tensor]) -> Tensor:
     """Means of levels (B, C_l, ...) over space, one after another: (B, sum(C_l)), float32 or wider."""
     return torch.cat([x.flatten(2).mean(2, dtype=torch.promote_types(x.dtype, torch.float32)) for x in levels], dim=1)
@@ -170,6 +182,12 @@ def padded_to_multiple(x: Tensor, divisor: Stride) -> Tensor:
     """Pad an image (B, C, Z, Y, X) with zeros at the end of every axis to a multiple of `divisor`, as nnU-Net pads."""
     z, y, x_ = (-size % d for size, d in zip(x.shape[2:], divisor, strict=True))
     return F.pad(x, (0, x_, 0, y, 0, z)) if z or y or x_ else x
+
+
+def cropped(x: Tensor, size: Sequence[int]) -> Tensor:
+    """The first cells (B, C, *size) of a map (B, C, Z, Y, X)."""
+    z, y, x_ = size
+    return x[:, :, :z, :y, :x_]
 
 
 def gather_voxels(pyramid: Sequence[Tensor], strides: Sequence[Stride], voxels: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from nnssl.networks.pyramid import BlockMask
+from nnssl.networks.pyramid import BlockMask, assemble_blocks, block_view
 
 _REGIONS = 3  # along an axis: before the last window, and the two parts of it that a shift brings together
 
@@ -32,11 +32,9 @@ class _Rows(NamedTuple):
 
 def cut_blocks(volumes: Tensor, mask: BlockMask) -> Tensor:
     """Cut the visible blocks out of maps (B, C, Z, Y, X): (B * n, C, *cells of a block)."""
-    batch, channels, *size = volumes.shape
-    cells = [extent // blocks for extent, blocks in zip(size, mask.hidden.shape[1:], strict=True)]
-    split = [n for blocks, step in zip(mask.hidden.shape[1:], cells, strict=True) for n in (blocks, step)]
-    rows = volumes.reshape(batch, channels, *split).permute(0, 2, 4, 6, 1, 3, 5, 7).reshape(batch, -1, channels, *cells)
-    first = torch.arange(batch, device=volumes.device)[:, None]
+    cells = [extent // blocks for extent, blocks in zip(volumes.shape[2:], mask.hidden.shape[1:], strict=True)]
+    rows = block_view(volumes, cells).flatten(1, 3)
+    first = torch.arange(len(rows), device=volumes.device)[:, None]
     return rows[first, mask.visible].flatten(0, 1)
 
 
@@ -47,8 +45,7 @@ def paste_blocks(blocks: Tensor, mask: BlockMask) -> Tensor:
     rows = blocks.new_zeros(batch, prod(grid), channels, *cells)
     first = torch.arange(batch, device=blocks.device)[:, None]
     rows[first, mask.visible] = blocks.unflatten(0, (batch, -1))
-    volumes = rows.view(batch, *grid, channels, *cells).permute(0, 4, 1, 5, 2, 6, 3, 7)
-    return volumes.reshape(batch, channels, *(n * step for n, step in zip(grid, cells, strict=True)))
+    return assemble_blocks(rows.unflatten(1, grid))
 
 
 def visible_stages(transformer: Any, volumes: Tensor, mask: BlockMask) -> list[Tensor]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import shlex
 import shutil
 from collections.abc import Iterator, Mapping
@@ -17,7 +16,7 @@ from nnssl.core.errors import UserError
 from nnssl.core.files import read_json, remove_leftovers, write_json
 from nnssl.core.lock import REQUEUE_S, Lock
 from nnssl.core.own_files import RunFile
-from nnssl.core.system import unreadable
+from nnssl.core.system import is_first_started, unreadable
 
 CONFIG = "config.json"  # of a run, written before it begins
 
@@ -81,16 +80,11 @@ def claimed(folder: Path, patient: bool) -> Iterator[Claim]:
                 parent.rmdir()
 
 
-def writes() -> bool:
-    """Whether this is the process that writes to a run's folder; the others were started by torchrun."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 @contextlib.contextmanager
 def held(folder: Path, continue_run: bool, overwrite: bool) -> Iterator[Claim | None]:
     """`claimed` for the process that writes; None for others, and for a finished run, which may be read-only."""
     finished = (folder / FINAL).is_file() and not overwrite
-    if not writes() or (finished and not (continue_run and not (folder / NNUNET_WEIGHTS).is_file())):
+    if not is_first_started() or (finished and not (continue_run and not (folder / NNUNET_WEIGHTS).is_file())):
         yield None
         return
     with claimed(folder, patient=continue_run) as claim:

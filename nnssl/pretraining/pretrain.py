@@ -8,12 +8,13 @@ from pathlib import Path
 
 from nnssl.checkpoints.files import FINAL, NNUNET_WEIGHTS
 from nnssl.core.distributed import rank, resolve_device, started_by_torchrun
+from nnssl.core.system import is_first_started
 from nnssl.data.folders import explained_errors_of
 from nnssl.data.pool import default_processes
 from nnssl.data.prepare_resized import prepare_resized_bodies
 from nnssl.pretraining.alignment import prepare_embeddings
 from nnssl.pretraining.finished import FinishedRun, finished_run
-from nnssl.pretraining.folder import held, open_folder, writes
+from nnssl.pretraining.folder import held, open_folder
 from nnssl.pretraining.launch import joined, launch, said_by
 from nnssl.pretraining.request import Request
 from nnssl.pretraining.run_log import open_run_log, run_log
@@ -93,7 +94,7 @@ def _train(request: Request, setup: Setup) -> None:
         return
     _prepare_bodies(setup, request)
     prepare_embeddings(setup, request.device, not started_by_torchrun(), request.allow_other_intensities)
-    if writes():
+    if is_first_started():
         described = setup.described(request.device)
         open_folder(setup.folder, request.overwrite, described, setup.plans, setup.dataset_json)
         open_run_log(setup.folder)
@@ -111,5 +112,5 @@ def _prepare_bodies(setup: Setup, request: Request) -> None:
 
 
 def _for_stock_trainers(folder: Path) -> None:
-    if writes():
+    if is_first_started():
         write_nnunet_weights(folder)

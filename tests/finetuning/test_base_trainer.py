@@ -16,13 +16,16 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 import nnssl_trainers
+from nnssl.checkpoints import pretrained
 from nnssl.core.errors import UserError
 from nnssl.data.records import Record, Records, labels_digest, write_withdrawn
 from nnssl.finetuning import base_trainer as usable_cases
+from nnssl.finetuning import teacher
 from nnssl.finetuning.base_trainer import CheckedTrainer, UsableCases, apply_settings
 from nnssl.finetuning.encodings import EncodingsTrainer
 from nnssl.finetuning.partial_labels import PartialLabels
 from nnssl.networks.trusted import VARIABLE
+from nnssl.pretraining.reporting import TENSORBOARD
 from tests.deployment.models import DATASET_JSON, model_plans
 from tests.finetuning.flare import log_of, make_trainer
 from tests.finetuning.half_annotated import NAME
@@ -247,6 +250,11 @@ def test_apply_settings__refuses_what_is_no_length(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("nnssl_num_val_iterations_per_epoch", value)
     with pytest.raises(UserError, match="nnssl_num_val_iterations_per_epoch takes a whole number"):
         apply_settings(_trainer(), {})
+
+
+def test_apply_settings__knows_every_variable_of_the_package() -> None:
+    others = {pretrained.VARIABLE, teacher.VARIABLE, VARIABLE, TENSORBOARD}
+    assert others <= {f"nnssl_{name}" for name in usable_cases._VARIABLES}
 
 
 def test_apply_settings__refuses_a_misspelt_variable(monkeypatch: pytest.MonkeyPatch) -> None:

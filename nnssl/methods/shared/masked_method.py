@@ -16,7 +16,7 @@ from nnssl.core.errors import UserError
 from nnssl.core.geometry import Integers
 from nnssl.methods.base import Batch, Method, MethodConfig, Panel, at_least, below_one
 from nnssl.methods.shared.block_tokens import BlockTokens, LightDecoder, block_size
-from nnssl.networks.pyramid import BlockMask, FeaturePyramid, spread
+from nnssl.networks.pyramid import BlockMask, FeaturePyramid, assemble_blocks, block_view, spread
 
 
 def hidden_count(blocks: int, ratio: float) -> int:
@@ -65,17 +65,13 @@ def blocks_inside(
 
 def to_blocks(volumes: Tensor, block: Sequence[int]) -> Tensor:
     """Cut volumes (B, C, Z, Y, X) into blocks: (B, N, V), the last axis fastest; V = voxels of a block times C."""
-    batch, channels, *size = volumes.shape
-    split = [n for extent, step in zip(size, block, strict=True) for n in (extent // step, step)]
-    cells = volumes.reshape(batch, channels, *split).permute(0, 2, 4, 6, 3, 5, 7, 1)
-    return cells.reshape(batch, prod(split[::2]), prod(block) * channels)
+    return block_view(volumes, block).movedim(4, -1).flatten(4).flatten(1, 3)
 
 
 def from_blocks(rows: Tensor, block: Sequence[int], size: Sequence[int]) -> Tensor:
     """Assemble blocks (B, N, V) to volumes (B, C, *size): the inverse of `to_blocks`."""
     grid = [extent // step for extent, step in zip(size, block, strict=True)]
-    cells = rows.reshape(len(rows), *grid, *block, -1).permute(0, 7, 1, 4, 2, 5, 3, 6)
-    return cells.reshape(len(rows), -1, *size)
+    return assemble_blocks(rows.reshape(len(rows), *grid, *block, -1).movedim(-1, 4))
 
 
 def visible_blocks(hidden: Tensor, ratio: float, layers: int = 1) -> Tensor:

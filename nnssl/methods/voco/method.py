@@ -70,7 +70,7 @@ class VoCoConfig(MethodConfig):
     base_scale: float | None = None  # the same for bases in voxels per voxel of the patch
     shrink_bases: bool = True  # smaller bases if the body is smaller than the slab; False: pad the slab
     align_corners: bool = formerly(False, True)  # of the crops' resizing to the patch [C]
-    # A short run needs 0 for both: few pairs of crop and base keep a common orientation (README, measured).
+    # A short run needs 0 for both: few pairs of crop and base keep a common orientation (docs/methods.md, measured).
     flip_probability: float = 0.2  # of each axis, independently for every crop and base [C]
     turn_probability: float = 0.2  # of quarter turns in the plane [C]
     shift_probability: float = formerly_fixed(0.1)  # of a shift in intensity [C]
