@@ -110,7 +110,9 @@ def _wait_for(processes: Sequence[Any]) -> dict[int, int]:
 
 def _child(rank: int, setup: Setup, device: str, count: int, port: int) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    logging.basicConfig(format="%(message)s", level=logging.INFO if rank == 0 else logging.ERROR, stream=sys.stdout)
+    # not of the root: what other libraries say is not in the run's log either
+    log.addHandler(logging.StreamHandler(sys.stdout))
+    log.setLevel(logging.INFO if rank == 0 else logging.ERROR)
     try:
         with _group(device, rank, rank, count):
             _run(setup, device, rank, rank)
