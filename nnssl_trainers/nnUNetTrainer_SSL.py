@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from nnssl.finetuning.base_trainer import UsableCases
 from nnssl.finetuning.recipes import FinetuneTrainer, ProbeTrainer, ScratchTrainer, UNetFinetuneTrainer
 
 
@@ -34,3 +35,7 @@ class nnUNetTrainer_SSLScratch(ScratchTrainer):
 
 class nnUNetTrainer_SSLUNetFinetune(UNetFinetuneTrainer):
     """The plans' whole network, trained from the first step; `nnssl_recipe=adamw|sgd` chooses how."""
+
+
+class nnUNetTrainer_SSLUNetScratch(UsableCases):
+    """The same network from random weights by nnU-Net's own recipe: what a pretraining must beat."""

@@ -53,7 +53,8 @@ def benchmark(
 
     Args:
         dataset: number or name of a preprocessed dataset.
-        trainers: `TRAINER`, or `NAME=TRAINER,PLANS,CHECKPOINT`, followed by any `nnssl_VARIABLE=VALUE`.
+        trainers: `TRAINER`, or `NAME=TRAINER,PLANS,CHECKPOINT`, followed by any `nnssl_VARIABLE=VALUE`; `{seed}` in
+            CHECKPOINT is the number of the seed, from 0.
         output: folder for everything; the user's own folders are only read.
         configuration: of the plans.
         plans: for trainers without plans of their own.
@@ -102,7 +103,7 @@ def benchmark(
     amounts = amounts_of(len(training), FRACTIONS if not fractions and not cases else fractions, cases)
     workspace = replace(workspace, folds=extend_folds(workspace.folds, training, amounts, seeds, workspace.test.order))
     if not collect_only:  # finished trainings no longer need their pretraining or variables
-        methods = [resolve(m, workspace.plans[m.plans], configuration, os.environ) for m in methods]
+        methods = [resolve(m, workspace.plans[m.plans], configuration, os.environ, seeds) for m in methods]
         _warn_of_early_stopping(methods, workspace)
     tasks = all_trainings(workspace, methods, amounts, seeds, device)
     mine, failed = tasks[part_id::num_parts], []

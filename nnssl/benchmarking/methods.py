@@ -22,6 +22,7 @@ from nnssl.data.trusted import read_nnunet_checkpoint
 from nnssl.finetuning.start import find_checkpoint
 from nnssl.networks.trusted import VARIABLE as TRUSTED
 
+SEED = "{seed}"
 _OF_PARAMETER_SIZE = ("exp_avg", "momentum_buffer")  # Adam and its kin, SGD
 
 log = logging.getLogger("nnssl")
@@ -65,7 +66,8 @@ class Method:
         name: in tables and folders.
         trainer: class for nnUNetv2_train.
         plans: name of the plans.
-        checkpoint: start of the training: a path, `random`, or None if it is not given or not needed.
+        checkpoint: start of the training: a path, `random`, or None if it is not given or not needed. `{seed}` in a
+            path stands for the number of the seed.
         variables: environment of the training, without nnU-Net's folders.
     """
 
@@ -78,6 +80,11 @@ class Method:
     def record(self) -> dict[str, Any]:
         """All fields except the name, as JSON types."""
         return {key: value for key, value in asdict(self).items() if key != "name"}
+
+    def variables_of(self, seed: int) -> dict[str, str]:
+        """Environment of the trainings of a seed: `{seed}` in the checkpoint replaced by the number."""
+        start = self.variables.get(VARIABLE)
+        return self.variables if start is None else {**self.variables, VARIABLE: _of_seed(start, seed)}
 
 
 def read_methods(items: Sequence[str], plans: str) -> list[Method]:
@@ -114,7 +121,9 @@ def _read(item: str, plans: str) -> Method:
     return Method(name, trainer, given or plans, checkpoint or None, variables)
 
 
-def resolve(method: Method, plans: dict[str, Any], configuration: str, environment: Mapping[str, str]) -> Method:
+def resolve(
+    method: Method, plans: dict[str, Any], configuration: str, environment: Mapping[str, str], seeds: int = 1
+) -> Method:
     """Complete a method with the full path of its checkpoint and with all variables of its training.
 
     The trainings could not find a pretraining themselves, because they have their own nnUNet_results.
@@ -124,6 +133,7 @@ def resolve(method: Method, plans: dict[str, Any], configuration: str, environme
         plans: its plans.
         configuration: of the plans.
         environment: the caller's; its `nnssl_...` variables apply to all methods.
+        seeds: number of seeds, for a checkpoint with `{seed}`.
 
     Raises:
         UserError: there is no such trainer; or it needs a pretraining and there is none, or several.
@@ -134,7 +144,7 @@ def resolve(method: Method, plans: dict[str, Any], configuration: str, environme
         raise UserError(f"-tr names {VARIABLE} for {method.name}; write the checkpoint as its third part: {_FORM}")
     checkpoint = None
     if _starts_from_pretraining(method.trainer):
-        checkpoint = _checkpoint(method, plans, configuration, environment)
+        checkpoint = _checkpoint(method, plans, configuration, environment, seeds)
         variables[VARIABLE] = checkpoint
     elif method.checkpoint is not None:
         raise UserError(f"{method.trainer} starts from no pretraining; leave out the checkpoint of {method.name}")
@@ -156,6 +166,10 @@ def stops_early(method: Method, plans: Mapping[str, Any]) -> bool:
     return issubclass(found, EarlyStopping) and bool(asked or found.patience)
 
 
+def _of_seed(start: str, seed: int) -> str:
+    return start.replace(SEED, str(seed))
+
+
 def _starts_from_pretraining(trainer: str) -> bool:
     from nnssl.finetuning.trainer import PretrainedTrainer
 
@@ -174,14 +188,18 @@ def _find_trainer(name: str) -> Any:
         raise UserError(f"nnU-Net finds no trainer {name}; mend the name, or see what nnssl_doctor says") from error
 
 
-def _checkpoint(method: Method, plans: dict[str, Any], configuration: str, environment: Mapping[str, str]) -> str:
+def _checkpoint(
+    method: Method, plans: dict[str, Any], configuration: str, environment: Mapping[str, str], seeds: int
+) -> str:
     if method.checkpoint == RANDOM:
         return RANDOM
     if method.checkpoint is not None:
+        per_seed = SEED in method.checkpoint
         try:
-            return str(checkpoint_of(method.checkpoint).resolve())
+            files = [checkpoint_of(_of_seed(method.checkpoint, seed)) for seed in range(seeds if per_seed else 1)]
         except UserError as error:
             raise UserError(f"{method.name}: {error}") from error
+        return str(Path(method.checkpoint).absolute() if per_seed else files[0].resolve())
     results = Path(environment.get("nnUNet_results") or os.devnull)
     choice = find_checkpoint(_find_trainer(method.trainer).wanted(plans, configuration), results)
     if choice.note:

@@ -87,7 +87,7 @@ def all_trainings(
                 key=f"{method.name}_fold_{fold.number}",
                 title=f"{method.name}, {fold.cases} cases, seed {seed} (fold {fold.number})",
                 command=("nnUNetv2_train", *which, "-tr", method.trainer, "-p", method.plans, "-device", device),
-                variables={**folders, **method.variables},
+                variables={**folders, **method.variables_of(seed)},
                 shown=_SHOWN,
                 workspace=workspace,
                 method=method,

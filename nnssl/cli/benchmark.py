@@ -15,10 +15,11 @@ EPILOG = f"""examples:
   ... --collect                 tables and plots of what is finished so far
 
 An item of -tr is TRAINER, or NAME=TRAINER,PLANS,RUN (RUN: {RUN}, or
-`random`; empty for the default), and may end with settings of its own such as ,nnssl_initial_lr=1e-3. Variables such
-as nnssl_num_epochs reach all trainings. Subsets are nested; the test set is the same for all; the same command goes on
-where it was interrupted. You can add fractions, seeds and methods later. All files are in the folder -o: results/ holds
-results.csv, results.md, results.tex, comparison.csv, labels.png and parameters.png.
+`random`; empty for the default), and may end with settings of its own such as ,nnssl_initial_lr=1e-3. {{seed}} in RUN
+is the number of the seed, from 0: vox2vec=TRAINER,,RUNS/seed_{{seed}}/FOLDER. Variables such as nnssl_num_epochs reach
+all trainings. Subsets are nested; the test set is the same for all; the same command goes on where it was interrupted.
+You can add fractions, seeds and methods later. All files are in the folder -o: results/ holds results.csv, results.md,
+results.tex, comparison.csv, labels.png and parameters.png.
 """
 
 

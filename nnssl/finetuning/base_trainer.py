@@ -37,7 +37,9 @@ class CheckedTrainer(EarlyStopping):
     After the validation, which is what nnUNetv2_train ends with, it says how to predict.
     """
 
+    test_mirroring: bool = True  # in the validation after the training, and in prediction
     _checkpoint: str = FINAL  # whose weights are validated
+    _axes: Any = None
 
     def __init__(
         self,
@@ -58,6 +60,18 @@ class CheckedTrainer(EarlyStopping):
             UserError: as of `apply_settings`.
         """
         apply_settings(self, self.plans_manager.plans.get("nnssl", {}))
+
+    @property
+    def inference_allowed_mirroring_axes(self) -> Any:
+        """Axes that prediction mirrors, as nnU-Net or a recipe sets them; None without `test_mirroring`.
+
+        Checkpoints keep them, so that nnUNetv2_predict mirrors as the validation did.
+        """
+        return self._axes if self.test_mirroring else None
+
+    @inference_allowed_mirroring_axes.setter
+    def inference_allowed_mirroring_axes(self, axes: Any) -> None:
+        self._axes = axes
 
     @staticmethod
     def build_network_architecture(
@@ -209,16 +223,26 @@ class RateByEpoch:
 
 LENGTHS = ("num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch", "patience")
 RATE = "initial_lr"
-_VARIABLES = (*LENGTHS, RATE, "recipe", "checkpoint", "teacher", "trusted_modules", "tensorboard")  # all: nnssl_...
+MIRRORING = "test_mirroring"
+_VARIABLES = (
+    *LENGTHS,
+    RATE,
+    MIRRORING,
+    "recipe",
+    "checkpoint",
+    "teacher",
+    "trusted_modules",
+    "tensorboard",
+)  # all: nnssl_...
 _WHOLE = re.compile(r"0*[1-9][0-9]{0,8}")
 
 
 def apply_settings(trainer: Any, block: Mapping[str, Any]) -> None:
-    """Set a trainer's lengths, patience and rate: those of `nnssl_num_epochs` and so on, else of the plans' block.
+    """Set a trainer's lengths, patience, rate and mirroring: from `nnssl_num_epochs` and so on, else the plans' block.
 
     Raises:
-        UserError: a length is no whole number of at least 1, the rate is no number above 0, or the environment has a
-            misspelt name of a variable.
+        UserError: a length is no whole number of at least 1, the rate is no number above 0, the mirroring neither 0 nor
+            1, or the environment has a misspelt name of a variable.
     """
     _refuse_misspelt()
     for name in LENGTHS:
@@ -231,6 +255,10 @@ def apply_settings(trainer: Any, block: Mapping[str, Any]) -> None:
         setattr(trainer, name, int(value))
     if (value := given(RATE, block)) is not None:
         setattr(trainer, RATE, _rate(value))
+    if (value := given(MIRRORING, block)) is not None:
+        if value not in ("0", "1"):
+            raise UserError(f"nnssl_{MIRRORING} takes 0 or 1, not {shown(value)}; type: export nnssl_{MIRRORING}=0")
+        setattr(trainer, MIRRORING, value == "1")
 
 
 def given(name: str, block: Mapping[str, Any], environment: Mapping[str, str] = os.environ) -> str | None:

@@ -59,6 +59,16 @@ def test_resolve__full_path_of_the_checkpoint(tmp_path: Path, monkeypatch: pytes
     )
 
 
+def test_resolve__a_checkpoint_per_seed(tmp_path: Path) -> None:
+    files = [write_pretraining(tmp_path / f"seed_{seed}", tiny_plans()) for seed in (0, 1)]
+    fold = str(files[0].parent).replace("seed_0", "seed_{seed}")
+    found = resolve(Method("a", PROBE, "p", fold), tiny_plans(), CONFIGURATION, {}, seeds=2)
+    assert found.checkpoint == fold == found.record()["checkpoint"]
+    assert [found.variables_of(seed)["nnssl_checkpoint"] for seed in (0, 1)] == [str(file.parent) for file in files]
+    with pytest.raises(UserError, match=r"a: there is no checkpoint .*seed_2"):
+        resolve(Method("a", PROBE, "p", fold), tiny_plans(), CONFIGURATION, {}, seeds=3)
+
+
 def test_resolve__trainers_that_start_from_nothing() -> None:
     for trainer in ("nnUNetTrainer", "nnUNetTrainer_SSLScratch"):
         assert resolve(Method("a", trainer, "p"), {}, CONFIGURATION, {}) == Method("a", trainer, "p")

@@ -252,6 +252,22 @@ def test_apply_settings__refuses_what_is_no_length(monkeypatch: pytest.MonkeyPat
         apply_settings(_trainer(), {})
 
 
+def test_apply_settings__mirroring_of_the_predictions(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stock(CheckedTrainer):
+        """Nothing but the base."""
+
+    trainer = _make(Stock, model_plans())
+    trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+    assert trainer.inference_allowed_mirroring_axes == (0, 1, 2)
+    monkeypatch.setenv("nnssl_test_mirroring", "0")
+    trainer = _make(Stock, model_plans())
+    assert trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()[-1] == (0, 1, 2)  # training mirrors
+    assert trainer.inference_allowed_mirroring_axes is None
+    monkeypatch.setenv("nnssl_test_mirroring", "no")
+    with pytest.raises(UserError, match="nnssl_test_mirroring takes 0 or 1, not 'no'"):
+        apply_settings(trainer, {})
+
+
 def test_apply_settings__knows_every_variable_of_the_package() -> None:
     others = {pretrained.VARIABLE, teacher.VARIABLE, VARIABLE, TENSORBOARD}
     assert others <= {f"nnssl_{name}" for name in usable_cases._VARIABLES}
