@@ -13,8 +13,9 @@ from nnssl.benchmarking.case_scores import Absent, load_monai, read_structures
 from nnssl.benchmarking.evaluation_report import Evaluation
 from nnssl.benchmarking.methods import Method, read_methods, resolve, stops_early
 from nnssl.benchmarking.plots import draw_labels, draw_parameters
-from nnssl.benchmarking.results import Results, differences, write_tables
+from nnssl.benchmarking.results import Results, differences
 from nnssl.benchmarking.subsets import PAPER, amounts_of, extend_folds
+from nnssl.benchmarking.tables import write_tables
 from nnssl.benchmarking.trainings import Training, all_trainings, collect, missing_lines, score_training
 from nnssl.benchmarking.workflow import TaskFailed, run_task
 from nnssl.benchmarking.workspace import Workspace, open_workspace, read_plans, write_workspace
@@ -181,7 +182,7 @@ def _report(results: Results, missing: Sequence[Training], baseline: str, folder
     folder.mkdir(parents=True, exist_ok=True)
     shown = replace(results, methods=[m for m in results.methods if any(m == key[0] for key in results.scores)])
     write_tables(shown, differences(shown, baseline), baseline, folder)
-    draw_labels(shown, baseline, folder / "labels.png", f"{title}: Dice and labels (bands: SD over seeds)")
-    most = f"filled: {results.amounts[-1].cases} labelled cases"
-    draw_parameters(shown, baseline, folder / "parameters.png", f"{title}: Dice and trainable parameters ({most})")
+    draw_labels(shown, baseline, folder / "labels.png", f"{title}: Dice and labels (bars: SD over seeds)")
+    most = f"filled: {results.amounts[-1].cases} labelled cases; bars: SD over seeds"
+    draw_parameters(shown, baseline, folder / "parameters.png", f"{title}: Dice and trainable parameters\n({most})")
     log.info(f"tables and plots of {len(results.scores)} trainings: {folder}")

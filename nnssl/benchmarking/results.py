@@ -1,24 +1,22 @@
-"""Scores of the finished trainings: statistics, and tables as CSV, Markdown and LaTeX (as PiMPiC's Tables 1 and 2)."""
+"""Scores of the finished trainings, and what can be said of them: spread over seeds, leads and their intervals."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import astuple, dataclass, fields
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
-from nnssl.benchmarking.evaluation_report import MEAN, known_mean, mean_and_deviation, write_csv
+from nnssl.benchmarking.evaluation_report import MEAN, known_mean, mean_and_deviation
 from nnssl.benchmarking.subsets import Amount
-from nnssl.core import names as escape
-from nnssl.core.files import replace_file
 
+FEWEST_CASES, FEWEST_SEEDS = 8, 3  # for an interval: with fewer it is narrow by luck
 RESAMPLES = 10_000
 _SEED = 0
 _QUANTILES = (0.025, 0.975)
-METRICS = ("Dice", "Surface Dice")
-_COLUMNS = ("method", "percent", "labelled_cases", "seed", "case", "structure", "dice", "nsd")
+KEYS = ("dice", "nsd")
 
 
 @dataclass(frozen=True)
@@ -68,8 +66,9 @@ class Difference:
         structure: name, or `mean`.
         metric: `dice` or `nsd`.
         mean: mean over the test cases.
-        low, high: ends of its 95 % interval.
+        low, high: ends of its 95 % interval over the test cases; NaN with too few of them, or of seeds.
         seeds: number of seeds that both have finished.
+        seeds_ahead: number of those in which the method has the higher mean.
     """
 
     method: str
@@ -81,17 +80,42 @@ class Difference:
     low: float
     high: float
     seeds: int
+    seeds_ahead: int
 
 
 def cells(results: Results, method: str, cases: int, metric: int) -> list[tuple[float, float]] | None:
-    """Mean and standard deviation over the test cases, of every structure and of their mean.
+    """Mean, and standard deviation of the seeds' means, of every structure and of their mean.
 
-    Seeds are averaged case by case. The deviation (n - 1) of a single case is NaN; None if nothing is finished.
+    The deviation (n - 1) of a single seed is NaN; None if nothing is finished.
     """
     seeds = results.seeds_of(method, cases=cases)
     if not seeds:
         return None
-    return [mean_and_deviation(column) for column in results.by_case(method, cases, metric, seeds).T]
+    means = [_means(results, method, cases, metric, seed) for seed in seeds]
+    deviations = (mean_and_deviation(column)[1] for column in np.array(means).T)
+    whole = known_mean(results.by_case(method, cases, metric, seeds), 0)
+    return [(float(mean), deviation) for mean, deviation in zip(whole, deviations, strict=True)]
+
+
+def too_few(cases: int, seeds: int) -> str:
+    """Why there is no interval, as a sentence; empty where there is one."""
+    of_cases = f"{cases} of at least {FEWEST_CASES} test cases" if cases < FEWEST_CASES else ""
+    of_seeds = f"{seeds} of at least {FEWEST_SEEDS} seeds" if seeds < FEWEST_SEEDS else ""
+    reasons = " and ".join(filter(None, (of_cases, of_seeds)))
+    return f"No interval and no winner: {reasons}." if reasons else ""
+
+
+def leads(results: Results, method: str, other: str, cases: int, metric: int) -> list[tuple[float, float, float]]:
+    """Lead over another method with the seeds that both have: mean over the test cases, low and high end.
+
+    One of every structure, then that of their mean. Seeds are averaged case by case. The ends are NaN where `too_few`.
+    """
+    seeds = results.seeds_of(method, other, cases=cases)
+    pair = [results.by_case(m, cases, metric, seeds) for m in (method, other)]
+    columns = np.subtract(*pair).T
+    if too_few(len(results.cases), len(seeds)):
+        return [(float(known_mean(column, 0)), math.nan, math.nan) for column in columns]
+    return [bootstrap(column) for column in columns]
 
 
 def differences(results: Results, baseline: str) -> list[Difference]:
@@ -102,14 +126,41 @@ def differences(results: Results, baseline: str) -> list[Difference]:
             seeds = results.seeds_of(method, baseline, cases=amount.cases)
             if method == baseline or not seeds:
                 continue
-            for metric, name in enumerate(("dice", "nsd")):
-                pair = (results.by_case(m, amount.cases, metric, seeds) for m in (method, baseline))
-                gap = np.subtract(*pair)
-                for structure, column in zip([*results.structures, MEAN], gap.T, strict=True):
-                    mean, low, high = bootstrap(column)
-                    found.append(Difference(method, amount.percent, amount.cases, structure, name, mean, low, high,
-                                            len(seeds)))  # fmt: skip
+            for metric, key in enumerate(KEYS):
+                of_seeds = [_means(results, method, amount.cases, metric, seed)
+                            > _means(results, baseline, amount.cases, metric, seed) for seed in seeds]  # fmt: skip
+                found += [
+                    Difference(method, amount.percent, amount.cases, structure, key, *lead, len(seeds), int(ahead))
+                    for structure, lead, ahead in zip(
+                        [*results.structures, MEAN],
+                        leads(results, method, baseline, amount.cases, metric),
+                        np.sum(of_seeds, 0),
+                        strict=True,
+                    )
+                ]
     return found
+
+
+def winners(results: Results, cases: int, metric: int) -> list[str | None]:
+    """The highest mean of every structure, and of their mean, if its lead over each other one has an interval above 0.
+
+    None where it has none; others with `too_few` seeds are not compared, and nothing is with too few test cases.
+    """
+    methods = [m for m in results.methods if results.seeds_of(m, cases=cases)]
+    means = {m: known_mean(results.by_case(m, cases, metric, results.seeds_of(m, cases=cases)), 0) for m in methods}
+    found: list[str | None] = []
+    for column in range(len(results.structures) + 1):
+        known = [m for m in methods if not math.isnan(means[m][column])]
+        best = max((float(means[m][column]), m) for m in known)[1] if known else ""
+        rivals = [m for m in known if m != best and results.seeds_of(m, best, cases=cases)]
+        lows = [leads(results, best, m, cases, metric)[column][1] for m in rivals]
+        lows = [low for low in lows if not math.isnan(low)]
+        found.append(best if lows and min(lows) > 0 else None)
+    return found
+
+
+def _means(results: Results, method: str, cases: int, metric: int, seed: int) -> np.ndarray:
+    return known_mean(results.by_case(method, cases, metric, [seed]), 0)
 
 
 def bootstrap(values: np.ndarray, resamples: int = RESAMPLES, seed: int = _SEED) -> tuple[float, float, float]:
@@ -125,12 +176,19 @@ def bootstrap(values: np.ndarray, resamples: int = RESAMPLES, seed: int = _SEED)
     known = ~np.isnan(values)
     if not known.any():
         return math.nan, math.nan, math.nan
-    drawn = np.random.default_rng(seed).integers(0, len(values), (resamples, len(values)))
-    counts = known[drawn].sum(1)
-    sums = np.where(known, values, 0)[drawn].sum(1)
-    means = sums[counts > 0] / counts[counts > 0]
+    times = _times_drawn(len(values), resamples, seed)
+    counts = times @ known
+    means = (times @ np.where(known, values, 0))[counts > 0] / counts[counts > 0]
     low, high = np.quantile(means, _QUANTILES)
     return float(values[known].mean()), float(low), float(high)
+
+
+@lru_cache(maxsize=1)
+def _times_drawn(size: int, resamples: int, seed: int) -> np.ndarray:
+    """(resamples, size): how often each value is in each sample."""
+    drawn = np.random.default_rng(seed).integers(0, size, (resamples, size))
+    places = drawn + size * np.arange(resamples)[:, None]
+    return np.bincount(places.ravel(), minlength=resamples * size).reshape(resamples, size).astype(float)
 
 
 def seed_means(results: Results, method: str, cases: int, metric: int = 0) -> list[float]:
@@ -139,103 +197,3 @@ def seed_means(results: Results, method: str, cases: int, metric: int = 0) -> li
         float(np.nanmean(results.by_case(method, cases, metric, [seed])[:, -1]))
         for seed in results.seeds_of(method, cases=cases)
     ]
-
-
-def write_tables(results: Results, ahead: Sequence[Difference], baseline: str, folder: Path) -> None:
-    """Write results.csv, comparison.csv, results.md and results.tex."""
-    write_csv(folder / "results.csv", _COLUMNS, _long(results))
-    write_csv(folder / "comparison.csv", [f.name for f in fields(Difference)], map(astuple, ahead))
-    for name, text in (
-        ("results.md", markdown(results, ahead, baseline)),
-        ("results.tex", latex(results, ahead, baseline)),
-    ):
-        replace_file(folder / name, text.encode())
-
-
-def markdown(results: Results, ahead: Sequence[Difference], baseline: str) -> str:
-    """Both metrics as Markdown tables."""
-    parts = []
-    for metric, name in enumerate(METRICS):
-        head = ["labelled cases", "method", *results.structures, MEAN, f"ahead of {baseline}"]
-        lines = ["| " + " | ".join(map(escape.markdown, head)) + " |", "|---" * 2 + "|---:" * (len(head) - 2) + "|"]
-        rows = _rows(results, ahead, metric, escape.markdown, "**{}**")
-        lines += ["| " + " | ".join(row) + " |" for row in rows]
-        parts.append(f"### {name}\n\n{escape.markdown(_caption(results, name))}\n\n" + "\n".join(lines) + "\n")
-    return "\n".join(parts)
-
-
-def latex(results: Results, ahead: Sequence[Difference], baseline: str) -> str:
-    r"""Both metrics as LaTeX tables that need `\usepackage{booktabs}`."""
-    parts = []
-    for metric, name in enumerate(METRICS):
-        head = ["Labels", "Method", *results.structures, MEAN, f"ahead of {baseline}"]
-        lines = [r"\begin{table}", r"\centering", rf"\caption{{{name}. {escape.latex(_caption(results, name))}}}",
-                 rf"\begin{{tabular}}{{ll{'c' * (len(head) - 2)}}}", r"\toprule",
-                 " & ".join(map(escape.latex, head)) + r" \\"]  # fmt: skip
-        last = None
-        for amount, *others in _rows(results, ahead, metric, escape.latex, r"\textbf{{{}}}"):
-            if amount != last:
-                lines.append(r"\midrule")
-            lines.append(" & ".join([amount if amount != last else "", *others]) + r" \\")
-            last = amount
-        parts.append("\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""]))
-    return "\n".join(parts).replace("±", r"$\pm$")
-
-
-def _rows(
-    results: Results, ahead: Sequence[Difference], metric: int, escaped: Callable[[str], str], bold: str
-) -> Iterator[list[str]]:
-    """Cells of every method with every amount of labels; the highest scores for an amount are `bold`."""
-    metric_name = ("dice", "nsd")[metric]
-    gaps = {(d.method, d.cases): d for d in ahead if d.structure == MEAN and d.metric == metric_name}
-    for amount in results.amounts:
-        scores = {m: cells(results, m, amount.cases, metric) for m in results.methods}
-        highest = _highest([c for c in scores.values() if c is not None])
-        for method, found in scores.items():
-            if found is None:
-                continue
-            best = [round(mean, 3) == top for (mean, _), top in zip(found, highest, strict=True)]
-            shown = [bold.format(score_text(*c)) if b else score_text(*c) for c, b in zip(found, best, strict=True)]
-            seeds = len(results.seeds_of(method, cases=amount.cases))
-            name = method if seeds == results.seeds else f"{method} ({seeds} of {results.seeds} seeds)"
-            gap = gaps.get((method, amount.cases))
-            yield [
-                escaped(f"{amount.cases} ({amount.percent:.3g} %)"),
-                escaped(name),
-                *shown,
-                "" if gap is None else f"{gap.mean:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}]",
-            ]
-
-
-def _highest(scores: Sequence[Sequence[tuple[float, float]]]) -> list[float]:
-    """Highest mean of every column, rounded as in the table; NaN if all are the same."""
-    columns = [[round(mean, 3) for mean, _ in column if not math.isnan(mean)] for column in zip(*scores, strict=True)]
-    return [max(column) if len(set(column)) > 1 else math.nan for column in columns]
-
-
-def _long(results: Results) -> Iterator[tuple[object, ...]]:
-    percents = {a.cases: a.percent for a in results.amounts}
-    for (method, cases, seed), tables in results.scores.items():
-        for i, case in enumerate(results.cases):
-            for j, structure in enumerate(results.structures):
-                yield (method, float(percents[cases]), cases, seed, case, structure, *map(float, tables[:, i, j]))
-
-
-def _caption(results: Results, metric: str) -> str:
-    of_seeds = f", each the mean of {results.seeds} seeds" if results.seeds > 1 else ""
-    text = (f"Mean ± standard deviation over {len(results.cases)} test cases{of_seeds}; differences with 95 % "
-            f"bootstrap intervals over the test cases.")  # fmt: skip
-    if metric == METRICS[0]:
-        return text
-    limits = sorted(set(results.tolerances.values()))
-    if len(limits) == 1:
-        return f"{text} Tolerance {limits[0]:g} mm."
-    listed = ", ".join(f"{name} {limit:g}" for name, limit in results.tolerances.items())
-    return f"{text} Tolerances in mm: {listed}."
-
-
-def score_text(mean: float, deviation: float) -> str:
-    """A score with its deviation, if it has one; `-` if it is NaN."""
-    if math.isnan(mean):
-        return "-"
-    return f"{mean:.3f}" if math.isnan(deviation) else f"{mean:.3f} ± {deviation:.3f}"

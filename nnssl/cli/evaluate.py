@@ -50,7 +50,7 @@ def _command(arguments: argparse.Namespace) -> None:
 
 
 def _lines(evaluation: Evaluation) -> list[str]:
-    from nnssl.benchmarking.results import score_text
+    from nnssl.benchmarking.tables import score_text
 
     summary = evaluation.summary()
     width = max(map(len, [*summary, "structure"]))

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 
 from nnssl.benchmarking.plots import draw_labels, draw_parameters, spread
-from nnssl.benchmarking.results import Results, bootstrap, cells, differences, latex, markdown, seed_means, write_tables
+from nnssl.benchmarking.results import Results, bootstrap, cells, differences, seed_means, winners
 from nnssl.benchmarking.subsets import Amount
+from nnssl.benchmarking.tables import latex, markdown, write_tables
 
 FEW, ALL = Amount(2, 20.0), Amount(10, 100.0)
 
 
-def made_up(seeds: int = 2, gain: float = 0.1, cases: int = 6) -> Results:
+def made_up(seeds: int = 3, gain: float = 0.1, cases: int = 9) -> Results:
     """`good` is better than `base` by `gain` in every case of the first structure, however much cases differ."""
     rng = np.random.default_rng(0)
     scores = {}
@@ -53,32 +54,64 @@ def test_differences__pairs_the_cases() -> None:
     # unpaired, the interval would be as wide as the cases differ
     assert (liver.mean, liver.low, liver.high) == pytest.approx((0.1, 0.1, 0.1))
     assert (spleen.mean, spleen.low, spleen.high) == pytest.approx((0, 0, 0), abs=1e-12)
-    assert mean.structure == "mean" and mean.mean == pytest.approx(0.05) and mean.seeds == 2
+    assert mean.structure == "mean" and mean.mean == pytest.approx(0.05) and (mean.seeds, mean.seeds_ahead) == (3, 3)
 
 
 def test_differences__only_seeds_that_both_have() -> None:
     results = made_up()
     del results.scores["good", 2, 1]
-    del results.scores["base", 10, 0], results.scores["base", 10, 1]
-    results.scores["base", 2, 0][:] = 0.3
+    for seed in range(3):
+        del results.scores["base", 10, seed]
+    results.scores["base", 2, 0][:] = 0.9
     found = differences(results, "base")
-    assert {d.cases for d in found} == {2} and {d.seeds for d in found} == {1}
+    assert {d.cases for d in found} == {2} and {(d.seeds, d.seeds_ahead) for d in found if d.structure == "liver"} == {
+        (2, 1)
+    }
+    assert all(math.isnan(d.low) and math.isnan(d.high) and not math.isnan(d.mean) for d in found)
 
 
-def test_cells__deviation_over_cases_after_the_mean_over_seeds() -> None:
+@pytest.mark.parametrize(("seeds", "cases"), [(3, 7), (2, 8)])
+def test_tables__no_interval_and_no_winner_from_few(tmp_path: Path, seeds: int, cases: int) -> None:
+    results = made_up(seeds, cases=cases)
+    ahead = differences(results, "base")
+    assert all(math.isnan(d.low) for d in ahead) and winners(results, 2, 0) == [None] * 3
+    text = markdown(results, ahead, "base")
+    reason = "7 of at least 8 test cases" if cases < 8 else "2 of at least 3 seeds"
+    assert f"No interval and no winner: {reason}." in text and "**" not in text and "[" not in text
+    write_tables(results, ahead, "base", tmp_path)
+    rows = list(csv.DictReader((tmp_path / "comparison.csv").open()))
+    assert {(row["low"], row["high"]) for row in rows} == {("", "")} and all(row["mean"] for row in rows)
+
+
+def test_winners__ahead_of_every_other_row() -> None:
     results = made_up()
-    tables = np.stack([results.scores["base", 2, s][0] for s in (0, 1)]).mean(0)
+    assert winners(results, 2, 0) == ["good", None, "good"]
+    rng = np.random.default_rng(1)
+    for seed in range(3):
+        results.scores["same", 2, seed] = results.scores["good", 2, seed] + rng.normal(0, 0.01, (2, 9, 2))
+    assert winners(replace(results, methods=["base", "good", "same"]), 2, 0) == [None] * 3
+    del results.scores["same", 2, 0]
+    for seed in (1, 2):
+        results.scores["same", 2, seed] -= 0.5
+    assert winners(replace(results, methods=["base", "good", "same"]), 2, 0) == ["good", None, "good"]
+    del results.scores["good", 2, 0]
+    assert winners(results, 2, 0) == [None] * 3
+
+
+def test_cells__deviation_of_the_seeds_means() -> None:
+    results = made_up()
+    means = np.stack([results.scores["base", 2, s][0] for s in range(3)]).mean(1)  # (seeds, structures)
     liver, _, mean = cells(results, "base", 2, 0) or []
-    assert liver == pytest.approx((tables[:, 0].mean(), tables[:, 0].std(ddof=1)))
-    assert mean[1] == pytest.approx(tables.mean(1).std(ddof=1))
-    assert math.isnan((cells(made_up(cases=1), "base", 2, 0) or [])[0][1])
+    assert liver == pytest.approx((means[:, 0].mean(), means[:, 0].std(ddof=1)))
+    assert mean == pytest.approx((means.mean(), means.mean(1).std(ddof=1)))
+    assert math.isnan((cells(made_up(seeds=1), "base", 2, 0) or [])[0][1])
     results.scores.clear()
     assert cells(results, "base", 2, 0) is None
 
 
 def test_seed_means__one_a_seed() -> None:
     results = made_up()
-    expected = [results.scores["good", 10, s][0].mean() for s in (0, 1)]
+    expected = [results.scores["good", 10, s][0].mean() for s in range(3)]
     assert seed_means(results, "good", 10) == pytest.approx(expected)
 
 
@@ -88,21 +121,22 @@ def test_markdown__rows_are_methods_and_columns_structures() -> None:
         results.scores[key][:] = 0.5 + 0.1 * (key[0] == "good")
     text = markdown(results, differences(results, "base"), "base")
     lines = text.splitlines()
-    assert lines[0] == "### Dice" and "6 test cases, each the mean of 2 seeds" in lines[2]
+    assert lines[0] == "### Dice" and "standard deviation of the 3 seeds' means over 9 test cases" in lines[2]
     assert lines[4] == "| labelled cases | method | liver | spleen | mean | ahead of base |"
     assert lines[5].count("|") == lines[4].count("|")
     assert lines[6] == "| 2 (20 %) | base | 0.500 ± 0.000 | 0.500 ± 0.000 | 0.500 ± 0.000 |  |"
     best = "**0.600 ± 0.000**"
-    assert lines[7] == f"| 2 (20 %) | good | {best} | {best} | {best} | +0.100 [+0.100, +0.100] |"
+    assert lines[7] == f"| 2 (20 %) | good | {best} | {best} | {best} | +0.100 [+0.100, +0.100], 3 of 3 seeds |"
     assert "### Surface Dice" in text and "Tolerance 2 mm" in text
 
 
 def test_markdown__says_what_is_missing() -> None:
     results = made_up()
     del results.scores["good", 10, 1]
-    results.scores["base", 2, 0][:] = results.scores["base", 2, 1][:] = 0
+    for seed in range(3):
+        results.scores["base", 2, seed][:] = 0
     text = markdown(results, differences(results, "base"), "base")
-    assert "| good (1 of 2 seeds) |" in text and "| 2 (20 %) | base | 0.000" in text
+    assert "| good (2 of 3 seeds) |" in text and "| 2 (20 %) | base | 0.000" in text
 
 
 def test_latex__compiles_to_the_same_numbers() -> None:
@@ -148,7 +182,7 @@ def test_write_tables__a_row_a_score(tmp_path: Path) -> None:
     write_tables(results, differences(results, "base"), "base", tmp_path)
     assert sorted(f.name for f in tmp_path.iterdir()) == ["comparison.csv", "results.csv", "results.md", "results.tex"]
     rows = list(csv.DictReader((tmp_path / "results.csv").open()))
-    assert len(rows) == 2 * 2 * 2 * 6 * 2 and len({tuple(r.items()) for r in rows}) == len(rows)
+    assert len(rows) == 2 * 2 * 3 * 9 * 2 and len({tuple(r.items()) for r in rows}) == len(rows)
     row = next(r for r in rows if (r["method"], r["labelled_cases"], r["seed"], r["case"], r["structure"]) ==
                ("good", "10", "1", "case_3", "spleen"))  # fmt: skip
     assert float(row["nsd"]) == round(results.scores["good", 10, 1][1, 3, 1], 6) and row["percent"] == "100.0"

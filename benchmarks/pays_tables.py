@@ -1,0 +1,223 @@
+"""The tables of docs/results.md as data: datasets, pretrainings, trainings, and what is known of each dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+Settings = Mapping[str, str]
+RANDOM = "random"
+# Levels that a pretraining's features come from. A random network for comparison must use the same.
+ENCODER, DECODER = "pimpic", "vox2vec"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row: trainings of the same network, data and length.
+
+    Args:
+        name: of the row.
+        trainer: class for nnUNetv2_train.
+        start: method of the pretraining, `random`, or None for a trainer that starts from nothing.
+        settings: variables of the trainings; `{out}` is the folder of all files.
+        levels: method whose plans a row without a pretraining takes.
+        copy: ending of plans of its own, with volumes of their own; empty for those that all rows share.
+    """
+
+    name: str
+    trainer: str
+    start: str | None
+    settings: Settings
+    levels: str = DECODER
+    copy: str = ""
+
+    @property
+    def planned(self) -> str:
+        """Method whose transferred plans the row takes."""
+        return self.levels if self.start in (None, RANDOM) else str(self.start)
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table of the page.
+
+    Args:
+        name: of the table and of its folder.
+        title: on the page.
+        source: dataset of the pretraining, its number.
+        target: labelled dataset, its number.
+        preset: plans that the network comes from.
+        plans: name of the plans of the pretraining.
+        patch: (z, y, x) of the plans in voxels; None keeps the preset's.
+        pretrainings: options of nnssl_pretrain by method.
+        rows: the first one is the baseline.
+        cases: numbers of labelled cases.
+        test: as of nnssl_benchmark.
+        fold: of the pretraining.
+        seeds: pretrainings and trainings.
+        floors: Dice by structure that needs no look at the image.
+        floor: what gives those.
+        note: sentence below the title.
+    """
+
+    name: str
+    title: str
+    source: int
+    target: int
+    preset: str
+    plans: str
+    pretrainings: Mapping[str, str]
+    rows: tuple[Row, ...]
+    cases: tuple[int, ...]
+    test: str
+    patch: tuple[int, int, int] | None = None
+    fold: Literal["all", "0"] = "all"
+    seeds: int = 3
+    floors: Mapping[str, float] = field(default_factory=dict)
+    floor: str = ""
+    note: str = ""
+
+    @property
+    def baseline(self) -> str:
+        """Name of the row that the others are compared with."""
+        return self.rows[0].name
+
+    def transferred(self, method: str, copy: str = "") -> str:
+        """Name of the plans that a pretraining leaves for the target."""
+        return f"{self.plans}From{self.source}_{method}{copy}"
+
+
+def of_length(epochs: int, rate: str | None = None, steps: int = 40) -> dict[str, str]:
+    """Variables of a training of `epochs` of `steps`, tested without mirroring; `rate` None for the trainer's."""
+    length = {"num_epochs": epochs, "num_iterations_per_epoch": steps, "num_val_iterations_per_epoch": 2}
+    rates = {} if rate is None else {"nnssl_initial_lr": rate}
+    return {f"nnssl_{key}": str(value) for key, value in length.items()} | rates | {"nnssl_test_mirroring": "0"}
+
+
+_MAE = "batch_size=4 mask_block=8,8,8 steps_per_epoch=40 warmup_steps=20 val_steps_per_epoch=2"
+# 10 epochs that take each method about the same time on one core; with the crops and the rate of `_EVERYWHERE`.
+_OF_METHOD = {
+    "vox2vec": "batch_size=4 steps_per_epoch=24 val_steps_per_epoch=2",
+    "pimpic": "crops=12 steps_per_epoch=60 val_steps_per_epoch=2",
+    "voco": "batch_size=2 steps_per_epoch=24 warmup_steps=20 val_steps_per_epoch=2",
+    "lapn": "batch_size=4 steps_per_epoch=16 val_steps_per_epoch=2",
+    "mae": _MAE,
+    "alice": "batch_size=4 mask_block=8,8,8 steps_per_epoch=32 warmup_steps=20 val_steps_per_epoch=6",
+    "unet_mae": _MAE,
+}
+LEVELS = {m: DECODER if m in ("vox2vec", "lapn", "unet_mae") else ENCODER for m in _OF_METHOD}
+FLAGS = {"alice": ("-alignment", "position")}  # of nnssl_pretrain, besides -o
+
+
+def _with_crops(crops: str) -> dict[str, str]:
+    return {m: f"patch_size={crops} {options} num_epochs=10 learning_rate=1e-3" for m, options in _OF_METHOD.items()}
+
+
+PRETRAINED = ("vox2vec", "voco", "pimpic", "alice", "lapn", "mae", "unet_mae")
+_FINETUNE = "nnUNetTrainer_SSLUNetFinetune"
+_SCRATCH = "nnUNetTrainer_SSLUNetScratch"
+_SHORT, _LONG = 8, 30  # epochs
+
+
+def _finetuning() -> tuple[Row, ...]:
+    """The whole network from every start, and from scratch by nnU-Net's own recipe; both also until they converge."""
+    short, long = of_length(_SHORT, "1e-3"), of_length(_LONG, "1e-3")
+    return (
+        Row(RANDOM, _FINETUNE, RANDOM, short),
+        Row("scratch", _SCRATCH, None, of_length(_SHORT)),
+        *(Row(method, _FINETUNE, method, short) for method in PRETRAINED),
+        Row("random_long", _FINETUNE, RANDOM, long),
+        Row("scratch_long", _SCRATCH, None, of_length(_LONG)),
+    )
+
+
+def _probes(head: str) -> tuple[Row, ...]:
+    """A head on the frozen network; random networks with the levels of either kind."""
+    trainer, length = f"nnUNetTrainer_SSL{head}Probe", of_length(_SHORT, "1e-2")
+    return (
+        Row("random_decoder", trainer, RANDOM, length, DECODER),
+        Row("random_encoder", trainer, RANDOM, length, ENCODER),
+        *(Row(method, trainer, method, length) for method in PRETRAINED),
+    )
+
+
+def _lapn(target: str) -> tuple[Row, ...]:
+    """LAPN's workflow: encodings, the teacher that has them, its students, and the student's network by itself."""
+    length, plans = of_length(_SHORT, "1e-3"), "{plans}From{source}_lapn"
+    teacher = f"{{out}}/{target}/nnUNet_results/lapn_teacher/{{dataset}}/nnUNetTrainer_LAPN__{plans}__3d_fullres"
+    taught, student = {**length, "nnssl_teacher": teacher}, "nnUNetTrainer_Distill"
+    return (
+        Row("student_scratch", "nnUNetTrainer_PartialLabels", None, of_length(_SHORT), "lapn"),
+        Row("random_encodings", "nnUNetTrainer_LAPN", RANDOM, length, "lapn"),
+        Row("lapn_teacher", "nnUNetTrainer_LAPN", "lapn", length),
+        Row("student_distilled", student, None, taught, "lapn"),
+        Row("student_distilled_unlabelled", student, None, {**taught, "nnUNet_raw": "{out}/raw"}, "lapn", "Unlabelled"),
+    )
+
+
+_HIPPOCAMPUS = Table(
+    name="017",
+    title="Hippocampus: the whole network is fine-tuned",
+    source=502,
+    target=17,
+    preset="nnsslPlans_tiny",
+    plans="nnsslPlans_tiny32",
+    patch=(32, 32, 32),
+    pretrainings=_with_crops("16,32,32"),
+    rows=_finetuning(),
+    cases=(4, 30),
+    test="40",
+    floors={"anterior": 0.74, "posterior": 0.71},
+    floor="mean shape",
+    note="100 other volumes of the same kind (MR, about 35 x 51 x 36 voxels of 1 mm) are pretrained on.",
+)
+_HEADS = Table(
+    name="018",
+    title="Heads: the whole network is fine-tuned",
+    source=18,
+    target=18,
+    preset="nnsslPlans_tiny",
+    plans="nnsslPlans_tiny",
+    pretrainings=_with_crops("32,48,48"),
+    rows=_finetuning(),
+    cases=(2, 12),
+    test="fold_0",
+    fold="0",
+    note="The 12 training heads are pretrained on without labels, the 4 test heads by nobody.",
+)
+_SARCOMA = Table(
+    name="501",
+    title="Sarcoma in CT: the whole network is fine-tuned",
+    source=500,
+    target=501,
+    preset="nnsslPlans_tiny",
+    plans="nnsslPlans_tiny",
+    pretrainings=_with_crops("32,48,48"),
+    rows=_finetuning(),
+    cases=(2, 4),
+    test="67",
+    floors={"tumour": 0.72},
+    floor="a centred ellipsoid",
+    note="24 other CTs of the same source are pretrained on.",
+)
+
+
+def _like(table: Table, ending: str, title: str, rows: tuple[Row, ...]) -> Table:
+    subject = table.title.split(":")[0]
+    changed = {"name": f"{table.name}_{ending}", "title": f"{subject}: {title}", "rows": rows}
+    return Table(**{**vars(table), **changed})
+
+
+_LINEAR, _NONLINEAR = "a linear head on the frozen network", "a non-linear head on the frozen network"
+_ALL = (
+    _HIPPOCAMPUS,
+    _like(_HIPPOCAMPUS, "linear", _LINEAR, _probes("Linear")),
+    _like(_HIPPOCAMPUS, "nonlinear", _NONLINEAR, _probes("")),
+    _like(_HIPPOCAMPUS, "lapn", "encodings, teacher and students of LAPN", _lapn("017_lapn")),
+    _HEADS,
+    _like(_HEADS, "linear", _LINEAR, _probes("Linear")),
+    _SARCOMA,
+    _like(_SARCOMA, "linear", _LINEAR, _probes("Linear")),
+)
+TABLES = {table.name: table for table in _ALL}

@@ -1,0 +1,143 @@
+"""docs/results.md and the CSV files that it is made from, and the commands that make those."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+HEADER = "method,percent,labelled_cases,seed,case,structure,dice,nsd"
+
+
+def _module(name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module(name)
+
+
+@pytest.fixture
+def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The generator with folders of the test's own."""
+    module = _module("pays_page", monkeypatch)
+    for name, place in (("PAGE", "results.md"), ("FIGURES", "figures"), ("SCORES", "scores")):
+        monkeypatch.setattr(module, name, tmp_path / place)
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "scores").mkdir()
+    return module
+
+
+def write_results(file: Path, dice: dict[str, float], cases: int = 8, seeds: int = 3) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    rows = [f"{method},6.66667,4,{seed},case_{case},{structure},{value + 0.01 * case},0.5"
+            for method, value in dice.items() for seed in range(seeds) for case in range(cases)
+            for structure in ("anterior", "posterior")]  # fmt: skip
+    file.write_text("\n".join([HEADER, *rows]) + "\n")
+
+
+def write_probe(folder: Path, seed: int, method: str = "vox2vec", final: bool = True) -> None:
+    fold = folder / f"seed_{seed}" / "Dataset502_Any" / f"nnssl_{method}__plans__3d_fullres" / "fold_all"
+    fold.mkdir(parents=True)
+    dice = [0.1, 0.3 + 0.1 * seed, None, 0.39 + 0.1 * seed]
+    epochs = [{"epoch": i + 1, "step": 24 * (i + 1)} for i in range(4)]
+    probed = [
+        {**e, "probe_linear_dice": d, "probe_nonlinear_dice": d} if d else e for e, d in zip(epochs, dice, strict=True)
+    ]
+    if final:
+        (fold / "checkpoint_final.pth").touch()
+    (fold / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in probed))
+
+
+def test_page__agrees_with_the_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = _module("pays_page", monkeypatch)
+    text = module.PAGE.read_text()
+    assert module.page(text) == text, "type: python benchmarks/does_it_pay.py --write_docs"
+    assert text.count("<!-- table ") == len(module.TABLES)
+
+
+def test_write_docs__tables_and_figures_of_what_was_run(page: ModuleType, tmp_path: Path) -> None:
+    page.PAGE.write_text("before\n<!-- table 017 -->\nold\n<!-- end -->\nbetween\n<!-- probe 502 -->\n<!-- end -->\n")
+    write_results(tmp_path / "out" / "017" / "results" / "results.csv", {"random": 0.2, "vox2vec": 0.4, "mine": 0.1})
+    for seed in (0, 1):
+        write_probe(tmp_path / "out" / "pretrained", seed)
+    write_probe(tmp_path / "out" / "pretrained", 0, "voco", final=False)
+    page.write_docs(tmp_path / "out")
+    text = page.PAGE.read_text()
+    assert text.startswith("before\n<!-- table 017 -->\n") and "\nold\n" not in text and "between" in text
+    assert "| random | 0.235 ± 0.000 | 0.235 ± 0.000 | 0.235 ± 0.000 |  |" in text
+    won = "**0.435 ± 0.000**"
+    assert f"| vox2vec | {won} | {won} | {won} | +0.200 [+0.200, +0.200], 3 of 3 seeds |" in text
+    assert "| mine | 0.135" in text and "| voco |  |  |  | not run |" in text
+    assert "| *floor: mean shape* | 0.740 | 0.710 | 0.725 |  |" in text
+    assert "| vox2vec | 2 | 0.100 ± 0.000 | 0.350 ± 0.071 | 0.440 ± 0.071 | 0.440 ± 0.071 | 96 of 96 |" in text
+    assert "| voco | | | | | | not run |" in text
+    assert {f.name for f in page.FIGURES.iterdir()} == {"results_017.png", "results_probe_502.png"}
+    page.write_docs(None)
+    assert page.PAGE.read_text() == text
+
+
+def test_write_docs__adds_trainings_to_those_that_are_there(page: ModuleType, tmp_path: Path) -> None:
+    kept, new = page.scores_file("017"), tmp_path / "new.csv"
+    write_results(kept, {"random": 0.2, "vox2vec": 0.4})
+    write_results(new, {"vox2vec": 0.5, "mae": 0.3}, cases=2)
+    page.add_scores(new, kept)
+    rows = list(csv.DictReader(kept.open()))
+    count = {m: sum(row["method"] == m for row in rows) for m in ("random", "vox2vec", "mae")}
+    assert count == {"random": 48, "vox2vec": 12, "mae": 12}
+    assert {float(r["dice"]) for r in rows if r["method"] == "vox2vec"} == {0.5, 0.51}
+
+
+def test_table_text__few_cases_have_no_interval(page: ModuleType, tmp_path: Path) -> None:
+    write_results(page.scores_file("017"), {"random": 0.2, "vox2vec": 0.4}, cases=4, seeds=2)
+    text = page.table_text(page.TABLES["017"])
+    assert "No interval and no winner: 4 of at least 8 test cases." in text and "**0" not in text
+    assert "| vox2vec (2 of 3 seeds) | 0.415 ± 0.000 | 0.415 ± 0.000 | 0.415 ± 0.000 | +0.200, 2 of 2 seeds |" in text
+    assert "Not run." in page.table_text(page.TABLES["018"])
+
+
+@pytest.fixture
+def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Table 017 in a folder without anything."""
+    module = _module("does_it_pay", monkeypatch)
+    for name in ("raw", "preprocessed"):
+        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
+        for dataset in ("Dataset502_Many", "Dataset017_Few"):
+            (tmp_path / name / dataset).mkdir(parents=True)
+    return module.Job(module.TABLES["017"], tmp_path / "out", "cpu")
+
+
+def test_commands__what_is_left(job: Any, tmp_path: Path) -> None:
+    lines = list(sys.modules["does_it_pay"].commands(job))
+    pretrain = [line for line in lines if "nnssl_pretrain" in line]
+    assert len(pretrain) == 7 * 3 and pretrain[0] == (
+        f"nnUNet_results={tmp_path}/out/pretrained/seed_0 nnssl_pretrain -d 502 -m vox2vec -p nnsslPlans_tiny32 "
+        "-device cpu -probe 17 -probe_every 1 -o patch_size=16,32,32 batch_size=4 steps_per_epoch=24 "
+        "val_steps_per_epoch=2 num_epochs=10 learning_rate=1e-3 seed=0")  # fmt: skip
+    run = job.run("vox2vec", 0)
+    run.mkdir(parents=True)
+    (run / "checkpoint_latest.pth").touch()
+    assert any(line.endswith("seed=0 --c") for line in sys.modules["does_it_pay"].commands(job))
+    (run / "checkpoint_final.pth").touch()
+    assert sum("nnssl_pretrain" in line for line in sys.modules["does_it_pay"].commands(job)) == 20
+    fold = (
+        f"{tmp_path}/out/pretrained/seed_{{seed}}/Dataset502_Many/nnssl_vox2vec__nnsslPlans_tiny32__3d_fullres/fold_all"
+    )
+    assert (
+        f"vox2vec=nnUNetTrainer_SSLUNetFinetune,nnsslPlans_tiny32From502_vox2vec,{fold},nnssl_num_epochs=8" in lines[-1]
+    )
+
+
+def test_ready__rows_whose_pretrainings_are_finished(job: Any) -> None:
+    for method, seeds in (("vox2vec", (0,)), ("voco", (0, 1, 2))):
+        for seed in seeds:
+            job.run(method, seed).mkdir(parents=True)
+            (job.run(method, seed) / "checkpoint_final.pth").touch()
+    assert [row.name for row in job.ready()] == ["random", "scratch", "voco", "random_long", "scratch_long"]
+    one = replace(job, table=replace(job.table, seeds=1))
+    assert "vox2vec" in [row.name for row in one.ready()]
