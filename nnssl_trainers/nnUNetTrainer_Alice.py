@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nnssl.finetuning.recipes import MaskedTrainer, NNFormerTrainer
+from nnssl.finetuning.unet_recipes import MaskedTrainer, NNFormerTrainer
 
 
 class nnUNetTrainer_AliceFinetune(MaskedTrainer):

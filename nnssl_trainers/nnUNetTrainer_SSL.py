@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-from nnssl.finetuning.base_trainer import UsableCases
-from nnssl.finetuning.recipes import FinetuneTrainer, ProbeTrainer, ScratchTrainer, UNetFinetuneTrainer
+from nnssl.finetuning.recipes import FinetuneTrainer, ProbeTrainer, ScratchTrainer
+from nnssl.finetuning.unet_recipes import UNetFinetuneTrainer, UNetScratchTrainer
 
 
 class nnUNetTrainer_SSLLinearProbe(ProbeTrainer):
@@ -37,5 +37,5 @@ class nnUNetTrainer_SSLUNetFinetune(UNetFinetuneTrainer):
     """The plans' whole network, trained from the first step; `nnssl_recipe=adamw|sgd` chooses how."""
 
 
-class nnUNetTrainer_SSLUNetScratch(UsableCases):
-    """The same network from random weights by nnU-Net's own recipe: what a pretraining must beat."""
+class nnUNetTrainer_SSLUNetScratch(UNetScratchTrainer):
+    """The plans' whole network from random weights, by nnU-Net's own recipe."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nnssl.finetuning.recipes import VoCoTrainer
+from nnssl.finetuning.unet_recipes import VoCoTrainer
 
 
 class nnUNetTrainer_VoCoFinetune(VoCoTrainer):

@@ -90,6 +90,8 @@ class _Pretraining(BaseModel):
     initial_lr: Positive | None = None
     recipe: Literal["adamw", "sgd", "published"] | None = None
     patience: AtLeastOne | None = None
+    freeze: list[Text] | Text | None = None
+    freeze_steps: Count | None = None
 
 
 class PlansFile(BaseModel):

@@ -28,10 +28,13 @@ from nnssl.data.records import labels_digest, unused_cases
 from nnssl.data.report import settings_digest
 from nnssl.data.trusted import only_plain_types, refuse_untrusted_names
 from nnssl.finetuning.early_stopping import EarlyStopping
+from nnssl.finetuning.freezing import FrozenParts
+from nnssl.finetuning.settings import given
+from nnssl.finetuning.stuck import StuckAlarm
 from nnssl.networks.trusted import trusted_network
 
 
-class CheckedTrainer(EarlyStopping):
+class CheckedTrainer(FrozenParts, StuckAlarm, EarlyStopping):
     """nnU-Net's trainer, but code runs neither from names in the plans nor from a checkpoint.
 
     After the validation, which is what nnUNetv2_train ends with, it says how to predict.
@@ -57,9 +60,11 @@ class CheckedTrainer(EarlyStopping):
         """What a trainer sets before anything is built; the variables and the plans' block have the last word.
 
         Raises:
-            UserError: as of `apply_settings`.
+            UserError: as of `apply_settings` and `asked_freezing`.
         """
-        apply_settings(self, self.plans_manager.plans.get("nnssl", {}))
+        block = self.plans_manager.plans.get("nnssl", {})
+        apply_settings(self, block)
+        self.set_freezing(block)
 
     @property
     def inference_allowed_mirroring_axes(self) -> Any:
@@ -100,10 +105,11 @@ class CheckedTrainer(EarlyStopping):
         """Go on with a checkpoint of this trainer.
 
         Raises:
-            UserError: it holds more than tensors, plain types and numbers of numpy.
+            UserError: it holds more than tensors, plain types and numbers of numpy, or began with other parts frozen.
         """
         with only_plain_types(filename_or_checkpoint):
             super().load_checkpoint(filename_or_checkpoint)
+        self.go_on_frozen(self.my_init_kwargs["plans"].get("nnssl") or {})
         if isinstance(filename_or_checkpoint, (str, Path)):
             self._checkpoint = Path(filename_or_checkpoint).name
 
@@ -229,6 +235,8 @@ _VARIABLES = (
     RATE,
     MIRRORING,
     "recipe",
+    "freeze",
+    "freeze_steps",
     "checkpoint",
     "teacher",
     "trusted_modules",
@@ -259,12 +267,6 @@ def apply_settings(trainer: Any, block: Mapping[str, Any]) -> None:
         if value not in ("0", "1"):
             raise UserError(f"nnssl_{MIRRORING} takes 0 or 1, not {shown(value)}; type: export nnssl_{MIRRORING}=0")
         setattr(trainer, MIRRORING, value == "1")
-
-
-def given(name: str, block: Mapping[str, Any], environment: Mapping[str, str] = os.environ) -> str | None:
-    """A setting as text: that of the variable `nnssl_NAME`, else that of the plans' block; None if neither has it."""
-    value = environment.get(f"nnssl_{name}") or block.get(name)
-    return None if value is None else str(value)
 
 
 def _refuse_misspelt() -> None:

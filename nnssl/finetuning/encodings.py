@@ -129,6 +129,7 @@ class EncodingsTrainer(FlareRecipe, PartialLabels, PretrainedTrainer):
     """
 
     head: ClassVar[Head] = ENCODINGS
+    freezes_itself: ClassVar[bool] = True
 
     def set_up(self) -> None:
         """Keep the deep supervision of the plans' network."""

@@ -15,7 +15,7 @@ from nnunetv2.training.data_augmentation.compute_initial_patch_size import get_p
 from torch import Tensor, nn
 
 from nnssl.core.errors import UserError
-from nnssl.finetuning.recipes import UNetTrainer
+from nnssl.finetuning.unet_recipes import UNetTrainer
 from nnssl.methods.pimpic.loss import softmax_dice_loss
 
 _WINDOW_HU = 600.0  # width of the window [-200, 400] HU that the authors map to [0, 1]

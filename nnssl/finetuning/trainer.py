@@ -10,7 +10,6 @@ import torch
 from nnunetv2.paths import nnUNet_results
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from nnssl.checkpoints.loading import TransferReport
 from nnssl.checkpoints.pretrained import load_pretrained
@@ -108,8 +107,7 @@ class PretrainedTrainer(UsableCases):
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
         """Adam at a constant rate over what is trained; a frozen backbone is not in it."""
-        trained = [p for p in self.network_module.parameters() if p.requires_grad]
-        optimiser = torch.optim.Adam(trained, self.initial_lr, weight_decay=self.weight_decay)
+        optimiser = torch.optim.Adam(self.trained_parameters(), self.initial_lr, weight_decay=self.weight_decay)
         return optimiser, RateByEpoch(optimiser, lambda _: self.initial_lr)
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, bool, Any, tuple[int, ...]]:
@@ -131,11 +129,8 @@ class PretrainedTrainer(UsableCases):
 
     @property
     def network_module(self) -> Any:
-        """The network without what DistributedDataParallel and torch.compile wrap around it."""
-        module: Any = self.network
-        if isinstance(module, DistributedDataParallel):
-            module = module.module
-        return getattr(module, "_orig_mod", module)
+        """As `plain_network`."""
+        return self.plain_network
 
     @property
     def _block(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch.nn.parallel import DistributedDataParallel
 
 from nnssl.core.errors import UserError
-from tests.finetuning.flare import make_trainer, read_plans
+from tests.finetuning.flare import log_of, make_trainer, read_plans
 
 NAME = "SSLUNetFinetune"
 
@@ -87,18 +87,47 @@ def test_recipe__is_kept_by_a_continued_training(flare: Path, monkeypatch: pytes
         _made(flare, continued=True).load_checkpoint(file)
 
 
+def test_recipe__outputs_start_at_the_frequencies(flare: Path) -> None:
+    trainer = _made(flare)
+    trainer.initialize()
+    bias = trainer.plain_network.decoder.seg_layers[-1].bias
+    assert bias.argmax() == 0 and bias.exp().sum().item() == pytest.approx(1) and bias.exp().min() > 0.009
+    assert f"at least 0.01: {bias.exp()[0].item():.3f}, " in log_of(trainer)
+
+
 def test_recipe__trainings_from_before_there_were_two_go_on(flare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = _made(flare, block={"recipe": "adamw"})
     trainer.initialize()
     del trainer.plans_manager.plans["nnssl"]["recipe"]
     file = _saved(trainer)
     assert "recipe" not in json.dumps(torch.load(file, weights_only=False)["init_args"]["plans"]["nnssl"])
-    monkeypatch.setattr("nnssl.finetuning.recipes.UNetFinetuneTrainer.default_recipe", "sgd")
+    monkeypatch.setattr("nnssl.finetuning.unet_recipes.UNetFinetuneTrainer.default_recipe", "sgd")
     again = _made(flare, continued=True)
     assert again.recipe == "sgd"
     again.load_checkpoint(file)
     assert (again.recipe, again.initial_lr) == ("adamw", 3e-4)
     assert isinstance(again, nnUNetTrainer) and type(again.optimizer) is torch.optim.AdamW
+
+
+def test_scratch__is_nnunets_training_of_the_length_that_is_set(flare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("nnssl_checkpoint", str(flare / "nowhere"))  # random weights, whatever is asked for
+    monkeypatch.setenv("nnssl_num_epochs", "7")
+    trainer = make_trainer(
+        flare, "SSLUNetScratch", plans=read_plans(flare) | {"nnssl": {"num_iterations_per_epoch": 3}}
+    )
+    stock = make_trainer(flare, "PartialLabels")  # whose optimiser and network are nnU-Net's
+    for one in (trainer, stock):
+        one.initialize()
+        one.lr_scheduler.step(3)
+    assert trainer.optimizer.param_groups[0].keys() == stock.optimizer.param_groups[0].keys()
+    for key, value in stock.optimizer.param_groups[0].items():
+        assert key == "params" or trainer.optimizer.param_groups[0][key] == value
+    assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(1e-2 * (4 / 7) ** 0.9)
+    assert type(trainer.optimizer) is torch.optim.SGD and trainer.optimizer.param_groups[0]["momentum"] == 0.99
+    sizes = [sum(p.numel() for p in one.network.parameters()) for one in (trainer, stock)]
+    assert sizes[0] == sizes[1] and trainer.enable_deep_supervision
+    assert (trainer.num_epochs, trainer.num_iterations_per_epoch) == (7, 2)  # the variable before the plans
+    assert trainer.plans_manager.plans["nnssl"]["checkpoint"] == "random"
 
 
 @pytest.mark.parametrize("name", ["SSLUNetFinetune", "AliceNNFormerFinetune"])  # without and with deep supervision
@@ -107,7 +136,7 @@ def test_several_processes__every_parameter_that_they_wait_for_has_a_gradient(
 ) -> None:
     trainer = make_trainer(flare, name)
     monkeypatch.setattr("nnunetv2.training.nnUNetTrainer.nnUNetTrainer.DDP", _OnCpu)
-    monkeypatch.setattr("nnssl.finetuning.recipes.DistributedDataParallel", _OnCpu)
+    monkeypatch.setattr("nnssl.finetuning.freezing.DistributedDataParallel", _OnCpu)
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
         trainer.is_ddp = True  # nnU-Net would take a card

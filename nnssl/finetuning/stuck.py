@@ -1,0 +1,67 @@
+"""Says in the log of a training that the pseudo Dice does not move, and what to do about it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+_NOTHING = 0.005  # a Dice below it is shown as .00
+_EPOCHS = 3  # a shorter training is no sign of anything
+_FOREGROUND = 0.001  # of the voxels of the classes: less is background only
+
+
+class StuckAlarm(nnUNetTrainer):
+    """nnU-Net's trainer; its log warns after a tenth of the training, and at its end, of a pseudo Dice that stays at 0.
+
+    The pseudo Dice must have been 0 for half of the epochs until then, and at least two, on validation patches in which
+    some class occurs: one bad epoch, or a fold whose validation has no foreground, is no alarm. The epochs before a
+    continued training count.
+    """
+
+    num_iterations_per_epoch: int
+    _truth = _predicted = 0.0  # voxels of the foreground, in the validation patches of this process
+
+    def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
+        """As nnU-Net's; warn if a tenth of the training is over."""
+        super().on_validation_epoch_end(val_outputs)
+        counts = {key: float(sum(np.sum(of_batch[key]) for of_batch in val_outputs))
+                  for key in ("tp_hard", "fp_hard", "fn_hard")}  # fmt: skip
+        self._truth = counts["tp_hard"] + counts["fn_hard"]
+        self._predicted = counts["tp_hard"] + counts["fp_hard"]
+        epochs = self.current_epoch + 1
+        if epochs == max(_EPOCHS, math.ceil(self.num_epochs / 10)) and epochs < self.num_epochs:
+            self._warn(epochs)
+
+    def on_train_end(self) -> None:
+        """As nnU-Net's; warn if it is still so."""
+        super().on_train_end()
+        self._warn(self.current_epoch)
+
+    def stuck_advice(self) -> str:
+        """What to try where nothing is found, as the end of a sentence."""
+        return (f"check that the label maps fit the images, and try another rate, with export "
+                f"nnssl_initial_lr={self.initial_lr / 10:g}")  # fmt: skip
+
+    def _warn(self, epochs: int) -> None:
+        dice: Sequence[Any] = self.logger.get_value("mean_fg_dice", step=None)[:epochs]
+        if not (self._truth > 0 and is_stuck(dice)):
+            return
+        what = "the network predicts background only"
+        if self._predicted > _FOREGROUND * self._truth:
+            what = "the network finds no class where it is"
+        self.print_to_log_file(f"WARNING: mean pseudo Dice is still .00 after {epochs:,} of {self.num_epochs:,} epochs "
+                               f"({epochs * self.num_iterations_per_epoch:,} steps at a rate of {self.initial_lr:g}): "
+                               f"{what}; {self.stuck_advice()}")  # fmt: skip
+
+
+def is_stuck(dice: Sequence[float]) -> bool:
+    """Whether the mean pseudo Dice of the epochs so far was 0 in the second half of them, and in two at least.
+
+    Epochs without a class in the validation patches (NaN) do not count.
+    """
+    known = [float(value) for value in dice[min(len(dice) // 2, len(dice) - 2) :] if not math.isnan(value)]
+    return len(dice) >= _EPOCHS and len(known) >= 2 and max(known) < _NOTHING

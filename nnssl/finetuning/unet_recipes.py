@@ -1,0 +1,186 @@
+"""How the plans' whole segmentation network is trained: one class for each recipe."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal, get_args
+
+import torch
+from torch import nn
+
+from nnssl.core.errors import UserError
+from nnssl.core.names import shown
+from nnssl.finetuning.base_trainer import RateByEpoch, apply_settings, given
+from nnssl.finetuning.freezing import FrozenParts
+from nnssl.finetuning.output_bias import RAREST, class_frequencies, start_at_frequencies
+from nnssl.finetuning.recipes import warmup_cosine_rate, warmup_poly_rate
+from nnssl.finetuning.segmentation import UNET
+from nnssl.finetuning.start import Head, Start
+from nnssl.finetuning.trainer import PretrainedTrainer
+
+
+class UNetTrainer(PretrainedTrainer):
+    """The plans' segmentation network: the pretrained part loaded, the rest fresh, everything trained at once.
+
+    Mirroring stays on, as the network can get used to it. Iterations are nnU-Net's 250 an epoch; deep supervision is
+    off, as in both papers.
+    """
+
+    head: ClassVar[Head] = UNET
+    mirrors: ClassVar[bool] = True
+    steps: ClassVar[int] = 250
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """As its base; DistributedDataParallel must not wait for gradients of layers for deep supervision."""
+        found = super().trained_parameters()
+        if self.is_ddp and not self.enable_deep_supervision:
+            self.plain_network.decoder.seg_layers[:-1].requires_grad_(False)  # their place in the optimiser stays
+        return found
+
+
+class WarmupCosineTrainer(UNetTrainer):
+    """AdamW with a decay of 1e-5; the rate rises linearly in the first epochs, then falls as half a cosine."""
+
+    decay: ClassVar[float] = 1e-5
+    warmup: ClassVar[int] = 10  # epochs for one of warm-up
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
+        """AdamW over everything."""
+        optimiser = torch.optim.AdamW(self.trained_parameters(), self.initial_lr, weight_decay=self.weight_decay)
+        warmup = self.num_epochs // self.warmup
+        return optimiser, RateByEpoch(
+            optimiser, lambda epoch: warmup_cosine_rate(epoch, self.num_epochs, self.initial_lr, warmup)
+        )
+
+
+class VoCoTrainer(WarmupCosineTrainer):
+    """A rate of 3e-4; a tenth of the 1,000 epochs is warm-up (methods.md 2.5)."""
+
+    epochs: ClassVar[int] = 1000
+
+
+Recipe = Literal["adamw", "sgd"]
+
+
+class UNetFinetuneTrainer(VoCoTrainer):
+    """The plans' whole network from a pretraining of any method, by one of two recipes.
+
+    `adamw` is `VoCoTrainer`. `sgd` is nnU-Net's optimiser (momentum 0.99, Nesterov, decay 3e-5) at a rate of 1e-3: of
+    the 1,000 epochs the first 50 are linear warm-up, then the rate falls to 0 as nnU-Net's. A training of another
+    length warms up for a twentieth of its epochs, rounded down.
+
+    The variable `nnssl_recipe` chooses, else `plans["nnssl"]["recipe"]`. A continued training keeps its recipe. The
+    outputs start at the classes' frequencies in the training cases (`nnssl.finetuning.output_bias`).
+    """
+
+    default_recipe: ClassVar[Recipe] = "adamw"
+    sgd_rate: ClassVar[float] = 1e-3
+    sgd_decay: ClassVar[float] = 3e-5
+    sgd_warmup: ClassVar[int] = 20  # epochs for one of warm-up
+    recipe: Recipe
+
+    def set_up(self) -> None:
+        """Set the rate and the decay of the recipe as well.
+
+        Raises:
+            UserError: there is no such recipe; or as of `apply_settings`.
+        """
+        super().set_up()
+        self._planned = dict(self._block)
+        self._take(_recipe(given("recipe", self._planned) or self.default_recipe))
+
+    def initialize(self) -> None:
+        """Also keep the recipe in the plans, and so in every checkpoint."""
+        self._block["recipe"] = self.recipe
+        self.print_to_log_file(f"Recipe: {self.recipe}")
+        super().initialize()
+
+    def _fill(self, start: Start) -> None:
+        super()._fill(start)
+        training, _ = self.get_tr_and_val_datasets()
+        manager = self.label_manager
+        frequencies = class_frequencies(training, manager)
+        shares = start_at_frequencies(self.plain_network.decoder.seg_layers, frequencies, manager.has_regions)
+        self.print_to_log_file(f"The outputs start at the classes' frequencies, at least {RAREST:g}: "
+                               f"{', '.join(f'{share:.3f}' for share in shares)}")  # fmt: skip
+
+    def take_up(self, began: dict[str, Any]) -> None:
+        """Go on with the recipe of the checkpoint; those from before there were two are `adamw`.
+
+        Raises:
+            UserError: another recipe is asked for.
+        """
+        recipe, asked = _recipe(began.setdefault("recipe", "adamw")), given("recipe", self._planned)
+        if asked not in (None, recipe):
+            raise UserError(f"the training in {self.output_folder} began with the recipe {recipe}, not {asked}; type: "
+                            f"export nnssl_recipe={recipe}")  # fmt: skip
+        self._take(recipe)
+
+    def _take(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        sgd = recipe == "sgd"
+        self.initial_lr = self.sgd_rate if sgd else self.rate
+        self.weight_decay = self.sgd_decay if sgd else self.decay
+        apply_settings(self, self._planned)
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
+        """Those of the recipe, over everything."""
+        if self.recipe == "adamw":
+            return super().configure_optimizers()
+        optimiser = torch.optim.SGD(
+            self.trained_parameters(), self.initial_lr, momentum=0.99, nesterov=True, weight_decay=self.weight_decay
+        )
+        warmup = self.num_epochs // self.sgd_warmup
+        return optimiser, RateByEpoch(
+            optimiser, lambda epoch: warmup_poly_rate(epoch, self.num_epochs, self.initial_lr, warmup)
+        )
+
+
+def _recipe(name: str) -> Recipe:
+    for recipe in get_args(Recipe):
+        if name == recipe:
+            return recipe
+    raise UserError(f"nnssl_recipe takes {' or '.join(get_args(Recipe))}, not {shown(name)}; type: export "
+                    f"nnssl_recipe=sgd")  # fmt: skip
+
+
+class MaskedTrainer(WarmupCosineTrainer):
+    """What UNETR and SwinUNETR are trained with, which Alice's paper refers to (methods.md 4.5).
+
+    Rate 1e-4, a hundredth of the epochs is warm-up, as the authors' code has it for both (MONAI's
+    research-contributions, BTCV). Its 5,000 epochs of 24 volumes are 120,000 steps: 500 epochs of 250 here. The plans'
+    U-Net, which the paper does not use, is trained in the same way.
+    """
+
+    rate: ClassVar[float] = 1e-4
+    epochs: ClassVar[int] = 500
+    warmup: ClassVar[int] = 100
+
+
+class StockTrainer(UNetTrainer):
+    """nnU-Net's own recipe: SGD at 1e-2 with Nesterov's momentum of 0.99 and a decay of 3e-5, deep supervision.
+
+    The rate falls as (1 - epoch / 1,000)^0.9; an epoch has 250 steps.
+    """
+
+    rate: ClassVar[float] = 1e-2
+    decay: ClassVar[float] = 3e-5
+    epochs: ClassVar[int] = 1000
+
+    def set_up(self) -> None:
+        """As every trainer of a whole network, with deep supervision."""
+        super().set_up()
+        self.enable_deep_supervision = True
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
+        """nnU-Net's."""
+        return FrozenParts.configure_optimizers(self)
+
+
+class NNFormerTrainer(StockTrainer):
+    """nnFormer is trained as nnU-Net (Zhou et al., arXiv 2109.03201; methods.md 4.5)."""
+
+
+class UNetScratchTrainer(StockTrainer):
+    """The plans' whole network from random weights, for a comparison with fine-tuning at the same number of steps."""
+
+    from_scratch = True

@@ -1,0 +1,86 @@
+"""The warning of a training that stays at the background, and its silence in every other one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nnssl.finetuning.stuck import is_stuck
+from tests.finetuning.flare import log_of, make_trainer
+
+SAID = "mean pseudo Dice is still .00 after"
+NAN = float("nan")
+
+
+def _ran(trainer: Any, epochs: list[tuple[int, int, int]], end: bool = True) -> list[str]:
+    """Lines of the warning, of a training whose epochs count (tp, fp, fn) voxels of one class."""
+    trainer.logger.local_logger.my_fantastic_logging["ema_fg_dice"] = []
+    for counts in epochs:
+        hard = {key: np.array([n]) for key, n in zip(("tp_hard", "fp_hard", "fn_hard"), counts, strict=True)}
+        with np.errstate(invalid="ignore"):
+            trainer.on_validation_epoch_end([{"loss": np.array(0.5), **hard}] * 2)
+        trainer.current_epoch += 1
+    if end:
+        trainer.save_checkpoint = lambda _: None
+        trainer.on_train_end()
+    return [line for line in log_of(trainer).splitlines() if SAID in line]
+
+
+@pytest.fixture
+def made(flare: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setenv("nnssl_checkpoint", "random")
+    monkeypatch.setenv("nnssl_num_epochs", "40")
+    return lambda name: make_trainer(flare, name)
+
+
+NONE, MISSED, FOUND, WRONG = (0, 0, 0), (0, 0, 9), (5, 2, 4), (0, 7, 0)
+
+
+def test_stuck__is_said_after_a_tenth_and_at_the_end(made: Any) -> None:
+    trainer = made("SSLUNetFinetune")
+    trainer.num_iterations_per_epoch = 250
+    early, late = _ran(trainer, [FOUND] + [MISSED] * 39)
+    assert f"{SAID} 4 of 40 epochs (1,000 steps at a rate of" in early and f"{SAID} 40 of 40 epochs (10,000" in late
+    assert "predicts background only; " in early and "nnssl_initial_lr=" in early
+
+
+def test_stuck__is_said_once_where_the_training_recovers(made: Any) -> None:
+    assert len(_ran(made("SSLProbe"), [MISSED] * 30 + [FOUND] * 10)) == 1
+
+
+def test_stuck__tells_wrong_places_from_background(made: Any) -> None:
+    (line,) = _ran(made("PartialLabels"), [(0, 50, 9)] * 4, end=False)
+    assert "finds no class where it is" in line and "background only" not in line
+
+
+@pytest.mark.parametrize("epochs", [
+    [MISSED, MISSED, FOUND] + [MISSED] * 20 + [FOUND] * 17,  # one good epoch in the second half of the first tenth
+    [FOUND, FOUND, MISSED, FOUND] + [FOUND] * 36,
+    [NONE] * 40,
+    [WRONG] * 40,  # the validation has no foreground
+    [FOUND] * 40,
+])  # fmt: skip
+def test_stuck__is_not_said_otherwise(made: Any, epochs: list[tuple[int, int, int]]) -> None:
+    assert not _ran(made("PartialLabels"), epochs)
+
+
+def test_stuck__counts_the_epochs_before_a_continued_training(made: Any) -> None:
+    trainer = made("SSLUNetScratch")
+    _ran(trainer, [MISSED] * 3, end=False)
+    again = made("SSLUNetScratch")
+    again.logger.load_checkpoint(trainer.logger.get_checkpoint())
+    again.current_epoch = 3
+    hard = {"tp_hard": np.array([0]), "fp_hard": np.array([0]), "fn_hard": np.array([9])}
+    again.on_validation_epoch_end([{"loss": np.array(0.5), **hard}])
+    assert f"{SAID} 4 of 40" in log_of(again)
+
+
+@pytest.mark.parametrize(("dice", "expected"), [
+    ([0, 0, 0], True), ([0.3, 0, 0], True), ([0, 0, 0.01], False), ([0, 0], False), ([0, NAN, NAN], False),
+    ([0.5] * 9 + [0.1] + [0.0] * 10, True), ([0.0] * 10 + [0.1] + [0.0] * 9, False), ([0.0, 0.1, 0.0], False),
+])  # fmt: skip
+def test_is_stuck__asks_the_second_half_of_the_epochs(dice: list[float], expected: bool) -> None:
+    assert is_stuck(dice) is expected
