@@ -43,6 +43,7 @@ class FPN3d(FeaturePyramid):
         channels = pyramid_channels(base_channels, num_scales)
         super().__init__(channels, [(2**level,) * 3 for level in range(num_scales)], in_channels)
         self.levels = levels
+        self.convolutional = True
         finer, coarser = channels[:-1], channels[1:]
         self.first_conv = nn.Conv3d(in_channels, base_channels, 3, padding=1)
         self.left_blocks = nn.ModuleList(ResidualStage(c) for c in finer)

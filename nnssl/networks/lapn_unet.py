@@ -53,6 +53,7 @@ class LapnPyramid(FeaturePyramid):
         super().__init__(shown, strides[1:] if levels == "encoder" else strides, input_channels)
         self.levels = levels
         self.divisor = strides[-1]
+        self.convolutional = True
         self.encodes = levels == "decoder"
         self._depth = len(channels) - 1
         self.model: nn.Module = import_unet()(

@@ -36,6 +36,17 @@ def keeps_layout(x: Tensor) -> bool:
     return x.device.type == "cpu" and x.is_contiguous(memory_format=torch.channels_last_3d) and not x.is_contiguous()
 
 
+class InstanceNorm(nn.InstanceNorm3d):
+    """`instance_norm` as a layer, without weights."""
+
+    def __init__(self) -> None:
+        super().__init__(1, eps=_EPS)  # the number of channels is that of the weights
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise (B, C, Z, Y, X), see `instance_norm`."""
+        return instance_norm(x)
+
+
 class _VolumeByVolume(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -94,6 +105,7 @@ class Pimpic3d(FeaturePyramid):
         super().__init__(shown, strides, in_channels)
         self.levels = levels
         self.divisor = strides[-1]
+        self.convolutional = True
         self.encoder = nn.ModuleDict(
             {
                 f"encoder{level + 1}": EncoderStage(before, channels)
@@ -121,7 +133,7 @@ class Pimpic3d(FeaturePyramid):
         return maps if self.levels == "encoder" else self._decode(maps)
 
     def _decode(self, maps: list[Tensor]) -> list[Tensor]:
-        x = _activated(self.bottleneck(F.max_pool3d(maps[-1], 2)))
+        x = F.relu_(instance_norm(self.bottleneck(F.max_pool3d(maps[-1], 2))))
         pyramid = [x]
         for block, skip in list(zip(self.decoder, reversed(maps), strict=True))[: len(maps) - self.finest]:
             upsampled = F.interpolate(x, scale_factor=2.0, mode="trilinear", align_corners=True)
@@ -141,11 +153,16 @@ class ConvBlock(nn.Module):
         self.conv = nn.Conv3d(in_channels, channels, 3, padding=1)
         self.conv2 = nn.Conv3d(channels, channels, 3, padding=1)
         self.conv3 = nn.Conv3d(channels, channels, 3, padding=1)
+        self.norm = InstanceNorm()
 
     def forward(self, x: Tensor) -> Tensor:
         """Run the block, see above."""
-        first = _activated(self.conv(_in_fast_layout(x, self.conv.out_channels)))
-        return first + _activated(self.conv3(_activated(self.conv2(first))))
+        first = self._activated(self.conv(_in_fast_layout(x, self.conv.out_channels)))
+        return first + self._activated(self.conv3(self._activated(self.conv2(first))))
+
+    def _activated(self, x: Tensor) -> Tensor:
+        # In place: the backward pass of the normalisation needs its input, not its output.
+        return F.relu_(self.norm(x))
 
 
 class EncoderStage(nn.Module):
@@ -158,11 +175,6 @@ class EncoderStage(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Run the block, see there."""
         return self.conv_block(x)
-
-
-def _activated(x: Tensor) -> Tensor:
-    # In place: the backward pass of the normalisation needs its input, not its output.
-    return F.relu_(instance_norm(x))
 
 
 def _in_fast_layout(x: Tensor, channels: int) -> Tensor:

@@ -50,6 +50,7 @@ class FeaturePyramid(nn.Module):
         self.finest = 0  # finest level that a network with `decoding` computes
         self.encodes = False  # whether the finest level ends in a linear layer: an encoding to compare, not a feature
         self.encodes_blocks = False  # whether the only level holds one token per cell, which attends to all others
+        self.convolutional = False  # whether only convolutions, poolings and norms look across cells: see `sparse`
         self.position_grids: dict[str, Stride] = {}  # learned embeddings (1, N, d) by name: tokens along each axis
         self.mask_unit: Stride = (1, 1, 1)  # the sides of the blocks that masks hide must be multiples of it
 

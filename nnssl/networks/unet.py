@@ -40,6 +40,7 @@ class UNetPyramid(FeaturePyramid):
         )
         self.levels = levels
         self.divisor = self.strides[-1]
+        self.convolutional = True
         self.unused = ("network.decoder.",) if levels == "encoder" else ("network.decoder.seg_layers.",)
         # The faster layout for convolutions on a CPU; the maps take it from the weights.
         self.network: Any = network.to(memory_format=torch.channels_last_3d)
@@ -55,10 +56,15 @@ class UNetPyramid(FeaturePyramid):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Map a volume (B, C, Z, Y, X) to its levels, finest first."""
-        skips = self.network.encoder(to_channels_last(x))
-        return skips if self.levels == "encoder" else self._decode(skips)
+        skips = self.encode(x)
+        return skips if self.levels == "encoder" else self.decode(skips)
 
-    def _decode(self, skips: list[Tensor]) -> list[Tensor]:
+    def encode(self, x: Tensor) -> list[Tensor]:
+        """The maps of the encoder's stages, finest first."""
+        skips: list[Tensor] = self.network.encoder(to_channels_last(x))
+        return skips
+
+    def decode(self, skips: list[Tensor]) -> list[Tensor]:
         """Compute what `UNetDecoder.forward` does, but keep the maps instead of the segmentations."""
         decoder = self.network.decoder
         x = skips[-1]

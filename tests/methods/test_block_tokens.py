@@ -8,7 +8,7 @@ from torch import Tensor
 
 from nnssl.core.errors import UserError
 from nnssl.methods.shared.block_tokens import BlockTokens, LightDecoder, block_size, sine_positions
-from nnssl.methods.shared.masked_method import visible_blocks
+from nnssl.methods.shared.hidden_blocks import visible_blocks
 from nnssl.networks.build import backbone_of
 from nnssl.networks.fpn_unet import FPN3d
 from nnssl.networks.pyramid import BlockMask, FeaturePyramid, spread

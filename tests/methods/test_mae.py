@@ -10,10 +10,11 @@ import torch
 from nnssl.core.errors import UserError
 from nnssl.methods.base import Batch
 from nnssl.methods.mae.method import MaskedAutoencoder
+from nnssl.methods.options import from_plain, new_options, to_plain
 from nnssl.methods.registry import get_method
 from nnssl.methods.shared.masked_method import MaskedConfig
 from nnssl.networks.fpn_unet import FPN3d
-from nnssl.networks.pyramid import spread
+from nnssl.networks.pyramid import BlockMask, spread
 from nnssl.pretraining.pictures import draw_panels
 from tests.volumes import add_volume, index_volume, make_folder
 
@@ -150,3 +151,27 @@ def test_panels_and_reconstruction__show_crop_gaps_and_what_fills_them(tmp_path:
 
 def test_registry__knows_it() -> None:
     assert get_method("mae") is MaskedAutoencoder and MaskedAutoencoder.levels == "encoder"
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+def test_step__hidden_values_never_reach_the_encoder(tmp_path: Path, sparse: bool) -> None:
+    method, batch = method_and_batch(tmp_path, sparse=sparse)
+    batch = method.eval().augment(batch)
+    crops, hidden = batch["crops"].flatten(0, 1), batch["hidden"].flatten(0, 1)
+    gaps = spread(hidden, PATCH)
+    for value in (float("nan"), 1e6):
+        pairs = zip(method.encode(crops, hidden), method.encode(crops.masked_fill(gaps, value), hidden), strict=True)
+        assert all(torch.equal(one, two) for one, two in pairs)
+    whole = torch.zeros_like(hidden)
+    of_whole, dense = (method.tokens(method.backbone, crops, method.grid, m, sparse) for m in (_visible(whole), None))
+    torch.testing.assert_close(of_whole, dense, rtol=0, atol=1e-5)
+
+
+def _visible(hidden: torch.Tensor) -> BlockMask:
+    return BlockMask(hidden, torch.arange(hidden[0].numel()).expand(len(hidden), -1))
+
+
+def test_config__a_run_of_an_older_version_goes_on_with_zeros_in_hidden_voxels() -> None:
+    stored = to_plain(mae_config())
+    assert stored.pop("sparse") is True
+    assert from_plain(MaskedConfig, stored) == mae_config(sparse=False) and new_options(mae_config(), stored) == []

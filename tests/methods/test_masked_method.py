@@ -6,16 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from nnssl.methods.shared.masked_method import (
-    blocks_inside,
-    draw_mask,
-    from_blocks,
-    hidden_count,
-    masked_mse,
-    normalised_blocks,
-    to_blocks,
-    visible_blocks,
-)
+from nnssl.methods.shared.hidden_blocks import blocks_inside, draw_mask, hidden_count, visible_blocks
+from nnssl.methods.shared.masked_method import from_blocks, masked_mse, normalised_blocks, to_blocks
 from nnssl.networks.pyramid import spread
 from tests.networks.helpers import load_reference
 

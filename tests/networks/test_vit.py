@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from nnssl.core.errors import UserError
-from nnssl.methods.shared.masked_method import visible_blocks
+from nnssl.methods.shared.hidden_blocks import visible_blocks
 from nnssl.networks.build import build_backbone, name_in_network, pretrained_part
 from nnssl.networks.heads import LinearHead
 from nnssl.networks.monai_parts import monai_name

@@ -22,7 +22,8 @@ from nnssl.methods.alice.augment import TARGET_KEYS, TargetViewConfig, sample_ta
 from nnssl.methods.alice.heads import AliceDinoHead, MocoHead
 from nnssl.methods.alice.loss import CentredCrossEntropy, CodeCasa, PaperCasa, cosine_distance, teacher_temperature
 from nnssl.methods.base import Batch, Panel, Sample, StepOutput, Volume, at_least, below_one, formerly
-from nnssl.methods.shared.masked_method import MaskedMethod, slice_panel, value_range, visible_voxels
+from nnssl.methods.shared.hidden_blocks import slice_panel, value_range, visible_voxels
+from nnssl.methods.shared.masked_method import MaskedMethod
 from nnssl.networks.contrastive import BatchNormHead, MomentumNetworks, begin_equal
 from nnssl.networks.pyramid import FeaturePyramid
 

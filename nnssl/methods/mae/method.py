@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from nnssl.core.geometry import random_crop_start
 from nnssl.methods.base import Batch, Panel, Sample, StepOutput, Volume
-from nnssl.methods.shared.masked_method import MaskedConfig, MaskedMethod, slice_panel, value_range, visible_voxels
+from nnssl.methods.shared.hidden_blocks import masked_crop_panels, sample_masked_crop
+from nnssl.methods.shared.masked_method import MaskedConfig, MaskedMethod
 
 
 class MaskedAutoencoder(MaskedMethod):
@@ -19,15 +19,8 @@ class MaskedAutoencoder(MaskedMethod):
 
     @classmethod
     def sample(cls, volume: Volume, config: MaskedConfig, rng: np.random.Generator) -> Sample:
-        """Draw a crop around a random voxel of the body and the seed of its mask, as arrays of `MaskedMethod`."""
-        patch = np.asarray(config.patch_size)
-        start = random_crop_start(rng, volume.random_body_voxel(rng), patch, volume.size)
-        return {
-            "crops": volume.read(start, start + patch)[None],
-            "mask_seeds": rng.integers(0, 2**63, 1, dtype=np.int64),
-            "starts": start[None],
-            "sizes": volume.size[None],
-        }
+        """See `sample_masked_crop`."""
+        return sample_masked_crop(volume, config.patch, rng)
 
     def step(self, batch: Batch) -> StepOutput:
         """Error of the hidden blocks, averaged over the crops; the embeddings are the crops' mean visible tokens."""
@@ -39,12 +32,4 @@ class MaskedAutoencoder(MaskedMethod):
     @classmethod
     def panels(cls, batch: Batch, config: MaskedConfig) -> list[list[Panel]]:
         """Crops of up to four volumes, whole and masked."""
-        crops, hidden = batch["crops"][:4, 0], batch["hidden"][:4, 0]
-        pairs = zip(crops.numpy(), visible_voxels(crops, hidden).numpy(), strict=True)
-        return [
-            [
-                slice_panel(image[0], f"volume {i + 1}: {name}", values=value_range(crop[0]))
-                for image, name in ((crop, "crop"), (seen, "visible"))
-            ]
-            for i, (crop, seen) in enumerate(pairs)
-        ]
+        return masked_crop_panels(batch["crops"][:4, 0], batch["hidden"][:4, 0])

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from nnssl.core.errors import UserError
 from nnssl.networks.pyramid import BlockMask, FeaturePyramid, format_size
+from nnssl.networks.sparse import sparse_levels
 
 _LEAST_BLOCK, _LARGEST_BLOCK = 8, 16  # voxels (methods.md 4.1)
 
@@ -71,8 +72,9 @@ class BlockTokens(nn.Module):
         self.layers = nn.ModuleList(nn.Linear(channels, width, bias=level == 0) for level, channels in enumerate(own))
 
     def forward(
-        self, backbone: FeaturePyramid, volumes: Tensor, grid: Sequence[int], mask: BlockMask | None = None
-    ) -> Tensor:
+        self, backbone: FeaturePyramid, volumes: Tensor, grid: Sequence[int], mask: BlockMask | None = None,
+        sparse: bool = False,
+    ) -> Tensor:  # fmt: skip
         """Tokens (B, N, width) of the blocks of volumes (B, C, Z, Y, X), the last axis fastest.
 
         Args:
@@ -80,8 +82,14 @@ class BlockTokens(nn.Module):
             volumes: Its input.
             grid: Blocks along each axis; N is their product.
             mask: Blocks that it must not see, whose tokens are meaningless; None: all are visible.
+            sparse: Let a convolutional backbone work on visible cells alone, see `nnssl.networks.sparse`.
         """
-        levels = backbone(volumes) if mask is None else backbone.masked_levels(volumes, mask)
+        if mask is None:
+            levels = backbone(volumes)
+        elif sparse and backbone.convolutional:
+            levels = sparse_levels(backbone, volumes, mask)
+        else:
+            levels = backbone.masked_levels(volumes, mask)
         if not len(self.layers):
             return levels[-1].flatten(2).mT
         total: Tensor | None = None

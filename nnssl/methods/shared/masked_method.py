@@ -4,63 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil, prod
+from math import prod
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from nnssl.core.errors import UserError
-from nnssl.core.geometry import Integers
-from nnssl.methods.base import Batch, Method, MethodConfig, Panel, at_least, below_one
-from nnssl.methods.shared.block_tokens import BlockTokens, LightDecoder, block_size
-from nnssl.networks.pyramid import BlockMask, FeaturePyramid, assemble_blocks, block_view, spread
-
-
-def hidden_count(blocks: int, ratio: float) -> int:
-    """Number of hidden blocks: ceil(ratio * blocks), without rounding errors such as 0.75 * 4 above 3."""
-    return ceil(round(ratio * blocks, 6))
-
-
-def draw_mask(rng: np.random.Generator, grid: Sequence[int], ratio: float) -> NDArray[np.bool_]:
-    """Hide a fixed number of random blocks.
-
-    Args:
-        rng: source of the draw.
-        grid: blocks along each axis.
-        ratio: hidden share, in [0, 1).
-
-    Returns:
-        (*grid) bool, True where hidden; `hidden_count` of them are.
-    """
-    blocks = prod(grid)
-    hidden = np.zeros(blocks, dtype=bool)
-    hidden[rng.choice(blocks, hidden_count(blocks, ratio), replace=False, shuffle=False)] = True
-    return hidden.reshape(tuple(grid))
-
-
-def blocks_inside(
-    start: Sequence[int] | Integers, size: Sequence[int] | Integers, patch: Sequence[int], block: Sequence[int]
-) -> NDArray[np.bool_]:
-    """Which blocks of a crop contain voxels of the volume, and not only padding.
-
-    Args:
-        start: (3,) first voxel of the crop, which may be negative.
-        size: (3,) voxels of the volume.
-        patch: (3,) voxels of the crop.
-        block: (3,) voxels of a block.
-
-    Returns:
-        (*patch // block) bool.
-    """
-    lines = []
-    for first, whole, extent, step in zip(start, size, patch, block, strict=True):
-        begin = first + np.arange(0, extent, step)
-        lines.append((begin < whole) & (begin + step > 0))
-    z, y, x = lines
-    return z[:, None, None] & y[None, :, None] & x[None, None, :]
+from nnssl.methods.base import Batch, Panel, at_least, formerly
+from nnssl.methods.shared.block_tokens import BlockTokens, LightDecoder
+from nnssl.methods.shared.hidden_blocks import (
+    HiddenBlocks,
+    HiddenBlocksConfig,
+    blocks_inside,
+    slice_panel,
+    value_range,
+    visible_blocks,
+    visible_voxels,
+)
+from nnssl.networks.pyramid import BlockMask, FeaturePyramid, assemble_blocks, block_view
 
 
 def to_blocks(volumes: Tensor, block: Sequence[int]) -> Tensor:
@@ -72,23 +35,6 @@ def from_blocks(rows: Tensor, block: Sequence[int], size: Sequence[int]) -> Tens
     """Assemble blocks (B, N, V) to volumes (B, C, *size): the inverse of `to_blocks`."""
     grid = [extent // step for extent, step in zip(size, block, strict=True)]
     return assemble_blocks(rows.reshape(len(rows), *grid, *block, -1).movedim(-1, 4))
-
-
-def visible_blocks(hidden: Tensor, ratio: float, layers: int = 1) -> Tensor:
-    """Numbers of the blocks that are not hidden, in ascending order.
-
-    Args:
-        hidden: (B, *grid) bool from `draw_mask`; its known number of hidden blocks saves a wait for the device.
-        ratio: hidden share.
-        layers: number of blocks that are hidden or visible together, such as those of a column.
-
-    Returns:
-        (B, n) integers.
-    """
-    flat = hidden.flatten(1)
-    units = flat.shape[1] // layers
-    order = flat.to(torch.uint8).argsort(dim=1, stable=True)
-    return order[:, : layers * (units - hidden_count(units, ratio))]
 
 
 _EPS = 1e-6  # under the root, for blocks of one value
@@ -128,7 +74,7 @@ _SHOWN = 4  # volumes of the pictures
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaskedConfig(MethodConfig):
+class MaskedConfig(HiddenBlocksConfig):
     """Hyper-parameters of masking and decoder; [P] is from Alice's paper, [C] from its code, [D] ours."""
 
     num_epochs: int = 1000  # x 100 steps = 100,000 steps [P]
@@ -139,8 +85,8 @@ class MaskedConfig(MethodConfig):
     weight_decay: float = 0.05  # MAE's [D]
     schedule: Literal["constant", "cosine"] = "cosine"  # [P]
     warmup_steps: int = 3100  # 100 epochs of 2,000 volumes at 64 a step [P]. A short run needs fewer.
-    mask_ratio: float = 0.75  # [P] [C]
-    mask_block: tuple[int, int, int] | None = None  # (Z, Y, X) voxels; None: about 16, see `block_size` [D]
+    # of convolutional encoders: visible voxels alone; false: zeros in hidden ones. ViT and Swin discard tokens. [D]
+    sparse: bool = formerly(False, True)
     token_width: int = 384  # of the blocks' tokens; a ViT has its own [D]
     decoder_width: int = 384  # [D]
     decoder_depth: int = 4  # [D]; "light" [P]
@@ -148,29 +94,20 @@ class MaskedConfig(MethodConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(self, 1, "mask_block", "token_width", "decoder_width", "decoder_depth", "decoder_heads")
-        below_one(self, "mask_ratio")
+        at_least(self, 1, "token_width", "decoder_width", "decoder_depth", "decoder_heads")
         if self.decoder_width % self.decoder_heads:
             raise UserError(f"decoder_heads={self.decoder_heads} must divide decoder_width={self.decoder_width}")
 
 
-class MaskedMethod(Method):
-    """Encoder of the visible blocks and decoder of all blocks.
-
-    Subclasses draw samples of K crops: `crops` (K, C, *P), `mask_seeds` (K,), `starts` (K, 3), and the volumes' `sizes`
-    (K, 3).
-    """
+class MaskedMethod(HiddenBlocks):
+    """Encoder of the visible blocks and decoder of all blocks."""
 
     levels: ClassVar[Literal["encoder", "decoder"]] = "encoder"
-    host_keys = frozenset({"mask_seeds", "starts", "sizes"})
     crops_per_sample: ClassVar[int] = 1
     config: MaskedConfig
 
     def __init__(self, backbone: FeaturePyramid, config: Any) -> None:
         super().__init__(backbone, config)
-        patch = config.patch
-        self.block = block_size(backbone, patch, config.mask_block)
-        self.grid = tuple(size // step for size, step in zip(patch, self.block, strict=True))
         self.tokens = BlockTokens(backbone, config.token_width)
         values = prod(self.block) * backbone.input_channels
         self.decoder = LightDecoder(
@@ -181,16 +118,7 @@ class MaskedMethod(Method):
     def check(cls, config: Any, backbone: FeaturePyramid) -> None:
         """As for every method; also refuse to hide all blocks."""
         backbone.check_patch(config.patch, config.volumes * cls.crops_per_sample)
-        block = block_size(backbone, config.patch_size, config.mask_block)
-        maskable = cls.maskable([size // step for size, step in zip(config.patch_size, block, strict=True)], config)
-        if hidden_count(prod(maskable), config.mask_ratio) == prod(maskable):
-            raise UserError(f"a mask_ratio of {config.mask_ratio} hides all {prod(maskable)} blocks of the patch; set "
-                            f"a larger -o patch_size=..., a smaller mask_block=... or mask_ratio=0.5")  # fmt: skip
-
-    @classmethod
-    def maskable(cls, grid: list[int], config: Any) -> list[int]:
-        """The grid (Z, Y, X) for drawing masks; an axis of 1 is hidden or visible as a whole."""
-        return grid
+        cls.check_masks(config, backbone)
 
     @property
     def normalises(self) -> bool:
@@ -199,20 +127,16 @@ class MaskedMethod(Method):
 
     def augment(self, batch: Batch) -> Batch:
         """Add `hidden` and `inside` (B, K, *grid): the masked blocks, and those that are not only padding."""
-        seeds, starts, sizes = (batch[name].numpy() for name in ("mask_seeds", "starts", "sizes"))
-        patch = self.config.patch
-        drawn_on = self.maskable(list(self.grid), self.config)
-        hidden = [
-            np.broadcast_to(draw_mask(np.random.default_rng(int(s)), drawn_on, self.config.mask_ratio), self.grid)
-            for s in seeds.flat
-        ]
+        starts, sizes = (batch[name].numpy().reshape(-1, 3) for name in ("starts", "sizes"))
+        hidden = self.draw_masks(batch)
         inside = [
-            blocks_inside(start, size, patch, self.block)
-            for start, size in zip(starts.reshape(-1, 3), sizes.reshape(-1, 3), strict=True)
+            blocks_inside(start, size, self.config.patch, self.block) for start, size in zip(starts, sizes, strict=True)
         ]
-        shape, device = (*seeds.shape, *self.grid), batch["crops"].device
-        masks = {"hidden": hidden, "inside": inside}
-        return {**batch, **{k: torch.from_numpy(np.stack(v)).view(shape).to(device) for k, v in masks.items()}}
+        return {
+            **batch,
+            "hidden": hidden,
+            "inside": torch.from_numpy(np.stack(inside)).view_as(hidden).to(hidden.device),
+        }
 
     def encode(self, crops: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens of the visible blocks and decoded tokens of all blocks.
@@ -226,7 +150,7 @@ class MaskedMethod(Method):
         """
         layers = prod(self.grid) // prod(self.maskable(list(self.grid), self.config))
         mask = BlockMask(hidden, visible_blocks(hidden, self.config.mask_ratio, layers))
-        tokens = self.tokens(self.backbone, crops, self.grid, mask)
+        tokens = self.tokens(self.backbone, crops, self.grid, mask, self.config.sparse)
         visible = tokens.gather(1, mask.visible[..., None].expand(-1, -1, tokens.shape[-1]))
         return visible, self.decoder(visible, mask.visible, self.grid)
 
@@ -262,22 +186,3 @@ class MaskedMethod(Method):
             ]
             for i in range(shape[0])
         ]
-
-
-def visible_voxels(crops: Tensor, hidden: Tensor) -> Tensor:
-    """Crops (M, C, *P) with 0 in hidden blocks (M, *grid)."""
-    return crops.masked_fill(spread(hidden, crops.shape[2:]), 0)
-
-
-def slice_panel(
-    crop: np.ndarray, title: str, points: tuple[tuple[int, float, float], ...] = (),
-    values: tuple[float, float] | None = None,
-) -> Panel:  # fmt: skip
-    """The middle slice of a crop (Z, Y, X)."""
-    return Panel(crop[len(crop) // 2], title, points, values=values)
-
-
-def value_range(crop: np.ndarray) -> tuple[float, float]:
-    """Least and largest value of the middle slice of a crop (Z, Y, X)."""
-    middle = crop[len(crop) // 2]
-    return float(middle.min()), float(middle.max())
