@@ -104,7 +104,7 @@ _OF_METHOD = {
     "lapn": "batch_size=4 steps_per_epoch=16 val_steps_per_epoch=2",
     "mae": _MAE,
     "alice": "batch_size=4 mask_block=8,8,8 steps_per_epoch=32 warmup_steps=20 val_steps_per_epoch=6",
-    "unet_mae": _MAE,
+    "unet_mae": f"{_MAE} optimiser=adamw",  # SGD at 1e-3 would not get anywhere in 400 steps
 }
 LEVELS = {m: DECODER if m in ("vox2vec", "lapn", "unet_mae") else ENCODER for m in _OF_METHOD}
 FLAGS = {"alice": ("-alignment", "position")}  # of nnssl_pretrain, besides -o
@@ -143,7 +143,10 @@ def _probes(head: str) -> tuple[Row, ...]:
 
 
 def _lapn(target: str) -> tuple[Row, ...]:
-    """LAPN's workflow: encodings, the teacher that has them, its students, and the student's network by itself."""
+    """LAPN's workflow: encodings, the teacher that has them, its students, and the student's network by itself.
+
+    Where several jobs share the table, a student may come before its teacher, and fails until that is trained.
+    """
     length, plans = of_length(_SHORT, "1e-3"), "{plans}From{source}_lapn"
     teacher = f"{{out}}/{target}/nnUNet_results/lapn_teacher/{{dataset}}/nnUNetTrainer_LAPN__{plans}__3d_fullres"
     taught, student = {**length, "nnssl_teacher": teacher}, "nnUNetTrainer_Distill"

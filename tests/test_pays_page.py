@@ -141,3 +141,49 @@ def test_ready__rows_whose_pretrainings_are_finished(job: Any) -> None:
     assert [row.name for row in job.ready()] == ["random", "scratch", "voco", "random_long", "scratch_long"]
     one = replace(job, table=replace(job.table, seeds=1))
     assert "vox2vec" in [row.name for row in one.ready()]
+
+
+def test_hold_out__last_quarter_of_a_dataset_that_is_also_pretrained_on(job: Any, tmp_path: Path) -> None:
+    module = sys.modules["does_it_pay"]
+    labels = tmp_path / "raw" / "Dataset017_Few" / "labelsTr"
+    labels.mkdir()
+    for number in range(9):
+        (labels / f"case_{number}.nii.gz").touch()
+    file = tmp_path / "preprocessed" / "Dataset017_Few" / "splits_final.json"
+    module.hold_out(job)
+    module.hold_out(job)
+    assert json.loads(file.read_text()) == [
+        {"train": [f"case_{i}" for i in range(7)], "val": ["case_7", "case_8"]},
+    ]
+    file.write_text(json.dumps([{"train": ["case_8"], "val": ["case_0"]}]))
+    with pytest.raises(module.UserError, match="holds out other cases than case_7, case_8"):
+        module.hold_out(job)
+
+
+def test_link_unlabelled__volumes_of_the_pretraining_beside_the_labels(job: Any, tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    (raw / "Dataset017_Few" / "labelsTr").mkdir()
+    (raw / "Dataset502_Many" / "imagesTr").mkdir()
+    for _ in range(2):
+        sys.modules["does_it_pay"].link_unlabelled(job)
+    folder = tmp_path / "out" / "raw" / "Dataset017_Few"
+    assert {f.name: f.resolve() for f in folder.iterdir()} == {
+        "labelsTr": raw / "Dataset017_Few" / "labelsTr", "imagesUn": raw / "Dataset502_Many" / "imagesTr"}  # fmt: skip
+
+
+def test_set_patch__changes_nothing_else(tmp_path: Path, job: Any) -> None:
+    plans = tmp_path / "plans.json"
+    content = {"plans_name": "p", "configurations": {"3d_fullres": {"patch_size": [32, 48, 48], "batch_size": 2}}}
+    plans.write_text(json.dumps(content))
+    sys.modules["does_it_pay"].set_patch(plans, (32, 32, 32))
+    content["configurations"]["3d_fullres"]["patch_size"] = [32, 32, 32]  # type: ignore[index]
+    assert json.loads(plans.read_text()) == content
+
+
+def test_chosen__rows_seeds_and_the_shortest_form(job: Any) -> None:
+    module = sys.modules["does_it_pay"]
+    table = module.chosen(module.TABLES["017"], ["vox2vec", "random"], 2, trial=True)
+    assert [row.name for row in table.rows] == ["random", "vox2vec"] and table.seeds == 2 and table.cases == (4,)
+    assert table.rows[0].settings["nnssl_num_epochs"] == "1" and "num_epochs=1 " in table.pretrainings["vox2vec"]
+    with pytest.raises(module.UserError, match="has no row nobody; its rows are random, scratch"):
+        module.chosen(module.TABLES["017"], ["nobody"], None, trial=False)

@@ -28,6 +28,7 @@ TRAINERS = {
     "mae": "nnUNetTrainer_MAEFinetune",
     "alice": "nnUNetTrainer_AliceFinetune",
     "simclr": "nnUNetTrainer_SSLUNetFinetune",
+    "unet_mae": "nnUNetTrainer_SSLUNetFinetune",
 }
 # Presets for trainings, not for pretrainings.
 _TRAINED_WITH = {

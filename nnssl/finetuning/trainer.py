@@ -12,7 +12,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 
 from nnssl.checkpoints.loading import TransferReport
-from nnssl.checkpoints.pretrained import load_pretrained
+from nnssl.checkpoints.pretrained import RANDOM, VARIABLE, load_pretrained
 from nnssl.core.errors import UserError
 from nnssl.core.files import read_json, write_json
 from nnssl.core.own_files import TransferFile
@@ -20,9 +20,10 @@ from nnssl.core.plans_schema import PlansFile
 from nnssl.data.check_case import orientation
 from nnssl.data.guard import Images, names_of_channels
 from nnssl.data.trusted import read_nnunet_checkpoint
-from nnssl.finetuning.base_trainer import RateByEpoch, UsableCases, trusted_manager
+from nnssl.finetuning.base_trainer import RATE, RateByEpoch, UsableCases, trusted_manager
+from nnssl.finetuning.frozen_parts import DECODER, ENCODER, parameters_of
 from nnssl.finetuning.segmentation import build_segmentation, described_network
-from nnssl.finetuning.start import Head, Start, Wanted, find_start
+from nnssl.finetuning.start import ENCODINGS, Head, Start, Wanted, find_start
 
 RECORD = "nnssl_transfer.json"
 PAPER_EPOCHS = 150  # of 300 steps: 45,000 steps
@@ -117,6 +118,12 @@ class PretrainedTrainer(UsableCases):
             axes, self.inference_allowed_mirroring_axes = (), None
         return rotation, flat, size, axes
 
+    def stuck_advice(self) -> str:
+        """A higher rate; and random weights, to see whether the pretrained ones are at fault."""
+        advice = f"train again at a higher rate (export nnssl_{RATE}={3 * self.initial_lr:g})"
+        random = self.from_scratch or self._block.get("checkpoint") == RANDOM
+        return advice if random else f"{advice}, and from random weights to compare (export {VARIABLE}={RANDOM})"
+
     def of_network(self) -> dict[str, Any]:
         """What the recipe adds to the description of the network, see `build_segmentation`."""
         return {}
@@ -166,6 +173,8 @@ class PretrainedTrainer(UsableCases):
             report = load_pretrained(network, start.source, start.advice)
             for line in report.lines():
                 self.print_to_log_file(line, add_timestamp=False)
+            if self.head != ENCODINGS:
+                self.print_to_log_file(loaded_parts(network, report, self.configuration_manager.configuration))
         trained = {id(p): p.numel() for p in network.parameters() if p.requires_grad}
         pretrained = network.pretrained_tensors().values()
         of_backbone = sum(trained.get(id(tensor), 0) for tensor in pretrained)
@@ -198,6 +207,15 @@ def refuse_mixture(start: Start, model_folder: Path, fold_folder: Path) -> None:
             raise UserError(f"the other folds in {model_folder} were trained with another network or other intensities "
                             f"({network}), and all folds predict with one; start this fold from the same kind of "
                             f"pretraining, or move the folder away")  # fmt: skip
+
+
+def loaded_parts(network: Any, report: TransferReport, configuration: dict[str, Any]) -> str:
+    """How much of the encoder and of the decoder took pretrained values, as a line of the log."""
+    pretrained = network.pretrained_tensors()
+    taken = {id(pretrained[name]) for name in (*report.loaded, *report.adapted)}
+    parts = {part: {id(p) for p in parameters_of(part, network, configuration)} for part in (ENCODER, DECODER)}
+    counts = [f"{len(ids & taken)} of {len(ids)} tensors of the {part}" for part, ids in parts.items()]
+    return f"Pretrained: {', '.join(counts)}"
 
 
 def write_record(start: Start, report: TransferReport | None, fold_folder: Path) -> None:

@@ -188,5 +188,18 @@ def _announce(source: Pretrained, prepared: PreparedDataset, is_random: bool, nu
     if not is_random and not (home / f"{STOCK_PLANS}.json").is_file():
         train = train_line(name, STOCK_CONFIGURATION, fold, trainer=trainer_for(source.method, any_plans=True))
         ways.append(Way((*plan_lines(name), train), f"train without -p, on nnU-Net's own plans, which {name} lacks"))
+    log.info(_advice(source, is_random))
     log.info(rendered(ways))
     return TransferredPlans(prepared, command, stock, commands_of(ways))
+
+
+def _advice(source: Pretrained, is_random: bool) -> str:
+    """Which trainer and rate suit the plans' whole network."""
+    starts = "the pretrained encoder and a fresh decoder"
+    if is_random:
+        starts = "random weights"
+    elif source.levels == "decoder":
+        starts = "the pretrained encoder and decoder"
+    return (f"-tr nnUNetTrainer_SSLUNetFinetune trains the plans' whole network from {starts}, with AdamW at 1e-3 in "
+            f"fewer than 1,000 steps and at 3e-4 in more; nnUNetTrainer_SSLUNetScratch is nnU-Net's own recipe from "
+            f"random weights, to compare at the same number of steps")  # fmt: skip

@@ -9,11 +9,12 @@ from torch import nn
 
 from nnssl.core.errors import UserError
 from nnssl.core.names import shown
-from nnssl.finetuning.base_trainer import RateByEpoch, apply_settings, given
+from nnssl.finetuning.base_trainer import RATE, RateByEpoch, apply_settings
 from nnssl.finetuning.freezing import FrozenParts
 from nnssl.finetuning.output_bias import RAREST, class_frequencies, start_at_frequencies
 from nnssl.finetuning.recipes import warmup_cosine_rate, warmup_poly_rate
 from nnssl.finetuning.segmentation import UNET
+from nnssl.finetuning.settings import given
 from nnssl.finetuning.start import Head, Start
 from nnssl.finetuning.trainer import PretrainedTrainer
 
@@ -64,15 +65,17 @@ Recipe = Literal["adamw", "sgd"]
 class UNetFinetuneTrainer(VoCoTrainer):
     """The plans' whole network from a pretraining of any method, by one of two recipes.
 
-    `adamw` is `VoCoTrainer`. `sgd` is nnU-Net's optimiser (momentum 0.99, Nesterov, decay 3e-5) at a rate of 1e-3: of
-    the 1,000 epochs the first 50 are linear warm-up, then the rate falls to 0 as nnU-Net's. A training of another
-    length warms up for a twentieth of its epochs, rounded down.
+    `adamw` is `VoCoTrainer`, but a training of fewer than 1,000 steps has a rate of 1e-3. `sgd` is nnU-Net's optimiser
+    (momentum 0.99, Nesterov, decay 3e-5) at a rate of 1e-3: of the 1,000 epochs the first 50 are linear warm-up, then
+    the rate falls to 0 as nnU-Net's. A training of another length warms up for a twentieth of its epochs, rounded down.
 
     The variable `nnssl_recipe` chooses, else `plans["nnssl"]["recipe"]`. A continued training keeps its recipe. The
     outputs start at the classes' frequencies in the training cases (`nnssl.finetuning.output_bias`).
     """
 
     default_recipe: ClassVar[Recipe] = "adamw"
+    short_rate: ClassVar[float] = 1e-3  # of adamw
+    short_steps: ClassVar[int] = 1000
     sgd_rate: ClassVar[float] = 1e-3
     sgd_decay: ClassVar[float] = 3e-5
     sgd_warmup: ClassVar[int] = 20  # epochs for one of warm-up
@@ -89,9 +92,9 @@ class UNetFinetuneTrainer(VoCoTrainer):
         self._take(_recipe(given("recipe", self._planned) or self.default_recipe))
 
     def initialize(self) -> None:
-        """Also keep the recipe in the plans, and so in every checkpoint."""
-        self._block["recipe"] = self.recipe
-        self.print_to_log_file(f"Recipe: {self.recipe}")
+        """Also keep the recipe and its rate in the plans, and so in every checkpoint."""
+        self._block.update(recipe=self.recipe, initial_lr=self.initial_lr)
+        self.print_to_log_file(f"Recipe: {self.recipe}, at a rate of {self.initial_lr:g}")
         super().initialize()
 
     def _fill(self, start: Start) -> None:
@@ -114,6 +117,8 @@ class UNetFinetuneTrainer(VoCoTrainer):
             raise UserError(f"the training in {self.output_folder} began with the recipe {recipe}, not {asked}; type: "
                             f"export nnssl_recipe={recipe}")  # fmt: skip
         self._take(recipe)
+        if given(RATE, self._planned) is None:
+            self.initial_lr = float(began.get(RATE, self.sgd_rate if recipe == "sgd" else self.rate))
 
     def _take(self, recipe: Recipe) -> None:
         self.recipe = recipe
@@ -121,6 +126,14 @@ class UNetFinetuneTrainer(VoCoTrainer):
         self.initial_lr = self.sgd_rate if sgd else self.rate
         self.weight_decay = self.sgd_decay if sgd else self.decay
         apply_settings(self, self._planned)
+        steps = self.num_epochs * self.num_iterations_per_epoch
+        if not sgd and steps < self.short_steps and given(RATE, self._planned) is None:
+            self.initial_lr = self.short_rate
+
+    def stuck_advice(self) -> str:
+        """Also name the recipe that leaves the background sooner."""
+        advice = super().stuck_advice()
+        return f"{advice}, or by the other recipe (export nnssl_recipe=adamw)" if self.recipe == "sgd" else advice
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
         """Those of the recipe, over everything."""
@@ -170,6 +183,12 @@ class StockTrainer(UNetTrainer):
         """As every trainer of a whole network, with deep supervision."""
         super().set_up()
         self.enable_deep_supervision = True
+
+    def stuck_advice(self) -> str:
+        """Name the recipe that leaves the background sooner."""
+        other = "nnUNetTrainer_SSLUNetFinetune and nnssl_checkpoint=random" if self.from_scratch else (
+            "nnUNetTrainer_SSLUNetFinetune")  # fmt: skip
+        return f"train longer (export nnssl_num_epochs={3 * self.num_epochs}), or with -tr {other}"
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
         """nnU-Net's."""

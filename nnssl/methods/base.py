@@ -93,13 +93,13 @@ class MethodConfig:
     save_every_epochs: int = 10
     batch_size: int | None = None  # volumes per step over all processes; None: the plans' batch size
     patch_size: tuple[int, int, int] | None = None  # (Z, Y, X) voxels; None: the plans' patch size
-    optimiser: Literal["adam", "adamw", "sgd"] = "adam"
+    optimiser: Literal["adam", "adamw", "sgd", "nesterov"] = "adam"
     learning_rate: float = 1e-4
     weight_decay: float = 0.0
-    momentum: float = 0.9  # of SGD
+    momentum: float = 0.9  # of SGD, with Nesterov's or without
     betas: tuple[float, float] = (0.9, 0.999)  # of Adam and AdamW
     amsgrad: bool = False  # of Adam and AdamW: divide by the largest second moment so far
-    schedule: Literal["constant", "cosine"] = "constant"
+    schedule: Literal["constant", "cosine", "poly"] = "constant"
     warmup_steps: int = 0
     gradient_clip: float | None = 1.0  # norm over all parameters; None: no clipping
     precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"  # auto: bf16, else fp16, on CUDA; float32 on CPU

@@ -19,6 +19,7 @@ _METHODS = {
     "mae": "nnssl.methods.mae.method:MaskedAutoencoder",
     "alice": "nnssl.methods.alice.method:Alice",
     "simclr": "nnssl.methods.simclr.method:Simclr",
+    "unet_mae": "nnssl.methods.unet_mae.method:UnetMae",
 }
 
 

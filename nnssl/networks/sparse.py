@@ -110,7 +110,7 @@ def _then_cleared(layer: nn.Module, cells: HiddenCells, x: Tensor) -> Tensor:
 def visible_norm(layer: _InstanceNorm | _BatchNorm, cells: HiddenCells, x: Tensor) -> Tensor:
     """Batch or instance norm with the statistics of visible cells, in float32 or wider.
 
-    In training a batch norm counts the cells of all processes if it is one that is synchronised.
+    In training a batch norm counts the cells of all processes, as every batch norm of a pretraining does.
 
     Args:
         layer: The norm, with or without weights and running statistics.

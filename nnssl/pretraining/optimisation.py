@@ -10,11 +10,14 @@ from torch import nn, optim
 
 from nnssl.methods.base import MethodConfig
 
+_POLYNOMIAL = 0.9  # nnU-Net's exponent
+
 
 def build_optimiser(config: MethodConfig, parameters: Iterable[nn.Parameter]) -> optim.Optimizer:
     """Adam, AdamW or SGD over the parameters that need a gradient.
 
-    SGD is without Nesterov, as SAM has it (methods.md 5.4). A run that began with Nesterov keeps it, by its state.
+    `sgd` is without Nesterov's momentum, as SAM has it (methods.md 5.4), `nesterov` with it. A run that began with it
+    keeps it, by its state.
     """
     trainable = [p for p in parameters if p.requires_grad]
     rate, decay = config.learning_rate, config.weight_decay
@@ -22,11 +25,14 @@ def build_optimiser(config: MethodConfig, parameters: Iterable[nn.Parameter]) ->
         return optim.Adam(trainable, rate, config.betas, weight_decay=decay, amsgrad=config.amsgrad)
     if config.optimiser == "adamw":
         return optim.AdamW(trainable, rate, config.betas, weight_decay=decay, amsgrad=config.amsgrad)
-    return optim.SGD(trainable, rate, config.momentum, weight_decay=decay)
+    nesterov = config.optimiser == "nesterov"
+    return optim.SGD(trainable, rate, config.momentum, weight_decay=decay, nesterov=nesterov)
 
 
 def learning_rate(config: MethodConfig, step: int) -> float:
-    """Rate of step 0, 1, ...: linear warm-up from 0, then constant or a half cosine towards 0 after the last step.
+    """Rate of step 0, 1, ...: linear warm-up from 0, then constant, or towards 0 after the last step.
+
+    `cosine` falls by a half cosine, `poly` by nnU-Net's polynomial, (1 - progress)^0.9.
 
     The first step of a warm-up has a rate of 0, as in the authors' codes (methods.md 2.4).
     """
@@ -36,6 +42,8 @@ def learning_rate(config: MethodConfig, step: int) -> float:
         return config.learning_rate
     total = config.num_epochs * config.steps_per_epoch
     progress = (step - config.warmup_steps) / max(1, total - config.warmup_steps)
+    if config.schedule == "poly":
+        return config.learning_rate * (1 - min(1.0, progress)) ** _POLYNOMIAL
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 

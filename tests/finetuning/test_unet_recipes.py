@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch.nn.parallel import DistributedDataParallel
 
 from nnssl.core.errors import UserError
-from tests.finetuning.flare import log_of, make_trainer, read_plans
+from tests.finetuning.flare import log_of, make_trainer, read_plans, source_plans
+from tests.pretrainings import write_pretraining
 
 NAME = "SSLUNetFinetune"
 
@@ -66,7 +68,7 @@ def test_recipe__of_the_plans_and_the_rate_that_is_set(flare: Path, monkeypatch:
     assert (trainer.recipe, trainer.initial_lr, trainer.weight_decay) == ("sgd", 0.5, 3e-5)
     monkeypatch.setenv("nnssl_recipe", "adamw")
     trainer = _made(flare, block={"recipe": "sgd"})
-    assert (trainer.recipe, trainer.initial_lr, trainer.weight_decay) == ("adamw", 3e-4, 1e-5)
+    assert (trainer.recipe, trainer.initial_lr, trainer.weight_decay) == ("adamw", 1e-3, 1e-5)  # 4 steps
     monkeypatch.setenv("nnssl_recipe", "lion")
     with pytest.raises(UserError, match="nnssl_recipe takes adamw or sgd, not 'lion'"):
         _made(flare)
@@ -87,6 +89,47 @@ def test_recipe__is_kept_by_a_continued_training(flare: Path, monkeypatch: pytes
         _made(flare, continued=True).load_checkpoint(file)
 
 
+@pytest.mark.parametrize(("steps", "set_rate", "expected"), [(99, None, 1e-3), (100, None, 3e-4), (99, "0.5", 0.5)])
+def test_recipe__a_short_training_has_a_higher_rate_and_keeps_it(
+    flare: Path, monkeypatch: pytest.MonkeyPatch, steps: int, set_rate: str | None, expected: float
+) -> None:
+    monkeypatch.setenv("nnssl_num_epochs", "10")
+    monkeypatch.setenv("nnssl_num_iterations_per_epoch", str(steps))
+    if set_rate is not None:
+        monkeypatch.setenv("nnssl_initial_lr", set_rate)
+    trainer = _made(flare)
+    trainer.initialize()
+    assert trainer.initial_lr == expected
+    file = _saved(trainer)
+    monkeypatch.setenv("nnssl_num_iterations_per_epoch", "200" if steps < 100 else "2")
+    monkeypatch.delenv("nnssl_initial_lr", raising=False)
+    again = _made(flare, continued=True)
+    again.load_checkpoint(file)
+    assert again.initial_lr == expected == again.optimizer.defaults["lr"]
+
+
+@pytest.mark.parametrize("method", ["vox2vec", "lapn", "sam", "simclr"])
+def test_start__what_was_trained_of_encoder_and_decoder_is_loaded(
+    flare: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    monkeypatch.delenv("nnssl_checkpoint")
+    shutil.rmtree(flare / "results")
+    (flare / "results").mkdir()
+    source = source_plans(flare)
+    state = torch.load(write_pretraining(flare / "results", source, method=method), weights_only=True)["method_state"]
+    plans = source | {"dataset_name": read_plans(flare)["dataset_name"]}
+    trainer = make_trainer(flare, NAME, plans=plans)
+    trainer.initialize()
+    own = dict(trainer.plain_network.named_parameters())
+    same = {n for n, p in own.items() if (given := state.get(f"backbone.{n}")) is not None and torch.equal(p, given)}
+    decoder = [n for n in own if "encoder" not in n]
+    trained = 0 if method == "simclr" else len([n for n in decoder if "seg_layers" not in n])
+    assert len([n for n in same if "encoder" in n]) == len(own) - len(decoder)
+    assert len([n for n in same if "encoder" not in n]) == trained
+    assert f"{len(own) - len(decoder)} of {len(own) - len(decoder)} tensors of the encoder, " in log_of(trainer)
+    assert f"{trained} of {len(decoder)} tensors of the decoder" in log_of(trainer)
+
+
 def test_recipe__outputs_start_at_the_frequencies(flare: Path) -> None:
     trainer = _made(flare)
     trainer.initialize()
@@ -98,7 +141,8 @@ def test_recipe__outputs_start_at_the_frequencies(flare: Path) -> None:
 def test_recipe__trainings_from_before_there_were_two_go_on(flare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = _made(flare, block={"recipe": "adamw"})
     trainer.initialize()
-    del trainer.plans_manager.plans["nnssl"]["recipe"]
+    for later in ("recipe", "initial_lr"):
+        del trainer.plans_manager.plans["nnssl"][later]
     file = _saved(trainer)
     assert "recipe" not in json.dumps(torch.load(file, weights_only=False)["init_args"]["plans"]["nnssl"])
     monkeypatch.setattr("nnssl.finetuning.unet_recipes.UNetFinetuneTrainer.default_recipe", "sgd")

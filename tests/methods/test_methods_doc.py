@@ -16,7 +16,7 @@ from nnssl.pretraining.setup import resolve_sizes
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "methods.md").read_text()
 PRESETS = {"vox2vec": "vox2vec", "voco": "voco", "pimpic": "pimpic", "alice": "alice_vit", "mae": "alice_vit",
-           "lapn": "lapn", "sam": "sam", "simclr": "tiny"}  # fmt: skip
+           "lapn": "lapn", "sam": "sam", "simclr": "tiny", "unet_mae": "tiny"}  # fmt: skip
 ROWS = ("patch", "batch", "steps", "precision", "clip", "optimiser", "learning rate", "schedule")
 
 
@@ -31,7 +31,8 @@ def _here(method: str) -> dict[str, str]:
     """The column `here` of a method's table."""
     plans = json.loads(presets()[f"nnsslPlans_{PRESETS[method]}"].read_text())
     config: Any = resolve_sizes(get_method(method).config_class(), resolve_configuration(plans, "3d_fullres"), 1)
-    kind = {"sgd": f"momentum {config.momentum}", "adam": f"betas {_list(config.betas)}",
+    momentum = f"momentum {config.momentum}"
+    kind = {"sgd": momentum, "nesterov": momentum, "adam": f"betas {_list(config.betas)}",
             "adamw": f"betas {_list(config.betas)}"}[config.optimiser]  # fmt: skip
     optimiser = f"{config.optimiser}, {kind}, decay {config.weight_decay}" + (", amsgrad" if config.amsgrad else "")
     return {

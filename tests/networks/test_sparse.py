@@ -76,7 +76,8 @@ def test_sparse_levels__with_nothing_hidden_it_is_the_dense_network(network: Fea
 def test_visible_norm__statistics_are_those_of_a_loop_over_visible_voxels(batch: bool) -> None:
     torch.manual_seed(0)
     cells = HiddenCells(_mask().hidden)
-    layer = (nn.BatchNorm3d(3) if batch else nn.InstanceNorm3d(3, affine=True)).double()
+    layer: nn.BatchNorm3d | nn.InstanceNorm3d = nn.BatchNorm3d(3) if batch else nn.InstanceNorm3d(3, affine=True)
+    layer.double()
     nn.init.normal_(layer.weight)
     nn.init.normal_(layer.bias)
     x, hidden = 5 + 3 * torch.randn(2, 3, *SIZE, dtype=torch.float64), cells(SIZE)

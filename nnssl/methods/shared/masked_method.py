@@ -79,11 +79,11 @@ class MaskedConfig(HiddenBlocksConfig):
 
     num_epochs: int = 1000  # x 100 steps = 100,000 steps [P]
     steps_per_epoch: int = 100
-    optimiser: Literal["adam", "adamw", "sgd"] = "adamw"  # [P]
+    optimiser: Literal["adam", "adamw", "sgd", "nesterov"] = "adamw"  # [P]
     betas: tuple[float, float] = (0.9, 0.95)  # [P]
     learning_rate: float = 5e-5  # [P]
     weight_decay: float = 0.05  # MAE's [D]
-    schedule: Literal["constant", "cosine"] = "cosine"  # [P]
+    schedule: Literal["constant", "cosine", "poly"] = "cosine"  # [P]
     warmup_steps: int = 3100  # 100 epochs of 2,000 volumes at 64 a step [P]. A short run needs fewer.
     # of convolutional encoders: visible voxels alone; false: zeros in hidden ones. ViT and Swin discard tokens. [D]
     sparse: bool = formerly(False, True)
