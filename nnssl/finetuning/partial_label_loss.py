@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from nnssl.core.distributed import all_reduce_sum
 from nnssl.core.errors import UserError
+from nnssl.core.sending import send
 
 _SKIPPED = -100  # torch's own number for a label that is not counted
 
@@ -104,7 +105,7 @@ class PartialLabelLoss(nn.Module):
             counted = counted & (target != self.ignore_label)
         labels = target.masked_fill(~counted, 0).long()
         if not bool(annotated.all()):
-            meant = annotated.to(labels.device).gather(1, labels.flatten(1)).view_as(labels)
+            meant = _beside(labels, annotated).gather(1, labels.flatten(1)).view_as(labels)
             labels = labels.masked_fill(~meant, 0)
         return labels, counted
 
@@ -153,7 +154,7 @@ class PartialRegionLoss(nn.Module):
         _check_shapes(logits, target, annotated, regions + self.use_ignore_label)
         with torch.autocast(logits.device.type, enabled=False):
             logits = _precise(logits)
-            truth, known = target[:, :regions].to(logits.dtype), annotated.to(logits)
+            truth, known = target[:, :regions].to(logits.dtype), _beside(logits, annotated).to(logits.dtype)
             error = functional.binary_cross_entropy_with_logits(logits, truth, reduction="none")
             probability = logits.sigmoid()
             if self.use_ignore_label:
@@ -175,7 +176,7 @@ def _mean_dice(
     `probability` and `truth` (B, C, ...) are 0 where a voxel does not count.
     """
     voxels = tuple(range(2, probability.ndim))
-    known = annotated.to(probability)
+    known = _beside(probability, annotated).to(probability.dtype)
     sums = torch.stack([(probability * truth).sum(voxels), probability.sum(voxels) + truth.sum(voxels), known]) * known
     if batch_dice:
         sums = sums.sum(1)
@@ -188,7 +189,12 @@ def _mean_dice(
 
 def _over_voxels(of_case: Tensor, like: Tensor) -> Tensor:
     """(B, C) as (B, C, 1, ...) on the device of `like`."""
-    return of_case.to(like.device).view(*of_case.shape, *[1] * (like.ndim - 2))
+    return _beside(like, of_case).view(*of_case.shape, *[1] * (like.ndim - 2))
+
+
+def _beside(like: Tensor, of_case: Tensor) -> Tensor:
+    """(B, C) on the device of `like`, without a wait for it."""
+    return of_case if of_case.device == like.device else send([of_case], like.device)[0]
 
 
 def _precise(logits: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -49,7 +50,8 @@ class EncodingHead(nn.Module):
         """
         feature_map = pyramid[self.level]
         corners, weights = interpolate_cells(feature_map.shape[2:], self.stride, points)
-        first_voxels = corners.flatten(0, 1) * corners.new_tensor([1, *self.stride])
+        columns = zip(corners.flatten(0, 1).unbind(1), (1, *self.stride), strict=True)
+        first_voxels = torch.stack([cells * step for cells, step in columns], dim=1)
         features = gather_voxels([feature_map], [self.stride], first_voxels)
         if self.layer is not None:
             features = F.linear(features, self.layer.weight.flatten(1), self.layer.bias)

@@ -231,18 +231,17 @@ def interpolate_cells(size: Sequence[int], stride: Stride, points: Tensor) -> tu
     Returns:
         Integers (N, 8, 4) of [batch, cell z, cell y, cell x], and weights (N, 8) that sum to 1, of the points' type.
     """
-    batch = points[:, :1].long()
-    steps, of_voxel = points.new_tensor(stride), points[:, 1:]
-    last = torch.tensor(size, device=points.device) - 1
-    place = torch.minimum(((of_voxel + 0.5) / steps - 0.5).clamp(min=0), last.to(points.dtype))
-    low = place.floor()
-    fraction = place - low
+    batch = points[:, 0].long()
+    along = []  # for each axis the cells (N,) below and above, each with its weight
+    for axis, (cells, step) in enumerate(zip(size, stride, strict=True)):
+        place = ((points[:, axis + 1] + 0.5) / step - 0.5).clamp(0, cells - 1)
+        low = place.floor()
+        fraction, below = place - low, low.long()
+        along.append(((below, 1 - fraction), ((below + 1).clamp(max=cells - 1), fraction)))
     corners, weights = [], []
-    for corner in product((0, 1), repeat=3):
-        above = torch.tensor(corner, device=points.device)
-        cells = torch.minimum(low.long() + above, last)
-        corners.append(torch.cat([batch, cells], dim=1))
-        weights.append(torch.where(above.bool(), fraction, 1 - fraction).prod(1))
+    for (z, of_z), (y, of_y), (x, of_x) in product(*along):
+        corners.append(torch.stack([batch, z, y, x], dim=1))
+        weights.append(of_z * of_y * of_x)
     return torch.stack(corners, dim=1), torch.stack(weights, dim=1)
 
 

@@ -20,6 +20,7 @@ from nnssl.core.distributed import gather_objects, world_size
 from nnssl.core.errors import UserError
 from nnssl.core.files import checked, replacing
 from nnssl.core.own_files import EpochRow
+from nnssl.core.sending import Arrival
 from nnssl.data.loader import LoadedBatch, Stream
 
 Row = dict[str, Any]
@@ -34,7 +35,7 @@ class PendingStep:
     step: int
     cases: list[str]
     names: list[str]
-    values: Tensor
+    values: Arrival
 
 
 class RunningMeans:
@@ -133,12 +134,12 @@ class Watch:
         Raises:
             UserError: the loss or the gradient of the step before is not finite.
         """
-        told = torch.tensor(float(stop), device=self.device)
+        told = torch.full((), float(stop), device=self.device)
         values = torch.stack([v.detach().float().reshape(()) for v in terms.values()] + [told])
         if world_size() > 1:
             torch.distributed.all_reduce(values)
             values /= world_size()
-        self._pending.append(PendingStep(stream, step, batch.cases, list(terms), values))
+        self._pending.append(PendingStep(stream, step, batch.cases, list(terms), Arrival(values)))
         while len(self._pending) > 1:
             self._read(self._pending.popleft())
 
@@ -148,7 +149,7 @@ class Watch:
             self._read(self._pending.popleft())
 
     def _read(self, pending: PendingStep) -> None:
-        *values, stop = pending.values.tolist()
+        *values, stop = pending.values.read().tolist()
         self.stop = stop > 0
         watched = {n: v for n, v in zip(pending.names, values, strict=True) if n in ("loss", "gradient_norm")}
         if not np.isfinite(list(watched.values())).all():

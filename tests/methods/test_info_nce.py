@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import nnssl
-from nnssl.methods.shared.info_nce import _Terms, info_nce
+from nnssl.methods.shared.info_nce import _Terms, clear_pairs, info_nce
 from nnssl.networks.contrastive import l2_normalise
 from tests.networks.helpers import load_reference
 
@@ -193,6 +193,14 @@ def test_info_nce__zero_vectors_have_finite_gradients() -> None:
 def test_info_nce__bad_arguments(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         info_nce(**({"h1": torch.ones(4, 2), "h2": torch.ones(4, 2)} | settings))
+
+
+def test_clear_pairs__a_card_clears_the_same_pairs() -> None:
+    near = torch.rand(5, 7, generator=torch.Generator().manual_seed(0)) < 0.3
+    looked_up, filled = torch.ones(5, 2, 7, 2), torch.ones(5, 2, 7, 2)
+    clear_pairs(looked_up, near, few=True)
+    clear_pairs(filled, near, few=False)
+    assert torch.equal(looked_up, filled) and looked_up.sum() == 4 * (~near).sum()
 
 
 def test_info_nce__needs_an_eighth_of_the_memory() -> None:

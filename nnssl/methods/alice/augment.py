@@ -94,7 +94,7 @@ def target_views(crops: Tensor, spacing: Tensor, params: Mapping[str, Tensor]) -
     signs = 1 - 2 * params["flips"].to(crops.dtype)
     scales = params["scales"].to(crops.dtype)
     cos, sin = (f(params["angles"].to(crops.dtype)) * scales for f in (torch.cos, torch.sin))
-    _, height, width = (spacing.to(crops) * spacing.new_tensor(crops.shape[2:])).unbind(1)
+    height, width = (spacing[:, axis].to(crops) * crops.shape[axis + 2] for axis in (1, 2))
     matrix = crops.new_zeros(len(crops), 3, 4)  # rows and columns x, y, z of affine_grid, from -1 to 1
     matrix[:, 0, 0], matrix[:, 0, 1] = cos * signs[:, 2], sin * signs[:, 1] * height / width
     matrix[:, 1, 0], matrix[:, 1, 1] = -sin * signs[:, 2] * width / height, cos * signs[:, 1]

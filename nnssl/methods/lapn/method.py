@@ -86,7 +86,7 @@ class Lapn(PixelMethod):
         )
         terms = {
             "similarity": (queries.detach() * keys).sum() / max(len(keys), 1),
-            "points": loss.new_tensor(len(points)),
+            "points": loss.new_full((), len(points)),
         }
         if self.queue is not None:
             terms["queue_filled"] = self.queue.filled().float().mean()

@@ -36,27 +36,21 @@ def region_averages(feature_map: Tensor, stride: Stride, boxes: Tensor) -> Tenso
     """
     wide = feature_map.to(torch.promote_types(feature_map.dtype, torch.float32))
     cells = wide.shape[2:]
-    steps, size = boxes.new_tensor(stride), boxes.new_tensor(cells)
-    start = torch.div(boxes[:, :, 0], steps, rounding_mode="floor")
-    stop = torch.minimum(-torch.div(-boxes[:, :, 1], steps, rounding_mode="floor"), size)
-    # The first box is the whole map, from which the rest is computed.
-    first, last = F.pad(start, (0, 0, 1, 0)), torch.cat([size.expand_as(stop[:, :1]), stop], dim=1)
-    sums = _sums(wide, _indicators(first, last, cells, wide.dtype))
+    indicators, lengths = [], []
+    for axis, (size, step) in enumerate(zip(cells, stride, strict=True)):
+        # The first box is the whole map, from which the rest is computed.
+        start = F.pad(boxes[:, :, 0, axis] // step, (1, 0))
+        stop = F.pad((-(-boxes[:, :, 1, axis] // step)).clamp(max=size), (1, 0), value=size)
+        cell = torch.arange(size, device=boxes.device)
+        indicators.append(((cell >= start[..., None]) & (cell < stop[..., None])).to(wide.dtype))
+        lengths.append(stop - start)
+    sums = _sums(wide, indicators)
     inside, outside = sums[:, 1:], sums[:, :1] - sums[:, 1:]
-    count = (stop - start).prod(-1)[..., None]
+    count = (lengths[0] * lengths[1] * lengths[2])[:, 1:, None]
     others = cells.numel() - count
     # For an empty rest both sums differ by rounding, which division by 1e-9 would blow up.
     rest = torch.where(others > 0, outside / (others + _EPS), 0)
     return torch.stack([inside / (count + _EPS), rest], dim=2)
-
-
-def _indicators(start: Tensor, stop: Tensor, cells: Sequence[int], dtype: torch.dtype) -> list[Tensor]:
-    """For each axis (M, K, size): 1 for the cells start <= c < stop, else 0."""
-    vectors = []
-    for axis, size in enumerate(cells):
-        cell = torch.arange(size, device=start.device)
-        vectors.append(((cell >= start[..., axis, None]) & (cell < stop[..., axis, None])).to(dtype))
-    return vectors
 
 
 def _sums(x: Tensor, indicators: Sequence[Tensor]) -> Tensor:
@@ -148,7 +142,7 @@ def pic_loss(
     """
     cosines = (rows @ rows.mT / temperature).flatten(1)
     pairs = _CODE_PAIRS if objective == "code" else _PAPER_PAIRS
-    terms = cosines[:, [4 * i + j for i, j in pairs]]
+    terms = torch.stack([cosines[:, 4 * i + j] for i, j in pairs], dim=1)
     loss = torch.logsumexp(terms, dim=1) - terms[:, 0] - (math.log(2) if objective == "code" else 0.0)
     return (loss * (1 / max(len(rows), 1) if weights is None else weights)).sum()
 

@@ -189,11 +189,11 @@ class Pimpic(Method):
                 embeddings = self.pim_embeddings(pyramid)
                 distance = self._pim_distances(embeddings, batch["overlap"])
                 losses.append(pim_loss(distance, self.config.d_extension))
-                terms["pim"], terms["clamped"] = losses[-1].detach(), (distance.detach() > 1).double().mean()
+                terms["pim"], terms["clamped"] = losses[-1].detach(), (distance.detach() > 1).float().mean()
             else:
                 # All parameters must take part: DistributedDataParallel waits for the gradient of each.
                 losses.append(sum((level.mean() * 0 for level in pyramid[_LEVELS:]), losses[0] * 0))
-        terms["pairs"] = embeddings.new_tensor(len(batch["pairs"]))
+        terms["pairs"] = embeddings.new_full((), len(batch["pairs"]))
         return StepOutput(torch.stack(losses).sum(), terms, embeddings.detach(), pairs)
 
     def pim_embeddings(self, pyramid: Sequence[Tensor]) -> Tensor:

@@ -86,10 +86,9 @@ def fine_pairs(
         generator: source of the draws, on the device of the tensors.
     """
     drawn = []
-    extent = torch.tensor(size, device=points.device)
     for view in range(2):
-        cell = ((points[:, view] + 0.5) / points.new_tensor(stride)).floor().long()
-        query = _number(torch.minimum(cell.clamp(min=0), extent - 1), size) + view * prod(size)
+        axes = zip(points[:, view].unbind(1), stride, strict=True)
+        query = _number([((place + 0.5) / step).floor() for place, step in axes], size) + view * prod(size)
         pairs = _with_nearest(query, cells, size, stride, views, 1 - view, within_mm, within_mm)
         drawn.append(_draw(pairs, most, generator))
     return Pairs(*map(torch.cat, zip(*drawn, strict=True)))
@@ -129,9 +128,8 @@ def _with_nearest(
     """
     places = cells.places[query]
     in_patch = to_patch(places / views.spacing, views.starts[other].to(places.dtype), views.scales[other])
-    lattice = (in_patch + 0.5) / places.new_tensor(stride) - 0.5
-    last = torch.tensor(size, device=places.device) - 1
-    positive = _number(torch.minimum(lattice.round().long().clamp(min=0), last), size) + other * prod(size)
+    lattice = [(place + 0.5) / step - 0.5 for place, step in zip(in_patch.unbind(1), stride, strict=True)]
+    positive = _number([place.round() for place in lattice], size) + other * prod(size)
     away = cells.places[positive] - places
     near = (away[:, 0].abs() < within_slice_mm) & (away.square().sum(1) < within_mm**2)
     return Pairs(query, positive, near & cells.usable[query] & cells.usable[positive])
@@ -146,7 +144,8 @@ def _draw(pairs: Pairs, most: int, generator: torch.Generator | None) -> Pairs:
     return Pairs(*(column[chosen] for column in pairs))
 
 
-def _number(cell: Tensor, size: Sequence[int]) -> Tensor:
-    """Numbers (n,) of cells (n, 3)."""
+def _number(axes: Sequence[Tensor], size: Sequence[int]) -> Tensor:
+    """Numbers (n,) of the cells at whole positions (n,) along (Z, Y, X); of the map's nearest for those beyond it."""
+    z, y, x = (place.long().clamp(0, cells - 1) for place, cells in zip(axes, size, strict=True))
     _, height, width = size
-    return (cell[:, 0] * height + cell[:, 1]) * width + cell[:, 2]
+    return (z * height + y) * width + x

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nnssl.core.sending import send
 from nnssl.methods.base import MethodConfig, ascending, between, formerly, formerly_fixed
 
 WINDOW_KEYS = ("noise_sigma", "noise_seed", "gamma", "brightness")  # what `sample_window_intensity` draws
@@ -96,18 +97,15 @@ def apply_window_intensity(
     """
     offset, scale = hu_affine.double().unbind(-1)
     low, high = (torch.where(is_ct, a, b) for a, b in zip(_CT_WINDOW_HU, _OTHER_WINDOW, strict=True))
-    to_window, from_window = scale / (high - low), (high - low) / scale
-
-    def spread(values: Tensor) -> Tensor:
-        """(C,) or (K, 1) -> a shape that fits (K, C, Z, Y, X)."""
-        return values.to(x.device, torch.float32, non_blocking=True)[..., None, None, None]
-
-    window = torch.addcmul(spread((offset - low) / (high - low)), x.float(), spread(to_window))
+    of_channels = ((offset - low) / (high - low), scale / (high - low), (high - low) / scale)
+    of_views = (params[name][:, None] for name in ("gamma", "brightness", "noise_sigma"))
+    sent = send([values.to(torch.float32) for values in (*of_channels, *of_views)], x.device)
+    # (C,) or (K, 1) -> a shape that fits (K, C, Z, Y, X)
+    begin, to_window, from_window, gamma, brightness, sigma = (values[..., None, None, None] for values in sent)
+    window = torch.addcmul(begin, x.float(), to_window)
     inside = window.clamp(0, 1)
-    bent = inside ** spread(params["gamma"][:, None])
-    change = bent.sub_(inside).add_(spread(params["brightness"][:, None]))
-    change.addcmul_(noise, spread(params["noise_sigma"][:, None]))
-    return torch.addcmul(x.float(), change, spread(from_window))
+    change = (inside**gamma).sub_(inside).add_(brightness).addcmul_(noise, sigma)
+    return torch.addcmul(x.float(), change, from_window)
 
 
 def unit_noise(seed: int, shape: torch.Size | tuple[int, ...], device: torch.device) -> Tensor:

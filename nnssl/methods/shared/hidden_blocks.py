@@ -123,14 +123,14 @@ class HiddenBlocks(Method):
         return grid
 
     def draw_masks(self, batch: Batch) -> Tensor:
-        """The blocks to hide (B, K, *grid) bool, on the device of the crops."""
+        """The blocks to hide (B, K, *grid) bool, on the host."""
         drawn_on = self.maskable(list(self.grid), self.config)
         seeds = batch["mask_seeds"].numpy()
         masks = [
             np.broadcast_to(draw_mask(np.random.default_rng(int(s)), drawn_on, self.config.mask_ratio), self.grid)
             for s in seeds.flat
         ]
-        return torch.from_numpy(np.stack(masks)).view(*seeds.shape, *self.grid).to(batch["crops"].device)
+        return torch.from_numpy(np.stack(masks)).view(*seeds.shape, *self.grid)
 
 
 def sample_masked_crop(volume: Volume, patch_size: Sequence[int], rng: np.random.Generator) -> Sample:

@@ -129,7 +129,7 @@ class _Terms(torch.autograd.Function):
     ) -> Tensor:
         own = 2 * vectors.shape[0]
         columns = _own_first(vectors / math.sqrt(temperature), counts).flatten(0, 1)
-        places = None if sources is None else _own_first(sources, counts)
+        places = None if sources is None else _near_origin(_own_first(sources, counts), vectors.dtype)
         sums = columns.new_zeros(own)
         for start, stop, strip in _strips(columns, places, own, radius, chunk_rows):
             sums[start:stop] += strip.sum(1)
@@ -185,12 +185,34 @@ def _strips(
         torch.mm(columns[start:stop], columns[start:].T, out=strip).exp_()
         by_voxel = strip.view(shape[0] // 2, 2, shape[1] // 2, 2)
         if places is not None:
-            # Few pairs are near, and writing only those takes a tenth of a masked_fill_ of the strip.
-            rows, near = are_near(places[start // 2 : stop // 2], places[start // 2 :], radius).nonzero(as_tuple=True)
-            by_voxel[rows, :, near, :] = 0
+            clear_pairs(by_voxel, are_near(places[start // 2 : stop // 2], places[start // 2 :], radius))
         same = torch.arange(shape[0] // 2, device=strip.device)
         by_voxel[same, :, same, :] = 0
         yield start, stop, strip
+
+
+def _near_origin(places: Tensor, dtype: torch.dtype) -> Tensor:
+    """Positions in mm from their least ones, in the type of the vectors: float32 then tells 0.0001 mm apart in 2 m."""
+    if not len(places):
+        return places.to(dtype)
+    shifted = places - places.amin(0)  # volumes too: only equality counts
+    return shifted.to(dtype)
+
+
+def clear_pairs(by_voxel: Tensor, near: Tensor, few: bool | None = None) -> None:
+    """Set the entries of near pairs to 0, in place.
+
+    Args:
+        by_voxel: (r, 2, c, 2) voxels and views of rows and columns.
+        near: (r, c) bool.
+        few: whether to look the pairs up first, which takes a tenth of the time on a CPU and makes the host wait for a
+            card; None: as the device likes.
+    """
+    if near.device.type == "cpu" if few is None else few:
+        rows, columns = near.nonzero(as_tuple=True)
+        by_voxel[rows, :, columns, :] = 0
+    else:
+        by_voxel.masked_fill_(near[:, None, :, None], 0)
 
 
 def are_near(rows: Tensor, columns: Tensor, radius: float) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from nnssl.core.errors import UserError
+from nnssl.core.sending import send
 from nnssl.methods.base import Batch, Panel, at_least, formerly
 from nnssl.methods.shared.block_tokens import BlockTokens, LightDecoder
 from nnssl.methods.shared.hidden_blocks import (
@@ -132,11 +133,9 @@ class MaskedMethod(HiddenBlocks):
         inside = [
             blocks_inside(start, size, self.config.patch, self.block) for start, size in zip(starts, sizes, strict=True)
         ]
-        return {
-            **batch,
-            "hidden": hidden,
-            "inside": torch.from_numpy(np.stack(inside)).view_as(hidden).to(hidden.device),
-        }
+        shown = torch.from_numpy(np.stack(inside)).view_as(hidden)
+        masks = send([hidden, shown], batch["crops"].device)
+        return {**batch, **dict(zip(("hidden", "inside"), masks, strict=True))}
 
     def encode(self, crops: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens of the visible blocks and decoded tokens of all blocks.

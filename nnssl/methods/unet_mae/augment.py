@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nnssl.core.sending import send
 from nnssl.methods.base import MethodConfig, ascending, between
 
 SPATIAL_KEYS = ("angles", "zooms", "flips")
@@ -68,23 +69,22 @@ def apply_spatial(
         The crops, 0 beyond their edges, and (K, 1, Z, Y, X) bool: which voxels show a place inside crop and volume.
         A crop that is neither rotated nor scaled keeps its values exactly.
     """
-    extent = spacing.new_tensor(crops.shape[2:])
-    moved = (params["angles"] != 0).any(1) | (params["zooms"] != 1)
+    extent = torch.tensor(crops.shape[2:], dtype=torch.float32)
+    turned = (params["angles"] != 0).any(1) | (params["zooms"] != 1)
+    half = spacing * extent / 2  # millimetres from the centre to a face
+    matrix = _rotations(params["angles"]) / params["zooms"][:, None, None]
+    matrix = matrix * half[:, None, :] / half[:, :, None]  # from -1 to 1 on every axis
+    first = (-starts).clamp(min=0).float() - _ROUNDING
+    last = torch.minimum(sizes - starts, extent.to(sizes)).float() - 1 + _ROUNDING
+    matrix, moved, extent, first, last = send([matrix.float(), turned, extent, first, last], crops.device)
     warped, places = crops.float(), _voxels(crops)
-    if bool(moved.any()):
-        half = spacing * extent / 2  # millimetres from the centre to a face
-        matrix = _rotations(params["angles"]) / params["zooms"][:, None, None]
-        matrix = matrix * half[:, None, :] / half[:, :, None]  # from -1 to 1 on every axis
-        matrix = matrix.to(crops.device, torch.float32)
+    if bool(turned.any()):  # of the host: no wait
         grid = F.affine_grid(F.pad(matrix.flip(1, 2), (0, 1)), list(crops.shape), align_corners=False)
-        chosen = moved.to(crops.device)[:, None, None, None, None]
+        chosen = moved[:, None, None, None, None]
         sampled = F.grid_sample(warped, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
         warped = torch.where(chosen, sampled, warped)
-        there = (grid.flip(-1) + 1) / 2 * extent.to(grid) - 0.5
-        places = torch.where(chosen, there, places)
-    first = (-starts).clamp(min=0).to(places)
-    last = torch.minimum(sizes - starts, torch.tensor(crops.shape[2:])).to(places) - 1
-    first, last = (x[:, None, None, None] for x in (first - _ROUNDING, last + _ROUNDING))
+        places = torch.where(chosen, (grid.flip(-1) + 1) / 2 * extent - 0.5, places)
+    first, last = (x[:, None, None, None] for x in (first, last))
     inside = ((places >= first) & (places <= last)).all(-1)[:, None]
     return _mirrored(warped, params["flips"]).to(crops.dtype), _mirrored(inside, params["flips"])
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from nnssl.core.errors import UserError
+from nnssl.core.sending import send
 from nnssl.methods.base import Batch, Panel, Sample, StepOutput, Volume
 from nnssl.methods.shared.hidden_blocks import (
     HiddenBlocks,
@@ -85,7 +86,8 @@ class UnetMae(HiddenBlocks):
 
     def augment(self, batch: Batch) -> Batch:
         """Augment the crops; add `hidden` (B, 1, *grid) bool and `inside` (B, 1, 1, *P) bool, the voxels not padded."""
-        hidden, crops = self.draw_masks(batch), batch["crops"]
+        crops = batch["crops"]
+        (hidden,) = send([self.draw_masks(batch)], crops.device)
         parameters = {name: batch[name].flatten(0, 1) for name in SPATIAL_KEYS}
         spacing, starts, sizes = (batch[name].flatten(0, 1) for name in ("spacing", "starts", "sizes"))
         augmented, inside = apply_spatial(crops.flatten(0, 1), spacing, parameters, starts, sizes)

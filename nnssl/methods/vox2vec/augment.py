@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nnssl.core.errors import UserError
+from nnssl.core.sending import send
 from nnssl.methods.base import MethodConfig, ascending, between, formerly_fixed
 
 _SIGMA_VOXELS = (0.01, 100.0)  # range; the kernel's length grows with it
@@ -23,15 +24,23 @@ def gaussian_in_plane(x: Tensor, sigma: Tensor) -> Tensor:
 
     Args:
         x: (K, C, Z, Y, X) float32.
-        sigma: (K,) standard deviation in voxels, > 0; on the CPU, so that a GPU need not wait.
+        sigma: (K,) standard deviation in voxels, > 0; on the CPU, so that a GPU need not wait. With (1,) one for all.
 
     Returns:
         (K, C, Z, Y, X), a new tensor.
     """
-    views, channels, slices, height, width = x.shape
+    return _filtered(x, *send(_matrices(sigma, x.shape[3:]), x.device))
+
+
+def _matrices(sigma: Tensor, plane: Sequence[int]) -> list[Tensor]:
+    """The matrices along Y and along X; small enough to be made on the host."""
     radius = int(_TRUNCATE * float(sigma.max()) + 0.5)
-    sigma = sigma.to(x.device)
-    along_y, along_x = gaussian_matrices(sigma, height, radius), gaussian_matrices(sigma, width, radius)
+    return [gaussian_matrices(sigma, size, radius) for size in plane]
+
+
+def _filtered(x: Tensor, along_y: Tensor, along_x: Tensor) -> Tensor:
+    views, channels, slices, height, width = x.shape
+    along_y, along_x = (matrices.expand(views, -1, -1) for matrices in (along_y, along_x))
     rows = torch.bmm(x.reshape(views, -1, width), along_x.transpose(1, 2))
     planes = torch.matmul(along_y[:, None], rows.view(views, channels * slices, height, width))
     return planes.view_as(x)
@@ -160,14 +169,19 @@ def apply_intensity(
         ValueError: shapes do not fit.
     """
     _check(x, params, hu_affine, clip_fixed)
-    offset, scale = hu_affine.double().cpu().unbind(-1)
     host = {name: values.cpu() for name, values in params.items()}
+    offset, scale = hu_affine.double().cpu().unbind(-1)
+    filters = _filters(host["filter"], host["sigma"], host["alpha"], detail_sigma, x.shape[3:])
+    amplitude = (host["noise_sigma"].double()[:, None] / scale).float()
+    sent = send([*filters, amplitude, *_window(host, offset, scale, clip_fixed.cpu())], x.device)
+    filters, (amplitude, *window) = sent[: len(filters)], sent[len(filters) :]
     with torch.autocast(x.device.type, enabled=False):
         # The filters are linear and keep constants, so that all steps can use the normalised values.
         views = x.to(torch.float32, copy=True)
-        _filter(views, host["filter"], host["sigma"], host["alpha"], detail_sigma)
-        _add_noise(views, host["noise_sigma"], host["noise_seed"], scale)
-        return _window(views, host, offset, scale, clip_fixed.cpu())
+        _filter(views, *filters)
+        _add_noise(views, host["noise_sigma"], host["noise_seed"], amplitude)
+        gain, shift, lowest, highest = (values[..., None, None, None] for values in window)
+        return views.mul_(gain).add_(shift).clamp_(lowest, highest)
 
 
 def _check(x: Tensor, params: Mapping[str, Tensor], hu_affine: Tensor, clip_fixed: Tensor) -> None:
@@ -183,34 +197,43 @@ def _check(x: Tensor, params: Mapping[str, Tensor], hu_affine: Tensor, clip_fixe
         )
 
 
-def _filter(views: Tensor, choice: Tensor, sigma: Tensor, alpha: Tensor, detail_sigma: float) -> None:
-    """Blur or sharpen the chosen views, in place."""
+def _filters(
+    choice: Tensor, sigma: Tensor, alpha: Tensor, detail_sigma: float, plane: Sequence[int]
+) -> list[Tensor]:  # fmt: skip
+    """What `_filter` takes: the numbers of filtered views, of sharpened ones among these, and their parameters."""
     filtered = (choice != NO_FILTER).nonzero().flatten()
-    if len(filtered) == 0:
-        return
-    smooth = gaussian_in_plane(views[filtered.to(views.device)], sigma[filtered])
     sharpened = (choice[filtered] == SHARPEN).nonzero().flatten()
+    if not len(filtered):
+        return [filtered]
+    blur, strength = _matrices(sigma[filtered], plane), alpha[filtered][sharpened].float()
+    return [filtered, *blur, sharpened, strength, *_matrices(torch.full((1,), detail_sigma), plane)]
+
+
+def _filter(views: Tensor, filtered: Tensor, *parameters: Tensor) -> None:
+    """Blur or sharpen the chosen views, in place."""
+    if not parameters:
+        return
+    along_y, along_x, sharpened, strength, *detail = parameters
+    smooth = _filtered(views[filtered], along_y, along_x)
     if len(sharpened):
-        at = sharpened.to(views.device)
-        base = smooth[at]
+        base = smooth[sharpened]
         # b + alpha (b - G b) amplifies the detail that a second filter removes from the filtered view.
-        detail = base - gaussian_in_plane(base, torch.full(at.shape, detail_sigma))
-        strength = alpha[filtered][sharpened].to(views.device, torch.float32)
-        smooth[at] = torch.addcmul(base, strength.view(-1, 1, 1, 1, 1), detail)
-    views[filtered.to(views.device)] = smooth
+        removed = _filtered(base, *detail)
+        smooth[sharpened] = torch.addcmul(base, strength.view(-1, 1, 1, 1, 1), base - removed)
+    views[filtered] = smooth
 
 
-def _add_noise(views: Tensor, sigma: Tensor, seed: Tensor, scale: Tensor) -> None:
-    """Add Gaussian noise of sigma HU in place, with one field and seed per view."""
+def _add_noise(views: Tensor, sigma: Tensor, seed: Tensor, amplitude: Tensor) -> None:
+    """Add Gaussian noise in place, with one field and seed per view; amplitudes (B, C) are those of sigma HU (B,)."""
     generator = torch.Generator(views.device)
-    for view, hu, view_seed, view_scale in zip(views, sigma.tolist(), seed.tolist(), scale, strict=True):
+    for i, (view, hu, view_seed) in enumerate(zip(views, sigma.tolist(), seed.tolist(), strict=True)):
         if hu > 0:
             noise = torch.randn(view.shape, generator=generator.manual_seed(view_seed), device=view.device)
-            view.addcmul_(noise, (hu / view_scale).to(view.device, torch.float32).view(-1, 1, 1, 1))
+            view.addcmul_(noise, amplitude[i].view(-1, 1, 1, 1))
 
 
-def _window(views: Tensor, params: Mapping[str, Tensor], offset: Tensor, scale: Tensor, clip_fixed: Tensor) -> Tensor:
-    """Cut and stretch in place: one affine map x' = gain x + shift, and a clip to the ends of the fixed window in x."""
+def _window(params: Mapping[str, Tensor], offset: Tensor, scale: Tensor, clip_fixed: Tensor) -> list[Tensor]:
+    """Cut and stretch, (B, C) each: the map x' = gain x + shift, and a clip to the ends of the fixed window in x."""
     least, most = FIXED_WINDOW_HU
     low, high = params["window_low"].double()[:, None], params["window_high"].double()[:, None]
     gain = (most - least) / (high - low)
@@ -219,9 +242,4 @@ def _window(views: Tensor, params: Mapping[str, Tensor], offset: Tensor, scale: 
     clipped = params["window_random"].bool()[:, None] | clip_fixed
     lowest = torch.where(clipped, (least - offset) / scale, -torch.inf)
     highest = torch.where(clipped, (most - offset) / scale, torch.inf)
-
-    def per_channel(values: Tensor) -> Tensor:
-        return values.to(views.device, torch.float32).expand(views.shape[:2])[..., None, None, None]
-
-    views.mul_(per_channel(gain)).add_(per_channel(shift))
-    return views.clamp_(per_channel(lowest), per_channel(highest))
+    return [values.float().expand(offset.shape) for values in (gain, shift, lowest, highest)]

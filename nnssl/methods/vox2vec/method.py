@@ -132,7 +132,7 @@ class Vox2vec(Method):
         loss = info_nce(h1, h2, config.temperature, config.reduction, batch["source"], config.exclude_radius_mm)
         with torch.no_grad():
             similarity = (l2_normalise(h1.float()) * l2_normalise(h2.float())).sum(1).mean()
-        terms = {"similarity": similarity, "pairs": loss.new_tensor(len(voxels))}
+        terms = {"similarity": similarity, "pairs": loss.new_full((), len(voxels))}
         return StepOutput(loss, terms, h1.detach(), (h1.detach(), h2.detach()))
 
     def embed(self, crops: Tensor, voxels: Tensor) -> Tensor:
