@@ -7,9 +7,11 @@ or on interruptions. Workers hold no state.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any, Literal, Protocol
@@ -18,12 +20,13 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from nnssl.core.batch_memory import BatchMemory
 from nnssl.core.errors import UserError
-from nnssl.core.geometry import bounding_box
 from nnssl.core.signals import die_with_parent, ignore_signals
 from nnssl.core.system import unreadable, why
+from nnssl.data.batches import LoadedBatch, collated
 from nnssl.data.volumes import BloscVolume, VolumeFolder
-from nnssl.methods.base import Batch, Match, Method, Sample
+from nnssl.methods.base import Match, Method, Sample
 
 
 class Aligner(Protocol):
@@ -49,7 +52,7 @@ class RelativePosition:
     def match(self, volume: BloscVolume, other: BloscVolume, rng: np.random.Generator) -> Match:
         """Take a random voxel of the body; the match need not be body."""
         point = volume.random_body_voxel(rng)
-        mine, theirs = (bounding_box(v.read_body(np.zeros(3, dtype=np.int64), v.size)) for v in (volume, other))
+        mine, theirs = volume.body_box, other.body_box
         place = (point + 0.5 - mine.start) / (mine.stop - mine.start)
         matched = np.floor(theirs.start + place * (theirs.stop - theirs.start)).astype(np.int64)
         return Match(point, other, matched)
@@ -58,6 +61,8 @@ class RelativePosition:
 Stream = Literal["train", "val"]
 Key = tuple[Stream, int, int]  # stream, step, position in the whole batch
 _STREAMS: dict[Stream, int] = {"train": 0, "val": 1}
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
+_AHEAD = 4  # batches that a worker prepares before they are needed
 
 
 @dataclass(frozen=True)
@@ -164,19 +169,6 @@ def reading(folder: VolumeFolder, case: str) -> Iterator[None]:
                         f"nnssl_plan_and_preprocess again") from error  # fmt: skip
 
 
-@dataclass
-class LoadedBatch:
-    """A collated batch and the cases that it was cut from; or what failed, without tensors."""
-
-    cases: list[str]
-    tensors: Batch
-    failure: str | None = None
-
-    def pin_memory(self) -> LoadedBatch:
-        """Called by the loader's pinning thread."""
-        return LoadedBatch(self.cases, {k: v.pin_memory() for k, v in self.tensors.items()}, self.failure)
-
-
 def positions_of_rank(batch_size: int, rank: int, world_size: int) -> range:
     """This process's positions of the whole batch; the batch size is a multiple of the number of processes."""
     share = batch_size // world_size
@@ -190,14 +182,16 @@ def make_loader(
 
     The number of workers is nnU-Net's `nnUNet_n_proc_DA`, else one less than the cores, between 1 and 8.
     """
-    workers = number_of_workers()
+    workers, pinned = number_of_workers(), device.type == "cuda"
+    # A worker has at most _AHEAD batches that are not pinned yet, and one that it makes.
+    memory = BatchMemory(_AHEAD + 1 if pinned else 0)
     return DataLoader(
         dataset,
         batch_sampler=_Batches(steps, positions),
         num_workers=workers,
-        collate_fn=partial(_collate, dataset.method.collate),
-        pin_memory=device.type == "cuda",
-        prefetch_factor=4 if workers else None,
+        collate_fn=partial(collated, dataset.method.collate, memory),
+        pin_memory=pinned,
+        prefetch_factor=_AHEAD if workers else None,
         worker_init_fn=_start_worker if workers else None,
     )
 
@@ -260,17 +254,22 @@ def stop_workers(batches: Iterator[LoadedBatch]) -> None:
                 worker.kill()
 
 
-def _collate(collate: Callable[[list[Sample]], Batch], items: list[tuple[str, Sample | str]]) -> LoadedBatch:
-    cases = [case for case, _ in items]
-    failures = [sample for _, sample in items if isinstance(sample, str)]
-    if failures:
-        return LoadedBatch(cases, {}, failures[0])
-    return LoadedBatch(cases, collate([sample for _, sample in items if not isinstance(sample, str)]))
-
-
 def _start_worker(worker: int) -> None:
     torch.set_num_threads(1)
+    _keep_freed_memory()
     # a signal to the process group must not kill the workers: the main process ends the step, saves, and stops them
     ignore_signals()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     die_with_parent()
+
+
+def _keep_freed_memory() -> None:
+    """Let this process use its freed memory again: fresh pages for every sample cost the system as much as reading it.
+
+    glibc would hand large arrays back at once, and others after every batch. Other C libraries are left as they are.
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(AttributeError):
+            mallopt = ctypes.CDLL(None).mallopt
+            mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+            mallopt(_M_MMAP_MAX, 0)

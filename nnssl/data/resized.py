@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from nnssl.core.errors import UserError
-from nnssl.core.geometry import Box, bounding_box
+from nnssl.core.geometry import Box
 
 if TYPE_CHECKING:
     from nnssl.data.volumes import BloscVolume
@@ -46,7 +46,7 @@ def resized_body(volume: BloscVolume, largest: Sequence[int]) -> ResizedBody:
     Raises:
         UserError: half precision cannot hold its values.
     """
-    box = bounding_box(volume.read_body(np.zeros(3, dtype=np.int64), volume.size))
+    box = volume.body_box
     values, shape = torch.from_numpy(volume.read(*box)), resized_shape(box, largest)
     if list(values.shape[1:]) != shape:
         values = F.interpolate(values[None], size=shape, mode="trilinear", align_corners=True)[0]

@@ -18,15 +18,16 @@ from typing import Any
 import numpy as np
 
 from nnssl.core.errors import UserError
+from nnssl.core.geometry import bounding_box
 from nnssl.core.lock import Lock, waiting_lock
 from nnssl.core.names import check_name
 
 _WITHOUT_LABEL = "_imagesTr_unlabelled"
 _RANGE_PERCENTILES = (0.5, 99.5)
 _RANGE_SAMPLES = 1_000_000  # voxels that the stored percentiles are taken from
-# Small enough that one slice or one box decompresses little else: 16 KiB blocks in chunks of at most 1 MiB.
+# Small enough that one slice or one box decompresses little else: 16 KiB blocks in chunks of at most 256 KiB.
 _BLOCK = (4, 64, 64)
-_CHUNK = (16, 256, 256)
+_CHUNK = (4, 256, 256)
 
 logger = logging.getLogger("nnssl")
 
@@ -119,12 +120,13 @@ def save_body(folder: Path, case: str, body: np.ndarray, image: np.ndarray) -> N
 def save_body_mask(path: Path, body: np.ndarray, image: np.ndarray) -> None:
     """Write a mask with what a reader needs to draw from it: a body voxel costs one slice, not the whole mask.
 
-    `schunk.vlmeta` holds `slice_counts` (list of Z ints: body voxels per slice) and `intensity_range` (list of [0.5,
-    99.5 percentile] of the values inside the body per channel, from at most a million voxels, evenly spaced).
+    `schunk.vlmeta` holds `slice_counts` (list of Z ints: body voxels per slice), `body_box` ([start, stop), each (z, y,
+    x)) and `intensity_range` (list of [0.5, 99.5 percentile] of the values inside the body per channel, from at most a
+    million voxels, evenly spaced).
 
     Args:
         path: file to write.
-        body: (Z, Y, X) bool.
+        body: (Z, Y, X) bool, not empty.
         image: (C, Z, Y, X) preprocessed values.
     """
     import blosc2
@@ -135,8 +137,10 @@ def save_body_mask(path: Path, body: np.ndarray, image: np.ndarray) -> None:
         urlpath=str(path),
         chunks=tuple(map(min, _CHUNK, body.shape)),
         blocks=tuple(map(min, _BLOCK, body.shape)),
-        cparams={"codec": blosc2.Codec.ZSTD, "clevel": 5, "nthreads": 1},
+        # filters make the runs of a mask shorter, and reading it several times slower
+        cparams={"codec": blosc2.Codec.ZSTD, "clevel": 5, "filters": [blosc2.Filter.NOFILTER], "nthreads": 1},
     )
+    array.schunk.vlmeta["body_box"] = [side.tolist() for side in bounding_box(body)]
     array.schunk.vlmeta["slice_counts"] = [int(count) for count in body.sum(axis=(1, 2))]
     array.schunk.vlmeta["intensity_range"] = [_percentiles(channel[body]) for channel in image]
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from nnssl.core.errors import UserError
+from nnssl.core.geometry import Box, bounding_box
 from nnssl.data.records import unused_cases
 from nnssl.data.report import resolved_configuration, settings_digest
 from nnssl.data.resized import resized_body, resized_folder, stored_body
@@ -147,6 +148,17 @@ class BloscVolume:
         """Box [start, stop) of the body mask as (*size,) bool; False outside the volume."""
         return _read(self._body, start, stop, np.uint8).astype(bool)
 
+    @cached_property
+    def body_box(self) -> Box:
+        """The smallest box that holds the body; a mask that was stored without one is read as a whole."""
+        meta = self._body.schunk.vlmeta
+        if "body_box" in meta:
+            start, stop = np.asarray(meta["body_box"], dtype=np.int64)
+            return Box(start, stop)
+        file = self.folder.bodies / f"{self.case}.b2nd"
+        status = file.stat()
+        return _box_of_mask(file, status.st_ino, status.st_mtime_ns)
+
     def read_resized_body(self, largest: tuple[int, int, int]) -> np.ndarray:
         """The body's box as (C, z, y, x) float16, resized on axes longer than `largest` (`nnssl.data.resized`).
 
@@ -173,8 +185,9 @@ class BloscVolume:
         counts = np.asarray(self._body.schunk.vlmeta["slice_counts"])
         n = int(rng.integers(counts.sum()))
         z = int(np.searchsorted(np.cumsum(counts), n, side="right"))
-        voxels = np.flatnonzero(self._body[z])
-        y, x = np.unravel_index(voxels[n - counts[:z].sum()], self._body.shape[1:])
+        slice_of_mask = _box(self._body, [z, 0, 0], [z + 1, *self._body.shape[1:]])[0]
+        voxels = np.flatnonzero(slice_of_mask != 0)  # of bool: four times as fast as of uint8
+        y, x = np.unravel_index(voxels[n - counts[:z].sum()], slice_of_mask.shape)
         return np.array([z, y, x])
 
     def match(self, rng: np.random.Generator) -> Match:
@@ -191,6 +204,12 @@ class BloscVolume:
 Matcher: TypeAlias = "Callable[[BloscVolume, np.random.Generator], Match]"
 
 
+@lru_cache(maxsize=100_000)
+def _box_of_mask(file: Path, inode: int, time: int) -> Box:
+    """The body's box in a mask file, which its inode and time (ns) tell from a later one of the same name."""
+    return bounding_box(_open(file)[...] != 0)
+
+
 def _open(path: Path) -> Any:
     import blosc2
 
@@ -204,11 +223,18 @@ def _read(array: Any, start: np.ndarray, stop: np.ndarray, dtype: type) -> np.nd
     """Box of the last three axes, zero where it leaves the array."""
     size = np.asarray(array.shape[-3:])
     inner_start, inner_stop = np.clip(start, 0, size), np.clip(stop, 0, size)
-    inside: tuple[Any, ...] = (..., *map(slice, inner_start.tolist(), inner_stop.tolist()))
+    channels = array.shape[:-3]
+    first, last = [0] * len(channels) + inner_start.tolist(), [*channels, *inner_stop.tolist()]
     if np.array_equal(inner_start, start) and np.array_equal(inner_stop, stop):
-        return np.asarray(array[inside], dtype=dtype)
-    out = np.zeros((*array.shape[:-3], *(stop - start)), dtype=dtype)
+        return np.asarray(_box(array, first, last), dtype=dtype)
+    out = np.zeros((*channels, *(stop - start)), dtype=dtype)
     if (inner_stop > inner_start).all():
         target: tuple[Any, ...] = (..., *map(slice, (inner_start - start).tolist(), (inner_stop - start).tolist()))
-        out[target] = array[inside]
+        out[target] = _box(array, first, last)
     return out
+
+
+def _box(array: Any, start: list[int], stop: list[int]) -> np.ndarray:
+    """Box inside of an array; `array[...]` would spend more time on its key than on a small box."""
+    out = np.empty([b - a for a, b in zip(start, stop, strict=True)], dtype=array.dtype)
+    return np.asarray(array.get_slice_numpy(out, (start, stop))) if out.size else out

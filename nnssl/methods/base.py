@@ -11,7 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nnssl.core.batch_memory import stacked
 from nnssl.core.errors import UserError
+from nnssl.core.geometry import Box
 from nnssl.networks.pyramid import FeaturePyramid
 
 # Larger values are typing mistakes that would use up the memory; a run lists its steps before it begins.
@@ -44,6 +46,10 @@ class Volume(Protocol):
 
     def read_body(self, start: np.ndarray, stop: np.ndarray) -> np.ndarray:
         """Body mask of the box as (*size,) bool, False outside of the volume."""
+
+    @property
+    def body_box(self) -> Box:
+        """Smallest box that holds the body."""
 
     def read_resized_body(self, largest: tuple[int, int, int]) -> np.ndarray:
         """The body's box as (C, z, y, x) float16, resized with aligned corners on axes longer than `largest`."""
@@ -253,7 +259,7 @@ class Method(nn.Module):
     @staticmethod
     def collate(samples: list[Sample]) -> Batch:
         """Stack the samples of one process and step along a new first axis."""
-        return {key: torch.from_numpy(np.stack([s[key] for s in samples])) for key in samples[0]}
+        return {key: stacked([s[key] for s in samples]) for key in samples[0]}
 
     def augment(self, batch: Batch) -> Batch:
         """Augment the views of a batch, deterministically: all random numbers come with the samples."""

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from nnssl.core.errors import BadCase
+from nnssl.core.geometry import bounding_box
 from nnssl.data.check_case import (
     body_mask_ct,
     body_mask_normalized_ct,
@@ -214,5 +215,6 @@ def test_save_body_mask__reader_can_draw_a_uniform_voxel_from_one_slice(tmp_path
     assert stored.dtype == np.uint8
     np.testing.assert_array_equal(stored[:], body)
     assert stored.schunk.vlmeta["slice_counts"] == body.sum(axis=(1, 2)).tolist()
+    assert stored.schunk.vlmeta["body_box"] == [side.tolist() for side in bounding_box(body)]
     expected = [np.percentile(channel[body], (0.5, 99.5)).tolist() for channel in image]
     np.testing.assert_allclose(stored.schunk.vlmeta["intensity_range"], expected, rtol=1e-6)

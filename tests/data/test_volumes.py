@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import blosc2
@@ -7,6 +8,8 @@ import numpy as np
 import pytest
 
 from nnssl.core.errors import UserError
+from nnssl.data import volumes
+from nnssl.data.storage import save_body_mask
 from nnssl.data.volumes import Channel
 from tests.volumes import CT, MR, add_volume, index_volume, make_folder
 
@@ -91,3 +94,20 @@ def test_open__a_mask_of_another_shape_names_the_fix(tmp_path: Path) -> None:
     blosc2.asarray(image, urlpath=str(folder.images / "a.b2nd"), mode="w")
     with pytest.raises(UserError, match="nnssl_plan_and_preprocess"):
         folder.open("a")
+
+
+def test_body_box__is_stored_or_found_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    body = np.zeros((9, 12, 11), dtype=bool)
+    body[2:5, 3:4, 6:11] = True
+    folder = make_folder(tmp_path)
+    add_volume(folder, "old", np.zeros((1, *body.shape)), body)
+    for _ in range(2):
+        assert [side.tolist() for side in folder.open("old").body_box] == [[2, 3, 6], [5, 4, 11]]
+        monkeypatch.setattr(volumes, "bounding_box", None)
+    monkeypatch.undo()
+    add_volume(folder, "old", np.zeros((1, *body.shape)), body[::-1])
+    os.utime(folder.bodies / "old.b2nd", (0, 0))
+    assert folder.open("old").body_box.start.tolist() == [4, 3, 6]
+    save_body_mask(folder.bodies / "old.b2nd", body, np.zeros((1, *body.shape), dtype=np.float32))
+    monkeypatch.setattr(volumes, "bounding_box", None)
+    assert [side.tolist() for side in folder.open("old").body_box] == [[2, 3, 6], [5, 4, 11]]

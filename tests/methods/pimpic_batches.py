@@ -9,8 +9,9 @@ import numpy as np
 
 from nnssl.core.geometry import overlaps_of_patches
 from nnssl.data.volumes import BloscVolume
-from nnssl.methods.base import Batch
+from nnssl.methods.base import Batch, Sample
 from nnssl.methods.pimpic.method import Pimpic, PimpicConfig
+from nnssl.methods.shared.overlapping_crops import cut_crops
 from tests.volumes import CT, add_volume, index_volume, make_folder
 
 
@@ -41,4 +42,14 @@ def crops_at(starts: list[list[int]], config: PimpicConfig) -> Batch:
     overlap, boxes = overlaps_of_patches(np.array(starts), config.patch_size or ())
     crops = np.random.default_rng(0).random((len(starts), 1, *(config.patch_size or ())), dtype=np.float32)
     pairs = np.argwhere(np.triu(overlap >= config.least_overlap, k=1))
-    return Pimpic.collate([{"crops": crops, "overlap": overlap, "boxes": boxes, "pairs": pairs}])
+    return joined({"crops": crops, "overlap": overlap, "boxes": boxes, "pairs": pairs})
+
+
+def joined(*samples: Sample) -> Batch:
+    """A batch that is augmented already, without regions."""
+    return Pimpic.collate([{**s, "region": np.zeros((1, 0, 0, 0), dtype=np.float32)} for s in samples])
+
+
+def crops_of(sample: Sample) -> np.ndarray:
+    """The crops (N, C, 8, 8, 8) of a sample."""
+    return cut_crops(Pimpic.collate([sample]), (8, 8, 8))[0].numpy()

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,8 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nnssl.methods.shared.overlapping_crops import (
+    collate_regions,
+    cut_crops,
     most_overlap,
     overlap_fraction,
+    read_region,
     region_size,
     sample_pair,
     sample_points,
@@ -18,6 +23,7 @@ from nnssl.methods.shared.overlapping_crops import (
 )
 from nnssl.methods.voco.augment import resized_crops, sample_orientations
 from tests.networks.helpers import load_reference
+from tests.volumes import CT, MR, add_volume, index_volume, make_folder
 
 REFERENCE = load_reference("lapn.json")
 
@@ -215,3 +221,18 @@ def test_scaled_crops__samples_by_the_voxels_centres() -> None:
 def test_scaled_crops__scale_one_cuts() -> None:
     region = torch.rand(1, 2, 8, 9, 10)
     torch.testing.assert_close(scaled_crops(region, torch.ones(1), (6, 7, 8))[0], region[0, :, 1:7, 1:8, 1:9])
+
+
+@pytest.mark.parametrize("reach", [2, 9], ids=["shared box is smaller", "crops are smaller"])
+def test_cut_crops__gives_what_each_crop_read_alone_has(tmp_path: Path, reach: int) -> None:
+    folder, patch, rng = make_folder(tmp_path, (CT, MR)), (4, 6, 5), np.random.default_rng(0)
+    add_volume(folder, "a", index_volume((20, 24, 22), 2) + 1)
+    volume = folder.open("a")
+    starts = rng.integers(0, reach, (3, 4, 3)) - 1
+    samples = [read_region(volume, own, patch) for own in starts]
+    assert all(s["region"].size <= 2 * 4 * 4 * 6 * 5 for s in samples)
+    sizes = [s["region"].size for s in samples]
+    batch = {**collate_regions(samples), "corners": torch.from_numpy(np.stack([s["corners"] for s in samples]))}
+    assert len(batch["region"]) == sum(sizes)
+    expected = [[volume.read(start, start + patch) for start in own] for own in starts]
+    np.testing.assert_array_equal(cut_crops(batch, patch).numpy(), np.array(expected))

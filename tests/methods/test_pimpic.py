@@ -11,8 +11,9 @@ from torch import Tensor
 from nnssl.core.geometry import overlaps_of_patches
 from nnssl.data.volumes import BloscVolume
 from nnssl.methods.pimpic.method import Pimpic
+from nnssl.methods.shared.overlapping_crops import cut_crops
 from nnssl.networks.fpn_unet import FPN3d
-from tests.methods.pimpic_batches import numbered_volume, random_batch, small_config
+from tests.methods.pimpic_batches import crops_of, joined, numbered_volume, random_batch, small_config
 from tests.volumes import CT, MR, index_volume
 
 SIZES = [(20, 31, 25), (5, 9, 30), (8, 8, 8), (3, 4, 5)]
@@ -24,8 +25,8 @@ def test_sample__overlap_boxes_show_the_same_source_voxels(tmp_path: Path, size:
     volume, config = numbered_volume(tmp_path, size), small_config()
     for seed in range(20):
         sample = Pimpic.sample(volume, config, np.random.default_rng(seed))
-        crops, boxes, overlap = sample["crops"][:, 0], sample["boxes"], sample["overlap"]
-        assert sample["crops"].shape == (5, 1, 8, 8, 8)
+        crops, boxes, overlap = crops_of(sample)[:, 0], sample["boxes"], sample["overlap"]
+        assert crops.shape == (5, 8, 8, 8)
         assert (overlap == overlap.T).all() and (np.diag(overlap) == 1).all()
         for i, j in np.ndindex(5, 5):
             both = [crops[a][tuple(map(slice, *boxes[a, b]))] for a, b in ((i, j), (j, i))]
@@ -39,7 +40,7 @@ def test_sample__overlap_boxes_show_the_same_source_voxels(tmp_path: Path, size:
 
 def test_sample__a_small_volume_is_whole_in_every_crop(tmp_path: Path) -> None:
     volume = numbered_volume(tmp_path, (3, 4, 5))
-    crops = Pimpic.sample(volume, small_config(crops=20), np.random.default_rng(0))["crops"]
+    crops = crops_of(Pimpic.sample(volume, small_config(crops=20), np.random.default_rng(0)))
     assert all(np.array_equal(np.sort(crop[crop > 0]), np.arange(1, 61)) for crop in crops)
     assert len({tuple(np.argwhere(crop[0] > 0)[0]) for crop in crops}) > 10, "the padding does not vary"
 
@@ -72,13 +73,14 @@ def test_sample__is_a_function_of_the_generator(tmp_path: Path) -> None:
     volume = numbered_volume(tmp_path)
     one, two, other = (Pimpic.sample(volume, small_config(), np.random.default_rng(s)) for s in (5, 5, 6))
     assert all(np.array_equal(one[k], two[k]) for k in one)
-    assert not np.array_equal(one["crops"], other["crops"])
+    assert not np.array_equal(one["region"], other["region"])
 
 
 def test_sample__several_channels(tmp_path: Path) -> None:
     sample = Pimpic.sample(numbered_volume(tmp_path, channels=(MR, CT)), small_config(), np.random.default_rng(0))
-    assert sample["crops"].shape == (5, 2, 8, 8, 8)
-    assert (sample["crops"][:, 1] - sample["crops"][:, 0] == 1e6).all()
+    crops = crops_of(sample)
+    assert crops.shape == (5, 2, 8, 8, 8)
+    assert (crops[:, 1] - crops[:, 0] == 1e6).all()
 
 
 def test_collate__pairs_carry_their_volume_and_weigh_as_the_mean_of_means() -> None:
@@ -88,7 +90,7 @@ def test_collate__pairs_carry_their_volume_and_weigh_as_the_mean_of_means() -> N
     for starts in (near, far):
         overlap, boxes = overlaps_of_patches(np.array(starts), config.patch_size or ())
         samples.append({"boxes": boxes, "overlap": overlap, "pairs": np.argwhere(np.triu(overlap >= 0.01, k=1))})
-    batch = Pimpic.collate(samples)
+    batch = joined(*samples)
     assert batch["pairs"].tolist() == [[0, 0, 1], [0, 0, 2], [0, 1, 2], [1, 0, 1]]
     assert batch["pair_weights"].tolist() == pytest.approx([1 / 6, 1 / 6, 1 / 6, 1 / 2])
 
@@ -104,9 +106,10 @@ def test_augment__each_crop_for_itself(tmp_path: Path, channels: tuple[Any, ...]
     config = small_config()
     method, batch = Pimpic(FPN3d(len(channels), 4, 3), config), random_batch(tmp_path, config, channels)
     augmented = method.augment(batch)
-    assert augmented["crops"].shape == batch["crops"].shape and augmented["crops"].isfinite().all()
+    crops = cut_crops(batch, (8, 8, 8))
+    assert augmented["crops"].shape == crops.shape and augmented["crops"].isfinite().all()
     assert torch.equal(augmented["crops"], method.augment(batch)["crops"]), "the parameters come with the samples"
-    change = augmented["crops"] - batch["crops"]
+    change = augmented["crops"] - crops
     v, i, j = batch["pairs"][0].tolist()
     boxes = batch["boxes"][v]
     both = _in_common(change[v], boxes, i, j)
@@ -119,7 +122,7 @@ def test_augment__shared_noise_leaves_overlaps_identical(tmp_path: Path) -> None
     augmented = Pimpic(FPN3d(1, 4, 3), config).augment(batch)
     noisy = (batch["noise_sigma"] > 0).all(1)
     assert noisy.any()
-    changed = (augmented["crops"] - batch["crops"]).flatten(1).abs().amax(1) > 0
+    changed = (augmented["crops"] - cut_crops(batch, (8, 8, 8))).flatten(1).abs().amax(1) > 0
     assert torch.equal(changed, noisy)
     for v, i, j in augmented["pairs"].tolist():
         crops, boxes = augmented["crops"][v], augmented["boxes"][v]
@@ -129,7 +132,8 @@ def test_augment__shared_noise_leaves_overlaps_identical(tmp_path: Path) -> None
 def test_panels__boxes_of_a_pair_frame_the_same_voxels(tmp_path: Path) -> None:
     config = small_config()
     sample = Pimpic.sample(numbered_volume(tmp_path), config, np.random.default_rng(0))
-    region, *pairs = Pimpic.panels(Pimpic.collate([sample]), config)
+    batch = Pimpic.collate([sample])
+    region, *pairs = Pimpic.panels({**batch, "crops": cut_crops(batch, (8, 8, 8))}, config)
     assert 1 <= len(pairs) <= 3 and len(region) == 1
     for row in pairs:
         cut = []

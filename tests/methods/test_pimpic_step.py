@@ -17,7 +17,7 @@ from nnssl.methods.pimpic.method import Pimpic, PimpicConfig
 from nnssl.networks.contrastive import projection_head
 from nnssl.networks.fpn_unet import FPN3d
 from nnssl.networks.pimpic_unet import Pimpic3d
-from tests.methods.pimpic_batches import crops_at, random_batch, small_config
+from tests.methods.pimpic_batches import crops_at, joined, random_batch, small_config
 from tests.networks.helpers import count_parameters, fill_by_rule, input_by_rule, load_reference, state_dict_shapes
 
 REFERENCE = load_reference("pimpic.json")
@@ -33,7 +33,7 @@ def _official(case: str) -> tuple[Pimpic, Batch]:
     np.testing.assert_allclose(overlap, REFERENCE["losses end to end"]["S"], rtol=0, atol=1e-12)
     pairs = np.argwhere(np.triu(overlap >= 0.01, k=1))
     crops = input_by_rule(vector["input"]).numpy()
-    batch = Pimpic.collate([{"crops": crops, "overlap": overlap, "boxes": boxes, "pairs": pairs}])
+    batch = joined({"crops": crops, "overlap": overlap, "boxes": boxes, "pairs": pairs})
     method = Pimpic(Pimpic3d(1, 4), config)
     fill_by_rule(method)
     return method, batch

@@ -28,7 +28,7 @@ from nnssl.methods.shared.augment import (
     sample_window_intensity,
     unit_noise,
 )
-from nnssl.methods.shared.overlapping_crops import read_crops
+from nnssl.methods.shared.overlapping_crops import collate_regions, cut_crops, read_region
 from nnssl.networks.contrastive import l2_normalise, projection_head
 from nnssl.networks.pyramid import FeaturePyramid
 
@@ -74,7 +74,7 @@ class Pimpic(Method):
     config_class = PimpicConfig
     levels = "encoder"
     collapse_cause = "patches of one volume a step, which look alike (-o crops=... spread=...), or a high learning_rate"
-    host_keys = frozenset({"starts", "hu_affine", "is_ct", *WINDOW_KEYS})
+    host_keys = frozenset({"starts", "corners", "region_sizes", "hu_affine", "is_ct", *WINDOW_KEYS})
     config: PimpicConfig
 
     def __init__(self, backbone: FeaturePyramid, config: PimpicConfig) -> None:
@@ -104,7 +104,7 @@ class Pimpic(Method):
         A volume smaller than the patch is padded with zeros.
 
         Returns arrays, for C channels, a patch P, N crops and M pairs that overlap enough:
-            crops: (N, C, *P) float32, the plans' normalised values.
+            region, corners: the crops, float32, the plans' normalised values, see `read_region`.
             starts: (N, 3) first voxels in the volume.
             anchor: (3,) first voxel of the anchor patch.
             overlap: (N, N) float64, the common share S.
@@ -119,7 +119,7 @@ class Pimpic(Method):
         overlap, boxes = overlaps_of_patches(starts, patch)
         enough = (overlap >= config.least_overlap) & (overlap > 0)
         return {
-            "crops": read_crops(volume, starts, patch),
+            **read_region(volume, starts, patch),
             "starts": starts,
             "anchor": anchor,
             "overlap": overlap,
@@ -132,12 +132,14 @@ class Pimpic(Method):
 
     @staticmethod
     def collate(samples: list[Sample]) -> Batch:
-        """Stack samples, but concatenate their pairs, with the sample's number first: (M, 3).
+        """Stack samples, but concatenate their regions, and their pairs, with the sample's number first: (M, 3).
 
         With `pair_weights` (M,) float64 the weighted sum of PiC's terms is the mean over the volumes of their means,
         with 0 for a volume without a pair: the mean over processes then is the loss of all volumes.
         """
-        batch = Method.collate([{k: v for k, v in s.items() if k != "pairs"} for s in samples])
+        joined = ("pairs", "region")
+        batch = {**collate_regions(samples),
+                 **Method.collate([{k: v for k, v in s.items() if k not in joined} for s in samples])}  # fmt: skip
         counts = [len(s["pairs"]) for s in samples]
         batch["pairs"] = torch.from_numpy(
             np.concatenate([np.insert(s["pairs"], 0, i, 1) for i, s in enumerate(samples)])
@@ -147,20 +149,21 @@ class Pimpic(Method):
         return batch
 
     def augment(self, batch: Batch) -> Batch:
-        """Add noise, gamma and brightness to each crop independently; `crops` keeps its shape (V, N, C, *P).
+        """Cut `crops` (V, N, C, *P) out of the regions; add noise, gamma and brightness to each independently.
 
         The authors add one noise field to the volume before they cut it (`shared_noise`). The common part of two
         patches is then identical voxel by voxel, and PiC's positives differ only by what convolutions see around them.
         The default follows the paper's "intensity-based augmentations": positives with different intensities must agree
         on anatomy.
         """
-        crops = torch.stack([self._augmented(batch, i) for i in range(len(batch["crops"]))])
+        crops = cut_crops(batch, self.config.patch)
+        crops = torch.stack([self._augmented(crops[i], batch, i) for i in range(len(crops))])
         kept = ("starts", "anchor", "overlap", "boxes", "pairs", "pair_weights")
         return {"crops": crops, **{key: batch[key] for key in kept}}
 
-    def _augmented(self, batch: Batch, i: int) -> Tensor:
-        """The crops (N, C, *P) of volume i."""
-        crops, seed = batch["crops"][i], int(batch["noise_seed"][i])
+    def _augmented(self, crops: Tensor, batch: Batch, i: int) -> Tensor:
+        """The crops (N, C, *P) of volume i, augmented."""
+        seed = int(batch["noise_seed"][i])
         if self.config.shared_noise:
             starts = (batch["starts"][i] - batch["starts"][i].amin(0)).tolist()
             patch = crops.shape[2:]

@@ -10,6 +10,7 @@ in voxels of the volume. Integers are centres of voxels, and a patch of P voxels
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import prod
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,6 +19,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nnssl.core.batch_memory import empty
 from nnssl.core.geometry import Integers, random_crop_start
 from nnssl.methods.base import Batch, Method, Panel, Sample, Volume
 
@@ -30,6 +32,45 @@ def read_crops(volume: Volume, starts: Integers, patch: Sequence[int] | Integers
     region = volume.read(origin, starts.max(0) + patch)
     boxes = [(slice(None), *map(slice, start, start + patch)) for start in starts - origin]
     return np.stack([region[box] for box in boxes])
+
+
+def read_region(volume: Volume, starts: Integers, patch: Sequence[int] | Integers) -> Sample:
+    """Read crops (K, C, *P) at first voxels (K, 3) as one array, which `cut_crops` cuts on the device.
+
+    Returns:
+        "region" (C, Z, Y, X), the box around all crops, or the crops one below the other where that is smaller, and
+        "corners" (K, 3), first voxels of the crops in it.
+    """
+    origin, patch = starts.min(0), np.asarray(patch)
+    region, corners = volume.read(origin, starts.max(0) + patch), starts - origin
+    if np.prod(region.shape[1:]) > len(starts) * patch.prod():
+        crops = [region[:, z : z + patch[0], y : y + patch[1], x : x + patch[2]] for z, y, x in corners]
+        region, corners = np.concatenate(crops, axis=1), np.outer(np.arange(len(starts)), patch * (1, 0, 0))
+    return {"region": region, "corners": corners}
+
+
+def collate_regions(samples: list[Sample]) -> Batch:
+    """The regions of a batch one after the other as "region" (n,), with their shapes as "region_sizes" (B, 4)."""
+    regions = [s["region"] for s in samples]
+    flat = empty((sum(r.size for r in regions),), torch.from_numpy(regions[0][:0]).dtype)
+    np.concatenate([r.ravel() for r in regions], out=flat.numpy())
+    return {"region": flat, "region_sizes": torch.tensor([r.shape for r in regions])}
+
+
+def cut_crops(batch: Batch, patch: tuple[int, int, int]) -> Tensor:
+    """Cut the crops (B, K, C, *P) of a batch out of its regions, on their device.
+
+    Args:
+        batch: with "region" and "region_sizes" of `collate_regions` and "corners" (B, K, 3), the last two on the CPU.
+        patch: (Z, Y, X) size of the crops.
+    """
+    sizes, (depth, height, width) = batch["region_sizes"].tolist(), patch
+    crops = []
+    for flat, size, corners in zip(batch["region"].split([prod(s) for s in sizes]), sizes, batch["corners"].tolist(),
+                                   strict=True):  # fmt: skip
+        region = flat.view(size)
+        crops += [region[:, z : z + depth, y : y + height, x : x + width] for z, y, x in corners]
+    return torch.stack(crops).unflatten(0, (len(sizes), -1))
 
 
 def collate_matched(samples: list[Sample], points: str, places: str) -> Batch:

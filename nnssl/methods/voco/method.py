@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from nnssl.core.errors import UserError
-from nnssl.core.geometry import Integers, bounding_box
+from nnssl.core.geometry import Integers
 from nnssl.methods.base import (
     Batch,
     Method,
@@ -168,7 +168,7 @@ class VoCo(Method):
         """Values (C, *(grid * base)) that the bases tile, in one read, and the size of the bases."""
         if (resized := cls.resized_body(config)) is not None:
             return tile_body(volume.read_resized_body(resized), config.grid)
-        body = bounding_box(volume.read_body(np.zeros(3, dtype=np.int64), volume.size))
+        body = volume.body_box
         if (largest := config.slab_base()) is None:
             return tile_body(volume.read(*body), config.grid)
         anchor = volume.random_body_voxel(rng)
