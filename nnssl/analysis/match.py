@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +15,10 @@ from nnssl.analysis.points import RAS, locate
 from nnssl.core.figures import check_folder
 from nnssl.features.geometry import Floats
 from nnssl.features.images import PreparedImage
-from nnssl.features.match import distance_back, similarity_map
+from nnssl.features.match import ANYWHERE, distance_back, share_as_good, similarity_map
 from nnssl.features.model import open_features
 
+log = logging.getLogger("nnssl")
 _OPACITY = 0.55  # of the similarity over the image
 
 
@@ -81,8 +83,13 @@ def match(
     source = open_features(model, None, device, [query, key], allow_other_intensities, encodings=True)
     asked, searched = source.images.prepare([query, key], with_body=False)
     at = locate(asked, point, voxel, ras)
-    encoded, other = source.encode(asked), source.encode(searched)
+    # not blended: encodings as a pretraining that pairs volumes stores them
+    encoded, other = (source.encode(image, blend=False) for image in (asked, searched))
     similarity, found = similarity_map(encoded, other, at)
+    if (share := share_as_good(similarity)) > ANYWHERE:
+        log.warning(f"{share:.0%} of {searched.name} is as similar to the point as the best place there "
+                    f"({found.similarity[0]:.2f}): this model does not tell places apart, and the match means nothing; "
+                    f"pretrain it for more steps, or take another one with -m")  # fmt: skip
     best, stride = found.points[0], other.strides["fine"]
     if output is not None:
         draw_match(asked, searched, at, best, similarity, stride, Path(output))
@@ -111,7 +118,7 @@ def draw_match(
 ) -> None:
     """Write a PNG: three planes of the query image through the point, and of the key image through the best one.
 
-    The similarity is drawn over the key image. Axes are in mm of the world (LPS), see `nnssl.analysis.planes.Row`.
+    The key image comes twice: bare, and under the similarity. See `nnssl.analysis.planes.Row` for the planes.
 
     Args:
         query: image with the point.
@@ -125,9 +132,17 @@ def draw_match(
     ends = float(similarity.min()), float(similarity.max())
     here, there = (format_mm(image.geometry.grid_to_world(at)) for image, at in ((query, point), (key, best)))
     heat = Overlay(similarity, stride, ends, opacity=_OPACITY)
-    found = f"Best match in {key.name} at {there} mm, similarity {ends[1]:.3f}"
+    found = f"Best match in {key.name} at {there} mm (LPS), similarity {ends[1]:.3f}"
     rows = [
         Row(query, point, f"Point in {query.name} at {here} mm (LPS)"),
-        Row(key, best, found, heat, bar="similarity (mean cosine)"),
+        Row(key, best, found),
+        Row(
+            key,
+            best,
+            f"Similarity of all places of {key.name}",
+            heat,
+            mark=False,
+            bar=f"mean cosine\n{ends[0]:.2f} to {ends[1]:.2f}",
+        ),
     ]
     draw_rows(file, f"A point of {query.name}, found in {key.name}", rows)

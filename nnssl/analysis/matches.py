@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nnssl.analysis.planes import WIDTH, Scale, page, save_page, show_grey, turn_axes
+from nnssl.analysis.planes import Scale, page, save_page, show_grey, turn_axes
 from nnssl.analysis.points import (
     Landmarks,
     body_voxels,
@@ -24,7 +24,7 @@ from nnssl.analysis.points import (
     read_labels,
 )
 from nnssl.core.errors import UserError
-from nnssl.core.figures import COLOURS, check_output, save_numbers
+from nnssl.core.figures import COLOURS, WIDTH, check_output, halo, save_numbers, write_inside
 from nnssl.core.names import picture
 from nnssl.features.geometry import Floats
 from nnssl.features.images import PreparedImage, grey_window
@@ -38,8 +38,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("nnssl")
 _VOXELS = 3_000  # of the body, for the mean feature to subtract
-_SHOWN = 6  # landmarks in a picture, at most
+_SHOWN = 5  # landmarks in a picture, at most: more columns hold no title
 _CHARACTERS = 12  # of a title to an inch
+_HIGHEST = 3.2  # inches of a slice
 _PALETTE = tuple(COLOURS[i] for i in (4, 5, 2, 3, 6, 1))  # those that stand out of grey
 
 
@@ -102,7 +103,7 @@ def visualize_matches(
 
     Landmarks are the centres of mass of the image's labels, or of their halves (see `LabelVolume.centres`), or given
     points. Where the other images have labels too, the error is the distance to the same centre of mass. The picture
-    shows at most six: those of the smallest labels, or the first given or chosen ones; the numbers (.json) hold all.
+    shows at most five: those of the smallest labels, or the first given or chosen ones; the numbers (.json) hold all.
 
     Args:
         model: RUN of any method, see `nnssl.features.model.open_features`; encodings of `lapn` and `sam` are
@@ -220,25 +221,31 @@ def draw_matches(asked: PreparedImage, landmarks: Landmarks, found: Sequence[Fou
     images = [asked, *(match.image for match in found)]
     columns, rows_of = min(_SHOWN, len(landmarks.names)), len(images)
     tallest = max(_height_over_width(image) for image in images)
-    width = min(WIDTH / columns, 3.5)
+    width = WIDTH / columns - 0.2
     figure = page(
-        rows_of * (width * tallest * 0.8 + 0.45) + 1.2, f"Landmarks of {asked.name} found in other images ({features})"
+        rows_of * (min(width * tallest, _HIGHEST) + 0.75) + 0.9,
+        f"Landmarks of {asked.name} found in other images ({features})\npositions: x y z in mm (LPS), axial slices",
     )
     axes = figure.subplots(rows_of, columns, squeeze=False)
     for number, colour in zip(range(columns), _PALETTE, strict=False):
-        _slice(axes[0][number], asked, landmarks.points[number], colour)
-        axes[0][number].set_title(picture(fit_title(landmarks.names[number], width)), fontsize=9.5)
+        at = landmarks.points[number]
+        _slice(axes[0][number], asked, at, colour)
+        name = picture(fit_title(landmarks.names[number], width))
+        _title(axes[0][number], name, f"at {_position(asked, at)}")
         for row, match in enumerate(found, start=1):
             _draw_found(axes[row][number], match, number, colour)
     for row, image in enumerate(images):
-        for axis in axes[row][1:]:
-            axis.set_ylabel("")
-        axes[row][0].set_ylabel(f"{picture(image.name)}\n{axes[row][0].get_ylabel()}", fontsize=9)
-        for axis in axes[row]:
-            axis.tick_params(labelsize=7)
-            axis.set_xlabel(axis.get_xlabel() if row == rows_of - 1 else "", fontsize=8.5)
+        axes[row][0].set_ylabel(picture(image.name), fontsize=9)
     _legend(figure, bool(np.isfinite([match.errors for match in found]).any()))
     save_page(figure, file)
+
+
+def _title(axis: Axes, *lines: str) -> None:
+    axis.set_title("\n".join(lines), fontsize=8)
+
+
+def _position(image: PreparedImage, at: Floats) -> str:
+    return " ".join(f"{mm:.1f}" for mm in image.geometry.grid_to_world(at))
 
 
 def fit_title(name: str, width: float) -> str:
@@ -258,15 +265,13 @@ def _slice(axis: Axes, image: PreparedImage, at: Floats, colour: str) -> None:
     plane = scale.planes(at, grey.shape)[0]
     show_grey(axis, scale, plane, grey, grey_window(grey))
     turn_axes(axis, scale, plane, grey.shape)
+    write_inside(axis, f"slice {plane.of_file}", 0.02, 0.98, 8.0)
     _mark(axis, scale.place(plane, at), "o", 12, colour)
 
 
 def _mark(axis: Axes, place: tuple[float, float], marker: str, size: float, colour: str) -> None:
-    from matplotlib.patheffects import withStroke
-
-    outlined = [withStroke(linewidth=3.2, foreground="black")]
     axis.plot(*place, marker, markersize=size, markerfacecolor="none", markeredgecolor=colour, markeredgewidth=1.6,
-              path_effects=outlined)  # fmt: skip
+              path_effects=halo(3.2))  # fmt: skip
 
 
 def _draw_found(axis: Axes, match: Found, number: int, colour: str) -> None:
@@ -276,10 +281,10 @@ def _draw_found(axis: Axes, match: Found, number: int, colour: str) -> None:
         scale = Scale.of(match.image, at)
         plane = scale.planes(at, match.image.values.shape[1:])[0]
         _mark(axis, scale.place(plane, match.truth[number]), "x", 5.5, "white")
-        said = f"error {match.errors[number]:.1f} mm"
+        said = [f"error {match.errors[number]:.1f} mm", f"truth {_position(match.image, match.truth[number])}"]
     else:
-        said = f"similarity {match.similarity[number]:.2f}"
-    axis.set_title(said, fontsize=9.5)
+        said = [f"similarity {match.similarity[number]:.2f}"]
+    _title(axis, said[0], f"found {_position(match.image, at)}", *said[1:])
 
 
 def _legend(figure: Figure, with_truth: bool) -> None:
@@ -287,7 +292,7 @@ def _legend(figure: Figure, with_truth: bool) -> None:
 
     ring = Line2D([], [], linestyle="", marker="o", markersize=9, markerfacecolor="none", markeredgecolor="black")
     cross = Line2D([], [], linestyle="", marker="x", markersize=8, markeredgecolor="black")
-    marks, texts = [ring], ["landmark (first row), and its match; axial slices through them"]
+    marks, texts = [ring], ["landmark (first row), and its match"]
     if with_truth:
         marks.append(cross)
         texts.append("place by the labels (projected onto the slice)")

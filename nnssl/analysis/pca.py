@@ -24,6 +24,7 @@ from nnssl.features.tiles import EncodedImage
 _VOXELS = 20_000  # of the body, to fit the components to
 _FIRST = "cividis"  # made for red-green colour blindness
 _CELLS = 2**18  # of the finest map at a time
+_OPACITY = 0.5  # of the colours over the anatomy
 _SHOWN = (1.0, 99.0)  # percentiles of the body's voxels at the ends of a colour
 
 
@@ -162,8 +163,8 @@ def _draw(
     )
     low, high = colours.ends[0]
     first = low + (colours.cells[0].astype(np.float64) - 1) / 254 * (high - low)
-    overlay = Overlay(colours.cells, colours.stride, shown=shown, opacity=0.85)
-    of_first = Overlay(first, colours.stride, (low, high), shown, _FIRST, 0.85)
+    overlay = Overlay(colours.cells, colours.stride, shown=shown, opacity=_OPACITY)
+    of_first = Overlay(first, colours.stride, (low, high), shown, _FIRST, _OPACITY)
     rows = [
         Row(image, at, f"Components 1 to 3 as {said} of the variance", overlay, mark=False),
         Row(image, at, "Component 1", of_first, mark=False, bar="component 1"),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nnssl.core.figures import new_figure, save_figure
+from nnssl.core.figures import WIDTH, draw_scale_bar, halo, new_figure, save_figure, write_inside
 from nnssl.core.names import picture
 from nnssl.features.images import PreparedImage, grey_window
 
@@ -22,24 +22,27 @@ if TYPE_CHECKING:
 
 HEAT = "viridis"  # in order of brightness for every kind of colour vision
 CELL = "#E69F00"  # outlines of cells
-WIDTH = 10.5  # inches
-_DPI = 105  # a page is 1,100 pixels wide
 _OPACITY = 0.7
-_BESIDE = 0.13  # of the width of the planes: legend or colour bar
+_BESIDE = 0.13  # of the width of the planes: colour bar
 _PLANES = {2: "axial", 1: "coronal", 0: "sagittal"}  # by the world axis across the plane, in the order of figures
 _NAMES = "xyz"
-_AXES = ("x (mm), to the left", "y (mm), to the back", "z (mm), upwards")
+_SIDES = ("RL", "AP", "IS")  # where the world's axes come from and go to
+_OBLIQUE = 0.3  # cosine above which a side is named too
 
 
 @dataclass(frozen=True)
 class Plane:
-    """A slice of an image: the array axes across it, downwards and to the right, and its number."""
+    """A slice of an image: the array axes across it, downwards and to the right, and its number.
+
+    `of_file` is its number in the image's file, which differs after nnU-Net's crop and resampling.
+    """
 
     normal: int
     rows: int
     columns: int
     number: int
     title: str
+    of_file: int
 
     def cut(self, volume: NDArray[Any], stride: Sequence[int] = (1, 1, 1)) -> NDArray[Any]:
         """The slice (rows, columns) of a volume whose cells have `stride` voxels."""
@@ -57,6 +60,8 @@ class Scale:
     of_axis: tuple[int, ...]  # world axis of each array axis
     step: NDArray[np.float64]  # mm a voxel, negative against the world's axis
     origin: NDArray[np.float64]  # of voxel 0
+    directions: NDArray[np.float64]  # (3, 3) cosines, a column for each array axis
+    to_file: NDArray[np.float64]  # (4, 4) from voxels of the grid to those of the file
 
     @classmethod
     def of(cls, image: PreparedImage, point: NDArray[np.float64]) -> Scale:
@@ -66,7 +71,8 @@ class Scale:
         chosen = max(permutations(range(3)), key=lambda order: np.abs(directions[list(order), range(3)]).sum())
         step = spacing * np.where(directions[list(chosen), range(3)] < 0, -1.0, 1.0)
         world = affine[:3, :3] @ point + affine[:3, 3]
-        return cls(chosen, step, world[list(chosen)] - step * point)
+        to_file = np.linalg.inv(image.geometry.file_affine) @ affine
+        return cls(chosen, step, world[list(chosen)] - step * point, directions, to_file)
 
     def planes(self, point: NDArray[np.float64], size: Sequence[int]) -> list[Plane]:
         """The three slices through a point, axial first."""
@@ -75,8 +81,21 @@ class Scale:
             normal = self.of_axis.index(world)
             columns, rows = (self.of_axis.index(other) for other in range(3) if other != world)
             number = int(np.clip(np.floor(point[normal] + 0.5), 0, size[normal] - 1))
-            planes.append(Plane(normal, rows, columns, number, title))
+            at = np.append(np.where(np.arange(3) == normal, number, point), 1.0)
+            of_file = (self.to_file @ at)[np.abs(self.to_file[:3, normal]).argmax()]
+            planes.append(Plane(normal, rows, columns, number, title, int(np.floor(of_file + 0.5))))
         return planes
+
+    def sides(self, axis: int) -> tuple[str, str]:
+        """Letters of the sides where the world's values along an array axis are small and large, such as R and L.
+
+        The first letter is that of the nearest axis of the body; an oblique axis has two or three.
+        """
+        along = self.directions[:, axis] * np.sign(self.step[axis])
+        order = sorted(np.flatnonzero(np.abs(along) > _OBLIQUE), key=lambda world: -abs(along[world]))
+        large = "".join(_SIDES[world][int(along[world] > 0)] for world in order)
+        small = "".join(_SIDES[world][int(along[world] < 0)] for world in order)
+        return small, large
 
     def extent(self, plane: Plane, cells: Sequence[int], stride: Sequence[int]) -> tuple[float, float, float, float]:
         """Left, right, bottom and top of a slice of cells, in mm, for `imshow` with its first row at the top."""
@@ -138,18 +157,18 @@ def cells_in(body: NDArray[np.bool_], stride: tuple[int, ...], cells: tuple[int,
 def page(height: float, title: str) -> Figure:
     """An empty page as wide as a README, `height` inches high."""
     figure = new_figure(WIDTH, height)
-    figure.suptitle(picture(title), fontsize=12)
+    figure.suptitle(picture(title), fontsize=11)
     return figure
 
 
 def save_page(figure: Figure, file: Path) -> None:
-    """Write a page as PNG, 1,100 pixels wide."""
-    save_figure(figure, file, _DPI, small=True)
+    """Write a page as PNG, 900 pixels wide."""
+    save_figure(figure, file, small=True)
 
 
 @dataclass(frozen=True)
 class Row:
-    """The three planes of an image through a point, axial first.
+    """The three planes of an image through a point, axial first, with the letters of the sides and a scale bar.
 
     The patient's left is on the right, the front and the head are up, as radiologists see them.
 
@@ -159,7 +178,7 @@ class Row:
         title: of the row.
         overlay: colours over it.
         mark: whether to mark the point.
-        cell: (z, y, x) voxels of the cell to outline around the point, with a legend beside the planes.
+        cell: (z, y, x) voxels of the cell to outline around the point; the title gives its size.
         bar: label of a colour bar beside the planes.
     """
 
@@ -173,14 +192,14 @@ class Row:
 
     def draw(self, part: SubFigure, scale: Scale, planes: Sequence[Plane]) -> None:
         """Draw the row, all its planes to one scale."""
-        part.suptitle(picture(self.title), fontsize=10.5)
+        size_mm = "" if self.cell is None else _size_of_cell(np.asarray(self.cell) * np.abs(scale.step))
+        part.suptitle(f"{picture(self.title)}{size_mm}", fontsize=10.5)
         grey, drawn = self.image.values[0], None
         window, size = grey_window(grey), grey.shape
         widths = [size[plane.columns] * abs(scale.step[plane.columns]) for plane in planes]
         *axes, beside = part.subplots(1, 4, width_ratios=[*widths, _BESIDE * sum(widths)])
         beside.set_axis_off()
         for axis, plane in zip(axes, planes, strict=True):
-            axis.tick_params(labelsize=8)
             show_grey(axis, scale, plane, grey, window)
             if self.overlay is not None:
                 drawn = self.overlay.draw(axis, scale, plane)
@@ -189,8 +208,6 @@ class Row:
             turn_axes(axis, scale, plane, size)
             if self.cell is not None:
                 outline_cell(axis, scale, plane, self.at, self.cell)
-        if self.cell is not None:
-            _draw_legend(beside, np.asarray(self.cell) * np.abs(scale.step))
         if self.bar and drawn is not None:
             bar = part.colorbar(drawn, cax=beside.inset_axes((0.0, 0.05, 0.2, 0.9)), label=self.bar)
             bar.ax.tick_params(labelsize=8)
@@ -227,7 +244,7 @@ def _height(scale: Scale, planes: Sequence[Plane], size: Sequence[int]) -> float
     """Height of a row of the three planes on a page, in inches, with its labels."""
     mm = size * np.abs(scale.step)
     tallest, widths = max(mm[plane.rows] for plane in planes), sum(mm[plane.columns] for plane in planes)
-    return float(np.clip((WIDTH - 2.6) * tallest / ((1 + _BESIDE) * widths), 1.6, 6.0)) + 1.05
+    return float(np.clip((WIDTH - 0.9) * tallest / ((1 + _BESIDE) * widths), 1.6, 6.0)) + 1.0
 
 
 def outline_cell(axis: Axes, scale: Scale, plane: Plane, at: NDArray[np.float64], stride: Sequence[int]) -> None:
@@ -239,14 +256,8 @@ def outline_cell(axis: Axes, scale: Scale, plane: Plane, at: NDArray[np.float64]
     axis.add_patch(Rectangle((x, y), right - x, bottom - y, fill=False, edgecolor=CELL, linewidth=2))
 
 
-def _draw_legend(axis: Axes, cell_mm: NDArray[np.float64]) -> None:
-    from matplotlib.lines import Line2D
-
-    size = " x ".join(f"{mm:.0f}" for mm in cell_mm[::-1])
-    ring = Line2D([], [], linestyle="", marker="o", markersize=10, markerfacecolor="none", markeredgecolor="black")
-    square = Line2D([], [], linestyle="", marker="s", markersize=10, markerfacecolor="none", markeredgecolor=CELL)
-    axis.legend([ring, square], ["the place", f"its coarsest cell\n({size} mm)"], loc="center left", fontsize=7.5,
-                frameon=False, borderpad=0, handletextpad=0.2)  # fmt: skip
+def _size_of_cell(cell_mm: NDArray[np.float64]) -> str:
+    return "\nsquare: its coarsest cell, {} mm".format(" x ".join(f"{mm:.0f}" for mm in cell_mm[::-1]))
 
 
 def show_grey(axis: Axes, scale: Scale, plane: Plane, grey: NDArray[np.float32], window: tuple[float, float]) -> None:
@@ -257,25 +268,28 @@ def show_grey(axis: Axes, scale: Scale, plane: Plane, grey: NDArray[np.float32],
 
 def mark_point(axis: Axes, place: tuple[float, float], colour: str = "white") -> None:
     """Mark a point (column, row) in mm with a ring and a cross."""
-    from matplotlib.patheffects import withStroke
-
     column, row = place
-    outlined = [withStroke(linewidth=4, foreground="black")]
     axis.plot(column, row, "o", markersize=12, markerfacecolor="none", markeredgecolor=colour, markeredgewidth=1.8,
-              path_effects=outlined)  # fmt: skip
-    axis.plot(column, row, "+", markersize=5, markeredgecolor=colour, markeredgewidth=1.2, path_effects=outlined)
+              path_effects=halo(4))  # fmt: skip
+    axis.plot(column, row, "+", markersize=5, markeredgecolor=colour, markeredgewidth=1.2, path_effects=halo(4))
 
 
 def turn_axes(axis: Axes, scale: Scale, plane: Plane, size: Sequence[int]) -> None:
-    """Turn a slice as radiologists see it, and label its axes."""
+    """Turn a slice as radiologists see it, with the letters of its sides and a scale bar."""
     left, right, bottom, top = scale.extent(plane, size, (1, 1, 1))
     upwards = scale.of_axis[plane.rows] == 2  # z grows upwards on the picture, y downwards
     axis.set_xlim(min(left, right), max(left, right))
     axis.set_ylim(*sorted((bottom, top), reverse=not upwards))
-    axis.set_xlabel(_AXES[scale.of_axis[plane.columns]])
-    axis.set_ylabel(_AXES[scale.of_axis[plane.rows]])
+    axis.set_xticks([])
+    axis.set_yticks([])
+    rows = scale.sides(plane.rows)
+    beside, above = scale.sides(plane.columns), rows if upwards else rows[::-1]
+    for text, column, row in zip((*beside, *above), (0.02, 0.98, 0.5, 0.5), (0.5, 0.5, 0.02, 0.98), strict=True):
+        write_inside(axis, text, column, row, 10.0)
+    draw_scale_bar(axis, abs(right - left))
     across = scale.origin[plane.normal] + scale.step[plane.normal] * plane.number
-    axis.set_title(f"{plane.title} at {_NAMES[scale.of_axis[plane.normal]]} = {across:.1f} mm", fontsize=10)
+    place = f"{_NAMES[scale.of_axis[plane.normal]]} = {across:.1f} mm"
+    axis.set_title(f"{plane.title}, slice {plane.of_file}\n{place}", fontsize=9.5)
 
 
 def format_mm(world: NDArray[np.float64]) -> str:

@@ -204,9 +204,10 @@ def draw_similarity(
     there = "" if same else f", largest at {format_mm(key.geometry.grid_to_world(found.best))} mm"
     inside = found.map[shown]
     heat = Overlay(found.map, found.stride, (float(np.percentile(inside, 0.5)), float(inside.max())), shown)
+    bar = f"cosine similarity\n{inside.min():.2f} to {inside.max():.2f} in the body"
     rows = [
         Row(query, found.reference, f"Reference in {query.name} at {here} mm (LPS)", cell=patch),
-        Row(key, found.best, f"Cosine similarity in {key.name}{there}", heat, bar="cosine similarity"),
+        Row(key, found.best, f"Cosine similarity in {key.name}{there}", heat, bar=bar),
     ]
 
     def plots(part: SubFigure) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from nnssl.analysis.planes import page, save_page
 from nnssl.analysis.points import LabelVolume, generator, label_file, label_names, names_of, read_labels
+from nnssl.checkpoints.pretrained import RANDOM
 from nnssl.core.errors import UserError
 from nnssl.core.figures import COLOURS, check_output, save_numbers
 from nnssl.core.files import replace_file
@@ -25,6 +27,7 @@ from nnssl.features.model import FeatureSource, open_features
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+log = logging.getLogger("nnssl")
 _COMPONENTS = 50  # that t-SNE starts from, as its authors do
 _NEIGHBOURS = 10  # for the share of those with the same label
 _MARKERS = "o^sDv"
@@ -41,7 +44,10 @@ class Scatter:
         names: of the labels by value.
         images: (N,) number of each voxel's image.
         voxels: (N, 3) voxels (z, y, x) of the image's grid.
-        neighbours: by label, share of the ten nearest voxels in feature space with the same label.
+        neighbours: by label, share of the ten nearest voxels of OTHER images in feature space with the same label;
+            none for a single image.
+        by_chance: by label, share of the other images' voxels with the same label.
+        of_random: as `neighbours`, by the same network with random weights; none where the model is that one.
     """
 
     places: Floats
@@ -50,6 +56,22 @@ class Scatter:
     images: NDArray[np.int64]
     voxels: Floats
     neighbours: dict[int, float]
+    by_chance: dict[int, float] = field(default_factory=dict)
+    of_random: dict[int, float] = field(default_factory=dict)
+
+    @property
+    def score(self) -> str:
+        """The three numbers in a sentence; for a single image, why there are none."""
+        if not self.neighbours:
+            return "no score: neighbours are counted between images, and there is one; give two or more with -i"
+        said = [f"{_mean(self.neighbours):.0%} of the {_NEIGHBOURS} nearest voxels in other images have the same label"]
+        said += [f"random weights {_mean(self.of_random):.0%}"] if self.of_random else []
+        return "; ".join([*said, f"chance {_mean(self.by_chance):.0%}"])
+
+
+def _mean(shares: Mapping[int, float]) -> float:
+    """Over the labels, each of which counts the same."""
+    return float(np.mean(list(shares.values())))
 
 
 def draw_voxels(
@@ -72,13 +94,47 @@ def draw_voxels(
     return np.concatenate(points), np.concatenate(drawn)
 
 
-def same_neighbours(vectors: Floats, labels: NDArray[np.int64], count: int = _NEIGHBOURS) -> dict[int, float]:
-    """By label, share of the nearest other vectors with the same label: 1 where labels are apart."""
+def same_neighbours(
+    vectors: Floats, labels: NDArray[np.int64], images: NDArray[np.int64], count: int = _NEIGHBOURS
+) -> dict[int, float]:
+    """By label, share of the nearest vectors of other images with the same label: 1 where labels are apart.
+
+    Voxels of the same image do not count: neighbours there say that features are smooth, and not that they are alike in
+    two patients.
+
+    Args:
+        vectors: (N, D).
+        labels: (N,).
+        images: (N,) number of each vector's image; with a single one there is no result.
+        count: of nearest vectors, or all of the other images where there are fewer.
+    """
     from sklearn.neighbors import NearestNeighbors
 
-    count = min(count, len(vectors) - 1)
-    nearest = NearestNeighbors(n_neighbors=count).fit(vectors).kneighbors(return_distance=False)
-    same = (labels[nearest] == labels[:, None]).mean(1)
+    same = np.zeros(len(labels))
+    for others, own in _turns(images):
+        nearest = NearestNeighbors(n_neighbors=min(count, int(others.sum()))).fit(vectors[others])
+        found = nearest.kneighbors(vectors[own], return_distance=False)
+        same[own] = (labels[others][found] == labels[own, None]).mean(1)
+    return _by_label(same, labels, images)
+
+
+def shares_by_chance(labels: NDArray[np.int64], images: NDArray[np.int64]) -> dict[int, float]:
+    """What `same_neighbours` is for vectors that say nothing: the label's share of the other images' voxels."""
+    same = np.zeros(len(labels))
+    for others, own in _turns(images):
+        same[own] = (labels[others] == labels[own, None]).mean(1)
+    return _by_label(same, labels, images)
+
+
+def _turns(images: NDArray[np.int64]) -> list[tuple[NDArray[np.bool_], NDArray[np.bool_]]]:
+    """For each image, which voxels are of the others and which are its own; none for a single image."""
+    numbers = np.unique(images)
+    return [(images != number, images == number) for number in numbers] if len(numbers) > 1 else []
+
+
+def _by_label(same: Floats, labels: NDArray[np.int64], images: NDArray[np.int64]) -> dict[int, float]:
+    if len(np.unique(images)) < 2:
+        return {}
     return {int(value): float(same[labels == value].mean()) for value in np.unique(labels)}
 
 
@@ -139,33 +195,41 @@ def visualize_tsne(
     if per_label < 2 or not 0 < perplexity < math.inf:
         raise UserError("--per_label must be at least 2 and --perplexity a finite number above 0")
     source = open_features(model, level, device, images, allow_other_intensities)
-    rows, names, cases = _read_labelled(source, images, labels, chosen, -(-per_label // len(images)), generator(seed))
-    vectors = {name: np.concatenate([row[0][name] for row in rows]) for name in rows[0][0]}
+    sources = [source]
+    if len(images) > 1 and not str(model).startswith(f"{RANDOM}:"):
+        sources.append(open_features(f"{RANDOM}:{model}", level, device))
+    rows, names, cases = _read_labelled(sources, images, labels, chosen, -(-per_label // len(images)), generator(seed))
     points, values, which = (np.concatenate([row[i] for row in rows]) for i in (1, 2, 3))
     if len(points) < 8:
         raise UserError(f"only {len(points)} labelled voxels were found in {', '.join(cases)}; give images with labels")
-    reduced = reduce(vectors)
+    reduced = [
+        reduce({name: np.concatenate([row[0][n][name] for row in rows]) for name in rows[0][0][n]})
+        for n in range(len(sources))
+    ]
     names = {value: name for value, name in names.items() if (values == value).any()}
-    scatter = Scatter(embed_in_plane(reduced, perplexity, seed), values, names, which, points,
-                      same_neighbours(reduced, values))  # fmt: skip
+    shares = [same_neighbours(vectors, values, which) for vectors in reduced]
+    scatter = Scatter(embed_in_plane(reduced[0], perplexity, seed), values, names, which, points,
+                      shares[0], shares_by_chance(values, which), *shares[1:])  # fmt: skip
     _save(scatter, source.title, cases, file)
     named_cases = ", ".join(cases) if len(cases) < 6 else f"{len(cases)} images"
+    log.info(f"{source.title}: {scatter.score}")
     _draw(scatter, f"t-SNE of voxel features ({source.title})\n{named_cases}", file)
     return scatter
 
 
-Rows = list[tuple[Vectors, Floats, NDArray[np.int64], NDArray[np.int64]]]
+Rows = list[tuple[list[Vectors], Floats, NDArray[np.int64], NDArray[np.int64]]]
 
 
 def _read_labelled(
-    source: FeatureSource,
+    sources: Sequence[FeatureSource],
     images: Sequence[str | Path],
     labels: str | Path | None,
     chosen: Sequence[str],
     share: int,
     rng: np.random.Generator,
 ) -> tuple[Rows, dict[int, str], list[str]]:
-    """Of every image vectors, points, labels and its number; the names of the labels; those of the images."""
+    """Of every image vectors by each source, points, labels and its number; the names of the labels and the images."""
+    source = sources[0]
     ending = source.origin.dataset_json["file_ending"]
     files = [label_file(image, labels, ending) for image in images]
     named = label_names(files[0], chosen)
@@ -175,7 +239,8 @@ def _read_labelled(
         volume = read_labels(labelled, prepared.geometry)
         names |= names_of([volume], named)
         points, values = draw_voxels(volume, sorted(names), share, rng)
-        rows.append((read_vectors(source.encode(prepared), points), points, values, np.full(len(points), number)))
+        vectors = [read_vectors(each.encode(prepared), points) for each in sources]
+        rows.append((vectors, points, values, np.full(len(points), number)))
         cases.append(prepared.name)
     return rows, names, cases
 
@@ -185,11 +250,12 @@ def _save(scatter: Scatter, features: str, cases: Sequence[str], file: Path) -> 
         "features": features,
         "images": list(cases),
         "voxels": {name: int((scatter.labels == value).sum()) for value, name in scatter.names.items()},
-        "share_of_nearest_neighbours_with_the_same_label": {
-            name: scatter.neighbours[value] for value, name in scatter.names.items()
-        },
-        "mean_share": float(np.mean(list(scatter.neighbours.values()))),
-        "share_by_chance": float(np.mean([(scatter.labels == value).mean() for value in scatter.names])),
+        "share_of_nearest_neighbours_with_the_same_label": _named(scatter.neighbours, scatter.names),
+        "share_with_random_weights": _named(scatter.of_random, scatter.names),
+        "share_by_chance_of_each_label": _named(scatter.by_chance, scatter.names),
+        "mean_share": _mean(scatter.neighbours) if scatter.neighbours else None,
+        "mean_share_with_random_weights": _mean(scatter.of_random) if scatter.of_random else None,
+        "share_by_chance": _mean(scatter.by_chance) if scatter.by_chance else None,
     }
     save_numbers(numbers, file)
     voxels = zip(scatter.images, scatter.labels, scatter.voxels, scatter.places, strict=True)
@@ -201,15 +267,19 @@ def _save(scatter: Scatter, features: str, cases: Sequence[str], file: Path) -> 
     replace_file(file.with_suffix(".csv"), table.encode())
 
 
+def _named(shares: Mapping[int, float], names: Mapping[int, str]) -> dict[str, float]:
+    return {name: shares[value] for value, name in names.items() if value in shares}
+
+
 def _draw(scatter: Scatter, heading: str, file: Path) -> None:
-    figure = page(7.4, heading)
+    figure = page(6.8, f"{heading}\n{scatter.score}")
     axis = figure.subplots()
     draw_scatter(axis, scatter.places, scatter.labels, scatter.names, scatter.neighbours)
     axis.set_xlabel("t-SNE 1 (no unit)")
     axis.set_ylabel("t-SNE 2 (no unit)")
     axis.set_aspect("equal", adjustable="datalim")
-    title = f"label (share of the {_NEIGHBOURS} nearest\nfeatures with the same label)"
-    legend = figure.legend(loc="outside right upper", fontsize=9, markerscale=2, frameon=False, title=title)
+    title = "label (share of neighbours\nwith the same label)" if scatter.neighbours else "label"
+    legend = figure.legend(loc="outside right center", fontsize=9, markerscale=2, frameon=False, title=title)
     legend.get_title().set_fontsize(9)
     save_page(figure, file)
 
@@ -222,6 +292,6 @@ def draw_scatter(
         of_label = labels == value
         colour, turn = _PALETTE[number % len(_PALETTE)], number // len(_PALETTE)
         x, y = places[of_label].T
-        said = f"{picture(name).replace('_', ' ')} ({shares[value]:.0%})"
+        said = picture(name).replace("_", " ") + (f" ({shares[value]:.0%})" if value in shares else "")
         axis.scatter(x, y, s=24 if turn else 14, color=colour, marker=_MARKERS[turn % len(_MARKERS)],
                      alpha=0.8, linewidths=0, label=said)  # fmt: skip

@@ -26,6 +26,7 @@ from nnssl.methods.base import Batch, Method, Panel, Sample, to_device
 from nnssl.methods.options import from_plain
 from nnssl.methods.registry import get_method, method_names
 from nnssl.networks.build import resolve_configuration
+from nnssl.pretraining.crops import overviews
 from nnssl.pretraining.pictures import draw_panels
 from nnssl.pretraining.setup import Setup
 from nnssl.pretraining.weights import check_state
@@ -72,9 +73,11 @@ def visualize_views(
     """
     file = check_output(output)
     run = open_run(model)
-    method, batch, names = _prepare(run, cases, step, device, allow_other_intensities)
-    panels = type(method).panels({key: value.cpu() for key, value in batch.items()}, method.config)
-    return _draw(Drawn(names, panels, {}), f"{run.title}: views of step {step}", run.title, file)
+    setup, method, batch, names = _prepare(run, cases, step, device, allow_other_intensities)
+    on_cpu = {key: value.cpu() for key, value in batch.items()}
+    panels = type(method).panels(on_cpu, method.config)
+    where = overviews(setup, type(method), on_cpu, names)
+    return _draw(Drawn(names, panels, {}), f"{run.title}: views of step {step}", run.title, file, where)
 
 
 def visualize_reconstruction(
@@ -104,7 +107,7 @@ def visualize_reconstruction(
     if get_method(name).reconstruction is Method.reconstruction:
         able = " or ".join(n for n in method_names() if get_method(n).reconstruction is not Method.reconstruction)
         raise UserError(f"{name} reconstructs nothing; give a run of {able}, or draw its views")
-    method, batch, names = _prepare(run, cases, step, device, allow_other_intensities)
+    _, method, batch, names = _prepare(run, cases, step, device, allow_other_intensities)
     with torch.no_grad():
         panels = method.reconstruction(batch)
         result = method.step(batch)
@@ -113,9 +116,9 @@ def visualize_reconstruction(
     return _draw(Drawn(names, panels, numbers), heading, run.title, file)
 
 
-def _draw(drawn: Drawn, heading: str, method: str, file: Path) -> Drawn:
-    named = "\n".join(dict.fromkeys(drawn.cases[: len(drawn.panels)]))
-    draw_panels(drawn.panels, file, f"{heading}\n{named}")
+def _draw(drawn: Drawn, heading: str, method: str, file: Path, where: Sequence[Panel] = ()) -> Drawn:
+    named = ", ".join(dict.fromkeys(drawn.cases[: len(drawn.panels)]))
+    draw_panels(drawn.panels, file, f"{heading}\n{named}", where)
     pictures = [
         [{"title": p.title, "points": list(p.points), "boxes": list(p.boxes), "shape": p.image.shape} for p in row]
         for row in drawn.panels
@@ -126,8 +129,8 @@ def _draw(drawn: Drawn, heading: str, method: str, file: Path) -> Drawn:
 
 def _prepare(
     run: Run, cases: Sequence[str], step: int, device: str | None, allow: bool
-) -> tuple[Method, Batch, list[str]]:
-    """The run's method, an augmented batch of cases, and their names."""
+) -> tuple[Setup, Method, Batch, list[str]]:
+    """The run with these cases, its method, an augmented batch of them, and their names."""
     device = resolve_device(device)
     if step < 0:
         raise UserError(f"--step must be at least 0, not {step}")
@@ -137,7 +140,7 @@ def _prepare(
     _guard(content, volumes.folders, allow)
     config = replace(from_plain(method_class.config_class, content["config"]), batch_size=len(volumes))
     setup = Setup(content["method"], config, content["plans"], content["dataset_json"], {}, content["configuration"],
-                  "all", volumes, Cases.of([], []), run.checkpoint.parent,
+                  "all", volumes, Cases.of([], []), run.checkpoint.parent, orientation=content.get("orientation"),
                   resolved=resolve_configuration(content["plans"], content["configuration"]))  # fmt: skip
     method = setup.build_method()
     check_state(method, content["method_state"], run.checkpoint)
@@ -148,7 +151,7 @@ def _prepare(
     samples = [_checked(sample) for _, sample in items]
     with torch.no_grad():
         batch = method.augment(to_device(method_class.collate(samples), torch.device(device), method.host_keys))
-    return method, batch, [case for case, _ in items]
+    return setup, method, batch, [case for case, _ in items]
 
 
 def _checked(sample: Sample | str) -> Sample:

@@ -12,10 +12,13 @@ from nnssl.core.errors import UserError
 from nnssl.core.files import replacing, write_json
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # Okabe and Ito's colours: told apart with every kind of colour vision
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#FFFFFF")
+WIDTH = 9.0  # inches of a page: 900 pixels, which a README shows as they are
+_BAR = 0.25  # of the width of an image, at most: its scale bar
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -29,7 +32,46 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def save_figure(figure: Figure, file: Path, dpi: int = 110, small: bool = False) -> None:
+def halo(width: float = 2.5) -> list[Any]:
+    """Path effects: a black outline, so that a mark is seen on every grey."""
+    from matplotlib.patheffects import withStroke
+
+    return [withStroke(linewidth=width, foreground="black")]
+
+
+def write_inside(axis: Axes, text: str, column: float, row: float, size: float = 9.0, colour: str = "white") -> None:
+    """Write into an image with a halo.
+
+    Args:
+        axis: with the image.
+        text: to write.
+        column: 0 to 1 of the frame, from the left; the text grows from there inwards.
+        row: 0 to 1, from the bottom.
+        size: of the letters, in points.
+        colour: of the letters.
+    """
+    across = "left" if column < 0.5 else "right" if column > 0.5 else "center"
+    along = "bottom" if row < 0.5 else "top" if row > 0.5 else "center"
+    axis.text(column, row, text, transform=axis.transAxes, color=colour, fontsize=size, ha=across, va=along,
+              path_effects=halo())  # fmt: skip
+
+
+def round_length(most: float) -> float:
+    """The largest of 1, 2 and 5 times a power of ten that is at most `most`, which is above 0."""
+    power = 10.0 ** np.floor(np.log10(most) + 1e-9)
+    return float(power * max(step for step in (1, 2, 5) if step * power <= most * (1 + 1e-9)))
+
+
+def draw_scale_bar(axis: Axes, width_mm: float, size: float = 8.0) -> None:
+    """Draw a bar of a round length in the lower right corner of an image that is `width_mm` wide."""
+    length = round_length(_BAR * width_mm)
+    share, row = length / width_mm, 0.03
+    axis.plot([0.97 - share, 0.97], [row, row], transform=axis.transAxes, color="white", linewidth=2.5,
+              solid_capstyle="butt", path_effects=halo(4.0))  # fmt: skip
+    write_inside(axis, f"{length:g} mm", 0.97, row + 0.02, size)
+
+
+def save_figure(figure: Figure, file: Path, dpi: int = 100, small: bool = False) -> None:
     """Write a PNG in one piece; `small` takes longer and saves bytes."""
     with replacing(file) as temporary:
         figure.savefig(temporary, dpi=dpi, format="png", pil_kwargs={"optimize": small})

@@ -25,6 +25,9 @@ from nnssl.networks.build import resolve_configuration
 
 _GREY = (1.0, 99.5)  # percentiles that are black and white
 _AIR = 0.1  # of the range of an image without Hounsfield units
+_TABLE_MM = 10.0  # parts of a CT that are nowhere twice as thick are no body: a scanner's table, its cover, cables
+_CELL_MM = 4.0  # of the grid on which they are looked for
+_PART = 0.1  # of the largest part's size: legs are as large as each other, and a table's core is smaller
 
 
 class Source(Protocol):
@@ -165,8 +168,8 @@ class ImageReader:
     def prepare(self, images: Iterable[str | Path], with_body: bool = True) -> Iterator[PreparedImage]:
         """Prepare images for a figure, one at a time, each with the mask of its body; after the last comes the report.
 
-        The body is what air from outside does not reach. In images other than CT, air is what is darker than a tenth
-        of the range of the first channel.
+        The body is what air from outside does not reach, in CT without the scanner's table. In images other than CT,
+        air is what is darker than a tenth of the range of the first channel.
 
         Raises:
             UserError: an image is missing, cannot be used, or shows no body.
@@ -178,7 +181,7 @@ class ImageReader:
             if prepared.body is not None:
                 dark, bright = (0.0, 0.0) if is_ct else grey_window(prepared.values[0])
                 body = (
-                    prepared.body
+                    without_table(prepared.body, prepared.geometry.spacing)
                     if is_ct
                     else (prepared.body & body_mask_ct(prepared.values[0], dark + _AIR * (bright - dark)))
                 )
@@ -207,6 +210,28 @@ class ImageReader:
             warn_of_images(Images(first, orientation=self._orientations[first]),
                            Images("", orientations=self._orientations))  # fmt: skip
         warn_of_images(given, Images("these images", orientations=self._orientations, voxels=self._voxels))
+
+
+def without_table(body: NDArray[np.bool_], spacing: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """The thick parts of a CT's body mask, by an opening on a coarse grid; the whole mask where no part is thick.
+
+    Args:
+        body: (Z, Y, X).
+        spacing: (3,) mm a voxel.
+    """
+    from scipy import ndimage
+
+    steps = np.maximum(np.floor(_CELL_MM / spacing).astype(int), 1)
+    coarse, cell_mm = body[tuple(slice(None, None, step) for step in steps)], steps * spacing
+    parts, count = ndimage.label(ndimage.distance_transform_edt(coarse, sampling=cell_mm) > _TABLE_MM)
+    sizes = np.bincount(parts.ravel(), minlength=count + 1)[1:]
+    if not count or coarse.all():
+        return body
+    core = np.isin(parts, np.flatnonzero(sizes >= _PART * sizes.max()) + 1)
+    near = ndimage.distance_transform_edt(~core, sampling=cell_mm) <= _TABLE_MM + float(cell_mm.max())
+    for axis, step in enumerate(steps):
+        near = near.repeat(step, axis).take(np.arange(body.shape[axis]), axis)
+    return np.asarray(body & near)
 
 
 def _dataset_json_of(folder: Path) -> Mapping[str, Any]:

@@ -22,6 +22,8 @@ _READ = 20_000  # points at a time
 _CELLS = 2**17  # of the key image at a time: 64 MB of 128 channels
 _POINTS = 64  # at a time
 _PLANES = 16  # of fine cells at a time, for the lengths
+_AS_GOOD = 0.005  # below the best similarity: two decimals show no difference
+ANYWHERE = 0.25  # of an image: where more of it is as good as the best place, the match means nothing
 _EPS = 1e-12
 
 
@@ -112,6 +114,14 @@ def similarity_map(query: EncodedImage, key: EncodedImage, point: ArrayLike) -> 
     similarity = np.concatenate([part[0].numpy() for _, part in _similarities(vectors, key)])
     best = similarity.argmax()
     return similarity, _matches(np.array([best]), similarity.ravel()[[best]], key)
+
+
+def share_as_good(similarity: NDArray[np.float32]) -> float:
+    """Part of a similarity map that is as good as its best place, to two decimals.
+
+    It is a few cells for encodings that know places, and 1 for those that are the same everywhere; see `ANYWHERE`.
+    """
+    return float((similarity >= similarity.max() - _AS_GOOD).mean())
 
 
 def distance_back(

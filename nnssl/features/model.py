@@ -197,9 +197,9 @@ class FeatureSource:
     device: str
     images: ImageReader
 
-    def encode(self, image: PreparedImage) -> EncodedImage:
-        """The maps of an image, in tiles of the pretraining's patch size."""
-        return encode_image(self.encoder, image.values, self.origin.patch_size, self.device)
+    def encode(self, image: PreparedImage, blend: bool = True) -> EncodedImage:
+        """The maps of an image, in tiles of the pretraining's patch size, blended or each cell from one tile."""
+        return encode_image(self.encoder, image.values, self.origin.patch_size, self.device, blend=blend)
 
 
 def open_features(

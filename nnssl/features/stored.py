@@ -19,7 +19,7 @@ from nnssl.core.files import read_json, replacing, write_json
 from nnssl.core.own_files import EncodedFile
 from nnssl.data.volumes import BloscVolume, VolumeFolder
 from nnssl.features.geometry import Floats
-from nnssl.features.match import distance_back, interpolated_lengths, match_points
+from nnssl.features.match import distance_back, interpolated_lengths, match_points, share_as_good, similarity_map
 from nnssl.features.tiles import EncodedImage
 from nnssl.methods.base import Match
 from nnssl.networks.contrastive import l2_normalise
@@ -181,6 +181,24 @@ class EmbeddingAligner:
                 chosen = int(good.argmax()) if good.any() else -1
                 matched = voxel_of(found.points[chosen], key, other.size)
                 return Match(points[chosen], other, matched, float(found.similarity[chosen]))
+
+
+def sameness(aligner: EmbeddingAligner, volume: BloscVolume, other: BloscVolume, points: Floats) -> tuple[float, float]:
+    """How little the encodings tell places apart: of points of a volume, searched in another one.
+
+    Args:
+        aligner: whose encodings are stored.
+        volume: with the points.
+        other: to search.
+        points: (N, 3) voxels of `volume`.
+
+    Returns:
+        Mean part of `other` that is as good as the best place (`nnssl.features.match.share_as_good`), and the mean
+        similarity there.
+    """
+    query, key = (open_embeddings(v.folder, v.case, aligner.key) for v in (volume, other))
+    maps = [similarity_map(query, key, at)[0] for at in _moved(points, volume.size, query.size)]
+    return float(np.mean([share_as_good(found) for found in maps])), float(np.mean([found.max() for found in maps]))
 
 
 def voxel_of(point: Floats, encoded: EncodedImage, size: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -140,8 +141,13 @@ def encode_image(
     tile: Sequence[int],
     device: torch.device | str = "cpu",
     overlap: float = OVERLAP,
+    blend: bool = False,
 ) -> EncodedImage:
     """Encode an image of any size; the device holds one tile and its maps at a time.
+
+    A cell is taken from the tile in which it is farthest from the inner borders. Blended, it is the mean of all tiles
+    that hold it, weighted by nnU-Net's Gaussian around the middle of a tile: networks that see their whole input, such
+    as those with instance normalisation, otherwise leave seams.
 
     Args:
         encoder: frozen; it is moved to the device.
@@ -149,6 +155,7 @@ def encode_image(
         tile: (Z, Y, X) voxels, such as the patch of the pretraining; rounded up to multiples of the strides.
         device: where to compute.
         overlap: least overlap of neighbouring tiles, as a part of a tile; below 1.
+        blend: mean over tiles instead of one tile for each cell.
     """
     tiling = tile_image(values.shape[1:], tile, [*encoder.strides.values(), encoder.backbone.divisor], overlap)
     maps = {
@@ -156,12 +163,37 @@ def encode_image(
         for name, stride in encoder.strides.items()
     }
     encoder.to(device)
+    sums = {name: torch.zeros(part.shape[1:]) for name, part in maps.items()}  # of the weights so far
     for box in tiling.boxes:
         encoded = encoder(read_tile(values, box).to(device))
         for name, stride in encoder.strides.items():
+            if blend:
+                _blend(encoded[name][0].cpu(), maps[name], sums[name], box, stride)
+                continue
             source, target = ((slice(None), *cells) for cells in tiling.cells(box, stride))
             maps[name][target] = encoded[name][0][source].to(maps[name])
     return EncodedImage(maps, dict(encoder.strides), tiling.size)
+
+
+def _blend(tile: Tensor, whole: Tensor, sums: Tensor, box: Box, stride: Stride) -> None:
+    """Bring a tile's map (d, Z, Y, X) into the weighted mean of an image's, and its weights into their sum."""
+    first = [int(n) // s for n, s in zip(box.start, stride, strict=True)]
+    target = tuple(slice(f, f + n) for f, n in zip(first, tile.shape[1:], strict=True))
+    z, y, x = sums[target].shape  # cells behind the end of the image are cut off
+    weights = _weights(tuple(box.stop - box.start), stride)[:z, :y, :x]
+    sums[target] += weights
+    place = (slice(None), *target)
+    mean = whole[place].float()
+    whole[place] = (mean + weights / sums[target] * (tile[:, :z, :y, :x].float() - mean)).to(whole)
+
+
+@lru_cache(maxsize=8)
+def _weights(extent: tuple[int, ...], stride: Stride) -> Tensor:
+    """nnU-Net's weights of a tile's voxels, averaged over the cells (Z, Y, X) of a map."""
+    from nnunetv2.inference.sliding_window_prediction import compute_gaussian
+
+    gaussian = compute_gaussian(extent, dtype=torch.float32, device=torch.device("cpu"))
+    return F.avg_pool3d(gaussian[None, None], stride)[0, 0]
 
 
 def _cells_of(size: Sequence[int], stride: Stride) -> Stride:

@@ -273,6 +273,14 @@ class Method(nn.Module):
         """Act after the optimiser's step, for example to update a momentum network."""
 
     @classmethod
+    def crop_boxes(cls, batch: Batch, config: Any) -> Tensor | None:
+        """First voxel and end (B, K, 2, 3) of crops of each sample's volume, also outside of it where it is padded.
+
+        None where the crops are not boxes of the volume's voxels, or none that the method compares.
+        """
+        return None
+
+    @classmethod
     def panels(cls, batch: Batch, config: Any) -> list[list[Panel]]:
         """Rows of pictures with the views of an augmented batch on the CPU."""
         raise NotImplementedError

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,15 @@ from nnssl.data.guard import Images, warn_of_images
 from nnssl.data.loader import Aligner, RelativePosition, reading
 from nnssl.data.pool import map_cases
 from nnssl.data.volumes import BloscVolume, VolumeFolder
-from nnssl.features.stored import EmbeddingAligner, PooledEncoder, embedding_folder, has_embeddings, save_embeddings
+from nnssl.features.match import ANYWHERE
+from nnssl.features.stored import (
+    EmbeddingAligner,
+    PooledEncoder,
+    embedding_folder,
+    has_embeddings,
+    sameness,
+    save_embeddings,
+)
 from nnssl.features.tiles import EncodedImage, encode_image
 from nnssl.methods.registry import get_method, method_names
 from nnssl.methods.shared.pixel_method import PixelMethod
@@ -29,6 +38,7 @@ from nnssl.networks.build import resolve_configuration
 from nnssl.pretraining.setup import Setup
 
 POSITION = "position"  # in place of a checkpoint: no encoder, the same relative position in the body
+_PAIRS, _POINTS = 3, 2  # of neighbouring volumes, and in each, that are searched to see whether an encoder knows places
 _SAME_SPACING = 0.01  # relative difference up to which volumes are not resampled
 
 log = logging.getLogger("nnssl")
@@ -79,6 +89,7 @@ def prepare_embeddings(setup: Setup, device: str, may_compute: bool, allow_other
     homes = ", ".join(str(home) for home in sorted({embedding_folder(folder, aligner.key) for folder, _ in volumes}))
     if not missing:
         log.info(f"pairs by {aligner.identity}: the encodings of all {len(volumes)} volumes are in {homes}")
+        _warn_of_sameness(aligner, volumes)
         return
     if not may_compute:
         raise UserError(f"{len(missing)} volumes have no encodings by {aligner.checkpoint} yet, and processes that "
@@ -94,6 +105,24 @@ def prepare_embeddings(setup: Setup, device: str, may_compute: bool, allow_other
     torch.cuda.empty_cache()  # the training may be in other processes
     log.info(f"pairs by {aligner.identity}: encoded {len(sizes)} of {len(volumes)} volumes, "
              f"{np.mean(sizes):,.0f} bytes a volume, in {homes}")  # fmt: skip
+    _warn_of_sameness(aligner, volumes)
+
+
+def _warn_of_sameness(aligner: EmbeddingAligner, volumes: Sequence[tuple[VolumeFolder, str]]) -> None:
+    """Say where every place of a volume matches every point, so that the pairs are random ones."""
+    opened = [folder.open(case, index) for index, (folder, case) in enumerate(volumes[: _PAIRS + 1])]
+    if len(opened) < 2:
+        return
+    rng = np.random.default_rng(0)
+    found = [
+        sameness(aligner, volume, other, np.stack([volume.random_body_voxel(rng) for _ in range(_POINTS)]))
+        for volume, other in pairwise(opened)
+    ]
+    share, similarity = np.mean(found, axis=0)
+    if share > ANYWHERE:
+        log.warning(f"pairs by {aligner.identity}: {share:.0%} of a volume is as similar to a point as the best match "
+                    f"there ({similarity:.2f} on average), so that pairs are nearly random; pretrain the encoder for "
+                    f"more steps, or add -alignment {POSITION}")  # fmt: skip
 
 
 def _encode(volumes: Sequence[tuple[VolumeFolder, str]], aligner: EmbeddingAligner, encode: VolumeEncoder) -> list[int]:

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from nnssl.core.figures import COLOURS, new_figure, save_figure
+from nnssl.core.figures import COLOURS, WIDTH, halo, new_figure, save_figure
 from nnssl.core.names import picture
 from nnssl.core.system import dispensable
 from nnssl.methods.base import Batch, Method, Panel
+from nnssl.pretraining.crops import overviews
 from nnssl.pretraining.metrics import Row
 from nnssl.pretraining.setup import Setup
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+_MARKED = 60  # epochs: more of them need no markers
+_OVERVIEW, _HIGHEST = 2.4, 3.4  # inches of a row of overviews, and of pictures at most
+_CHARACTERS = 13  # of a title to an inch
 
 # `progress.png`: what an axis shows, and the keys of its lines with their names
 _PROGRESS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
@@ -31,78 +37,109 @@ _PROGRESS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
 
 def draw_progress(rows: list[Row], file: Path, title: str) -> None:
     """Loss, embedding deviation and rank, the probe's Dice, learning rate and speed against the epochs, as one PNG."""
-    from matplotlib.ticker import MaxNLocator
-
     panels = [(label, series) for label, series in _PROGRESS if any(key in row for row in rows for key, _ in series)]
-    figure = new_figure(9.0, 2.7 * len(panels) + 0.8)
-    axes = list(figure.subplots(len(panels), 1, squeeze=False).ravel())
+    figure = new_figure(WIDTH, 1.9 * len(panels) + 0.8)
+    axes = list(figure.subplots(len(panels), 1, squeeze=False, sharex=True).ravel())
     for axis, (label, series) in zip(axes, panels, strict=True):
         for colour, (key, name) in zip(COLOURS, series, strict=False):
             points = [(row["epoch"], row[key]) for row in rows if key in row]
             if points:
-                axis.plot(*zip(*points, strict=True), color=colour, marker="." if len(points) < 60 else "", label=name)
+                axis.plot(*zip(*points, strict=True), color=colour, marker="o" if len(points) < _MARKED else "",
+                          markersize=4, label=name)  # fmt: skip
         if label == "embedding deviation" and rows:
             axis.axhline(rows[-1]["embedding_dim"] ** -0.5, color="0.5", linestyle=":", label="spread evenly: 1/√d")
-        if label == "learning rate":
-            axis.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
         axis.set_ylabel(label)
-        if axis is not axes[0]:
-            axis.sharex(axes[0])  # a probe may be due in some epochs only
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(alpha=0.3)
         if axis.get_legend_handles_labels()[1] and series[0][1]:
             axis.legend(loc="best", frameon=False)
+        if label == "learning rate":
+            axis.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+            axis.set_ylim(bottom=0)
     waiting = axes[-1].twinx()
-    waiting.plot([r["epoch"] for r in rows], [100 * r["data_wait"] for r in rows], color=COLOURS[1], linestyle="--")
+    waiting.plot([r["epoch"] for r in rows], [100 * r["data_wait"] for r in rows], color=COLOURS[1], linestyle="--",
+                 marker="o" if len(rows) < _MARKED else "", markersize=4)  # fmt: skip
     waiting.set_ylabel("data-wait in %", color=COLOURS[1])
     waiting.set_ylim(0, 100)
-    axes[-1].set_ylim(0, 1.05 * max(row["samples_per_second"] for row in rows))
+    axes[-1].set_ylim(0, 1.1 * max(row["samples_per_second"] for row in rows))
     axes[-1].set_xlabel("epoch")
-    axes[0].set_title(title)
+    _tick_epochs(axes[0], [row["epoch"] for row in rows])
+    axes[0].set_title(picture(title))
     save_figure(figure, file)
 
 
-def draw_panels(rows: list[list[Panel]], file: Path, title: str) -> None:
-    """Rows of pictures with numbered points and boxes, as one PNG."""
+def _tick_epochs(axis: Axes, epochs: Sequence[int]) -> None:
+    """Whole epochs only, also where there is a single one."""
+    from matplotlib.ticker import MaxNLocator
+
+    first, last = min(epochs), max(epochs)
+    aside = max(0.5, 0.02 * (last - first))
+    axis.set_xlim(first - aside, last + aside)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+
+
+def draw_panels(rows: list[list[Panel]], file: Path, title: str, where: Sequence[Panel] = ()) -> None:
+    """Rows of pictures with numbered points and boxes, as one PNG; above them where the crops are in their volumes."""
+    title = "\n".join(textwrap.fill(line, int(0.85 * _CHARACTERS * WIDTH)) for line in title.split("\n"))
     columns = max(len(row) for row in rows)
-    figure = new_figure(4.2 * columns, 4.2 * len(rows) + 0.2 + 0.25 * title.count("\n"))
-    axes = list(figure.subplots(len(rows), columns, squeeze=False).ravel())
-    for i, row in enumerate(rows):
-        for j in range(columns):
-            axis = axes[i * columns + j]
-            axis.set_axis_off()
-            if j < len(row):
-                _draw_panel(axis, row[j])
-    figure.suptitle(picture(title))
-    save_figure(figure, file)
+    width = WIDTH / max(columns, 2)
+    heights = [_OVERVIEW] * bool(where) + [(min(width, _HIGHEST) + 0.3) * len(rows)]
+    figure = new_figure(WIDTH, sum(heights) + 0.3 + 0.25 * title.count("\n"))
+    figure.suptitle(picture(title), fontsize=11)
+    parts: Any = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
+    if where:
+        _draw_row(list(parts[0].subplots(1, len(where), squeeze=False)[0]), where, WIDTH / len(where))
+    axes = parts[-1].subplots(len(rows), max(columns, 2), squeeze=False)
+    for line, row in zip(axes, rows, strict=True):
+        _draw_row(list(line), row, width)
+    save_figure(figure, file, small=True)
 
 
-def _draw_panel(axis: Axes, panel: Panel) -> None:
+def _draw_row(axes: Sequence[Axes], panels: Sequence[Panel], width: float) -> None:
+    for axis in axes:
+        axis.set_axis_off()
+    for axis, panel in zip(axes, panels, strict=False):
+        _draw_panel(axis, panel, width)
+
+
+def _draw_panel(axis: Axes, panel: Panel, width: float) -> None:
+    """Draw a picture `width` inches wide."""
     from matplotlib.patches import Rectangle
-    from matplotlib.patheffects import withStroke
 
     low, high = panel.values or (float(panel.image.min()), float(panel.image.max()))
     axis.imshow(panel.image, cmap="gray", vmin=low, vmax=high, aspect=panel.aspect, interpolation="nearest")
     for number, row, column in panel.points:
-        colour = COLOURS[(number - 1) % len(COLOURS)]
-        axis.plot(column, row, "o", markersize=7, markerfacecolor="none", markeredgecolor=colour, markeredgewidth=1.6)
-        axis.annotate(str(number), (column, row), (6, 4), textcoords="offset points", color=colour, fontsize=9)
+        _draw_point(axis, number, row, column, panel.image.shape)
     thin = [(box, "white", 0.6) for box in panel.frames]
-    for (row, column, height, width), colour, line in [
+    for (row, column, height, along), colour, line in [
         *thin, *((box, COLOURS[number % len(COLOURS)], 1.5) for number, box in enumerate(panel.boxes))
     ]:  # fmt: skip
         corner = (column - 0.5, row - 0.5)
-        axis.add_patch(Rectangle(corner, width, height, fill=False, edgecolor=colour, linewidth=line))
+        outlined = halo(line + 1.2) if line > 1 else None
+        axis.add_patch(Rectangle(corner, along, height, fill=False, edgecolor=colour, linewidth=line,
+                                 path_effects=outlined))  # fmt: skip
     for text, row, column in panel.texts:
-        label = axis.text(column, row, text, color="white", fontsize=9, ha="center", va="center")
-        label.set_path_effects([withStroke(linewidth=2, foreground="black")])
-    axis.set_title(panel.title, fontsize=10)
+        axis.text(column, row, text, color="white", fontsize=9, ha="center", va="center", path_effects=halo())
+    axis.set_title(textwrap.fill(panel.title, int(_CHARACTERS * width)), fontsize=9)
+
+
+def _draw_point(axis: Axes, number: int, row: float, column: float, size: tuple[int, ...]) -> None:
+    """A ring with its number, which is towards the middle of the picture where the ring is at a border."""
+    colour, height, width = COLOURS[(number - 1) % len(COLOURS)], *size
+    axis.plot(column, row, "o", markersize=7, markerfacecolor="none", markeredgecolor=colour, markeredgewidth=1.6,
+              path_effects=halo(3.0))  # fmt: skip
+    right, low = column > 0.85 * width, row < 0.15 * height
+    axis.annotate(str(number), (column, row), (-6 if right else 6, -6 if low else 6), textcoords="offset points",
+                  color=colour, fontsize=10, fontweight="bold", ha="right" if right else "left",
+                  va="top" if low else "bottom", path_effects=halo())  # fmt: skip
 
 
 def draw_views(setup: Setup, method: Method, views: Batch, cases: Sequence[str]) -> None:
     """Draw an augmented batch of the cases."""
-    panels = type(method).panels({k: v.cpu() for k, v in views.items()}, setup.config)
-    _draw(setup, panels, "views", "views of the first step", cases)
+    batch, kind = {k: v.cpu() for k, v in views.items()}, type(method)
+    panels = kind.panels(batch, setup.config)
+    with dispensable("views.png"):
+        where = overviews(setup, kind, batch, cases)
+        _draw(setup, panels, "views", "views of the first step", cases, where)
 
 
 @torch.no_grad()
@@ -113,10 +150,12 @@ def draw_reconstruction(setup: Setup, method: Method, views: Batch, cases: Seque
     panels = method.reconstruction(views)
     method.train(training)
     if panels:
-        _draw(setup, panels, "reconstruction", f"after epoch {epoch}", cases)
+        with dispensable("reconstruction.png"):
+            _draw(setup, panels, "reconstruction", f"after epoch {epoch}", cases)
 
 
-def _draw(setup: Setup, panels: list[list[Panel]], name: str, heading: str, cases: Sequence[str]) -> None:
-    named = "\n".join(dict.fromkeys(cases[: len(panels)]))
-    with dispensable(f"{name}.png"):
-        draw_panels(panels, setup.folder / f"{name}.png", f"{setup.method}: {heading}\n{named}")
+def _draw(
+    setup: Setup, panels: list[list[Panel]], name: str, heading: str, cases: Sequence[str], where: Sequence[Panel] = ()
+) -> None:
+    named = ", ".join(dict.fromkeys(cases[: len(panels)]))
+    draw_panels(panels, setup.folder / f"{name}.png", f"{setup.method}: {heading}\n{named}", where)

@@ -13,6 +13,7 @@ from nnssl.data.folders import explained_errors_of
 from nnssl.data.pool import default_processes
 from nnssl.data.prepare_resized import prepare_resized_bodies
 from nnssl.pretraining.alignment import prepare_embeddings
+from nnssl.pretraining.crops import overlap_warning
 from nnssl.pretraining.finished import FinishedRun, finished_run
 from nnssl.pretraining.folder import held, open_folder
 from nnssl.pretraining.launch import joined, launch, said_by
@@ -98,6 +99,8 @@ def _train(request: Request, setup: Setup) -> None:
         described = setup.described(request.device)
         open_folder(setup.folder, request.overwrite, described, setup.plans, setup.dataset_json)
         open_run_log(setup.folder)
+        if setup.resume is None and (warning := overlap_warning(setup)):
+            log.warning(warning)
     launch(setup, request.device, request.num_gpus)
     _for_stock_trainers(setup.folder)
     log.info(f"finished: {setup.folder / FINAL}")

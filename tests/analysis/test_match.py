@@ -119,6 +119,19 @@ def test_match__other_orientations_are_a_warning(
     assert "(LPS): key (RAS) (1 of 2)" in warning and "DICOMOrient(image, 'LPS')" in warning
 
 
+def test_match__says_where_every_place_is_as_good_as_the_best(
+    tmp_path: Path, images: tuple[sitk.Image, sitk.Image], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The network averages what it sees, and the key image shows the same everywhere."""
+    _match(tmp_path, (25, 30, 10), voxel=True)
+    assert "does not tell places apart" not in caplog.text
+    same = np.full((32, 64, 64), 50)
+    same[0, 0, 0] = 300  # a constant image is refused
+    _write(tmp_path / "key_0000.nii.gz", same, (15.0, -5.0, 7.0))
+    found = _match(tmp_path, (25, 30, 10), voxel=True)
+    assert f"% of key is as similar to the point as the best place there ({found.similarity:.2f})" in caplog.text
+
+
 def test_match__another_modality_is_refused_before_anything_is_read(
     tmp_path: Path, images: tuple[sitk.Image, sitk.Image], caplog: pytest.LogCaptureFixture
 ) -> None:

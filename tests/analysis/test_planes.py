@@ -80,6 +80,33 @@ def test_scale__an_oblique_image_has_the_right_millimetres_and_the_points_own_co
     np.testing.assert_allclose(away, [3 * 2.0, 2 * 1.5])
 
 
+@pytest.mark.parametrize("order", AXES, ids=str)
+@pytest.mark.parametrize("signs", [(1.0, 1.0, 1.0), (-1.0, 1.0, -1.0)], ids=str)
+def test_sides__of_a_turned_array(order: tuple[int, ...], signs: tuple[float, ...]) -> None:
+    """Whatever the array's axes are, the world's x comes from the right and goes to the left."""
+    scale = Scale.of(_turned(order, signs), np.zeros(3))
+    expected = [("R", "L"), ("A", "P"), ("I", "S")]
+    assert [scale.sides(axis) for axis in range(3)] == [expected[world] for world in order]
+
+
+def test_sides__of_an_oblique_image_have_two_letters() -> None:
+    scale = Scale.of(_turned((2, 1, 0), (1.0, 1.0, 1.0), angle=0.4), np.zeros(3))
+    assert [scale.sides(axis) for axis in range(3)] == [("I", "S"), ("AL", "PR"), ("RA", "LP")]
+
+
+def test_planes__number_of_the_slice_is_that_of_the_file() -> None:
+    """Two voxels are cut off every axis of the file, and the grid has half as many."""
+    where = geometry((10, 12, 8), grid=(3, 5, 4), crop=2)
+    image = PreparedImage("case", np.zeros((1, 3, 5, 4), np.float32), where)
+    point = np.array([1.0, 2, 3])
+    planes = Scale.of(image, point).planes(point, (3, 5, 4))
+    in_file = np.floor(where.world_to_file(where.grid_to_world(point)) + 0.5)
+    assert {plane.title: plane.of_file for plane in planes} == {
+        "axial": in_file[2], "coronal": in_file[1], "sagittal": in_file[0],
+    }  # fmt: skip
+    assert planes[0].of_file == 5 and planes[0].number == 1
+
+
 def _image() -> PreparedImage:
     where = geometry(SIZE[::-1])
     return PreparedImage("case", np.random.default_rng(0).random((1, *SIZE), dtype=np.float32), where)
@@ -104,6 +131,8 @@ def test_row__voxels_are_not_stretched_and_the_overlay_lies_on_the_image() -> No
         grey, heat = axis.images
         assert axis.get_aspect() == 1  # a millimetre is as wide as it is high
         assert grey.get_extent() == heat.get_extent()
+        said = [text.get_text() for text in axis.texts]
+        assert len(said) == 5 and said[-1].endswith(" mm")  # four sides and the scale bar
         np.testing.assert_array_equal(np.asarray(heat.get_alpha()) > 0, plane.cut(shown, (1, 2, 2)))
         (box,) = axis.patches
         assert isinstance(box, Rectangle)

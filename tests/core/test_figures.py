@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from nnssl.core.errors import UserError
-from nnssl.core.figures import check_output, save_numbers
+from nnssl.core.figures import check_output, round_length, save_numbers
 
 
 def test_check_output__a_png_in_a_folder_that_exists(tmp_path: Path) -> None:
@@ -43,3 +43,8 @@ def test_check_output__a_folder_without_permission(tmp_path: Path, monkeypatch: 
 def test_save_numbers__is_json_and_what_is_unknown_is_null(tmp_path: Path) -> None:
     save_numbers({"a": np.float32(0.5), "b": np.array([1.0, np.nan]), "c": [(np.int64(2), "x")]}, tmp_path / "f.png")
     assert json.loads((tmp_path / "f.json").read_text()) == {"a": 0.5, "b": [1.0, None], "c": [[2, "x"]]}
+
+
+@pytest.mark.parametrize(("most", "length"), [(63.5, 50), (9.99, 5), (10, 10), (0.3, 0.2), (1.0, 1)])
+def test_round_length__is_1_2_or_5(most: float, length: float) -> None:
+    assert round_length(most) == pytest.approx(length)

@@ -11,7 +11,7 @@ import pytest
 from nnssl.core.errors import UserError
 from nnssl.features.cases import find_cases
 from nnssl.features.geometry import grid_geometry
-from nnssl.features.images import ImageReader, PreparedImage
+from nnssl.features.images import ImageReader, PreparedImage, without_table
 from tests.pretrainings import CT_JSON, tiny_plans
 
 TWO = {**CT_JSON, "channel_names": {"0": "T1", "1": "T2"}}
@@ -161,3 +161,16 @@ def test_ImageReader__without_a_known_orientation_the_images_are_compared_among_
     guard.report()
     (warning,) = caplog.messages
     assert "than b (LPS): c (RAS)" in warning
+
+
+def test_without_table__leaves_the_table_and_keeps_both_legs() -> None:
+    body = np.zeros((10, 60, 80), dtype=bool)
+    body[:, 10:35, 5:30] = body[:, 10:35, 45:70] = True
+    legs = body.copy()
+    body[:, 50:53] = True  # 6 mm thick
+    body[:, 40:42, 10:12] = True  # a cable
+    assert (without_table(body, np.array([3.0, 2.0, 2.0])) == legs).mean() > 0.98
+    assert not without_table(body, np.array([3.0, 2.0, 2.0]))[:, 40:].any()
+    thin = np.zeros_like(body)
+    thin[:, 3:5] = True
+    assert without_table(thin, np.array([3.0, 2.0, 2.0])) is thin

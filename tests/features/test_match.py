@@ -17,6 +17,7 @@ from nnssl.features.match import (
     match_points,
     read_encodings,
     read_vectors,
+    share_as_good,
     similarity_map,
 )
 from nnssl.features.tiles import EncodedImage, encode_image
@@ -158,3 +159,9 @@ def test_read_vectors__many_points_come_in_order(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("nnssl.features.match._READ", 7)
     for name, vectors in read_vectors(image, points).items():
         np.testing.assert_array_equal(vectors, whole[name])
+
+
+def test_share_as_good__counts_to_two_decimals() -> None:
+    similarity = np.array([[0.9, 0.896, 0.894], [0.2, 0.9, -1.0]], dtype=np.float32)
+    assert share_as_good(similarity) == 0.5
+    assert share_as_good(np.full((2, 3), 0.3, np.float32)) == 1.0

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -171,3 +173,36 @@ def test_body_vector__computes_no_tile_without_body() -> None:
     body[0, 0, 0] = True
     body_vector(model, values, body)
     assert len(model.backbone.seen) == 1  # type: ignore[arg-type]
+
+
+class _Seamed(torch.nn.Module):
+    """Like a network that sees its whole tile: it answers with the tile's mean."""
+
+    strides: ClassVar[dict[str, Any]] = {"fine": (1, 2, 2)}
+    dims: ClassVar[dict[str, int]] = {"fine": 1}
+    backbone = SimpleNamespace(divisor=(2, 2, 2))
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"fine": x.mean((2, 3, 4), keepdim=True).expand(-1, -1, 8, 4, 4)}
+
+
+def test_encode_image__blended_tiles_have_no_seams() -> None:
+    values = np.linspace(0, 10, 31, dtype=np.float32)[None, :, None, None] * np.ones((1, 1, 9, 8), np.float32)
+    steps = {}
+    for blend in (False, True):
+        encoded = encode_image(_Seamed(), values, (8, 8, 8), blend=blend)  # type: ignore[arg-type]
+        steps[blend] = float(np.abs(np.diff(encoded.maps["fine"][0, :, 1, 1].float().numpy()[:24])).max())
+    assert steps[True] < 0.6 * steps[False]
+
+
+def test_encode_image__blended_or_not_is_the_same_where_tiles_agree() -> None:
+    class Local(_Seamed):
+        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"fine": torch.nn.functional.avg_pool3d(x, (1, 2, 2))}
+
+    values = np.random.default_rng(0).normal(size=(1, 13, 11, 9)).astype(np.float32)
+    apart, blended = (
+        encode_image(Local(), values, (8, 8, 8), blend=blend).maps["fine"].numpy()  # type: ignore[arg-type]
+        for blend in (False, True)
+    )
+    np.testing.assert_allclose(apart, blended, atol=3e-3)

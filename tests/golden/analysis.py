@@ -60,7 +60,7 @@ def figure(world: World, kind: str) -> dict[str, Any]:
     arguments: dict[str, dict[str, Any]] = {
         "similarity": {"image": image, "key": others[0], "point": POINT},
         "pca": {"image": image, "point": POINT},
-        "tsne": {"images": [image], "per_label": 12, "perplexity": 4.0},
+        "tsne": {"images": [image, *others], "per_label": 12, "perplexity": 4.0},
         "matches": {"image": image, "keys": others, "points": [POINT]},
         "views": {},
         "reconstruction": {},

@@ -146,6 +146,24 @@ def test_prepare_embeddings__once_a_volume(
     assert -1 <= match.similarity <= 1.001 and (match.other_point < match.other.size).all()
 
 
+@pytest.mark.parametrize("same", [True, False])
+def test_prepare_embeddings__says_that_the_encoder_knows_no_places(
+    root: Path, same: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = torch.Generator().manual_seed(0)
+
+    def encode(encoder: VolumeEncoder, volume: BloscVolume) -> EncodedImage:
+        z, y, x = (int(n) for n in volume.size)
+        values = torch.ones(8, z, y, x) if same else torch.randn(8, z, y, x, generator=rng)
+        return EncodedImage({"fine": values.half()}, {"fine": (1, 1, 1)}, (z, y, x))
+
+    monkeypatch.setattr(VolumeEncoder, "__call__", encode)
+    prepare_embeddings(_setup(root, _choose(root, _encoder(root))), "cpu", may_compute=True)
+    assert (
+        "100% of a volume is as similar to a point as the best match there (1.00 on average)" in caplog.text
+    ) == same
+
+
 def test_volume_encoder__brings_volumes_to_the_encoders_spacing_and_intensities(
     root: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -75,6 +75,17 @@ def test_prepare_probe__a_dataset_of_the_run_is_taken_as_it_is(root: Path, prepa
     assert _probe(own, 17).folder is own.folders[0]
 
 
+def test_prepare_probe__says_that_the_probe_is_oriented_differently(
+    prepared: PreparedDatasets, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def oriented(home: Path, plans: str) -> str:
+        return "RAS" if home.name == "Dataset017_Organs" else "LPS"
+
+    monkeypatch.setattr("nnssl.data.plan_and_preprocess.majority_orientation", oriented)
+    _probe(prepared, 17)
+    assert "oriented differently than Dataset500_Phantom (LPS): most volumes of Dataset017_Organs (RAS)" in caplog.text
+
+
 def test_prepare_probe__ignore_label_and_regions(root: Path, prepared: PreparedDatasets) -> None:
     _probe(prepared, 17)
     file = root / "raw" / "Dataset017_Organs" / "dataset.json"

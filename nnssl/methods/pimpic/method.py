@@ -28,7 +28,7 @@ from nnssl.methods.shared.augment import (
     sample_window_intensity,
     unit_noise,
 )
-from nnssl.methods.shared.overlapping_crops import collate_regions, cut_crops, read_region
+from nnssl.methods.shared.overlapping_crops import boxes_of_crops, collate_regions, cut_crops, read_region
 from nnssl.networks.contrastive import l2_normalise, projection_head
 from nnssl.networks.pyramid import FeaturePyramid
 
@@ -228,6 +228,11 @@ class Pimpic(Method):
         features = torch.stack([averages[volume, i, j], averages[volume, j, i]], dim=2).flatten(1, 2)
         # All rows of all pairs go through the batch normalisation together.
         return l2_normalise(self.pic_head(features.flatten(0, 1))).unflatten(0, (len(pairs), 4))
+
+    @classmethod
+    def crop_boxes(cls, batch: Batch, config: Any) -> Tensor | None:
+        """All crops of each volume."""
+        return boxes_of_crops(batch["starts"], config.patch)
 
     @classmethod
     def panels(cls, batch: Batch, config: Any) -> list[list[Panel]]:

@@ -16,6 +16,7 @@ from nnssl.core.errors import UserError
 from nnssl.core.geometry import Integers, random_crop_start
 from nnssl.methods.base import Batch, Method, MethodConfig, Panel, Sample, Volume, at_least, below_one
 from nnssl.methods.shared.block_tokens import block_size
+from nnssl.methods.shared.overlapping_crops import boxes_of_crops
 from nnssl.networks.pyramid import FeaturePyramid, spread
 
 
@@ -121,6 +122,11 @@ class HiddenBlocks(Method):
     def maskable(cls, grid: list[int], config: Any) -> list[int]:
         """The grid (Z, Y, X) for drawing masks; an axis of 1 is hidden or visible as a whole."""
         return grid
+
+    @classmethod
+    def crop_boxes(cls, batch: Batch, config: Any) -> Tensor | None:
+        """The crop of each sample's own volume."""
+        return boxes_of_crops(batch["starts"][:, :1], config.patch)
 
     def draw_masks(self, batch: Batch) -> Tensor:
         """The blocks to hide (B, K, *grid) bool, on the host."""

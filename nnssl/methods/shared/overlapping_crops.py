@@ -71,6 +71,11 @@ def cut_crops(batch: Batch, patch: tuple[int, int, int]) -> Tensor:
         region = flat.view(size)
         crops += [region[:, z : z + depth, y : y + height, x : x + width] for z, y, x in corners]
     return torch.stack(crops).unflatten(0, (len(sizes), -1))
+def boxes_of_crops(starts: Tensor, patch: Sequence[int], scales: Tensor | None = None) -> Tensor:
+    """First voxel and end (..., 2, 3) of crops that start at (..., 3) and cover the patch, times the scales (...)."""
+    first = starts.double()
+    extent = first.new_tensor(patch).expand_as(first)
+    return torch.stack([first, first + (extent if scales is None else extent * scales.to(first)[..., None])], dim=-2)
 
 
 def collate_matched(samples: list[Sample], points: str, places: str) -> Batch:

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from nnssl.core.errors import UserError
 from nnssl.methods.base import Batch, Method, MethodConfig, Panel, Sample, Volume, at_least, below_one
 from nnssl.methods.shared.overlapping_crops import (
+    boxes_of_crops,
     collate_matched,
     matched_view_panels,
     most_overlap,
@@ -101,6 +102,11 @@ class PixelMethod(Method):
         crops = scaled_crops(regions.flatten(0, 1), batch["scales"].flatten(), patch)
         kept = {key: value for key, value in batch.items() if key != "regions"}
         return {"crops": crops.view(*regions.shape[:3], *patch), **kept}
+
+    @classmethod
+    def crop_boxes(cls, batch: Batch, config: Any) -> Tensor | None:
+        """Both crops of each volume."""
+        return boxes_of_crops(batch["starts"], config.patch, batch["scales"])
 
     @classmethod
     def panels(cls, batch: Batch, config: Any) -> list[list[Panel]]:

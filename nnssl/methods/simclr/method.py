@@ -25,7 +25,7 @@ from nnssl.methods.shared.augment import (
     unit_noise,
 )
 from nnssl.methods.shared.info_nce import LEAST_TEMPERATURE, info_nce
-from nnssl.methods.shared.overlapping_crops import matched_view_panels, read_crops, sample_pair
+from nnssl.methods.shared.overlapping_crops import boxes_of_crops, matched_view_panels, read_crops, sample_pair
 from nnssl.networks.contrastive import l2_normalise, projection_head
 from nnssl.networks.pyramid import FeaturePyramid, pooled
 
@@ -81,7 +81,7 @@ class Simclr(Method):
     config_class = SimclrConfig
     levels = "encoder"
     collapse_cause = "few crops a step (-o batch_size=...) or an unfit temperature (-o temperature=...)"
-    host_keys = frozenset({"hu_affine", "is_ct", *WINDOW_KEYS})
+    host_keys = frozenset({"starts", "hu_affine", "is_ct", *WINDOW_KEYS})
     config: SimclrConfig
 
     def __init__(self, backbone: FeaturePyramid, config: SimclrConfig) -> None:
@@ -102,6 +102,7 @@ class Simclr(Method):
 
         Returns arrays, for C channels, a patch P and K crops with two views:
             crops: (K, 2, C, *P) float32, the plans' normalised values; (K, 1, C, *P) if both views share a crop.
+            starts: (K, 2, 3) first voxels of the crops in the volume; (K, 1, 3) if both views share a crop.
             sources: (K, 4) volume index and centre of the first view in mm.
             flips: (2K, 3) bool.
             hu_affine, is_ct: (C, 2) and (C,), see `Volume`.
@@ -117,6 +118,7 @@ class Simclr(Method):
         centres = (starts[:, 0] + (patch - 1) / 2) * volume.spacing
         return {
             "crops": np.stack([read_crops(volume, pair, patch) for pair in starts]),
+            "starts": starts,
             "sources": np.column_stack([np.full(len(centres), volume.index), centres]),
             "flips": rng.random((views, 3)) < config.flip_probability,
             "hu_affine": volume.hu_affine,
@@ -127,7 +129,7 @@ class Simclr(Method):
     def augment(self, batch: Batch) -> Batch:
         """Make `views` (V, K, 2, C, *P): both views of every crop, augmented independently."""
         views = torch.stack([two_views(batch, i) for i in range(len(batch["crops"]))])
-        return {"views": views, "sources": batch["sources"]}
+        return {"views": views, "starts": batch["starts"], "sources": batch["sources"]}
 
     def step(self, batch: Batch) -> StepOutput:
         """NT-Xent of an augmented batch."""
@@ -139,6 +141,11 @@ class Simclr(Method):
         first, second = l2_normalise(vectors.detach()).flatten(0, 1).unbind(1)
         terms = {"similarity": (first * second).sum(1).mean()}
         return StepOutput(loss, terms, vectors.detach().flatten(0, 2), (first, second))
+
+    @classmethod
+    def crop_boxes(cls, batch: Batch, config: Any) -> Tensor | None:
+        """Both crops of each volume; none where both views are of one crop."""
+        return boxes_of_crops(batch["starts"][:, 0], config.patch) if config.variant == "overlap" else None
 
     @classmethod
     def panels(cls, batch: Batch, config: Any) -> list[list[Panel]]:

@@ -19,7 +19,7 @@ from nnssl.core.errors import UserError
 from nnssl.core.geometry import random_crop_start
 from nnssl.methods.base import Batch, Method, Panel, Sample, StepOutput, Volume, at_least, formerly_fixed
 from nnssl.methods.shared.info_nce import LEAST_TEMPERATURE, info_nce
-from nnssl.methods.shared.overlapping_crops import collate_matched, matched_view_panels, read_crops
+from nnssl.methods.shared.overlapping_crops import boxes_of_crops, collate_matched, matched_view_panels, read_crops
 from nnssl.methods.vox2vec.augment import INTENSITY_KEYS, IntensityConfig, apply_intensity, sample_intensity
 from nnssl.networks.contrastive import l2_normalise, projection_head
 from nnssl.networks.pyramid import FeaturePyramid, gather_voxels
@@ -56,7 +56,7 @@ class Vox2vec(Method):
     config_class = Vox2vecConfig
     levels = "decoder"
     collapse_cause = "few volumes a step (-o batch_size=...) or an unfit temperature (-o temperature=...)"
-    host_keys = frozenset({"hu_affine", "is_ct", *INTENSITY_KEYS})
+    host_keys = frozenset({"starts", "hu_affine", "is_ct", *INTENSITY_KEYS})
     config: Vox2vecConfig
 
     def __init__(self, backbone: FeaturePyramid, config: Vox2vecConfig) -> None:
@@ -83,6 +83,7 @@ class Vox2vec(Method):
 
         Returns arrays, for C channels, a patch P and M matched voxels:
             crops: (2, C, *P) float32, the plans' normalised values.
+            starts: (2, 3) first voxels of the crops in the volume.
             voxels: (M, 2, 3) positions in the first and in the second crop.
             source: (M, 4) volume index and position in mm in the volume.
             hu_affine, is_ct: (2, C, 2) and (2, C), see `Volume`.
@@ -98,6 +99,7 @@ class Vox2vec(Method):
         position = np.stack(np.unravel_index(candidates, tuple(stop - start)), axis=1) + start
         return {
             "crops": read_crops(volume, starts, patch),
+            "starts": starts,
             "voxels": position[:, None] - starts,
             "source": np.column_stack([np.full(len(position), volume.index), position * volume.spacing]),
             "hu_affine": np.stack([volume.hu_affine] * 2),
@@ -117,7 +119,7 @@ class Vox2vec(Method):
         parameters = {key: batch[key].flatten(0, 1) for key in INTENSITY_KEYS}
         detail = self.config.sharpen_detail_sigma_voxels
         augmented = apply_intensity(crops.flatten(0, 1), parameters, affine, is_ct, detail)
-        return {"crops": augmented.view_as(crops), "voxels": batch["voxels"], "source": batch["source"]}
+        return {"crops": augmented.view_as(crops), **{key: batch[key] for key in ("starts", "voxels", "source")}}
 
     def step(self, batch: Batch) -> StepOutput:
         """InfoNCE of the matched voxels of an augmented batch (paper, section 3.3)."""
@@ -145,6 +147,11 @@ class Vox2vec(Method):
     def _shown(self) -> int | None:
         """Number of levels, finest first, that voxels are represented by; None for all."""
         return 1 if self.config.levels == "finest" else None
+
+    @classmethod
+    def crop_boxes(cls, batch: Batch, config: Any) -> Tensor | None:
+        """Both crops of each volume."""
+        return boxes_of_crops(batch["starts"], config.patch)
 
     @classmethod
     def panels(cls, batch: Batch, config: Any) -> list[list[Panel]]:

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from nnssl.core.errors import UserError
+from nnssl.data.loader import Cases
+from nnssl.methods.registry import get_method
+from nnssl.pretraining import crops
+from nnssl.pretraining.crops import overlap_warning, overview, shared_part
+
+SIZE = np.array([35, 51, 36])
+
+
+def test_shared_part__is_the_count_of_common_voxels() -> None:
+    """Against volumes of indices; a crop that begins before the volume shows less of it."""
+    size = np.array([9, 7, 8])
+    boxes = np.array([[[0, 0, 0], [5, 4, 4]], [[2, 1, 3], [7, 5, 7]], [[-2, 3, 4], [3, 7, 8]]], dtype=float)
+    masks = np.zeros((3, *size), dtype=bool)
+    for mask, (first, stop) in zip(masks, boxes.astype(int), strict=True):
+        mask[tuple(slice(max(f, 0), s) for f, s in zip(first, stop, strict=True))] = True
+    expected = []
+    for i, j in ((0, 1), (0, 2), (1, 2)):
+        common = (masks[i] & masks[j]).sum()
+        expected.append((common / masks[i].sum() + common / masks[j].sum()) / 2)
+    np.testing.assert_allclose(shared_part(boxes, size), expected)
+    assert expected[0] > 0 and expected[2] > 0
+
+
+class _Folder:
+    """Volumes of one size whose voxels cannot be read."""
+
+    def __init__(self, size: np.ndarray) -> None:
+        self.size, self.name = size, "Dataset001_A"
+
+    def open(self, case: str, index: int = 0) -> Any:
+        if case == "damaged":
+            raise UserError("damaged")
+        channel = np.array([[0.0, 1.0]]), np.array([True])
+        return SimpleNamespace(index=index, spacing=(1.0, 1.0, 1.0), size=self.size, hu_affine=channel[0],
+                               is_ct=channel[1], random_body_voxel=lambda rng: rng.integers(self.size), match=None,
+                               read_resized_body=None)  # fmt: skip
+
+
+def _setup(method: str, patch: tuple[int, int, int], size: np.ndarray = SIZE, **options: Any) -> Any:
+    config = get_method(method).config_class(patch_size=patch, batch_size=2, **options)
+    backbone = SimpleNamespace(divisor=(8, 8, 8), check_patch=lambda *_: None, channels=(1, 2, 4),
+                               strides=((1, 1, 1), (2, 2, 2), (4, 4, 4)))  # fmt: skip
+    train = Cases((_Folder(size),), np.zeros(2, dtype=int), np.array(["damaged", "whole"]))  # type: ignore[arg-type]
+    built = SimpleNamespace(backbone=backbone)
+    return SimpleNamespace(method=method, config=config, train=train, build_method=lambda: built)
+
+
+@pytest.mark.parametrize("method", ["vox2vec", "lapn", "sam", "simclr", "pimpic"])
+def test_overlap_warning__names_a_patch_that_fits_the_volumes(method: str) -> None:
+    said = overlap_warning(_setup(method, (32, 48, 32)))
+    assert said is not None
+    assert "32x48x32" in said and "35x51x36" in said and "-o patch_size=16,24,16" in said
+    mean, smaller = (float(part.split()[0].rstrip(":;")) for part in said.split(" by ")[1:])
+    assert 0.75 < mean <= 1 and smaller < 0.7
+
+
+@pytest.mark.parametrize("method", ["vox2vec", "lapn", "sam", "simclr", "pimpic"])
+def test_overlap_warning__none_for_volumes_of_a_ct(method: str) -> None:
+    assert overlap_warning(_setup(method, (64, 64, 64), np.array([150, 300, 300]))) is None
+
+
+@pytest.mark.parametrize(("method", "options"), [("mae", {}), ("simclr", {"variant": "intra_scan"})])
+def test_overlap_warning__none_where_no_crops_are_compared(method: str, options: dict[str, Any]) -> None:
+    assert overlap_warning(_setup(method, (32, 48, 32), **options)) is None
+
+
+def test_overlap_warning__where_no_smaller_patch_helps(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = overlap_warning(_setup("vox2vec", (8, 8, 8), np.array([9, 8, 8])))
+    assert said is not None and "-o patch_size" not in said and "-m mae" in said
+    monkeypatch.setattr(crops, "MOST_OVERLAP", 0.99)
+    assert overlap_warning(_setup("vox2vec", (8, 8, 8), np.array([9, 8, 8]))) is None
+
+
+@pytest.mark.parametrize(("letters", "axis", "head_up"), [("SPL", 1, True), ("IAL", 1, False), ("", 1, False)])
+def test_overview__boxes_are_on_the_voxels_that_they_hold(letters: str, axis: int, head_up: bool) -> None:
+    size = np.array([6, 5, 7])
+    values = np.random.default_rng(0).random(size).astype(np.float32)
+
+    def read(start: np.ndarray, stop: np.ndarray) -> np.ndarray:
+        return values[tuple(map(slice, start, stop))][None]
+
+    volume: Any = SimpleNamespace(size=size, read=read, spacing=(3.0, 1.0, 2.0))
+    boxes = np.array([[[1.0, 1, 2], [4, 4, 5]], [[0.0, 2, 3], [3, 5, 6]]])
+    panel = overview(boxes, volume, letters, "case")
+    assert panel.aspect == 1.5 and "slice" in panel.title
+    for (row, column, height, width), (first, stop) in zip(panel.boxes, boxes.astype(int), strict=True):
+        shown = panel.image[int(row) : int(row + height), int(column) : int(column + width)]
+        there = values[first[0] : stop[0], 2, first[2] : stop[2]]
+        np.testing.assert_array_equal(shown, np.flip(there, 0) if head_up else there)
+
+
+def test_crop_boxes__of_both_crops_also_when_scaled() -> None:
+    lapn = get_method("lapn")
+    batch = {"starts": torch.tensor([[[0, 1, 2], [3, 4, 5]]]), "scales": torch.tensor([[1.0, 1.5]])}
+    boxes = lapn.crop_boxes(batch, lapn.config_class(patch_size=(4, 4, 8)))
+    assert boxes is not None
+    assert boxes[0].tolist() == [[[0, 1, 2], [4, 5, 10]], [[3, 4, 5], [9, 10, 17]]]
