@@ -17,6 +17,7 @@ from nnssl.networks.fpn_unet import SegmentationNetwork, check_strides
 from nnssl.networks.monai_parts import import_monai
 from nnssl.networks.nnformer_blocks import Embedding, Lowering, Raising, SkipAttentionBlock, last_norm
 from nnssl.networks.pyramid import FeaturePyramid, Levels, Stride, cropped, padded_to_multiple
+from nnssl.networks.window_attention import fuse_windows
 
 WIDTHS, HEADS, DEPTHS, WINDOWS = (48, 96, 192, 384), (6, 12, 24, 48), (2, 2, 2, 2), (4, 4, 8, 4)
 DROP_PATH = 0.2  # rate of the last block of the encoder; it rises linearly
@@ -82,6 +83,7 @@ class NNFormerPyramid(FeaturePyramid):
             SkipAttentionBlock(widths[stage], num_heads[stage], windows[stage], rates_of[stage][0]) for stage in above
         )
         self.decoder_stages = nn.ModuleList(_after_skip(blocks(stage, rates_of[stage])) for stage in above)
+        fuse_windows(self)
         if levels == "encoder":
             self.unused = ("decoder_raising.", "decoder_skips.", "decoder_stages.")
             for part in (self.decoder_raising, self.decoder_skips, self.decoder_stages):

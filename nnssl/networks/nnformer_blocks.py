@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnssl.networks.monai_parts import import_monai
+from nnssl.networks.window_attention import WindowAttention, biased_attention, join_heads
 
 
 def last_norm(norm: nn.Module, x: Tensor) -> Tensor:
@@ -86,6 +86,7 @@ class SkipAttentionBlock(nn.Module):
         side = (window,) * 3
         self.block: Any = block(width, heads, side, (0, 0, 0), drop_path=drop_path)
         self.block.attn.qkv = nn.Linear(width, 2 * width)  # keys and values
+        self.block.attn = WindowAttention(self.block.attn)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         """Map the decoder's map and the encoder's (B, C, Z, Y, X) to the same shape."""
@@ -106,11 +107,10 @@ class SkipAttentionBlock(nn.Module):
         heads, cells = attention.num_heads, queries.shape[1]
         query = queries.unflatten(-1, (heads, -1)).transpose(1, 2)
         key, value = attention.qkv(context).unflatten(-1, (2, heads, -1)).permute(2, 0, 3, 1, 4)
-        index = attention.relative_position_index[:cells, :cells]
-        bias = attention.relative_position_bias_table[index].permute(2, 0, 1)[None].to(query.dtype)
-        read = F.scaled_dot_product_attention(query, key, value, bias, scale=attention.scale)
-        joined = torch.cat(read.unbind(1), dim=-1)  # a view would be of this kernel's strides, which ONNX has not
-        windows = attention.proj(joined).unflatten(1, side)
+        bias = attention.relative_bias(cells)[None]
+        query, key, value = (x[:, None] for x in (query, key, value))
+        read = biased_attention(query, key, value, bias, None, attention.scale)
+        windows = attention.proj(join_heads(read)[:, 0]).unflatten(1, side)
         whole = [batch, *(extent + -extent % w for extent, w in zip(size, side, strict=True))]
         result: Tensor = reverse(windows, side, whole)[:, : size[0], : size[1], : size[2]]
         return result

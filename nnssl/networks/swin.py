@@ -14,6 +14,7 @@ from nnssl.networks.fpn_unet import SegmentationNetwork, check_strides
 from nnssl.networks.monai_parts import import_monai
 from nnssl.networks.pyramid import BlockMask, FeaturePyramid, Levels, Stride, spread
 from nnssl.networks.swin_visible import visible_stages
+from nnssl.networks.window_attention import fuse_windows
 
 _DECODER = ("decoder5.", "decoder4.", "decoder3.", "decoder2.", "decoder1.")
 
@@ -74,6 +75,7 @@ class SwinPyramid(FeaturePyramid):
                 downsample="merging",
                 use_v2=use_v2,
             )
+        fuse_windows(self.swinViT)
         self.encoder1 = _block(basic, input_channels, widths[0])
         self.encoder2 = _block(basic, widths[1], widths[1])
         self.encoder3 = _block(basic, widths[2], widths[2])

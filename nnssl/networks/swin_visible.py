@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from nnssl.networks.pyramid import BlockMask, assemble_blocks, block_view
+from nnssl.networks.window_attention import biased_attention
 
 _REGIONS = 3  # along an axis: before the last window, and the two parts of it that a shift brings together
 
@@ -156,8 +157,8 @@ def _attend(block: Any, tokens: Tensor, rows: list[_Rows]) -> Tensor:
         query, key, value = triples[row.tokens].permute(2, 0, 3, 1, 4)  # (W, heads, M, C / heads) each
         relative = attention.relative_position_index[row.places[:, :, None], row.places[:, None, :]]
         bias = F.embedding(relative, attention.relative_position_bias_table).permute(0, 3, 1, 2)
-        bias = bias.masked_fill(~row.filled[:, None, None, :], float("-inf")).to(query.dtype)
-        read = F.scaled_dot_product_attention(query, key, value, bias, dropped, scale=attention.scale)
+        bias = bias.masked_fill(~row.filled[:, None, None, :], float("-inf"))
+        read = biased_attention(query[None], key[None], value[None], bias, None, attention.scale, dropped)[0]
         attended.append(read.transpose(1, 2).reshape(-1, channels)[row.kept])
     places = torch.cat([row.tokens.flatten()[row.kept] for row in rows])
     joined = torch.cat(attended)

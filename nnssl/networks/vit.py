@@ -74,6 +74,8 @@ class ViTPyramid(FeaturePyramid):
             in_channels=input_channels, img_size=tuple(image_size), patch_size=(_PATCH,) * 3, hidden_size=hidden_size,
             mlp_dim=mlp_dim, num_layers=num_layers, num_heads=num_heads, proj_type="conv", classification=False,
         )  # fmt: skip
+        for layer in self.vit.blocks:
+            layer.attn.use_flash_attention = True  # MONAI's ViT does not pass it on
         block: dict[str, Any] = {"kernel_size": 3, "norm_name": "instance", "res_block": True}
         raised: dict[str, Any] = {**block, "stride": 1, "upsample_kernel_size": 2, "conv_block": True}
         self.encoder1 = basic(3, input_channels, widths[0], stride=1, **block)

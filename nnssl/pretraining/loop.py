@@ -26,7 +26,13 @@ from nnssl.methods.options import to_plain
 from nnssl.networks.sync_batch_norm import synchronise_batch_norm
 from nnssl.pretraining.life_signs import LifeSigns, Pace, announce
 from nnssl.pretraining.meters import Meters
-from nnssl.pretraining.optimisation import build_optimiser, choose_precision, learning_rate
+from nnssl.pretraining.optimisation import (
+    build_optimiser,
+    choose_precision,
+    compile_backbones,
+    learning_rate,
+    load_optimiser,
+)
 from nnssl.pretraining.pictures import draw_reconstruction, draw_views
 from nnssl.pretraining.probe import OnlineProbe
 from nnssl.pretraining.reporting import Reporter
@@ -59,6 +65,7 @@ class Pretraining:
         self.reporter = Reporter(setup, self.epoch)
         pace = Pace(self.config, self._val_steps(), self.reporter.rows(device) if setup.resume and is_main() else ())
         self.life = LifeSigns(self.config, pace, self.meters.cost, self.meters.watch, device)
+        compile_backbones(self.method)
         self.model: nn.Module = self._distribute()
 
     def run(self) -> None:
@@ -227,7 +234,7 @@ class Pretraining:
 
     def _restore(self, checkpoint: dict[str, Any]) -> None:
         self.method.load_state_dict(checkpoint["method_state"])
-        self.optimiser.load_state_dict(checkpoint["optimiser_state"])
+        load_optimiser(self.optimiser, checkpoint["optimiser_state"])
         self.scaler.load_state_dict(checkpoint["scaler_state"])
         self.step, self.epoch = checkpoint["step"], checkpoint["epoch"]
         self.meters.load_state(checkpoint)
