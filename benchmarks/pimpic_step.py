@@ -53,7 +53,8 @@ def time_pic(
     """Forward and backward of PiC alone, on maps that are there already."""
     maps = [level.detach().requires_grad_() for level in pyramid]
     with wait:
-        rows = method.pic_rows(maps, batch["boxes"], batch["pairs"])
+        regions = method.regions(maps, batch["boxes"].flatten(0, 1))
+        rows = method.pic_rows(regions.unflatten(0, batch["boxes"].shape[:2]), batch["pairs"])
         pic_loss(rows, weights=batch["pair_weights"].to(rows.dtype)).backward()
 
 

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import nibabel
 import numpy as np
+import SimpleITK as sitk
 import torch
 from nnunetv2.inference import predict_from_raw_data as stock
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
@@ -92,8 +92,8 @@ class _Network(torch.nn.Module):
         super().__init__()
         self.inner = inner
 
-    def load_state_dict(self, state: Any, *_: Any, **__: Any) -> Any:
-        return self.inner.load_state_dict(state)
+    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+        return self.inner.load_state_dict(state_dict, strict, assign)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y: torch.Tensor = self.inner(x)
@@ -153,9 +153,13 @@ def main() -> None:
 def differing(one: Path, other: Path) -> int:
     """Number of voxels whose labels differ between two folders of predictions."""
     return sum(
-        int((np.asanyarray(nibabel.load(file).dataobj) != np.asanyarray(nibabel.load(other / file.name).dataobj)).sum())
-        for file in sorted(one.glob("*.nii.gz"))
+        int(np.count_nonzero(_labels(file) != _labels(other / file.name))) for file in sorted(one.glob("*.nii.gz"))
     )
+
+
+def _labels(file: Path) -> np.ndarray:
+    labels: np.ndarray = sitk.GetArrayFromImage(sitk.ReadImage(file))
+    return labels
 
 
 if __name__ == "__main__":

@@ -60,7 +60,8 @@ def main() -> None:
         with parts.timed("augmentation"):
             views = method.augment(batch)
         with parts.timed("forward"), torch.autocast(device.type, precision, precision != torch.float32):
-            h1, h2 = (method.embed(views["crops"][:, k], views["voxels"][:, k]) for k in range(2))
+            crops, voxels, counts = (views[key] for key in ("crops", "voxels", "counts"))
+            h1, h2 = (method.embed(crops[:, k], voxels[:, k], counts) for k in range(2))
         with parts.timed("loss"):
             loss = info_nce(h1, h2, config.temperature, sources=views["source"])
         optimiser.zero_grad(set_to_none=True)

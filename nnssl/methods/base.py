@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from nnssl.core.batch_memory import stacked
+from nnssl.core.distributed import world_size
 from nnssl.core.errors import UserError
 from nnssl.core.geometry import Box
+from nnssl.methods.shared.parts import check_parts
 from nnssl.networks.pyramid import FeaturePyramid
 
 # Larger values are typing mistakes that would use up the memory; a run lists its steps before it begins.
@@ -109,10 +111,13 @@ class MethodConfig:
     warmup_steps: int = 0
     gradient_clip: float | None = 1.0  # norm over all parameters; None: no clipping
     precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"  # auto: bf16, else fp16, on CUDA; float32 on CPU
+    # two that save memory for time
+    checkpoint_activations: bool | None = formerly_fixed(None)  # compute them again; none: as the plans' network says
+    accumulate: int = formerly_fixed(1)  # parts of a step's crops that pass through the network one after another
     seed: int = 0
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "num_epochs", "steps_per_epoch", "save_every_epochs")
+        at_least(self, 1, "num_epochs", "steps_per_epoch", "save_every_epochs", "accumulate")
         at_least(self, 0, "val_steps_per_epoch", "warmup_steps", "weight_decay")
         between(self, 1, _MOST_VOLUMES, "batch_size")
         between(self, 1, _MOST_VOXELS, "patch_size")
@@ -239,7 +244,14 @@ class Method(nn.Module):
     @classmethod
     def check(cls, config: Any, backbone: FeaturePyramid) -> None:
         """Raise UserError where the options and the network do not fit together."""
-        backbone.check_patch(config.patch_size, config.batch_size)
+        crops = cls.crops_per_pass(config)
+        backbone.check_patch(config.patch, crops)
+        check_parts(config.accumulate, crops // world_size(), backbone)
+
+    @classmethod
+    def crops_per_pass(cls, config: Any) -> int:
+        """Number of crops that pass through the network at once, of all processes together."""
+        return int(config.volumes)
 
     @classmethod
     def volumes_per_step(cls, config: Any) -> int:

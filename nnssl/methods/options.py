@@ -12,6 +12,7 @@ from nnssl.core.errors import UserError
 from nnssl.core.names import shown
 from nnssl.methods.base import FORMERLY_FIXED, MethodConfig
 
+MEMORY_OPTIONS = ("checkpoint_activations", "accumulate")  # change gradients by rounding only: --c may change them
 _LARGEST = 2.0**63
 
 Config = TypeVar("Config", bound=MethodConfig)

@@ -45,7 +45,8 @@ class FPN3d(FeaturePyramid):
         self.levels = levels
         self.convolutional = True
         finer, coarser = channels[:-1], channels[1:]
-        self.first_conv = nn.Conv3d(in_channels, base_channels, 3, padding=1)
+        # in the layout of its gradient, which DistributedDataParallel asks of its buckets
+        self.first_conv = nn.Conv3d(in_channels, base_channels, 3, padding=1).to(memory_format=torch.channels_last_3d)
         self.left_blocks = nn.ModuleList(ResidualStage(c) for c in finer)
         self.down_blocks = nn.ModuleList(
             nn.Sequential(nn.MaxPool3d(2, ceil_mode=True), nn.Conv3d(fine, coarse, 1))

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from nnssl.core.errors import UserError
-from nnssl.core.geometry import Integers
+from nnssl.core.geometry import Box, Integers
 from nnssl.data.loader import reading
 from nnssl.data.volumes import BloscVolume
 from nnssl.methods.base import Batch, Method, MethodConfig, Panel
@@ -98,6 +98,11 @@ class _Outline:
         self.hu_affine, self.is_ct = volume.hu_affine, volume.is_ct
         self.random_body_voxel = volume.random_body_voxel
         self.match, self.read_resized_body = volume.match, volume.read_resized_body
+
+    @property
+    def body_box(self) -> Box:
+        """As of the volume."""
+        return self._volume.body_box
 
     def read(self, start: Integers, stop: Integers) -> NDArray[np.float32]:
         """Zeros in place of values."""

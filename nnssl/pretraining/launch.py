@@ -23,9 +23,9 @@ from nnssl.core.errors import UserError
 from nnssl.core.signals import EXIT_INTERRUPTED, Interrupted, StopSignal
 from nnssl.core.system import why
 from nnssl.data.loader import number_of_workers
-from nnssl.methods.base import MethodConfig
 from nnssl.methods.options import to_plain
 from nnssl.pretraining.loop import Pretraining
+from nnssl.pretraining.memory import announce_memory, what_would_fit
 from nnssl.pretraining.run_log import CONTINUE, open_run_log, run_log
 from nnssl.pretraining.setup import Setup, case_labels
 
@@ -142,11 +142,14 @@ def _run(setup: Setup, device: str, rank: int, local_rank: int) -> None:
     if where.type == "cuda":
         torch.cuda.set_device(where)
         torch.backends.cudnn.benchmark = True  # the sizes are the same in every step
-    with said_by(rank), run_log(), in_sentences(setup.config):
+    with said_by(rank), run_log(), in_sentences(setup):
         if rank == 0:
             open_run_log(setup.folder)
         _check_same_everywhere(setup)
-        Pretraining(setup, where).run()
+        run = Pretraining(setup, where)
+        if rank == 0 and where.type == "cuda":
+            announce_memory(setup, run.method)
+        run.run()
 
 
 @contextlib.contextmanager
@@ -177,19 +180,16 @@ _NO_DESCRIPTOR = "ancillary data"  # what Python says where no more files can be
 
 
 @contextlib.contextmanager
-def in_sentences(config: MethodConfig) -> Iterator[None]:
+def in_sentences(setup: Setup) -> Iterator[None]:
     """Turn errors of the system into `UserError`s; bugs pass.
 
     Args:
-        config: of the run, whose batch and patch the card may not hold.
+        setup: of the run, whose step the card may not hold.
     """
     try:
         yield
     except torch.cuda.OutOfMemoryError as error:
-        raise UserError(
-            f"the card's memory does not suffice for a batch of {config.batch_size} with patches of "
-            f"{config.patch_size}; set a smaller -o batch_size=... or -o patch_size=..."
-        ) from error
+        raise UserError(what_would_fit(setup)) from error
     except (OSError, MemoryError, RuntimeError) as error:
         sentence = _of_other_process(error) or why(error, CONTINUE)
         if sentence is None:

@@ -62,6 +62,7 @@ class Pretraining:
         elif setup.pretrained:
             load_weights(self.method, setup.pretrained)
             setup.pretrained.forget()
+        self.first_step = self.step  # of this process
         self.reporter = Reporter(setup, self.epoch)
         pace = Pace(self.config, self._val_steps(), self.reporter.rows(device) if setup.resume and is_main() else ())
         self.life = LifeSigns(self.config, pace, self.meters.cost, self.meters.watch, device)
@@ -135,9 +136,13 @@ class Pretraining:
         torch.manual_seed(int(np.random.SeedSequence([self.config.seed, self.step, rank()]).generate_state(1)[0]))
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(self.config, self.step)
-        output = self._forward(self.model, batch)
-        self.optimiser.zero_grad(set_to_none=True)
-        self.scaler.scale(output.loss).backward()
+        try:
+            output = self._forward(self.model, batch)
+            self.optimiser.zero_grad(set_to_none=True)
+            self.scaler.scale(output.loss).backward()
+        except torch.cuda.OutOfMemoryError:
+            self._keep_steps()
+            raise
         self.scaler.unscale_(self.optimiser)
         norm = nn.utils.clip_grad_norm_(self.method.parameters(), self.config.gradient_clip or float("inf"))
         # with fp16 a gradient that overflows is expected: the scaler leaves that step out
@@ -177,10 +182,20 @@ class Pretraining:
         """Whether to stop after this step; all processes read the same answer, from the step before."""
         return self.meters.watch.stop if world_size() > 1 else self.signal.received
 
-    def _interrupt(self) -> None:
+    def _keep_steps(self) -> None:
+        """Save the steps before one that did not fit; running statistics may have seen its batch."""
+        self.optimiser.zero_grad(set_to_none=True)
+        # other processes wait within the step, and their peer's end stops them
+        if world_size() == 1 and self.step > self.first_step:
+            self._save_between()
+
+    def _save_between(self) -> None:
         self.meters.watch.settle()
         self.meters.count_probe("training")
         self._save(LATEST)
+
+    def _interrupt(self) -> None:
+        self._save_between()
         raise Interrupted(f"stopped after step {self.step}, everything is saved in {self.setup.folder / LATEST}; "
                           f"continue with --c")  # fmt: skip
 
@@ -202,7 +217,8 @@ class Pretraining:
         if world_size() == 1:
             return self.method
         ids = [self.device.index] if self.device.type == "cuda" else None
-        return nn.parallel.DistributedDataParallel(self.method, device_ids=ids)
+        # gradients in the buckets themselves: one copy of them less in memory, and one copying less a step
+        return nn.parallel.DistributedDataParallel(self.method, device_ids=ids, gradient_as_bucket_view=True)
 
     def _save(self, name: str) -> None:
         if is_main():

@@ -20,7 +20,8 @@ def build_optimiser(config: MethodConfig, parameters: Iterable[nn.Parameter]) ->
     """Adam, AdamW or SGD over the parameters that need a gradient.
 
     `sgd` is without Nesterov's momentum, as SAM has it (methods.md 5.4), `nesterov` with it. A run that began with it
-    keeps it, by its state. On a CUDA card all parameters are updated by one fused kernel, which with fp16 leaves a step out without the host's help.
+    keeps it, by its state. On a CUDA card all parameters are updated by one fused kernel, which with fp16 leaves a step
+    out without the host's help.
     """
     trainable = [p for p in parameters if p.requires_grad]
     rate, decay = config.learning_rate, config.weight_decay

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from nnssl.core.geometry import Box
 from nnssl.core.pretended_card import CARD, PretendedCard, Remark, pretended_card
 from nnssl.core.signals import StopSignal
 from nnssl.data.loader import LoadedBatch
@@ -108,6 +109,10 @@ class _Empty(Volume):
     @property
     def size(self) -> np.ndarray:
         return self._patch + self._patch // 2
+
+    @property
+    def body_box(self) -> Box:
+        return Box(np.zeros(3, dtype=np.int64), self.size)
 
     def read(self, start: np.ndarray, stop: np.ndarray) -> np.ndarray:
         return np.zeros((self._channels, *(stop - start)), dtype=np.float32)

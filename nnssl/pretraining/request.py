@@ -23,7 +23,7 @@ from nnssl.data.loader import Aligner, RelativePosition, number_of_workers
 from nnssl.data.plan_and_preprocess import PreparedDatasets, prepare_datasets
 from nnssl.data.records import read_withdrawn
 from nnssl.methods.base import Method, MethodConfig
-from nnssl.methods.options import from_plain, new_options, override, to_plain
+from nnssl.methods.options import MEMORY_OPTIONS, from_plain, new_options, override, to_plain
 from nnssl.methods.registry import get_method
 from nnssl.networks.build import resolve_configuration
 from nnssl.pretraining.alignment import choose_aligner
@@ -139,17 +139,18 @@ class Request:
         return setup
 
     def _config(self, resume: Stored | None) -> MethodConfig:
-        """Hyper-parameters: those of the run that goes on, which nobody may change on the way."""
+        """Hyper-parameters: those of the run that goes on, of which only what saves memory may change on the way."""
         config_class = self.method_class.config_class
         if resume is None:
             return override(config_class(), self.options)
         stored = from_plain(config_class, resume.content["config"])
-        before, now = to_plain(stored), to_plain(override(stored, self.options))
-        changed = [f"{k} ({before[k]} -> {now[k]})" for k in before if before[k] != now[k]]
+        asked = override(stored, self.options)
+        before, now = to_plain(stored), to_plain(asked)
+        changed = [f"{k} ({before[k]} -> {now[k]})" for k in before if before[k] != now[k] and k not in MEMORY_OPTIONS]
         if changed:
             raise UserError(f"--c continues with the options the run began with, but these differ: "
                             f"{', '.join(changed)}; leave them out, or start anew with --overwrite")  # fmt: skip
-        return stored
+        return asked
 
     def _aligner(self, config: MethodConfig, prepared: PreparedDatasets) -> Aligner:
         if not self.method_class.pairs_volumes:

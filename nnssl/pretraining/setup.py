@@ -14,6 +14,7 @@ from nnssl.methods.base import Method, MethodConfig
 from nnssl.methods.options import to_plain
 from nnssl.methods.registry import get_method
 from nnssl.networks.build import backbone_of
+from nnssl.networks.recompute import recompute_activations
 from nnssl.pretraining.folder import Claim, Stored
 from nnssl.pretraining.probe_data import ProbeData
 
@@ -67,7 +68,10 @@ class Setup:
         method = get_method(self.method)
         backbone = backbone_of(self.resolved, method.levels)
         method.check(self.config, backbone)
-        return method(backbone, self.config)
+        built = method(backbone, self.config)
+        if self.config.checkpoint_activations is not None:
+            recompute_activations(built, self.config.checkpoint_activations)
+        return built
 
     @property
     def images(self) -> Images:

@@ -13,7 +13,7 @@ from nnssl.core.geometry import overlaps_of_patches
 from nnssl.methods.base import Batch
 from nnssl.methods.options import override
 from nnssl.methods.pimpic.loss import EPS
-from nnssl.methods.pimpic.method import Pimpic, PimpicConfig
+from nnssl.methods.pimpic.method import Pimpic, PimpicConfig, channel_means
 from nnssl.networks.contrastive import projection_head
 from nnssl.networks.fpn_unet import FPN3d
 from nnssl.networks.pimpic_unet import Pimpic3d
@@ -43,7 +43,7 @@ def test_pim_embeddings__official_vectors() -> None:
     method, batch = _official("PiM projection")
     first = method.pim_head[0]
     assert isinstance(first, torch.nn.Linear) and first.in_features == REFERENCE["PiM projection"]["in_dim"]
-    embeddings = method.pim_embeddings(method.backbone(batch["crops"][0]))
+    embeddings = method.pim_embeddings(channel_means(method.backbone(batch["crops"][0])))
     expected = torch.tensor(REFERENCE["PiM projection"]["out"], dtype=torch.float64)
     torch.testing.assert_close(embeddings, expected, rtol=0, atol=1e-9)
 
@@ -116,7 +116,8 @@ def test_step__identical_crops_have_a_finite_gradient() -> None:
     config = small_config(crops=2)
     method = Pimpic(FPN3d(1, 4, 3, "encoder"), config)
     batch = crops_at([[0, 0, 0], [0, 0, 0]], config)
-    rows = method.pic_rows(method.backbone(batch["crops"][0]), batch["boxes"], batch["pairs"])
+    regions = method.regions(method.backbone(batch["crops"][0]), batch["boxes"][0])
+    rows = method.pic_rows(regions[None], batch["pairs"])
     torch.testing.assert_close(rows[:, 2], rows[:, 3])
     output = method(batch)
     output.loss.backward()
@@ -128,8 +129,8 @@ def test_step__clamped_pairs_are_counted(monkeypatch: pytest.MonkeyPatch) -> Non
     config = small_config(crops=2, terms="pim")
     method, batch = Pimpic(FPN3d(1, 4, 3), config), crops_at([[0, 0, 0], [0, 0, 4]], config)
 
-    def opposite(pyramid: list[Tensor]) -> Tensor:
-        return torch.tensor([[1.0, 0.0], [-1.0, 0.0]]) + 0 * pyramid[-1].sum()
+    def opposite(means: Tensor) -> Tensor:
+        return torch.tensor([[1.0, 0.0], [-1.0, 0.0]]) + 0 * means.sum()
 
     monkeypatch.setattr(method, "pim_embeddings", opposite)
     output = method(batch)

@@ -150,7 +150,7 @@ def test_step__the_same_voxel_of_a_repeated_volume_is_no_negative(tmp_path: Path
     again = voxels + voxels.new_tensor([1, 0, 0, 0])
     source = batch["source"][half]
     elsewhere = source + source.new_tensor([1, 0, 0, 0])
-    views = {"crops": batch["crops"], "voxels": torch.cat([voxels, again])}
+    views = {"crops": batch["crops"], "voxels": torch.cat([voxels, again]), "counts": batch["counts"]}
     same, distinct = (method({**views, "source": torch.cat([source, s])}).loss for s in (source, elsewhere))
     assert same < distinct - 1e-3, "the copies were counted as negatives"
 
@@ -178,7 +178,7 @@ def test_levels__finest_contrasts_one_map_and_trains_the_whole_network(tmp_path:
     voxels = batch["voxels"][:, 0]
     at = tuple(voxels.T)
     expected = method.head(method.backbone(batch["crops"][:, 0])[0].movedim(1, -1)[at])
-    torch.testing.assert_close(method.embed(batch["crops"][:, 0], voxels), expected)
+    torch.testing.assert_close(method.embed(batch["crops"][:, 0], voxels, batch["counts"]), expected)
     method.step(batch).loss.backward()
     assert all(p.grad is not None for p in method.parameters() if p.requires_grad)
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +11,8 @@ from nnssl.core.errors import UserError
 from nnssl.data.loader import Cases
 from nnssl.data.records import write_withdrawn
 from nnssl.data.volumes import VolumeFolder
+from nnssl.methods.options import to_plain
+from nnssl.methods.registry import get_method
 from nnssl.pretraining import request as module
 from nnssl.pretraining.folder import Stored
 from nnssl.pretraining.request import Request, check_same_run
@@ -70,3 +73,14 @@ def test_check_same_run__other_volumes(tmp_path: Path, withdrawn: bool) -> None:
     said = str(caught.value)
     assert "--overwrite" in said and str(path) in said
     assert ("Dataset500_X/b are gone" in said and "-pretrained" in said) == withdrawn and "Dataset500_X/x" not in said
+
+
+def test_config__a_run_goes_on_with_other_memory_options_only() -> None:
+    begun = get_method("mae").config_class(batch_size=4)
+    older = {k: v for k, v in to_plain(begun).items() if k not in ("accumulate", "checkpoint_activations")}
+    stored = Stored(Path("checkpoint_latest.pth"), {"config": older})
+    asked = _request(method="mae", continue_run=True, options=["accumulate=2", "checkpoint_activations=true"])
+    assert asked._config(stored) == replace(begun, accumulate=2, checkpoint_activations=True)
+    assert _request(method="mae", continue_run=True)._config(stored) == begun
+    with pytest.raises(UserError, match=r"batch_size \(4 -> 2\); leave"):
+        _request(method="mae", continue_run=True, options=["accumulate=2", "batch_size=2"])._config(stored)

@@ -24,6 +24,7 @@ from nnssl.methods.alice.loss import CentredCrossEntropy, CodeCasa, PaperCasa, c
 from nnssl.methods.base import Batch, Panel, Sample, StepOutput, Volume, at_least, below_one, formerly
 from nnssl.methods.shared.hidden_blocks import slice_panel, value_range, visible_voxels
 from nnssl.methods.shared.masked_method import MaskedMethod
+from nnssl.methods.shared.parts import in_parts
 from nnssl.networks.contrastive import BatchNormHead, MomentumNetworks, begin_equal
 from nnssl.networks.pyramid import FeaturePyramid
 
@@ -220,7 +221,8 @@ class Alice(MaskedMethod):
     def _goals(self, targets: Tensor) -> Vectors:
         """The target's vectors of whole crops (M, C, *P)."""
         networks: Any = self.target
-        head, encoded = networks["head"], networks["tokens"](networks["backbone"], targets, self.grid)
+        head, accumulate = networks["head"], self.config.accumulate
+        encoded = in_parts(lambda x: networks["tokens"](networks["backbone"], x, self.grid), accumulate, targets)
         if self.config.objective == "code":
             everywhere = torch.arange(encoded.shape[1], device=encoded.device).expand(len(encoded), -1)
             decoded = networks["decoder"](encoded, everywhere, self.grid)

@@ -16,6 +16,7 @@ from nnssl.core.distributed import gather_rows, row_counts
 from nnssl.methods.base import Batch, StepOutput, at_least, below_one
 from nnssl.methods.lapn.loss import KeyQueue, queue_info_nce
 from nnssl.methods.shared.info_nce import LEAST_TEMPERATURE
+from nnssl.methods.shared.parts import in_parts
 from nnssl.methods.shared.pixel_method import PixelConfig, PixelMethod
 from nnssl.networks.contrastive import MomentumNetworks, begin_equal
 from nnssl.networks.encodings import EncodingHead
@@ -74,11 +75,14 @@ class Lapn(PixelMethod):
 
     def step(self, batch: Batch) -> StepOutput:
         """InfoNCE of the matched points of an augmented batch (methods.md 5.3)."""
-        config, crops, points, places = self.config, batch["crops"], batch["points"], batch["places"]
+        config, crops, points, places, counts = (
+            self.config,
+            *(batch[k] for k in ("crops", "points", "places", "counts")),
+        )
         roles = ((0, 1), (1, 0)) if config.symmetric else ((0, 1),)  # of the query's crop and of the key's
         with torch.no_grad():  # before the student's passes, whose activations stay
-            keys = torch.cat([_encode(self.key_network, crops[:, k], points[:, k]) for _, k in roles])
-        queries = torch.cat([_encode(self.student(), crops[:, q], points[:, q]) for q, _ in roles])
+            keys = torch.cat([self._encode(self.key_network, crops[:, k], points[:, k], counts) for _, k in roles])
+        queries = torch.cat([self._encode(self.student(), crops[:, q], points[:, q], counts) for q, _ in roles])
         places = places.repeat(len(roles), 1)
         negatives, their_places = self._negatives(keys, places)
         loss = queue_info_nce(
@@ -102,17 +106,16 @@ class Lapn(PixelMethod):
         """The networks that the momentum network follows."""
         return {"backbone": self.backbone, "heads": self.heads}
 
+    def _encode(self, networks: Any, crops: Tensor, points: Tensor, counts: Tensor) -> Tensor:
+        """Unit vectors (N, d) at points (N, 4) [crop, z, y, x] of crops (B, C, *P), counts (B,) of each."""
+        backbone, head = networks["backbone"], networks["heads"]["fine"]
+        return in_parts(lambda c, p: head.at(backbone(c), p), self.config.accumulate, crops, points=(points, counts))
+
     def _negatives(self, keys: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
         """Candidates (M, d) and their places (M, 4); the loss excludes those near a query."""
         if self.queue is None:
             return _of_all_ranks(keys, places)
         return self.queue.vectors, self.queue.places
-
-
-def _encode(networks: Any, crops: Tensor, points: Tensor) -> Tensor:
-    """Unit vectors (N, d) at points (N, 4) [crop, z, y, x] of crops (B, C, *P)."""
-    head: EncodingHead = networks["heads"]["fine"]
-    return head.at(networks["backbone"](crops), points)
 
 
 def _of_all_ranks(keys: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:

@@ -29,6 +29,7 @@ from nnssl.methods.shared.augment import (
     unit_noise,
 )
 from nnssl.methods.shared.overlapping_crops import boxes_of_crops, collate_regions, cut_crops, read_region
+from nnssl.methods.shared.parts import in_parts
 from nnssl.networks.contrastive import l2_normalise, projection_head
 from nnssl.networks.pyramid import FeaturePyramid
 
@@ -89,13 +90,17 @@ class Pimpic(Method):
 
     @classmethod
     def check(cls, config: PimpicConfig, backbone: FeaturePyramid) -> None:
-        """As for every method, with the crops as the patches of a step; also refuse a network with too few levels."""
-        patch = config.patch
-        backbone.check_patch(patch, config.volumes * config.crops)
+        """As for every method; also refuse a network with too few levels."""
+        super().check(config, backbone)
         if len(backbone.channels) < _LEVELS:
             raise UserError(f"PiMPiC takes the first and the last {_LEVELS} levels of the encoder, and this network "
                             f"has {len(backbone.channels)}; choose plans with {_LEVELS} or more stages with "
                             f"-p")  # fmt: skip
+
+    @classmethod
+    def crops_per_pass(cls, config: PimpicConfig) -> int:
+        """All crops of all volumes."""
+        return config.volumes * config.crops
 
     @classmethod
     def sample(cls, volume: Volume, config: PimpicConfig, rng: np.random.Generator) -> Sample:
@@ -177,32 +182,43 @@ class Pimpic(Method):
 
     def step(self, batch: Batch) -> StepOutput:
         """PiM and PiC of an augmented batch (paper, eq. 1 and 2), as `terms` says."""
-        pyramid = self.backbone(batch["crops"].flatten(0, 1))
+        boxes = batch["boxes"]
+        features = in_parts(self._features, self.config.accumulate, batch["crops"].flatten(0, 1), boxes.flatten(0, 1))
+        regions, means, idle = features
         terms: dict[str, Tensor] = {}
         losses: list[Tensor] = []
         pairs: tuple[Tensor, Tensor] | None = None  # PiM has none: its targets are similarities
         with torch.autocast(batch["crops"].device.type, enabled=False):
             if self.config.terms != "pim":
-                rows = self.pic_rows(pyramid, batch["boxes"], batch["pairs"])
+                rows = self.pic_rows(regions.unflatten(0, boxes.shape[:2]), batch["pairs"])
                 weights = batch["pair_weights"].to(rows.dtype)
                 losses.append(pic_loss(rows, self.config.temperature, self.config.objective, weights))
                 terms["pic"], embeddings = losses[-1].detach(), rows[:, :2].flatten(0, 1)
                 pairs = (rows[:, 0].detach(), rows[:, 1].detach())  # the common part in either patch
             if self.config.terms != "pic":
-                embeddings = self.pim_embeddings(pyramid)
+                embeddings = self.pim_embeddings(means)
                 distance = self._pim_distances(embeddings, batch["overlap"])
                 losses.append(pim_loss(distance, self.config.d_extension))
                 terms["pim"], terms["clamped"] = losses[-1].detach(), (distance.detach() > 1).float().mean()
             else:
-                # All parameters must take part: DistributedDataParallel waits for the gradient of each.
-                losses.append(sum((level.mean() * 0 for level in pyramid[_LEVELS:]), losses[0] * 0))
+                losses.append(idle.sum() + losses[0] * 0)
         terms["pairs"] = embeddings.new_full((), len(batch["pairs"]))
         return StepOutput(torch.stack(losses).sum(), terms, embeddings.detach(), pairs)
 
-    def pim_embeddings(self, pyramid: Sequence[Tensor]) -> Tensor:
-        """Unit vectors (K, d) of K patches: the channel means of the last levels, flattened, projected."""
-        means = [level.mean(1, dtype=_wide(level)).flatten(1) for level in pyramid[-_LEVELS:]]
-        return l2_normalise(self.pim_head(torch.cat(means, dim=1)))
+    def _features(self, crops: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What PiC and PiM compare of crops (M, C, *P), and zeros (M,) that hold on to the other levels."""
+        pyramid, nothing = self.backbone(crops), crops.new_empty(len(crops), 0)
+        with torch.autocast(crops.device.type, enabled=False):
+            regions = nothing if self.config.terms == "pim" else self.regions(pyramid, boxes)
+            if self.config.terms != "pic":
+                return regions, channel_means(pyramid), nothing
+            # All parameters must take part: DistributedDataParallel waits for the gradient of each.
+            idle = [level.flatten(1).mean(1) * 0 for level in pyramid[_LEVELS:]]
+            return regions, nothing, sum(idle, regions.new_zeros(len(crops)))
+
+    def pim_embeddings(self, means: Tensor) -> Tensor:
+        """Unit vectors (K, d) of K patches, from `channel_means`."""
+        return l2_normalise(self.pim_head(means))
 
     def _pim_distances(self, embeddings: Tensor, overlap: Tensor) -> Tensor:
         """|S - C| of the pairs of each volume, or of all pairs of all processes, from (V N, d) and (V, N, N)."""
@@ -213,19 +229,20 @@ class Pimpic(Method):
             embeddings = embeddings.unflatten(0, overlap.shape[:2])
         return pair_distances(embeddings, overlap.to(embeddings.dtype), self.config.include_diagonal)
 
-    def pic_rows(self, pyramid: Sequence[Tensor], boxes: Tensor, pairs: Tensor) -> Tensor:
+    def regions(self, pyramid: Sequence[Tensor], boxes: Tensor) -> Tensor:
+        """Averages (K, N, 2, features) of K patches inside and outside of boxes (K, N, 2, 3), over the first levels."""
+        levels = zip(pyramid[:_LEVELS], self.backbone.strides, strict=False)
+        return torch.cat([region_averages(level, stride, boxes) for level, stride in levels], dim=-1)
+
+    def pic_rows(self, regions: Tensor, pairs: Tensor) -> Tensor:
         """Unit vectors (M, 4, d) of M pairs: overlap in either patch, rest of either patch (methods.md 3.2).
 
         Args:
-            pyramid: levels (V N, C_l, Z_l, Y_l, X_l), finest first.
-            boxes: (V, N, N, 2, 3), see `sample`.
+            regions: (V, N, N, 2, features) of `regions`.
             pairs: (M, 3) [volume, i, j].
         """
-        levels = zip(pyramid[:_LEVELS], self.backbone.strides, strict=False)
-        averages = torch.cat([region_averages(level, stride, boxes.flatten(0, 1)) for level, stride in levels], dim=-1)
-        averages = averages.unflatten(0, boxes.shape[:2])  # (V, N, N, 2, features)
         volume, i, j = pairs.unbind(1)
-        features = torch.stack([averages[volume, i, j], averages[volume, j, i]], dim=2).flatten(1, 2)
+        features = torch.stack([regions[volume, i, j], regions[volume, j, i]], dim=2).flatten(1, 2)
         # All rows of all pairs go through the batch normalisation together.
         return l2_normalise(self.pic_head(features.flatten(0, 1))).unflatten(0, (len(pairs), 4))
 
@@ -249,8 +266,10 @@ class Pimpic(Method):
         return rows
 
 
-def _wide(x: Tensor) -> torch.dtype:
-    return torch.promote_types(x.dtype, torch.float32)
+def channel_means(pyramid: Sequence[Tensor]) -> Tensor:
+    """The means over the channels of the last levels (K, C_l, Z_l, Y_l, X_l), flattened: (K, cells)."""
+    last = pyramid[-_LEVELS:]
+    return torch.cat([x.mean(1, dtype=torch.promote_types(x.dtype, torch.float32)).flatten(1) for x in last], dim=1)
 
 
 def _cut(x: Tensor, start: Sequence[int], size: Sequence[int]) -> Tensor:

@@ -22,6 +22,7 @@ from nnssl.methods.base import Batch, Sample, StepOutput, Volume, ascending, at_
 from nnssl.methods.sam.loss import Cells, Pairs, coarse_loss, fine_loss
 from nnssl.methods.sam.pairs import Views, cells_of_views, coarse_pairs, fine_pairs
 from nnssl.methods.shared.augment import unit_noise
+from nnssl.methods.shared.parts import in_parts
 from nnssl.methods.shared.pixel_method import PixelConfig, PixelMethod
 from nnssl.networks.contrastive import l2_normalise
 from nnssl.networks.encodings import EncodingHead
@@ -122,9 +123,14 @@ class Sam(PixelMethod):
 
     @classmethod
     def check(cls, config: SamConfig, backbone: FeaturePyramid) -> None:
-        """As for every method, with both crops of all volumes in one pass; also refuse networks with too few levels."""
-        backbone.check_patch(config.patch, 2 * config.volumes)
+        """As for every method; also refuse networks with too few levels."""
+        super().check(config, backbone)
         choose_levels(config, backbone)
+
+    @classmethod
+    def crops_per_pass(cls, config: SamConfig) -> int:
+        """Both crops of all volumes."""
+        return 2 * config.volumes
 
     @classmethod
     def sample(cls, volume: Volume, config: SamConfig, rng: np.random.Generator) -> Sample:
@@ -142,12 +148,6 @@ class Sam(PixelMethod):
         seeds = {"noise_seed": np.asarray(noise_seed), "draw_seed": np.asarray(draw_seed)}
         return {**sample, **seeds, "noise_sigma": sigma.astype(np.float32)}
 
-    @staticmethod
-    def collate(samples: list[Sample]) -> Batch:
-        """As for every pixel method, with the number of matched points of each sample as `counts` (B,)."""
-        counts = torch.tensor([len(sample["points"]) for sample in samples])
-        return {**PixelMethod.collate(samples), "counts": counts}
-
     def augment(self, batch: Batch) -> Batch:
         """`crops` (B, 2, C, *patch): the regions, resampled by each crop's scale, with noise."""
         views = super().augment(batch)
@@ -157,14 +157,12 @@ class Sam(PixelMethod):
 
     def step(self, batch: Batch) -> StepOutput:
         """The mean over the volumes of the fine loss plus that of the coarse loss, of an augmented batch."""
-        pyramid = self.backbone(batch["crops"].flatten(0, 1))
-        fine_maps, coarse_maps = (self._head(name)(pyramid).unflatten(0, (-1, 2)) for name in ("fine", "coarse"))
+        maps = in_parts(self._maps, self.config.accumulate, batch["crops"].flatten(0, 1))
+        fine_maps, coarse_maps = (m.unflatten(0, (-1, 2)) for m in maps[:2])
         with torch.autocast(fine_maps.device.type, enabled=False):
             volumes = self._volumes(batch, fine_maps, coarse_maps)
             fine = [self._fine_term(volume) for volume in volumes]
             coarse = [self._coarse_term(volume, volumes) for volume in volumes]
-            # All parameters must take part: DistributedDataParallel waits for the gradient of each.
-            idle = [level.mean() * 0 for level in pyramid[: self._head("fine").level] if level.numel()]
             losses = [torch.stack([term.loss for term in terms]).mean() for terms in (fine, coarse)]
         terms = {
             "fine": losses[0].detach(),
@@ -174,7 +172,15 @@ class Sam(PixelMethod):
             "coarse_pairs": torch.stack([term.pairs for term in coarse]).sum(),
         }
         queries, positives = (torch.cat([getattr(term, name) for term in fine]) for name in ("queries", "positives"))
-        return StepOutput(sum(idle, losses[0] + losses[1]), terms, queries, (queries, positives))
+        return StepOutput(sum(map(torch.sum, maps[2:]), losses[0] + losses[1]), terms, queries, (queries, positives))
+
+    def _maps(self, crops: Tensor) -> tuple[Tensor, ...]:
+        """Fine and coarse maps (M, d, ...) of crops (M, C, *P), and zeros (M,) that hold on to the finer levels."""
+        pyramid = self.backbone(crops)
+        fine = self._head("fine")
+        # All parameters must take part: DistributedDataParallel waits for the gradient of each.
+        idle = [level.flatten(1).mean(1) * 0 for level in pyramid[: fine.level] if level.numel()]
+        return fine(pyramid), self._head("coarse")(pyramid), *idle
 
     def _head(self, name: str) -> EncodingHead:
         return cast(EncodingHead, self.heads[name])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, prod
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -102,6 +102,7 @@ class HiddenBlocks(Method):
     """
 
     host_keys = frozenset({"mask_seeds", "starts", "sizes"})
+    crops_per_sample: ClassVar[int] = 1
     config: HiddenBlocksConfig
 
     def __init__(self, backbone: FeaturePyramid, config: Any) -> None:
@@ -117,6 +118,11 @@ class HiddenBlocks(Method):
         if hidden_count(prod(maskable), config.mask_ratio) == prod(maskable):
             raise UserError(f"a mask_ratio of {config.mask_ratio} hides all {prod(maskable)} blocks of the patch; set "
                             f"a larger -o patch_size=..., a smaller mask_block=... or mask_ratio=0.5")  # fmt: skip
+
+    @classmethod
+    def crops_per_pass(cls, config: Any) -> int:
+        """All crops of a step."""
+        return int(config.volumes) * cls.crops_per_sample
 
     @classmethod
     def maskable(cls, grid: list[int], config: Any) -> list[int]:

@@ -24,6 +24,7 @@ from nnssl.methods.shared.hidden_blocks import (
     visible_blocks,
     visible_voxels,
 )
+from nnssl.methods.shared.parts import in_parts
 from nnssl.networks.pyramid import BlockMask, FeaturePyramid, assemble_blocks, block_view
 
 
@@ -104,7 +105,6 @@ class MaskedMethod(HiddenBlocks):
     """Encoder of the visible blocks and decoder of all blocks."""
 
     levels: ClassVar[Literal["encoder", "decoder"]] = "encoder"
-    crops_per_sample: ClassVar[int] = 1
     config: MaskedConfig
 
     def __init__(self, backbone: FeaturePyramid, config: Any) -> None:
@@ -118,7 +118,7 @@ class MaskedMethod(HiddenBlocks):
     @classmethod
     def check(cls, config: Any, backbone: FeaturePyramid) -> None:
         """As for every method; also refuse to hide all blocks."""
-        backbone.check_patch(config.patch, config.volumes * cls.crops_per_sample)
+        super().check(config, backbone)
         cls.check_masks(config, backbone)
 
     @property
@@ -147,6 +147,9 @@ class MaskedMethod(HiddenBlocks):
         Returns:
             (M, n, w) and (M, N, decoder_width).
         """
+        return in_parts(self._encode, self.config.accumulate, crops, hidden)
+
+    def _encode(self, crops: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
         layers = prod(self.grid) // prod(self.maskable(list(self.grid), self.config))
         mask = BlockMask(hidden, visible_blocks(hidden, self.config.mask_ratio, layers))
         tokens = self.tokens(self.backbone, crops, self.grid, mask, self.config.sparse)

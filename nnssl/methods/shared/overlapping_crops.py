@@ -71,6 +71,8 @@ def cut_crops(batch: Batch, patch: tuple[int, int, int]) -> Tensor:
         region = flat.view(size)
         crops += [region[:, z : z + depth, y : y + height, x : x + width] for z, y, x in corners]
     return torch.stack(crops).unflatten(0, (len(sizes), -1))
+
+
 def boxes_of_crops(starts: Tensor, patch: Sequence[int], scales: Tensor | None = None) -> Tensor:
     """First voxel and end (..., 2, 3) of crops that start at (..., 3) and cover the patch, times the scales (...)."""
     first = starts.double()
@@ -79,11 +81,15 @@ def boxes_of_crops(starts: Tensor, patch: Sequence[int], scales: Tensor | None =
 
 
 def collate_matched(samples: list[Sample], points: str, places: str) -> Batch:
-    """Stack samples, but concatenate `points` (M, 2, 3), as (N, 2, 4) with the sample's number first, and `places`."""
+    """Stack samples, but concatenate `points` (M, 2, 3), as (N, 2, 4) with the sample's number first, and `places`.
+
+    `counts` (B,) are the numbers of points of the samples.
+    """
     batch = Method.collate([{k: v for k, v in s.items() if k not in (points, places)} for s in samples])
     numbered = [np.insert(s[points], 0, i, axis=2) for i, s in enumerate(samples)]
     batch[points] = torch.from_numpy(np.concatenate(numbered))
     batch[places] = torch.from_numpy(np.concatenate([s[places] for s in samples]))
+    batch["counts"] = torch.tensor([len(s[points]) for s in samples])
     return batch
 
 

@@ -49,6 +49,7 @@ class PixelMethod(Method):
     """
 
     levels: ClassVar[Literal["encoder", "decoder"]] = "decoder"
+    host_keys = frozenset({"counts"})
     config: PixelConfig
 
     def __init__(self, backbone: FeaturePyramid, config: Any) -> None:

@@ -26,6 +26,7 @@ from nnssl.methods.shared.augment import (
 )
 from nnssl.methods.shared.info_nce import LEAST_TEMPERATURE, info_nce
 from nnssl.methods.shared.overlapping_crops import boxes_of_crops, matched_view_panels, read_crops, sample_pair
+from nnssl.methods.shared.parts import in_parts
 from nnssl.networks.contrastive import l2_normalise, projection_head
 from nnssl.networks.pyramid import FeaturePyramid, pooled
 
@@ -90,11 +91,16 @@ class Simclr(Method):
 
     @classmethod
     def check(cls, config: SimclrConfig, backbone: FeaturePyramid) -> None:
-        """As for every method, with all views of a step as its patches; also refuse a single crop without negatives."""
-        backbone.check_patch(config.patch, config.volumes * config.crops * 2)
+        """As for every method; also refuse a single crop without negatives."""
+        super().check(config, backbone)
         if config.volumes * config.crops < 2:
             raise UserError("simclr compares volumes and a step has only one; set -o batch_size=2 or more, or "
                             "variant=intra_scan")  # fmt: skip
+
+    @classmethod
+    def crops_per_pass(cls, config: SimclrConfig) -> int:
+        """All views of a step."""
+        return config.volumes * config.crops * 2
 
     @classmethod
     def sample(cls, volume: Volume, config: SimclrConfig, rng: np.random.Generator) -> Sample:
@@ -134,7 +140,8 @@ class Simclr(Method):
     def step(self, batch: Batch) -> StepOutput:
         """NT-Xent of an augmented batch."""
         config, views = self.config, batch["views"]
-        vectors = self.head(pooled(self.backbone(views.flatten(0, 2)))).unflatten(0, views.shape[:3])
+        means = in_parts(lambda x: pooled(self.backbone(x)), config.accumulate, views.flatten(0, 2))
+        vectors = self.head(means).unflatten(0, views.shape[:3])
         within = config.variant == "intra_scan"
         temperature = config.intra_scan_temperature if within else config.temperature
         loss = nt_xent(vectors, temperature, within, batch["sources"], config.exclude_radius_mm)

@@ -26,6 +26,7 @@ from nnssl.methods.shared.hidden_blocks import (
     value_range,
     visible_voxels,
 )
+from nnssl.methods.shared.parts import in_parts
 from nnssl.methods.unet_mae.augment import SPATIAL_KEYS, SpatialConfig, apply_spatial, sample_spatial
 from nnssl.methods.unet_mae.densify import Densify
 from nnssl.networks.pyramid import FeaturePyramid, format_size, spread
@@ -95,6 +96,9 @@ class UnetMae(HiddenBlocks):
 
     def predict(self, crops: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Intensities (M, C, *P) of crops with hidden blocks (M, *grid), and the pooled coarsest map (M, d)."""
+        return in_parts(self._predict, self.config.accumulate, crops, hidden)
+
+    def _predict(self, crops: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
         seen = visible_voxels(crops, hidden)
         if self.densify is None:
             pyramid = self.backbone(seen)

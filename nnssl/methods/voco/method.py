@@ -32,6 +32,7 @@ from nnssl.methods.base import (
     formerly_fixed,
     positive,
 )
+from nnssl.methods.shared.parts import in_parts
 from nnssl.methods.voco.augment import (
     base_starts,
     overlap_labels,
@@ -125,10 +126,9 @@ class VoCo(Method):
         begin_equal(self, "teacher")
 
     @classmethod
-    def check(cls, config: VoCoConfig, backbone: FeaturePyramid) -> None:
-        """As for every method; the patches of a step are the crops and bases of its volumes."""
-        patches = config.volumes * (config.crops + prod(config.grid))
-        backbone.check_patch(config.patch, patches)
+    def crops_per_pass(cls, config: VoCoConfig) -> int:
+        """The crops and bases of all volumes."""
+        return config.volumes * (config.crops + prod(config.grid))
 
     @classmethod
     def resized_body(cls, config: VoCoConfig) -> tuple[int, int, int] | None:
@@ -212,7 +212,8 @@ class VoCo(Method):
         One pass, so that the head's batch normalisation sees the crops and bases of all volumes together (methods.md
         2.2).
         """
-        vectors = head(pooled(backbone(views.flatten(0, 1)))).unflatten(0, views.shape[:2])
+        means = in_parts(lambda x: pooled(backbone(x)), self.config.accumulate, views.flatten(0, 1))
+        vectors = head(means).unflatten(0, views.shape[:2])
         crops, bases = vectors.split([self.config.crops, prod(self.config.grid)], dim=1)
         return crops, bases
 

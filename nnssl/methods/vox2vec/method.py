@@ -20,6 +20,7 @@ from nnssl.core.geometry import random_crop_start
 from nnssl.methods.base import Batch, Method, Panel, Sample, StepOutput, Volume, at_least, formerly_fixed
 from nnssl.methods.shared.info_nce import LEAST_TEMPERATURE, info_nce
 from nnssl.methods.shared.overlapping_crops import boxes_of_crops, collate_matched, matched_view_panels, read_crops
+from nnssl.methods.shared.parts import in_parts
 from nnssl.methods.vox2vec.augment import INTENSITY_KEYS, IntensityConfig, apply_intensity, sample_intensity
 from nnssl.networks.contrastive import l2_normalise, projection_head
 from nnssl.networks.pyramid import FeaturePyramid, gather_voxels
@@ -56,7 +57,7 @@ class Vox2vec(Method):
     config_class = Vox2vecConfig
     levels = "decoder"
     collapse_cause = "few volumes a step (-o batch_size=...) or an unfit temperature (-o temperature=...)"
-    host_keys = frozenset({"starts", "hu_affine", "is_ct", *INTENSITY_KEYS})
+    host_keys = frozenset({"counts", "starts", "hu_affine", "is_ct", *INTENSITY_KEYS})
     config: Vox2vecConfig
 
     def __init__(self, backbone: FeaturePyramid, config: Vox2vecConfig) -> None:
@@ -119,29 +120,36 @@ class Vox2vec(Method):
         parameters = {key: batch[key].flatten(0, 1) for key in INTENSITY_KEYS}
         detail = self.config.sharpen_detail_sigma_voxels
         augmented = apply_intensity(crops.flatten(0, 1), parameters, affine, is_ct, detail)
-        return {"crops": augmented.view_as(crops), **{key: batch[key] for key in ("starts", "voxels", "source")}}
+        kept = {key: batch[key] for key in ("starts", "voxels", "source", "counts")}
+        return {"crops": augmented.view_as(crops), **kept}
 
     def step(self, batch: Batch) -> StepOutput:
         """InfoNCE of the matched voxels of an augmented batch (paper, section 3.3)."""
         config = self.config
-        crops, voxels = batch["crops"], batch["voxels"]
+        crops, voxels, counts = batch["crops"], batch["voxels"], batch["counts"]
         if config.joint_batch_norm:
             second = voxels[:, 1] + voxels.new_tensor([len(crops), 0, 0, 0])
             both = torch.cat([crops[:, 0], crops[:, 1]])
-            h1, h2 = self.embed(both, torch.cat([voxels[:, 0], second])).chunk(2)
+            h1, h2 = self.embed(both, torch.cat([voxels[:, 0], second]), counts.repeat(2)).chunk(2)
         else:
-            h1, h2 = (self.embed(crops[:, k], voxels[:, k]) for k in range(2))
+            h1, h2 = (self.embed(crops[:, k], voxels[:, k], counts) for k in range(2))
         loss = info_nce(h1, h2, config.temperature, config.reduction, batch["source"], config.exclude_radius_mm)
         with torch.no_grad():
             similarity = (l2_normalise(h1.float()) * l2_normalise(h2.float())).sum(1).mean()
         terms = {"similarity": similarity, "pairs": loss.new_full((), len(voxels))}
         return StepOutput(loss, terms, h1.detach(), (h1.detach(), h2.detach()))
 
-    def embed(self, crops: Tensor, voxels: Tensor) -> Tensor:
-        """Projected representations (N, d) of voxels (N, 4) [crop, z, y, x] of crops (B, C, *P)."""
-        pyramid, strides = self.backbone(crops)[: self._shown], self.backbone.strides[: self._shown]
-        embedding: Tensor = self.head(gather_voxels(pyramid, strides, voxels))
+    def embed(self, crops: Tensor, voxels: Tensor, counts: Tensor) -> Tensor:
+        """Projected representations (N, d) of voxels (N, 4) [crop, z, y, x], counts (B,) in each crop (B, C, *P)."""
+        # the head, whose batch normalisation takes all voxels as its rows, comes after the parts
+        features = in_parts(self._features, self.config.accumulate, crops, points=(voxels, counts))
+        embedding: Tensor = self.head(features)
         return embedding
+
+    def _features(self, crops: Tensor, voxels: Tensor) -> Tensor:
+        """Cells (N, sum of C_l) of all shown levels that contain the voxels."""
+        pyramid, strides = self.backbone(crops)[: self._shown], self.backbone.strides[: self._shown]
+        return gather_voxels(pyramid, strides, voxels)
 
     @property
     def _shown(self) -> int | None:

@@ -1,0 +1,117 @@
+"""What each preset asks of a card: peak memory and operations of a training step, hours of the schedule, loader cores.
+
+    python benchmarks/presets.py                    (writes docs/presets.md; no card is needed)
+    python benchmarks/presets.py -only sam vox2vec (prints the lines of these presets)
+
+The steps are rehearsed (`nnssl.pretraining.rehearsal`): nothing is timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nnssl.data.loader import Cases
+from nnssl.data.presets import presets
+from nnssl.methods.registry import get_method
+from nnssl.networks.build import resolve_configuration
+from nnssl.pretraining.rehearsal import rehearse
+from nnssl.pretraining.setup import Setup, resolve_sizes
+
+PAGE = Path(__file__).parent.parent / "docs" / "presets.md"
+METHODS = {
+    "vox2vec": ("vox2vec",),
+    "voco": ("voco",),
+    "pimpic": ("pimpic",),
+    "lapn": ("lapn",),
+    "sam": ("sam",),
+    "alice_vit": ("alice", "mae"),
+    "alice_12gb": ("alice", "mae"),
+    "alice_nnformer": ("alice",),
+    "alice_swin": ("alice",),
+}
+# seconds of one core for a volume of 512x512x300, by benchmarks/loader.py
+SECONDS_A_VOLUME = {"vox2vec": 0.023, "pimpic": 0.108, "voco": 0.183, "lapn": 0.407, "sam": 0.014, "mae": 0.019,
+                    "alice": 0.325}  # fmt: skip
+PEAK_TFLOPS, UTILISATION = 989.0, 0.35  # of an H100 SXM in bf16 without sparsity (data sheet)
+HEAD = ("preset", "method", "volumes a step", "GiB", "GiB recomputed", "TFLOP a step", "steps", "hours", "loader cores")
+
+
+@dataclass(frozen=True)
+class Line:
+    """A preset with a method.
+
+    Args:
+        preset: its name without "nnsslPlans_".
+        method: name of the method.
+        volumes: of a step.
+        gib, recomputed_gib: peak memory of a step as it is, and with checkpoint_activations=true.
+        tflop: operations of a step.
+        steps: of the whole schedule.
+    """
+
+    preset: str
+    method: str
+    volumes: int
+    gib: float
+    recomputed_gib: float
+    tflop: float
+    steps: int
+
+    @property
+    def seconds(self) -> float:
+        """Of a step at the assumed utilisation."""
+        return self.tflop / (PEAK_TFLOPS * UTILISATION)
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """Of the table."""
+        cores = self.volumes / self.seconds * SECONDS_A_VOLUME[self.method]
+        return (f"`nnsslPlans_{self.preset}`", self.method, str(self.volumes), f"{self.gib:.1f}",
+                f"{self.recomputed_gib:.1f}", f"{self.tflop:.2f}", f"{self.steps:,}",
+                f"{self.steps * self.seconds / 3600:.2f}", f"{cores:.0f}")  # fmt: skip
+
+
+def line_of(preset: str, method: str) -> Line:
+    """Rehearse a step of the preset, as it is and with recomputed activations."""
+    plans: dict[str, Any] = json.loads(presets()[f"nnsslPlans_{preset}"].read_text())
+    resolved = resolve_configuration(plans, "3d_fullres")
+    resolved["normalization_schemes"] = resolved["normalization_schemes"] or ["CTNormalization"]
+    config = resolve_sizes(get_method(method).config_class(), resolved, 1)
+    nobody = Cases.of([], [])
+    setup = Setup(method, config, plans, {}, {}, "3d_fullres", "all", nobody, nobody, Path(), resolved=resolved)
+    found = [rehearse(replace(setup, config=replace(config, checkpoint_activations=on))) for on in (None, True)]
+    return Line(preset, method, config.volumes, found[0].peak_gib, found[1].peak_gib, found[0].flop / 1e12,
+                config.num_epochs * config.steps_per_epoch)  # fmt: skip
+
+
+def table(lines: list[Line]) -> str:
+    """The lines in Markdown."""
+    rows = [HEAD, ("---",) * len(HEAD), *(line.cells for line in lines)]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def main() -> None:
+    """Rehearse the presets, and renew the table of the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-only", nargs="+", choices=METHODS, help="print the lines of these presets; write nothing")
+    only = parser.parse_args().only
+    torch.set_num_threads(1)
+    lines = []
+    for preset in only or METHODS:
+        for method in METHODS[preset]:
+            lines.append(line_of(preset, method))
+            print(" | ".join(lines[-1].cells), flush=True)
+    if only is None:
+        before, _, rest = PAGE.read_text().partition("| preset |")
+        after = rest.partition("\n\n")[2]
+        PAGE.write_text(f"{before}{table(lines)}\n{after}")
+
+
+if __name__ == "__main__":
+    main()
