@@ -10,7 +10,8 @@
 The tables are in `pays_tables.py`. nnUNet_raw and nnUNet_preprocessed are the user's. OUT gets pretrained/seed_S (the
 nnUNet_results of the pretrainings), TABLE/ (a folder of nnssl_benchmark) and logs/. The same command goes on where it
 was interrupted; finished pretrainings and trainings are kept, also those that were started by hand with the commands
-that --dry_run prints. Rows whose pretrainings are not finished are left out, with a line that names them. On two cores:
+that --dry_run prints, and a pretraining that is running is left alone. Rows whose pretrainings are not finished are
+left out, with a line that names them; several parts train once there are no such rows. On two cores:
 
     export nnUNet_n_proc_DA=0 nnUNet_def_n_proc=1 nnUNet_compile=f OMP_NUM_THREADS=1
 """
@@ -26,7 +27,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from pays_job import CONFIGURATION, Job
+from pays_job import CONFIGURATION, Job, Pretraining
 from pays_page import write_docs
 from pays_tables import TABLES, Table
 
@@ -82,7 +83,9 @@ def run_all(tasks: Sequence[Task]) -> list[str]:
     failed = []
     for number, task in enumerate(tasks, start=1):
         log.info(f"[{number} of {len(tasks)}] {task.title}{': finished' if task.state() == 'finished' else ''}")
-        if task.state() != "finished":
+        if isinstance(task, Pretraining) and (holder := task.holder()):
+            log.info(f"  is being made by {holder}: left to it")
+        elif task.state() != "finished":
             try:
                 run_task(task)
             except TaskFailed as error:
@@ -95,10 +98,13 @@ def make(job: Job) -> None:
     """All steps of a table.
 
     Raises:
-        UserError: a command failed.
+        UserError: a command failed, or what the parts share is not ready.
     """
     t = job.table
     plan, preprocess = job.planning()
+    if job.part_id and "missing" in (plan.state(), preprocess.state()):
+        raise UserError(f"plans and volumes of {job.source} are made by part 0; start part {job.part_id} when that one "
+                        f"pretrains")  # fmt: skip
     failed = run_all([plan])
     if t.patch is not None and not failed:
         set_patch(plan.files[0], t.patch)
@@ -108,11 +114,13 @@ def make(job: Job) -> None:
     if not failed:
         failed = run_all(job.pretrainings()[job.part_id :: job.num_parts])
         job = replace(job, table=replace(t, rows=tuple(job.ready())))
-        failed += run_all(job.transfers())
-    if any(row.copy for row in job.table.rows):
-        link_unlabelled(job)
-    if job.table.rows:
-        train(job)
+        if not_transferred := run_all(job.transfers()):
+            failed += not_transferred
+        elif job.num_parts == 1 or len(job.table.rows) == len(t.rows):
+            train(job)
+        elif not failed:
+            raise UserError("the parts share the trainings of all rows, and some are left out; type the same again "
+                            "when their pretrainings are finished, or name the others with -rows")  # fmt: skip
     if failed:
         raise UserError(f"these steps failed, see {job.out / 'logs'}: {', '.join(failed)}; type the same to go on")
 
@@ -120,6 +128,10 @@ def make(job: Job) -> None:
 def train(job: Job, collect_only: bool = False) -> None:
     """The trainings of the rows, and the tables of those that are finished."""
     t = job.table
+    if not t.rows:
+        return
+    if not collect_only and any(row.copy for row in t.rows):
+        link_unlabelled(job)
     rows = [job.item(row) for row in t.rows]
     benchmark(t.target, rows, job.out / t.name, CONFIGURATION, cases=t.cases, seeds=t.seeds, test=t.test,
               baseline=t.baseline, device=job.device, num_parts=job.num_parts, part_id=job.part_id,
@@ -132,9 +144,10 @@ def commands(job: Job) -> Iterator[str]:
         if task.state() != "finished":
             yield task.line()
     t = job.table
+    parts = ["-num_parts", str(job.num_parts), "-part_id", str(job.part_id)] if job.num_parts > 1 else []
     yield shlex.join(["nnssl_benchmark", "-d", str(t.target), "-c", CONFIGURATION, "-o", str(job.out / t.name),
                       "-cases", *map(str, t.cases), "-seeds", str(t.seeds), "-test", t.test, "-baseline", t.baseline,
-                      "-device", job.device, "-tr", *map(job.item, t.rows)])  # fmt: skip
+                      "-device", job.device, *parts, "-tr", *map(job.item, t.rows)])  # fmt: skip
 
 
 def shortest(table: Table) -> Table:

@@ -9,8 +9,11 @@ from pathlib import Path
 from pays_tables import FLAGS, RANDOM, Row, Table
 
 from nnssl.benchmarking.workflow import State, Task
+from nnssl.core.lock import Holder
 from nnssl.data.folders import dataset_name, require_folders
-from nnssl.data.report import report_file
+from nnssl.data.report import read_report, report_file
+from nnssl.data.storage import done_cases
+from nnssl.pretraining.folder import lock_of
 
 CONFIGURATION = "3d_fullres"
 log = logging.getLogger("nnssl")
@@ -28,6 +31,20 @@ class Made(Task):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Preprocessed(Made):
+    """Volumes that are done once every raw case has one, or is left out for a reason."""
+
+    raw: Path
+    report: Path
+
+    def state(self) -> State:
+        """See `Task`."""
+        cases = {file.name.rpartition("_0000.")[0] for file in (self.raw / "imagesTr").glob("*_0000.*")}
+        left = cases - read_report(self.report)["left_out"].keys() - done_cases(self.files[-1])
+        return "missing" if left else super().state()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Pretraining(Task):
     """One run of nnssl_pretrain in `folder`."""
 
@@ -38,6 +55,10 @@ class Pretraining(Task):
         if (self.folder / "checkpoint_final.pth").is_file():
             return "finished"
         return "begun" if (self.folder / "checkpoint_latest.pth").is_file() else "missing"
+
+    def holder(self) -> Holder | None:
+        """Who makes this run now; None if nobody does."""
+        return lock_of(self.folder).holder()
 
 
 @dataclass(frozen=True)
@@ -79,14 +100,16 @@ class Job:
 
     def planning(self) -> list[Made]:
         """Plan and preprocess the pretraining's dataset; the patch is set between the two, see `set_patch`."""
-        t, home = self.table, Path(require_folders("nnUNet_preprocessed")[0]) / self.source
+        t, source = self.table, self.source
+        raw, home = (folder / source for folder in require_folders("nnUNet_raw", "nnUNet_preprocessed"))
         plan = ("nnssl_plan_and_preprocess", "-d", str(t.source), "-p")
         named = ("-overwrite_plans_name", t.plans) if t.plans != t.preset else ()
         file = home / f"{t.plans}.json"
         return [
             Made(self.out, f"plan_{t.plans}", f"plans {t.plans}", (*plan, t.preset, *named, "--no_pp"), files=(file,)),
-            Made(self.out, f"preprocess_{t.plans}", f"volumes of {self.source}", (*plan, t.plans),
-                 files=(file, home / f"{t.plans}_{CONFIGURATION}")),
+            Preprocessed(self.out, f"preprocess_{t.plans}", f"volumes of {source}", (*plan, t.plans),
+                         files=(file, home / f"{t.plans}_{CONFIGURATION}"), raw=raw,
+                         report=report_file(home, t.plans)),
         ]  # fmt: skip
 
     def pretrainings(self) -> list[Pretraining]:

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from nnssl.pretraining.folder import lock_of
+
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 HEADER = "method,percent,labelled_cases,seed,case,structure,dice,nsd"
 
@@ -187,3 +189,37 @@ def test_chosen__rows_seeds_and_the_shortest_form(job: Any) -> None:
     assert table.rows[0].settings["nnssl_num_epochs"] == "1" and "num_epochs=1 " in table.pretrainings["vox2vec"]
     with pytest.raises(module.UserError, match="has no row nobody; its rows are random, scratch"):
         module.chosen(module.TABLES["017"], ["nobody"], None, trial=False)
+
+
+def test_planning__volumes_of_every_raw_case(job: Any, tmp_path: Path) -> None:
+    raw, home = tmp_path / "raw" / "Dataset502_Many" / "imagesTr", tmp_path / "preprocessed" / "Dataset502_Many"
+    folder = home / "nnsslPlans_tiny32_3d_fullres"
+    for path in (raw, folder):
+        path.mkdir()
+    (home / "nnsslPlans_tiny32.json").touch()
+    for case in ("a_1", "b"):
+        (raw / f"{case}_0000.nii.gz").touch()
+    for ending in (".b2nd", "_seg.b2nd", ".pkl"):
+        (folder / f"a_1{ending}").touch()
+    plan, volumes = job.planning()
+    assert (plan.state(), volumes.state()) == ("finished", "missing")
+    orientation = {"counts": {}, "majority": None, "different": {}}
+    report = {"left_out": {"b": "cut"}, "orientation": orientation, "warnings": {}, "ignored": {}}
+    (home / "nnsslPlans_tiny32_left_out.json").write_text(json.dumps(report))
+    assert volumes.state() == "finished"
+
+
+def test_make__leaves_what_is_running_alone_and_parts_share_the_same_rows(
+    job: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, began = sys.modules["does_it_pay"], []
+    with pytest.raises(module.UserError, match="are made by part 0"):
+        module.make(replace(job, num_parts=2, part_id=1))
+    monkeypatch.setattr(module, "run_task", lambda task: began.append(task.key))
+    monkeypatch.setattr(module, "set_patch", lambda *_: None)
+    monkeypatch.setattr(module, "train", lambda _: pytest.fail("rows are missing"))
+    run = job.run("vox2vec", 0)
+    run.parent.mkdir(parents=True)
+    with lock_of(run), pytest.raises(module.UserError, match="share the trainings of all rows"):
+        module.make(replace(job, num_parts=2))
+    assert "pretrain_vox2vec_nnsslPlans_tiny32_0" not in began and "pretrain_voco_nnsslPlans_tiny32_0" in began

@@ -45,8 +45,8 @@ class Scatter:
         images: (N,) number of each voxel's image.
         voxels: (N, 3) voxels (z, y, x) of the image's grid.
         neighbours: by label, share of the ten nearest voxels of OTHER images in feature space with the same label;
-            none for a single image.
-        by_chance: by label, share of the other images' voxels with the same label.
+            of the labels that at least two images have.
+        by_chance: by such label, share of the other images' voxels with the same label.
         of_random: as `neighbours`, by the same network with random weights; none where the model is that one.
     """
 
@@ -61,9 +61,10 @@ class Scatter:
 
     @property
     def score(self) -> str:
-        """The three numbers in a sentence; for a single image, why there are none."""
+        """The three numbers in a sentence; without a label that two images have, why there are none."""
         if not self.neighbours:
-            return "no score: neighbours are counted between images, and there is one; give two or more with -i"
+            few = "there is one" if len(np.unique(self.images)) < 2 else "no label is in two of them"
+            return f"no score: neighbours are counted between images, and {few}; give two or more with -i"
         said = [f"{_mean(self.neighbours):.0%} of the {_NEIGHBOURS} nearest voxels in other images have the same label"]
         said += [f"random weights {_mean(self.of_random):.0%}"] if self.of_random else []
         return "; ".join([*said, f"chance {_mean(self.by_chance):.0%}"])
@@ -105,7 +106,7 @@ def same_neighbours(
     Args:
         vectors: (N, D).
         labels: (N,).
-        images: (N,) number of each vector's image; with a single one there is no result.
+        images: (N,) number of each vector's image; labels of a single one have no result.
         count: of nearest vectors, or all of the other images where there are fewer.
     """
     from sklearn.neighbors import NearestNeighbors
@@ -133,9 +134,9 @@ def _turns(images: NDArray[np.int64]) -> list[tuple[NDArray[np.bool_], NDArray[n
 
 
 def _by_label(same: Floats, labels: NDArray[np.int64], images: NDArray[np.int64]) -> dict[int, float]:
-    if len(np.unique(images)) < 2:
-        return {}
-    return {int(value): float(same[labels == value].mean()) for value in np.unique(labels)}
+    """Means of the labels that two images have: others have no neighbour to find."""
+    shared = [value for value in np.unique(labels) if len(np.unique(images[labels == value])) > 1]
+    return {int(value): float(same[labels == value].mean()) for value in shared}
 
 
 def embed_in_plane(vectors: Floats, perplexity: float, seed: int) -> Floats:

@@ -144,18 +144,16 @@ def differences(results: Results, baseline: str) -> list[Difference]:
 def winners(results: Results, cases: int, metric: int) -> list[str | None]:
     """The highest mean of every structure, and of their mean, if its lead over each other one has an interval above 0.
 
-    None where it has none; others with `too_few` seeds are not compared, and nothing is with too few test cases.
+    None where it has none. Rows that lack a seed are neither winners nor compared, and nothing is with `too_few`.
     """
-    methods = [m for m in results.methods if results.seeds_of(m, cases=cases)]
+    methods = [m for m in results.methods if len(results.seeds_of(m, cases=cases)) == results.seeds]
     means = {m: known_mean(results.by_case(m, cases, metric, results.seeds_of(m, cases=cases)), 0) for m in methods}
     found: list[str | None] = []
     for column in range(len(results.structures) + 1):
         known = [m for m in methods if not math.isnan(means[m][column])]
         best = max((float(means[m][column]), m) for m in known)[1] if known else ""
-        rivals = [m for m in known if m != best and results.seeds_of(m, best, cases=cases)]
-        lows = [leads(results, best, m, cases, metric)[column][1] for m in rivals]
-        lows = [low for low in lows if not math.isnan(low)]
-        found.append(best if lows and min(lows) > 0 else None)
+        lows = [leads(results, best, m, cases, metric)[column][1] for m in known if m != best]
+        found.append(best if lows and all(low > 0 for low in lows) else None)
     return found
 
 
@@ -192,8 +190,7 @@ def _times_drawn(size: int, resamples: int, seed: int) -> np.ndarray:
 
 
 def seed_means(results: Results, method: str, cases: int, metric: int = 0) -> list[float]:
-    """Mean over test cases and structures for each finished seed."""
-    return [
-        float(np.nanmean(results.by_case(method, cases, metric, [seed])[:, -1]))
-        for seed in results.seeds_of(method, cases=cases)
-    ]
+    """Mean over test cases and structures for each finished seed that has a score."""
+    seeds = results.seeds_of(method, cases=cases)
+    means = [float(_means(results, method, cases, metric, seed)[-1]) for seed in seeds]
+    return [mean for mean in means if not math.isnan(mean)]

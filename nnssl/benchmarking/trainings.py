@@ -24,7 +24,9 @@ from nnssl.core.files import read_json
 from nnssl.core.own_files import SummaryFile
 from nnssl.data.folders import dataset_argument
 
-_SHOWN = re.compile(r"Backbone from|trainable parameters|Mean Validation Dice")
+_SHOWN = re.compile(
+    r"Backbone from|trainable parameters|Recipe: |Frozen: |mean pseudo Dice is still|Mean Validation Dice"
+)
 _CHECKPOINTS = ("checkpoint_latest.pth", "checkpoint_best.pth")
 
 

@@ -40,6 +40,13 @@ def _axes(axes: list[int]) -> list[int]:
     return axes
 
 
+def _parts(names: Any) -> Any:
+    listed = [names] if isinstance(names, str) else names
+    if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
+        raise ValueError('must be a list of parts, such as ["encoder"]')
+    return names
+
+
 class _Architecture(BaseModel):
     network_class_name: Text
     arch_kwargs: Anything
@@ -90,7 +97,7 @@ class _Pretraining(BaseModel):
     initial_lr: Positive | None = None
     recipe: Literal["adamw", "sgd", "published"] | None = None
     patience: AtLeastOne | None = None
-    freeze: list[Text] | Text | None = None
+    freeze: Annotated[Any, AfterValidator(_parts)] | None = None
     freeze_steps: Count | None = None
 
 

@@ -31,6 +31,7 @@ _BLOCK = 512  # bytes: CUDA's allocator rounds up to them
 _COUNTING = ("nonzero", "masked_select", "unique", "bincount", "repeat_interleave")  # the size of the result is data
 Module = TypeVar("Module", bound=nn.Module)
 aten: Any = torch.ops.aten
+_FUSED = (aten._fused_sgd_, aten._fused_adam_, aten._fused_adamw_)  # change their arguments in place
 
 
 @dataclass(frozen=True)
@@ -169,6 +170,8 @@ class PretendedCard(TorchDispatchMode):
             return self.fake_empty((len(args[0]), args[0].dim()), torch.int64)
         if packet is aten.equal:
             return True
+        if packet in _FUSED:
+            return None
         if packet is aten.index and self._picks(packet, args):
             args = (args[0], [self._places(x) for x in args[1]])
         result = func(*args, **kwargs)
@@ -264,7 +267,10 @@ class _Event:
 
 @contextlib.contextmanager
 def pretended_card() -> Iterator[PretendedCard]:
-    """The device "cuda" is pretended inside, whether the machine has one or not."""
+    """The device "cuda" is pretended inside, whether the machine has one or not.
+
+    This process is alone there: other processes do not know of it, and would wait for it or hand it their numbers.
+    """
     card = PretendedCard()
 
     def pin(tensor: Tensor, device: Any = None) -> Tensor:
@@ -276,6 +282,7 @@ def pretended_card() -> Iterator[PretendedCard]:
         patch("torch.cuda.amp.common.amp_definitely_not_available", lambda: False),
         patch("torch.cuda.is_bf16_supported", lambda *args, **kwargs: True),
         patch("torch.cuda.Event", _Event),
+        patch("torch.distributed.is_initialized", lambda: False),
         patch("torch.Generator", _Generator),
         patch("torch.autograd.backward", backward),
         patch("torch.nn.functional.scaled_dot_product_attention", _attention),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -124,8 +124,14 @@ class FrozenParts(nnUNetTrainer):
         This is before DistributedDataParallel looks at what trains.
         """
         found = [p for p in self.plain_network.parameters() if p.requires_grad]
+        for parameter in self.idle_parameters():  # before what is frozen is noted, to be trained later
+            parameter.requires_grad_(False)
         self.hold_frozen()
         return found
+
+    def idle_parameters(self) -> Iterable[nn.Parameter]:
+        """Parameters that the loss does not depend on, which DistributedDataParallel must not wait for."""
+        return ()
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
         """nnU-Net's."""

@@ -16,6 +16,7 @@ from torch import nn
 
 RAREST = 0.01  # a class that is rarer still starts here: its gradient would vanish in the Dice loss
 _CASES = 10  # label maps that are read
+_VOXELS = 2**24  # of a label map: of a larger one every n-th plane is counted
 
 
 def class_frequencies(dataset: Any, label_manager: Any) -> np.ndarray:
@@ -30,14 +31,16 @@ def class_frequencies(dataset: Any, label_manager: Any) -> np.ndarray:
     """
     regions = label_manager.has_regions
     sought = label_manager.foreground_regions if regions else label_manager.foreground_labels
-    found, total = np.zeros(len(sought)), 0
+    values = [np.atleast_1d(which) for which in sought]
+    counts = np.zeros(max(int(which.max()) for which in values) + 1)
+    total = 0
     for case in sorted(dataset.identifiers)[:_CASES]:
-        labels = np.asarray(dataset.load_case(case)[1][:])[0]
-        if label_manager.ignore_label is not None:
-            labels = labels[labels != label_manager.ignore_label]
-        total += labels.size
-        found += [np.isin(labels, which).sum() for which in sought]
-    shares: np.ndarray = found / max(total, 1)
+        labels = np.asarray(dataset.load_case(case)[1][:])[0]  # whole: a compressed one is stored in blocks
+        for plane in labels[:: -(-labels.size // _VOXELS)]:
+            known = plane if label_manager.ignore_label is None else plane[plane != label_manager.ignore_label]
+            total += known.size
+            counts += np.bincount(np.maximum(known, 0).ravel(), minlength=len(counts))[: len(counts)]
+    shares = np.array([counts[which].sum() for which in values]) / max(total, 1)
     return shares if regions else np.concatenate([[1 - shares.sum()], shares])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
@@ -30,12 +31,12 @@ class UNetTrainer(PretrainedTrainer):
     mirrors: ClassVar[bool] = True
     steps: ClassVar[int] = 250
 
-    def trained_parameters(self) -> list[nn.Parameter]:
-        """As its base; DistributedDataParallel must not wait for gradients of layers for deep supervision."""
-        found = super().trained_parameters()
-        if self.is_ddp and not self.enable_deep_supervision:
-            self.plain_network.decoder.seg_layers[:-1].requires_grad_(False)  # their place in the optimiser stays
-        return found
+    def idle_parameters(self) -> Iterable[nn.Parameter]:
+        """In several processes, layers for deep supervision that nothing reads; their place in the optimiser stays."""
+        if not self.is_ddp or self.enable_deep_supervision:
+            return ()
+        idle: nn.Module = self.plain_network.decoder.seg_layers[:-1]
+        return idle.parameters()
 
 
 class WarmupCosineTrainer(UNetTrainer):

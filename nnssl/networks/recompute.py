@@ -74,13 +74,36 @@ def _plain_class(module: nn.Module) -> type[nn.Module]:
     return kind.__mro__[2] if issubclass(kind, _Recomputed) else kind
 
 
-def _contexts(block: Any) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    return nullcontext(), _fixed_statistics(block)
+def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    return nullcontext(), _again(block)
+
+
+def _again(block: nn.Module) -> AbstractContextManager[None]:
+    """For the backward pass: the layers as they are now, which `nnssl.networks.sparse` changes for a forward pass."""
+    forwards = {layer: vars(layer)["forward"] for layer in block.modules() if "forward" in vars(layer)}
+    return _as_in_forward_pass(block, forwards)
+
+
+@contextmanager
+def _as_in_forward_pass(block: nn.Module, forwards: dict[nn.Module, Any]) -> Iterator[None]:
+    """With the forward functions of that pass, and by its batch: running statistics, which it has moved, stay."""
+    own = {layer: vars(layer).get("forward") for layer in forwards}
+    for layer, forward in forwards.items():
+        vars(layer)["forward"] = forward
+    try:
+        with _fixed_statistics(block):
+            yield
+    finally:
+        for layer, forward in own.items():
+            if forward is None:
+                del vars(layer)["forward"]
+            else:
+                vars(layer)["forward"] = forward
 
 
 @contextmanager
 def _fixed_statistics(block: nn.Module) -> Iterator[None]:
-    """Normalise by the batch without moving the running statistics, which the forward pass has moved."""
+    """Normalise by the batch without moving the running statistics."""
     found = (m for m in block.modules() if isinstance(m, _BatchNorm) and m.training)
     layers: list[Any] = [layer for layer in found if layer.track_running_stats]
     momenta = [layer.momentum for layer in layers]

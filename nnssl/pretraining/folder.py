@@ -54,6 +54,11 @@ class Claim:
                             f"minutes; this one ends here, so that their files are not mixed")  # fmt: skip
 
 
+def lock_of(folder: Path) -> Lock:
+    """The lock of whoever writes to a run's folder, which may not exist yet."""
+    return Lock(folder.with_name(f".{folder.name}.lock"), f"the run in {folder}")
+
+
 @contextlib.contextmanager
 def claimed(folder: Path, patient: bool) -> Iterator[Claim]:
     """Hold a run's folder, which may not exist yet; what was made for that and is not used is removed.
@@ -68,7 +73,7 @@ def claimed(folder: Path, patient: bool) -> Iterator[Claim]:
     """
     missing = [parent for parent in folder.parents if not parent.exists()]
     folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = Lock(folder.with_name(f".{folder.name}.lock"), f"the run in {folder}")
+    lock = lock_of(folder)
     try:
         lock.acquire(REQUEUE_S if patient else 0.0, log.info)
         with lock:

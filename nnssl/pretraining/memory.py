@@ -20,6 +20,7 @@ log = logging.getLogger("nnssl")
 _ROOM = 0.9  # of a card for tensors; CUDA, the workspaces of convolutions and gaps between tensors take the rest
 _MOST_PARTS = 16
 _HALVINGS = 3
+_SMALLER = ("crops", "batch_size", "patch_size")
 
 
 def peak_gib(setup: Setup, method: Method | None = None) -> float:
@@ -32,8 +33,9 @@ def peak_gib(setup: Setup, method: Method | None = None) -> float:
     Raises:
         UserError: the options and the network do not fit together.
     """
-    config = replace(setup.config, batch_size=setup.config.volumes // world_size())
-    return rehearse(replace(setup, config=config), method).peak_gib
+    method = method or setup.build_method()  # which checks the whole step; what follows is one process' share of it
+    share = replace(setup.config, batch_size=setup.config.volumes // world_size())
+    return rehearse(replace(setup, config=share), method).peak_gib
 
 
 def announce_memory(setup: Setup, method: Method) -> None:
@@ -54,11 +56,21 @@ def card_gib() -> float | None:
 
 def what_would_fit(setup: Setup) -> str:
     """A sentence for a step that did not fit: options of this method with values that do by the estimate."""
+    try:
+        return _estimated(setup)
+    except Exception as error:  # as above
+        log.debug("the memory of a step could not be estimated", exc_info=error)
+    smaller = [f"{name}=..." for name in _SMALLER if getattr(setup.config, name, None) is not None]
+    return (f"the card's memory does not suffice for a step; continue with --c -o checkpoint_activations=true or "
+            f"accumulate=..., or start anew with --overwrite -o {' or '.join(smaller)}")  # fmt: skip
+
+
+def _estimated(setup: Setup) -> str:
     needed = peak_gib(setup)
     card = card_gib() or needed
     room = _ROOM * card
     kept = _first_of_each(setup, [{"checkpoint_activations": True}, *_parts(), *_both()], room)
-    anew = [found for name in ("crops", "batch_size", "patch_size")
+    anew = [found for name in _SMALLER
             for found in _first_of_each(setup, _smaller(setup.config, name), room)[:1]]  # fmt: skip
     fixes = [f"continue with --c -o {' or '.join(kept)}"] if kept else []
     fixes += [f"start anew with --overwrite -o {' or '.join(anew)}"] if anew else []

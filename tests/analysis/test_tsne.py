@@ -82,6 +82,15 @@ def test_same_neighbours__are_those_of_other_images() -> None:
     assert same_neighbours(vectors, labels, np.zeros(60, dtype=int)) == {}
 
 
+def test_same_neighbours__of_labels_that_two_images_have() -> None:
+    vectors, labels, images = _two_groups(3, 40, 50.0)
+    lonely = np.where(np.arange(80) < 5, 3, labels)
+    images[:5] = 0
+    assert same_neighbours(vectors, lonely, images).keys() == {1, 2} == shares_by_chance(lonely, images).keys()
+    scatter = Scatter(vectors[:, :2], labels, {}, labels, vectors, same_neighbours(vectors, labels, labels))
+    assert "no label is in two of them" in scatter.score
+
+
 def test_shares_by_chance__follow_the_other_images() -> None:
     labels, images = np.array([1, 1, 2, 1, 2, 2, 2]), np.array([0, 0, 0, 1, 1, 1, 1])
     assert shares_by_chance(labels, images) == pytest.approx({1: (0.25 + 0.25 + 2 / 3) / 3, 2: (0.75 + 3 * 1 / 3) / 4})

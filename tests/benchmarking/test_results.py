@@ -94,8 +94,21 @@ def test_winners__ahead_of_every_other_row() -> None:
     for seed in (1, 2):
         results.scores["same", 2, seed] -= 0.5
     assert winners(replace(results, methods=["base", "good", "same"]), 2, 0) == ["good", None, "good"]
+    results.scores["lucky", 2, 0] = results.scores["good", 2, 0] + 0.5
+    assert winners(replace(results, methods=["base", "good", "lucky"]), 2, 0) == ["good", None, "good"]
     del results.scores["good", 2, 0]
     assert winners(results, 2, 0) == [None] * 3
+
+
+def test_winners__of_ties_and_absent_structures() -> None:
+    results = made_up(gain=0.0)
+    assert winners(results, 2, 0) == [None] * 3
+    results = made_up()
+    for seed in range(3):
+        for method in ("base", "good"):
+            results.scores[method, 2, seed][..., 1] = math.nan
+        results.scores["good", 2, seed][:, 0, 0] = math.nan
+    assert winners(results, 2, 0) == ["good", None, "good"]
 
 
 def test_cells__deviation_of_the_seeds_means() -> None:
@@ -113,6 +126,8 @@ def test_seed_means__one_a_seed() -> None:
     results = made_up()
     expected = [results.scores["good", 10, s][0].mean() for s in range(3)]
     assert seed_means(results, "good", 10) == pytest.approx(expected)
+    results.scores["good", 10, 1][:] = math.nan
+    assert seed_means(results, "good", 10) == pytest.approx([expected[0], expected[2]])
 
 
 def test_markdown__rows_are_methods_and_columns_structures() -> None:

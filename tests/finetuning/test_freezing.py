@@ -153,8 +153,9 @@ def test_freeze__stages_of_transformers(flare: Path, monkeypatch: pytest.MonkeyP
     assert frozen < whole or (kind == "vit" and frozen == whole)
 
 
-def test_freeze__in_several_processes(flare: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    _set(monkeypatch, "encoder", 1)
+@pytest.mark.parametrize("part", ["encoder", "decoder"])
+def test_freeze__in_several_processes(flare: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, part: str) -> None:
+    _set(monkeypatch, part, 1)
     monkeypatch.setattr("nnunetv2.training.nnUNetTrainer.nnUNetTrainer.DDP", _OnCpu)
     monkeypatch.setattr("nnssl.finetuning.freezing.DistributedDataParallel", _OnCpu)
     trainer = make_trainer(flare, "SSLUNetFinetune")
@@ -163,11 +164,20 @@ def test_freeze__in_several_processes(flare: Path, monkeypatch: pytest.MonkeyPat
         trainer.is_ddp = True  # nnU-Net would take a card
         trainer.initialize()
         wrapped = trainer.network
-        moved = [any("encoder" in name for name in _step(trainer)) for _ in range(3)]
+        moved = [
+            any(f".{part}." in name and "decoder.encoder" not in name for name in _step(trainer)) for _ in range(3)
+        ]
         assert moved == [False, True, True]
         assert isinstance(trainer.network, DistributedDataParallel) and trainer.network is not wrapped
     finally:
         torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("freeze", [5, True, ["encoder", 3], {"encoder": 1}])
+def test_freeze__of_the_plans_is_a_list_of_names(flare: Path, freeze: Any) -> None:
+    with pytest.raises(UserError, match="nnssl.freeze: must be a list of parts") as found:
+        make_trainer(flare, "PartialLabels", plans=read_plans(flare) | {"nnssl": {"freeze": freeze}})
+    assert str(found.value).count("freeze") == 1
 
 
 @pytest.mark.parametrize(("freeze", "steps", "said"), [

@@ -29,6 +29,14 @@ def test_class_frequencies__of_labels_without_what_is_ignored() -> None:
     assert shares == pytest.approx([22 / 28, 5 / 28, 1 / 28])
 
 
+def test_class_frequencies__of_every_nth_plane_of_a_large_map(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nnssl.finetuning.output_bias._VOXELS", 40)
+    labels = np.zeros((9, 5, 2), np.int8)
+    labels[:5, 0] = 1  # of 90 voxels: planes 0, 3 and 6
+    shares = class_frequencies(_dataset(labels), _manager([1]))
+    assert shares == pytest.approx([26 / 30, 4 / 30])
+
+
 def test_class_frequencies__of_regions() -> None:
     labels = np.array([0, 1, 2, 2]).reshape(1, 2, 2)
     assert class_frequencies(_dataset(labels), _manager([(1, 2), (2,)], regions=True)) == pytest.approx([0.75, 0.5])

@@ -147,8 +147,8 @@ def _pim_by_hand(embeddings: Tensor, overlap: Tensor, pairs: list[tuple[int, int
 def test_step__volumes_are_compared_only_on_request(tmp_path: Path, across: bool) -> None:
     config = small_config(crops=3, across_volumes=across, terms="pim")
     method = Pimpic(FPN3d(1, 4, 3, "encoder"), config)
-    output = method(random_batch(tmp_path, config))
-    batch = random_batch(tmp_path / "again", config)
+    batch = method.augment(random_batch(tmp_path, config))
+    output = method(batch)
     overlap = torch.block_diag(*batch["overlap"])
     pairs = [(i, j) for i in range(6) for j in range(i + 1, 6) if across or i // 3 == j // 3]
     expected = _pim_by_hand(output.embeddings.double(), overlap, pairs)

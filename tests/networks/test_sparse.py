@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import pytest
@@ -11,6 +12,7 @@ from nnssl.networks.fpn_unet import FPN3d
 from nnssl.networks.lapn_unet import LapnPyramid
 from nnssl.networks.pimpic_unet import Pimpic3d
 from nnssl.networks.pyramid import BlockMask, FeaturePyramid, spread
+from nnssl.networks.recompute import recompute_activations
 from nnssl.networks.sparse import HiddenCells, sparse_levels, visible_norm
 from tests.networks.helpers import unet_configuration
 
@@ -103,3 +105,15 @@ def test_hidden_cells__a_cell_of_several_blocks_is_visible_if_one_of_them_is() -
 
 def _visible(hidden: Tensor) -> list[tuple[int, ...]]:
     return [tuple(cell) for cell in (~hidden[0, 0]).nonzero().tolist()]
+
+
+def test_sparse_levels__gradients_are_the_same_with_recomputed_activations(network: FeaturePyramid) -> None:
+    x, mask = torch.randn(2, 1, *SIZE), _mask()
+    results = []
+    for again in (copy.deepcopy(network), network):
+        recompute_activations(again, again is network)
+        sum(level.square().sum() for level in sparse_levels(again, x, mask)).backward()  # type: ignore[union-attr]
+        results.append([p.grad for p in again.parameters() if p.grad is not None])
+        assert all("forward" not in vars(m) for m in again.modules())
+    assert len(results[0]) == len(results[1])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))

@@ -98,6 +98,29 @@ def test_what_would_fit__names_the_options_of_the_method(tmp_path: Path, monkeyp
     assert memory.what_would_fit(setup).endswith("use a card with more memory, or a smaller network")
 
 
+def test_what_would_fit__of_a_step_that_cannot_be_rehearsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as that of a network of the user's own."""
+    def fail(*_: Any) -> None:
+        raise NotImplementedError("no fake implementation")
+
+    setup = make_setup(tmp_path, "pimpic", batch_size=1, crops=8)
+    monkeypatch.setattr(memory, "rehearse", fail)
+    said = memory.what_would_fit(setup)
+    assert "does not suffice" in said and "--c -o checkpoint_activations=true" in said and "crops=..." in said
+
+
+def test_peak_gib__is_of_one_process_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others do not rehearse, and would wait for ever; one pair a process suffices to Alice."""
+    whole = make_setup(tmp_path / "whole", "alice", batch_size=4)
+    share = replace(whole, config=replace(whole.config, batch_size=2))
+    expected = memory.peak_gib(share, share.build_method())
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
+    assert memory.peak_gib(whole) == pytest.approx(expected)
+    assert memory.peak_gib(replace(whole, config=share.config)) > 0
+
+
 def test_announce_memory__of_a_rehearsed_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
