@@ -203,7 +203,7 @@ def test_planning__volumes_of_every_raw_case(job: Any, tmp_path: Path) -> None:
         (folder / f"a_1{ending}").touch()
     plan, volumes = job.planning()
     assert (plan.state(), volumes.state()) == ("finished", "missing")
-    orientation = {"counts": {}, "majority": None, "different": {}}
+    orientation: dict[str, Any] = {"counts": {}, "majority": None, "different": {}}
     report = {"left_out": {"b": "cut"}, "orientation": orientation, "warnings": {}, "ignored": {}}
     (home / "nnsslPlans_tiny32_left_out.json").write_text(json.dumps(report))
     assert volumes.state() == "finished"

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from nnssl.analysis.files import write_on_image
 from nnssl.analysis.planes import Overlay, Row, cells_in, draw_rows
 from nnssl.analysis.points import body_voxels, locate
+from nnssl.core.errors import UserError
 from nnssl.core.figures import check_output, save_numbers
 from nnssl.features.components import Projection, balanced_components
 from nnssl.features.geometry import Floats
@@ -22,6 +23,7 @@ from nnssl.features.model import open_features
 from nnssl.features.tiles import EncodedImage
 
 _VOXELS = 20_000  # of the body, to fit the components to
+_FEWEST = 4  # of them: fewer have no third component
 _FIRST = "cividis"  # made for red-green colour blindness
 _CELLS = 2**18  # of the finest map at a time
 _OPACITY = 0.5  # of the colours over the anatomy
@@ -130,7 +132,8 @@ def visualize_pca(
         allow_other_intensities: take images of another modality than the pretraining's (`nnssl.data.guard`).
 
     Raises:
-        UserError: a file is missing or cannot be used, the image is of another modality, or the point is not in it.
+        UserError: a file is missing or cannot be used, the image is of another modality or has hardly any body, or the
+            point is not in it.
     """
     file = check_output(output, ".nii.gz")
     source = open_features(model, level, device, [image], allow_other_intensities)
@@ -138,6 +141,9 @@ def visualize_pca(
     body = prepared.body
     assert body is not None
     (voxels,) = body_voxels(seed, (body, _VOXELS))
+    if len(voxels) < _FEWEST:
+        raise UserError(f"{image} shows a body of only {len(voxels)} voxels, and three components need at least "
+                        f"{_FEWEST}; give another image")  # fmt: skip
     at = np.round(np.median(voxels, axis=0)) if point is None else locate(prepared, point, voxel, ras)
     colours = colour_components(source.encode(prepared), body, voxels)
     write_on_image(colours.cells, colours.stride, prepared, file.with_suffix(".nii.gz"))

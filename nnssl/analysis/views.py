@@ -22,8 +22,9 @@ from nnssl.data.loader import Cases, SampleDataset
 from nnssl.data.plan_and_preprocess import volume_folders
 from nnssl.data.raw import read_dataset_json
 from nnssl.data.volumes import VolumeFolder
-from nnssl.methods.base import Batch, Method, Panel, Sample, to_device
+from nnssl.methods.base import Batch, Method, Sample, to_device
 from nnssl.methods.options import from_plain
+from nnssl.methods.panel import Panel
 from nnssl.methods.registry import get_method, method_names
 from nnssl.networks.build import resolve_configuration
 from nnssl.pretraining.crops import overviews

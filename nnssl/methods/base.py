@@ -15,6 +15,7 @@ from nnssl.core.batch_memory import stacked
 from nnssl.core.distributed import world_size
 from nnssl.core.errors import UserError
 from nnssl.core.geometry import Box
+from nnssl.methods.panel import Panel
 from nnssl.methods.shared.parts import check_parts
 from nnssl.networks.pyramid import FeaturePyramid
 
@@ -201,24 +202,6 @@ class StepOutput:
     terms: dict[str, Tensor]
     embeddings: Tensor
     pairs: tuple[Tensor, Tensor] | None = None
-
-
-@dataclass
-class Panel:
-    """One picture of `views.png`: an image (rows, columns) with numbered points (row, column) and boxes.
-
-    Boxes are (row, column, height, width) in pixels, each in its own colour; `frames` are thin white boxes below them,
-    such as a grid. `texts` are (text, row, column of the centre). `aspect` is the height of a pixel over its width.
-    """
-
-    image: np.ndarray
-    title: str
-    points: Sequence[tuple[int, float, float]] = ()
-    boxes: Sequence[tuple[float, float, float, float]] = ()
-    aspect: float = 1.0
-    values: tuple[float, float] | None = None  # black and white point; None: the image's own range
-    frames: Sequence[tuple[float, float, float, float]] = ()
-    texts: Sequence[tuple[str, float, float]] = ()
 
 
 class Method(nn.Module):

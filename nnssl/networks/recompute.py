@@ -74,7 +74,7 @@ def _plain_class(module: nn.Module) -> type[nn.Module]:
     return kind.__mro__[2] if issubclass(kind, _Recomputed) else kind
 
 
-def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+def _contexts(block: Any) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
     return nullcontext(), _again(block)
 
 

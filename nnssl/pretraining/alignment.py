@@ -110,14 +110,14 @@ def prepare_embeddings(setup: Setup, device: str, may_compute: bool, allow_other
 
 def _warn_of_sameness(aligner: EmbeddingAligner, volumes: Sequence[tuple[VolumeFolder, str]]) -> None:
     """Say where every place of a volume matches every point, so that the pairs are random ones."""
-    opened = [folder.open(case, index) for index, (folder, case) in enumerate(volumes[: _PAIRS + 1])]
+    rng, opened = np.random.default_rng(0), []
+    for index, (folder, case) in enumerate(volumes[: _PAIRS + 1]):
+        with reading(folder, case):
+            volume = folder.open(case, index)
+            opened.append((volume, np.stack([volume.random_body_voxel(rng) for _ in range(_POINTS)])))
     if len(opened) < 2:
         return
-    rng = np.random.default_rng(0)
-    found = [
-        sameness(aligner, volume, other, np.stack([volume.random_body_voxel(rng) for _ in range(_POINTS)]))
-        for volume, other in pairwise(opened)
-    ]
+    found = [sameness(aligner, volume, other, points) for (volume, points), (other, _) in pairwise(opened)]
     share, similarity = np.mean(found, axis=0)
     if share > ANYWHERE:
         log.warning(f"pairs by {aligner.identity}: {share:.0%} of a volume is as similar to a point as the best match "

@@ -13,7 +13,8 @@ from nnssl.core.errors import UserError
 from nnssl.core.geometry import Box, Integers
 from nnssl.data.loader import reading
 from nnssl.data.volumes import BloscVolume
-from nnssl.methods.base import Batch, Method, MethodConfig, Panel
+from nnssl.methods.base import Batch, Method, MethodConfig
+from nnssl.methods.panel import Panel
 from nnssl.methods.registry import get_method
 from nnssl.networks.pyramid import FeaturePyramid
 from nnssl.pretraining.setup import Setup
@@ -147,7 +148,8 @@ def overviews(setup: Setup, method: type[Method], batch: Batch, cases: Sequence[
         folder = next(f for f in folders if f.name == dataset and (f.images / f"{name}.b2nd").is_file())
         axes = setup.plans.get("transpose_forward", [0, 1, 2])
         letters = "" if setup.orientation is None else "".join(setup.orientation[2 - axis] for axis in axes)
-        shown.append(overview(own, folder.open(name), letters, name))
+        with reading(folder, name):
+            shown.append(overview(own, folder.open(name), letters, name))
     return shown
 
 

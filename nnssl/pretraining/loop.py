@@ -216,9 +216,9 @@ class Pretraining:
     def _distribute(self) -> nn.Module:
         if world_size() == 1:
             return self.method
-        ids = [self.device.index] if self.device.type == "cuda" else None
+        # without device_ids, for which it would send a batch's host tensors to the card, whose values the host reads;
         # gradients in the buckets themselves: one copy of them less in memory, and one copying less a step
-        return nn.parallel.DistributedDataParallel(self.method, device_ids=ids, gradient_as_bucket_view=True)
+        return nn.parallel.DistributedDataParallel(self.method, gradient_as_bucket_view=True)
 
     def _save(self, name: str) -> None:
         if is_main():

@@ -12,7 +12,8 @@ import torch
 from nnssl.core.figures import COLOURS, WIDTH, halo, new_figure, save_figure
 from nnssl.core.names import picture
 from nnssl.core.system import dispensable
-from nnssl.methods.base import Batch, Method, Panel
+from nnssl.methods.base import Batch, Method
+from nnssl.methods.panel import Panel
 from nnssl.pretraining.crops import overviews
 from nnssl.pretraining.metrics import Row
 from nnssl.pretraining.setup import Setup

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
-from nnssl.analysis.pca import ends_of_colours, project_image
+from nnssl.analysis.pca import ends_of_colours, project_image, visualize_pca
+from nnssl.core.errors import UserError
 from nnssl.features.components import balanced_components
 from nnssl.features.match import read_vectors
 from tests.analysis.images import all_voxels, encoded
@@ -27,3 +31,12 @@ def test_project_image__is_what_the_voxels_vectors_give(cells: int, monkeypatch:
     expected = expected.T.reshape(3, *SIZE)
     assert colours.dtype == np.uint8 and not colours[:, 0].any() and colours[:, 1:].min() == 1
     assert np.abs(colours[:, 1:] - expected[:, 1:]).max() <= 0.51
+
+
+def test_visualize_pca__refuses_hardly_any_body(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    body = np.zeros((4, 5, 6), dtype=bool)
+    body[2, 2, 1:4] = True
+    source = SimpleNamespace(images=SimpleNamespace(prepare=lambda images: [SimpleNamespace(body=body)]))
+    monkeypatch.setattr("nnssl.analysis.pca.open_features", lambda *_: source)
+    with pytest.raises(UserError, match=r"a\.nii\.gz shows a body of only 3 voxels"):
+        visualize_pca("run", "a.nii.gz", tmp_path / "a.png")

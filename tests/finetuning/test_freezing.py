@@ -175,7 +175,7 @@ def test_freeze__in_several_processes(flare: Path, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("freeze", [5, True, ["encoder", 3], {"encoder": 1}])
 def test_freeze__of_the_plans_is_a_list_of_names(flare: Path, freeze: Any) -> None:
-    with pytest.raises(UserError, match="nnssl.freeze: must be a list of parts") as found:
+    with pytest.raises(UserError, match="freeze: must be a list of parts") as found:
         make_trainer(flare, "PartialLabels", plans=read_plans(flare) | {"nnssl": {"freeze": freeze}})
     assert str(found.value).count("freeze") == 1
 

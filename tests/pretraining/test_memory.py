@@ -100,6 +100,7 @@ def test_what_would_fit__names_the_options_of_the_method(tmp_path: Path, monkeyp
 
 def test_what_would_fit__of_a_step_that_cannot_be_rehearsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Such as that of a network of the user's own."""
+
     def fail(*_: Any) -> None:
         raise NotImplementedError("no fake implementation")
 

@@ -9,7 +9,7 @@ from matplotlib.text import Annotation
 from PIL import Image
 
 from nnssl.core.figures import new_figure
-from nnssl.methods.base import Panel
+from nnssl.methods.panel import Panel
 from nnssl.pretraining import pictures
 from nnssl.pretraining.pictures import draw_panels, draw_progress
 

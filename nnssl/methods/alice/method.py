@@ -21,7 +21,8 @@ from nnssl.core.errors import UserError
 from nnssl.methods.alice.augment import TARGET_KEYS, TargetViewConfig, sample_target_views, target_views
 from nnssl.methods.alice.heads import AliceDinoHead, MocoHead
 from nnssl.methods.alice.loss import CentredCrossEntropy, CodeCasa, PaperCasa, cosine_distance, teacher_temperature
-from nnssl.methods.base import Batch, Panel, Sample, StepOutput, Volume, at_least, below_one, formerly
+from nnssl.methods.base import Batch, Sample, StepOutput, Volume, at_least, below_one, formerly
+from nnssl.methods.panel import Panel
 from nnssl.methods.shared.hidden_blocks import slice_panel, value_range, visible_voxels
 from nnssl.methods.shared.masked_method import MaskedMethod
 from nnssl.methods.shared.parts import in_parts

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from nnssl.methods.base import Batch, Panel, Sample, StepOutput, Volume
+from nnssl.methods.base import Batch, Sample, StepOutput, Volume
+from nnssl.methods.panel import Panel
 from nnssl.methods.shared.hidden_blocks import masked_crop_panels, sample_masked_crop
 from nnssl.methods.shared.masked_method import MaskedConfig, MaskedMethod
 

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from nnssl.core.errors import UserError
 from nnssl.core.geometry import Integers, random_crop_start
-from nnssl.methods.base import Batch, Method, MethodConfig, Panel, Sample, Volume, at_least, below_one
+from nnssl.methods.base import Batch, Method, MethodConfig, Sample, Volume, at_least, below_one
+from nnssl.methods.panel import Panel
 from nnssl.methods.shared.block_tokens import block_size
 from nnssl.methods.shared.overlapping_crops import boxes_of_crops
 from nnssl.networks.pyramid import FeaturePyramid, spread

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from nnssl.core.errors import UserError
 from nnssl.core.sending import send
-from nnssl.methods.base import Batch, Panel, at_least, formerly
+from nnssl.methods.base import Batch, at_least, formerly
+from nnssl.methods.panel import Panel
 from nnssl.methods.shared.block_tokens import BlockTokens, LightDecoder
 from nnssl.methods.shared.hidden_blocks import (
     HiddenBlocks,

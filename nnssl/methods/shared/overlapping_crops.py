@@ -21,7 +21,8 @@ from torch import Tensor
 
 from nnssl.core.batch_memory import empty
 from nnssl.core.geometry import Integers, random_crop_start
-from nnssl.methods.base import Batch, Method, Panel, Sample, Volume
+from nnssl.methods.base import Batch, Method, Sample, Volume
+from nnssl.methods.panel import Panel
 
 _PAIRS, _POINTS = 4, 8  # shown in `views.png`, at most
 

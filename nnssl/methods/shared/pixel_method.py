@@ -9,7 +9,8 @@ import numpy as np
 from torch import Tensor, nn
 
 from nnssl.core.errors import UserError
-from nnssl.methods.base import Batch, Method, MethodConfig, Panel, Sample, Volume, at_least, below_one
+from nnssl.methods.base import Batch, Method, MethodConfig, Sample, Volume, at_least, below_one
+from nnssl.methods.panel import Panel
 from nnssl.methods.shared.overlapping_crops import (
     boxes_of_crops,
     collate_matched,

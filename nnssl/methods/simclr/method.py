@@ -16,7 +16,8 @@ from torch import Tensor
 
 from nnssl.core.errors import UserError
 from nnssl.core.geometry import random_crop_start
-from nnssl.methods.base import Batch, Method, Panel, Sample, StepOutput, Volume, at_least, share
+from nnssl.methods.base import Batch, Method, Sample, StepOutput, Volume, at_least, share
+from nnssl.methods.panel import Panel
 from nnssl.methods.shared.augment import (
     WINDOW_KEYS,
     WindowIntensityConfig,

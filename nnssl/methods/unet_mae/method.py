@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from nnssl.core.errors import UserError
 from nnssl.core.sending import send
-from nnssl.methods.base import Batch, Panel, Sample, StepOutput, Volume
+from nnssl.methods.base import Batch, Sample, StepOutput, Volume
+from nnssl.methods.panel import Panel
 from nnssl.methods.shared.hidden_blocks import (
     HiddenBlocks,
     HiddenBlocksConfig,

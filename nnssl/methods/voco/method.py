@@ -21,7 +21,6 @@ from nnssl.methods.base import (
     Batch,
     Method,
     MethodConfig,
-    Panel,
     Sample,
     StepOutput,
     Volume,
@@ -32,6 +31,7 @@ from nnssl.methods.base import (
     formerly_fixed,
     positive,
 )
+from nnssl.methods.panel import Panel
 from nnssl.methods.shared.parts import in_parts
 from nnssl.methods.voco.augment import (
     base_starts,

@@ -17,7 +17,8 @@ from torch.nn import functional
 
 from nnssl.core.errors import UserError
 from nnssl.core.geometry import random_crop_start
-from nnssl.methods.base import Batch, Method, Panel, Sample, StepOutput, Volume, at_least, formerly_fixed
+from nnssl.methods.base import Batch, Method, Sample, StepOutput, Volume, at_least, formerly_fixed
+from nnssl.methods.panel import Panel
 from nnssl.methods.shared.info_nce import LEAST_TEMPERATURE, info_nce
 from nnssl.methods.shared.overlapping_crops import boxes_of_crops, collate_matched, matched_view_panels, read_crops
 from nnssl.methods.shared.parts import in_parts
