@@ -22,6 +22,7 @@ from nnssl.networks.unet import UNetPyramid
 from nnssl.pretraining.setup import Setup, resolve_sizes
 
 CONFIGURATION = "3d_fullres"
+RESENC = "ResEncL"  # nnU-Net's network of the published recipe, which has no preset here
 PRESETS = {
     "vox2vec": "nnsslPlans_vox2vec",
     "voco": "nnsslPlans_voco",
@@ -30,9 +31,15 @@ PRESETS = {
     "sam": "nnsslPlans_sam",
     "mae": "nnsslPlans_alice_vit",
     "alice": "nnsslPlans_alice_vit",
+    "simclr": RESENC,
+    "unet_mae": RESENC,
 }
+_PATCHES = {"simclr": [64] * 3, "unet_mae": [160] * 3}  # of the recipe, which has 8 volumes a step
 SPACING_OF_CT = (2.0, 1.0, 1.0)  # mm, where a preset takes it from the data
 _UNET = "dynamic_network_architectures.architectures.unet."
+_RESENC = {"n_stages": 6, "features_per_stage": [32, 64, 128, 256, 320, 320], "kernel_sizes": [[3, 3, 3]] * 6,
+           "strides": [[1, 1, 1], *[[2, 2, 2]] * 5], "n_blocks_per_stage": [1, 3, 4, 6, 6, 6],
+           "n_conv_per_stage_decoder": [1] * 5}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,9 @@ class Toy:
     options: dict[str, Any]
 
 
+_TOY_UNET = {"n_stages": 3, "features_per_stage": [4, 8, 8], "kernel_sizes": [[3, 3, 3]] * 3,
+             "strides": [[1, 1, 1], *[[2, 2, 2]] * 2], "n_blocks_per_stage": [1] * 3,
+             "n_conv_per_stage_decoder": [1] * 2}  # fmt: skip
 _TOKENS = {"token_width": 12, "decoder_width": 12, "decoder_depth": 1, "decoder_heads": 2}
 _TOY_VIT = {"image_size": [32, 48, 48], "feature_size": 4, "hidden_size": 48, "mlp_dim": 96, "num_heads": 4,
             "num_layers": 4}  # fmt: skip
@@ -60,6 +70,8 @@ _TOYS = {
         "fine_negatives": 20, "global_negatives": 10}),
     "mae": Toy(_TOY_VIT, (32, 48, 48), 2, _TOKENS),
     "alice": Toy(_TOY_VIT, (32, 48, 48), 2, {**_TOKENS, "head_dim": 8, "head_hidden": 16, "head_bottleneck": 6}),
+    "simclr": Toy(_TOY_UNET, (16, 32, 32), 2, {"hidden_dim": 16, "projection_dim": 8}),
+    "unet_mae": Toy(_TOY_UNET, (16, 32, 32), 2, {"mask_block": (8, 8, 8)}),
 }  # fmt: skip
 
 
@@ -78,9 +90,17 @@ class BenchmarkSetup(Setup):
 
 def plans_of(method: str, small: bool) -> dict[str, Any]:
     """The preset of a method, with a small network, patch and batch if `small`."""
-    plans: dict[str, Any] = json.loads(presets()[PRESETS[method]].read_text())
+    unet = PRESETS[method] == RESENC
+    plans: dict[str, Any] = json.loads(presets()["nnsslPlans_sam" if unet else PRESETS[method]].read_text())
+    configuration = plans["configurations"][CONFIGURATION]
+    if unet:
+        configuration.update(patch_size=_PATCHES[method], batch_size=8, spacing=[1.0, 1.0, 1.0])
+        arguments = configuration["architecture"]["arch_kwargs"]
+        del arguments["n_conv_per_stage"]
+        arguments.update(_RESENC)
+        configuration["architecture"]["network_class_name"] = f"{_UNET}ResidualEncoderUNet"
     if small:
-        toy, configuration = _TOYS[method], plans["configurations"][CONFIGURATION]
+        toy = _TOYS[method]
         configuration.update(patch_size=list(toy.patch), batch_size=toy.batch, spacing=None)
         configuration["architecture"]["arch_kwargs"].update(toy.network)
     return plans

@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import gc
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from gpu_setups import BenchmarkSetup, smaller
+from gpu_variants import PACKAGE, choose_kernel, forced_layout, prepare
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -20,20 +20,10 @@ from nnssl.core.errors import UserError
 from nnssl.data.loader import RelativePosition, SampleDataset
 from nnssl.methods.base import Batch, Method, to_device
 from nnssl.methods.registry import get_method
-from nnssl.networks import fpn_unet as fpn
-from nnssl.networks import pimpic_unet as pimpic_encoder
-from nnssl.networks import unet
-from nnssl.networks.pyramid import to_channels_last
 from nnssl.pretraining.metrics import memory_gib
 from nnssl.pretraining.optimisation import build_optimiser, choose_precision
 
 PARTS = ("augmentation", "forward", "backward", "optimiser")
-LAYOUTS = {  # what else to try where the package chooses a layout, or where choosing one may be worth it (lapn)
-    "vox2vec": ("contiguous", "channels_last"),
-    "sam": ("contiguous",),
-    "pimpic": ("channels_last",),
-    "lapn": ("channels_last",),
-}
 _WARM = 3  # steps before the measured ones: cuDNN tries its algorithms, the optimiser makes its moments
 _MOST_STEPS = 20
 
@@ -44,7 +34,7 @@ class StepResult:
 
     Args:
         method: its name.
-        layout: "package", or the forced one.
+        variant: "package", or what was tried instead.
         network: class of the backbone.
         parameters: that are trained.
         batch, crops, patch: volumes a step, crops of each that enter the network (None: not an option), and their size.
@@ -56,10 +46,11 @@ class StepResult:
         flop: of forward and backward pass, what gradient checkpoints compute again included.
         sampling: seconds that a loader worker takes for one volume.
         out_of_memory: batches (volumes, or crops of one volume) that did not fit.
+        rehearsed: peak in GiB by the package's rehearsal on fake tensors, of the package's own step.
     """
 
     method: str
-    layout: str
+    variant: str
     network: str
     parameters: int
     batch: int
@@ -73,11 +64,18 @@ class StepResult:
     flop: int | None
     sampling: float
     out_of_memory: tuple[str, ...] = ()
+    rehearsed: float | None = None
 
     @property
     def samples_per_second(self) -> float:
         """Volumes a second, as the loop's epoch rows count."""
         return self.batch / self.step
+
+    @classmethod
+    def of_json(cls, values: dict[str, Any]) -> StepResult:
+        """What `Report` wrote."""
+        known = {key: value for key, value in values.items() if key != "samples_per_second"}
+        return cls(**{**known, "patch": tuple(known["patch"]), "out_of_memory": tuple(known["out_of_memory"])})
 
 
 class Timeline:
@@ -108,12 +106,12 @@ class Timeline:
 class Stepper:
     """A method with its optimiser and one batch, in the order and with the settings of the loop."""
 
-    def __init__(self, setup: BenchmarkSetup, device: torch.device, layout: str = "package") -> None:
+    def __init__(self, setup: BenchmarkSetup, device: torch.device, variant: str = PACKAGE) -> None:
         self.setup, self.device = setup, device
         torch.manual_seed(0)
-        with forced_layout(layout):
-            self.method: Method = _in_layout(setup.build_method(), layout).to(device)
-        self.optimiser = build_optimiser(setup.config, self.method.parameters())
+        with forced_layout(variant):
+            self.method: Method = prepare(setup.build_method(), variant).to(device)
+        self.optimiser = choose_kernel(build_optimiser(setup.config, self.method.parameters()), variant)
         self.precision = choose_precision(setup.config, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == torch.float16)
         self.method.train()
@@ -163,7 +161,7 @@ def measure(
     device: torch.device,
     seconds: float,
     small: bool = False,
-    layout: str = "package",
+    variant: str = PACKAGE,
     count: bool = True,
 ) -> StepResult:
     """Measure steps for about `seconds`, at least three, after the warm-up; fewer if `small`.
@@ -176,15 +174,15 @@ def measure(
     batch, sampling = _sampled(setup, device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    stepper = Stepper(setup, device, layout)
-    with forced_layout(layout):
+    stepper = Stepper(setup, device, variant)
+    with forced_layout(variant):
         rows = _timed_steps(stepper, batch, 0.0 if small else seconds, 1 if small else _WARM)
         memory = memory_gib(device)
         flop = stepper.flop(batch) if count else None
     parts = {name: median(column) for name, column in zip(PARTS, zip(*rows, strict=True), strict=True)}
     config, backbone = setup.config, stepper.method.backbone
     return StepResult(
-        setup.method, layout, type(backbone).__name__,
+        setup.method, variant, type(backbone).__name__,
         sum(p.numel() for p in stepper.method.parameters() if p.requires_grad),
         int(config.batch_size or 0), getattr(config, "crops", None), tuple(config.patch_size or ()),
         str(stepper.precision).removeprefix("torch."), median(sum(row) for row in rows), parts, len(rows), memory, flop,
@@ -220,33 +218,6 @@ def release(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
-
-
-@contextlib.contextmanager
-def forced_layout(layout: str) -> Iterator[None]:
-    """Maps and weights of all convolutions in one layout: "contiguous" or "channels_last"; "package": as they are."""
-    if layout == "package":
-        yield
-        return
-    convert: Callable[[Tensor], Tensor] = to_channels_last if layout == "channels_last" else Tensor.contiguous
-    with (
-        patch.object(fpn, "_layout", lambda channels: _format(layout)),
-        patch.object(fpn, "to_channels_last", convert),
-        patch.object(unet, "to_channels_last", convert),
-        patch.object(pimpic_encoder, "_in_fast_layout", lambda x, channels: convert(x)),
-    ):
-        yield
-
-
-def _format(layout: str) -> torch.memory_format:
-    return torch.channels_last_3d if layout == "channels_last" else torch.contiguous_format
-
-
-def _in_layout(method: Method, layout: str) -> Method:
-    for parameter in method.parameters():
-        if layout != "package" and parameter.dim() == 5:
-            parameter.data = parameter.data.contiguous(memory_format=_format(layout))
-    return method
 
 
 def _sampled(setup: BenchmarkSetup, device: torch.device) -> tuple[Batch, float]:

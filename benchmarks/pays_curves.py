@@ -55,12 +55,13 @@ class Curve:
         return self.steps[int(np.flatnonzero(self.means >= self.means.max() - NEAR)[0])]
 
 
-def collect_probes(pretrained: Path, folder: Path) -> None:
+def collect_probes(pretrained: Path, folder: Path, named: Mapping[str, str] | None = None) -> None:
     """Put the probes' Dice of all finished runs below `pretrained` into the CSV; other runs there stay.
 
     Args:
         pretrained: with seed_S/DATASET/nnssl_METHOD__PLANS__CONFIGURATION/fold_F/metrics.jsonl.
         folder: of the CSV.
+        named: other names of methods.
     """
     rows = _read(folder / FILE)
     for final in sorted(pretrained.glob(f"seed_*/Dataset*/nnssl_*/fold_*/{FINAL}")):
@@ -68,6 +69,7 @@ def collect_probes(pretrained: Path, folder: Path) -> None:
         seed, dataset, run = (part.split("_", 1) for part in file.parts[-5:-2])
         number = str(int(dataset[0].removeprefix("Dataset")))
         method = run[1].split("__")[0]
+        method = (named or {}).get(method, method)
         epochs = [json.loads(line) for line in file.read_text().splitlines()]
         rows[number, method, seed[1]] = [
             dict(zip(COLUMNS, (number, method, seed[1], str(e["epoch"]), str(e["step"]),

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pays_tables import FLAGS, RANDOM, Row, Table
+from pays_tables import FLAGS, RANDOM, UNTRAINED, Row, Table
 
 from nnssl.benchmarking.workflow import State, Task
 from nnssl.core.lock import Holder
@@ -116,8 +116,19 @@ class Job:
         """All runs that the rows need: their own of every seed, and of seed 0 those whose plans they take."""
         needed = {(row.start, seed) for row in self.table.rows for seed in range(self.table.seeds)}
         needed |= {(row.planned, 0) for row in self.table.rows}
-        return [self.pretraining(method, seed) for seed in range(self.table.seeds) for method in self.table.pretrainings
+        runs = [self.pretraining(method, seed) for seed in range(self.table.seeds) for method in self.table.pretrainings
                 if (method, seed) in needed]  # fmt: skip
+        if any(row.start == RANDOM for row in self.table.rows):
+            runs += [self.untrained(name, seed) for seed in range(self.table.seeds) for name in UNTRAINED]
+        return runs
+
+    def untrained(self, name: str, seed: int) -> Pretraining:
+        """The run whose network stays random, for the probe."""
+        run, home = self.pretraining(UNTRAINED[name], seed), self.out / "untrained" / f"seed_{seed}"
+        command = tuple("learning_rate=1e-12" if part.startswith("learning_rate=") else part for part in run.command)
+        return replace(run, key=f"probe_{name}_{self.table.plans}_{seed}", title=f"probe of {name}, seed {seed}",
+                       command=command, variables={"nnUNet_results": str(home)},
+                       folder=home / run.folder.relative_to(self.results(seed)))  # fmt: skip
 
     def pretraining(self, method: str, seed: int) -> Pretraining:
         """The run of a method and a seed."""

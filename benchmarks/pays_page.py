@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from pays_curves import collect_probes, curves_table, draw_curves, read_curves
-from pays_tables import PRETRAINED, TABLES, Table
+from pays_tables import PRETRAINED, TABLES, UNTRAINED, Table
 
 from nnssl.benchmarking.evaluation_report import MEAN
 from nnssl.benchmarking.plots import draw_labels
@@ -39,6 +39,7 @@ def write_docs(out: Path | None) -> None:
         for table in TABLES.values():
             add_scores(out / table.name / "results" / "results.csv", scores_file(table.name))
         collect_probes(out / "pretrained", SCORES)
+        collect_probes(out / "untrained", SCORES, {method: name for name, method in UNTRAINED.items()})
     for table in TABLES.values():
         if results := read_scores(scores_file(table.name), table):
             title = f"{table.title} (bars: SD over seeds)"

@@ -107,6 +107,8 @@ _OF_METHOD = {
     "unet_mae": f"{_MAE} optimiser=adamw",  # SGD at 1e-3 would not get anywhere in 400 steps
 }
 LEVELS = {m: DECODER if m in ("vox2vec", "lapn", "unet_mae") else ENCODER for m in _OF_METHOD}
+# The probe's heads learn too: its curves on networks that stay random, by the method that is run at a rate of nothing.
+UNTRAINED = {"random_decoder": "unet_mae", "random_encoder": "mae"}
 FLAGS = {"alice": ("-alignment", "position")}  # of nnssl_pretrain, besides -o
 
 

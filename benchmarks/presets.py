@@ -33,11 +33,10 @@ METHODS = {
     "alice_vit": ("alice", "mae"),
     "alice_12gb": ("alice", "mae"),
     "alice_nnformer": ("alice",),
-    "alice_swin": ("alice",),
 }
-# seconds of one core for a volume of 512x512x300, by benchmarks/loader.py
-SECONDS_A_VOLUME = {"vox2vec": 0.023, "pimpic": 0.108, "voco": 0.183, "lapn": 0.407, "sam": 0.014, "mae": 0.019,
-                    "alice": 0.325}  # fmt: skip
+# seconds of one core for a volume of 512x512x300 (benchmarks/results/loader_1_cpu_core.txt)
+SECONDS_A_VOLUME = {"vox2vec": 0.0075, "pimpic": 0.0163, "voco": 0.0614, "lapn": 0.137, "sam": 0.0079, "mae": 0.0091,
+                    "alice": 0.0219}  # fmt: skip
 PEAK_TFLOPS, UTILISATION = 989.0, 0.35  # of an H100 SXM in bf16 without sparsity (data sheet)
 HEAD = ("preset", "method", "volumes a step", "GiB", "GiB recomputed", "TFLOP a step", "steps", "hours", "loader cores")
 

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -13,10 +14,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
+import nnssl
 from nnssl.core.errors import UserError
 from nnssl.methods.base import MethodConfig
 from nnssl.methods.pimpic.method import PimpicConfig
+from nnssl.methods.registry import method_names
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 MISSING = ("nnunetv2", "batchgenerators", "batchgeneratorsv2", "acvl_utils", "SimpleITK", "sklearn", "nibabel",
@@ -36,8 +40,14 @@ class Without:
 
 sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
 sys.path.insert(0, {str(BENCHMARKS)!r})
-sys.argv[0] = "gpu.py"
-runpy.run_path({str(BENCHMARKS / "gpu.py")!r}, run_name="__main__")
+calls, ended = sys.argv[1].split("|"), []
+for call in calls:  # one after the other in one process, since the libraries take seconds to load
+    sys.argv[:] = ["gpu.py", *call.split()]
+    try:
+        runpy.run_path({str(BENCHMARKS / "gpu.py")!r}, run_name="__main__")
+    except SystemExit as done:
+        ended.append(done.code)
+sys.exit(max(ended))
 """
 
 
@@ -65,27 +75,85 @@ def step(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_gpu__measures_what_is_installed_and_names_what_is_not(tmp_path: Path) -> None:
     environment = {**os.environ, "nnUNet_n_proc_DA": "1", "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}
     environment["PYTHONPATH"] = str(BENCHMARKS.parent)
-    arguments = ["-device", "cpu", "-small", "-only", "vox2vec", "sam", "lapn", "-o", str(tmp_path)]
-    done = subprocess.run([sys.executable, "-c", WITHOUT, *arguments], cwd=tmp_path, env=environment, text=True,
+    every = f"-device cpu -small -o {tmp_path}"
+    calls = (f"{every} -only vox2vec -m none -variants|"
+             f"{every} -only vox2vec sam lapn -variants contiguous fused")  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", WITHOUT, calls], cwd=tmp_path, env=environment, text=True,
                           capture_output=True)  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stderr.count("step of vox2vec (") == 1, "the second call goes on"
     found = json.loads((tmp_path / "gpu_cpu_small.json").read_text())
-    assert [(s["method"], s["layout"]) for s in found["steps"]] == [
-        ("vox2vec", "package"), ("sam", "package"), ("vox2vec", "contiguous"), ("vox2vec", "channels_last"),
-        ("sam", "contiguous"),
+    assert [(s["method"], s["variant"]) for s in found["steps"]] == [
+        ("vox2vec", "package"), ("sam", "package"), ("vox2vec", "contiguous"), ("vox2vec", "fused"),
+        ("sam", "contiguous"), ("sam", "fused"),
     ]  # fmt: skip
     for measured in found["steps"]:
         assert set(measured["parts"]) == {"augmentation", "forward", "backward", "optimiser"}
         assert min(measured["parts"].values()) > 0
         assert measured["samples_per_second"] == pytest.approx(measured["batch"] / measured["step"])
         assert measured["flop"] > 1e8
-    (note,) = found["notes"]
-    assert note.startswith("step of lapn: ") and "pip install" in note and "monai" in note
-    rows = found["run"]["rows"]
-    assert [row["epoch"] for row in rows] == [1, 2]
-    assert all(0 <= row["probe_linear_dice"] <= 1 and row["samples_per_second"] > 0 for row in rows)
-    assert (tmp_path / "gpu_cpu_small.txt").read_text() == done.stdout
-    assert "vox2vec through the loop: 2 epochs of 3 steps" in done.stdout
+        assert (measured["rehearsed"] or 0) * 2**30 > (1e6 if measured["variant"] == "package" else -1)
+    assert found["notes"].keys() == {"step of lapn"}
+    assert "pip install" in found["notes"]["step of lapn"] and "monai" in found["notes"]["step of lapn"]
+    assert found["runs"].keys() == {"vox2vec", "sam"} and found["formulas"].keys() == {"vox2vec", "sam", "lapn"}
+    assert all(0 <= run["after_the_first"]["data_wait"] <= 1 for run in found["runs"].values())
+    run = found["runs"]["vox2vec"]
+    assert [row["epoch"] for row in run["rows"]] == [1, 2] and run["waits"] is None
+    assert all(0 <= row["probe_linear_dice"] <= 1 and row["samples_per_second"] > 0 for row in run["rows"])
+    assert 0 <= run["untrained"]["probe_linear_dice"] <= 1
+    assert done.stdout.endswith((tmp_path / "gpu_cpu_small.txt").read_text())
+    assert "vox2vec through the loop: 2 epochs of 3 steps" in done.stdout and "not on a card" in done.stdout
+
+
+def test_report__figures_of_another_version_are_not_mixed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    report = import_module("gpu_report").Report
+    machine = {"device": "A card", "torch": "2.8"}
+    report(machine, 1e12, tmp_path, False, notes={"step of mae": "no time"}).write()
+    later = report(machine, 2e12, tmp_path, False)
+    later.resume()
+    assert later.notes == {"step of mae": "no time"} and later.matrix_product == 2e12
+    with pytest.raises(UserError, match=r"gpu_A_card\.json .* another torch \(2\.8, now 2\.9\)"):
+        report({**machine, "torch": "2.9"}, 1e12, tmp_path, False).resume()
+
+
+@pytest.mark.parametrize("method", method_names())
+def test_formula__ours_and_the_plain_one_agree(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    rows = import_module("gpu_plain").compare(method, torch.device("cpu"), 0.0, True)["rows"]
+    ours, plain, half = (row["value"] for row in rows)
+    assert ours == pytest.approx(plain, rel=1e-5) and half == pytest.approx(plain, rel=0.02)
+    assert all(row["seconds"] > 0 and row["memory"] is None for row in rows)
+
+
+def test_counted_waits__by_line_of_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    module = import_module("gpu_waits")
+    line = "import warnings\nfor _ in range(2): warnings.warn('called a synchronizing CUDA operation (Triggered)')"
+    file = str(Path(nnssl.__file__).parent / "methods" / "some.py")
+    with module.counted_waits(torch.device("cpu")) as found:
+        exec(compile(line, file, "exec"))
+        warnings.warn("something else", stacklevel=1)
+        warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
+    assert found == {"methods/some.py:2": 2, "elsewhere": 1}
+
+
+def test_prepare__compiles_the_networks_alone_and_chooses_the_optimisers_kernel(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    module = import_module("gpu_variants")
+    from nnssl.networks.fpn_unet import FPN3d
+
+    compiled: list[nn.Module] = []
+    monkeypatch.setattr(FPN3d, "compile", lambda self: compiled.append(self))
+    network = FPN3d(base_channels=4, num_scales=3)
+    for variant in ("package", "fused", "compiled"):
+        module.prepare(nn.Sequential(network), variant)
+    assert compiled == [network]
+    for variant, fused in (("fused", True), ("unfused", False), ("package", None)):
+        optimiser = module.choose_kernel(torch.optim.AdamW(network.parameters()), variant)
+        assert optimiser.param_groups[0]["fused"] is fused
 
 
 def test_measure_what_fits__halves_the_batch_and_then_the_crops(step: Any) -> None:
@@ -116,7 +184,7 @@ def test_forced_layout__reaches_all_maps(step: Any, layout: str) -> None:
     wanted = torch.channels_last_3d if layout == "channels_last" else torch.contiguous_format
     for network in (FPN3d(base_channels=4, num_scales=3), Pimpic3d(base_channels=4)):
         with step.forced_layout(layout):
-            maps = step._in_layout(network, layout)(torch.rand(2, 1, 32, 32, 32))
+            maps = step.prepare(network, layout)(torch.rand(2, 1, 32, 32, 32))
         assert all(m.is_contiguous(memory_format=wanted) for m in maps if m[0, 0].numel() > 1)
 
 
@@ -136,4 +204,6 @@ def test_methods__have_their_papers_batch_and_patch(monkeypatch: pytest.MonkeyPa
         "sam": (3, (32, 96, 96)),
         "mae": (8, (64, 192, 192)),
         "alice": (8, (64, 192, 192)),
+        "simclr": (8, (64, 64, 64)),
+        "unet_mae": (8, (160, 160, 160)),
     }

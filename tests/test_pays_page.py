@@ -117,7 +117,9 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_commands__what_is_left(job: Any, tmp_path: Path) -> None:
     lines = list(sys.modules["does_it_pay"].commands(job))
     pretrain = [line for line in lines if "nnssl_pretrain" in line]
-    assert len(pretrain) == 7 * 3 and pretrain[0] == (
+    untrained = [line for line in pretrain if "/out/untrained/" in line]
+    assert len(untrained) == 2 * 3 and all("learning_rate=1e-12" in line for line in untrained)
+    assert len(pretrain) == 9 * 3 and pretrain[0] == (
         f"nnUNet_results={tmp_path}/out/pretrained/seed_0 nnssl_pretrain -d 502 -m vox2vec -p nnsslPlans_tiny32 "
         "-device cpu -probe 17 -probe_every 1 -o patch_size=16,32,32 batch_size=4 steps_per_epoch=24 "
         "val_steps_per_epoch=2 num_epochs=10 learning_rate=1e-3 seed=0")  # fmt: skip
@@ -126,7 +128,7 @@ def test_commands__what_is_left(job: Any, tmp_path: Path) -> None:
     (run / "checkpoint_latest.pth").touch()
     assert any(line.endswith("seed=0 --c") for line in sys.modules["does_it_pay"].commands(job))
     (run / "checkpoint_final.pth").touch()
-    assert sum("nnssl_pretrain" in line for line in sys.modules["does_it_pay"].commands(job)) == 20
+    assert sum("nnssl_pretrain" in line for line in sys.modules["does_it_pay"].commands(job)) == 26
     fold = (
         f"{tmp_path}/out/pretrained/seed_{{seed}}/Dataset502_Many/nnssl_vox2vec__nnsslPlans_tiny32__3d_fullres/fold_all"
     )

@@ -93,8 +93,8 @@ class UnetMae(HiddenBlocks):
         parameters = {name: batch[name].flatten(0, 1) for name in SPATIAL_KEYS}
         spacing, starts, sizes = (batch[name].flatten(0, 1) for name in ("spacing", "starts", "sizes"))
         augmented, inside = apply_spatial(crops.flatten(0, 1), spacing, parameters, starts, sizes)
-        kept = {"hidden": hidden, "inside": inside[:, None], "starts": batch["starts"]}
-        return {"crops": augmented.view_as(crops), **kept}
+        kept = {"starts": batch["starts"]}  # of the pictures
+        return {"crops": augmented.view_as(crops), "hidden": hidden, "inside": inside[:, None], **kept}
 
     def predict(self, crops: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Intensities (M, C, *P) of crops with hidden blocks (M, *grid), and the pooled coarsest map (M, d)."""
