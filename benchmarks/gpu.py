@@ -26,12 +26,13 @@ volume.
 The files are written after every part, so that an interrupted call leaves its results.
 
 It does not need nnU-Net, batchgenerators(v2), acvl-utils, SimpleITK, scikit-learn, nibabel or pandas. Beside torch and
-numpy it needs these packages, 63.3 MiB of wheels for Python 3.12 in the versions named (pip's --no-deps keeps out what
+numpy it needs these packages, 63.7 MiB of wheels for Python 3.12 in the versions named (pip's --no-deps keeps out what
 they ask for and is not used here):
 
     scipy 1.17.1 (33.6 MiB), tqdm 4.70.1 (0.1)
-    matplotlib 3.11.2 (9.4), pillow 13.0.0 (6.8), kiwisolver 1.5.1 (1.4), fonttools 4.68.0 (its wheel without C, 1.2),
-        contourpy 1.3.3 (0.3), pyparsing 3.3.3, packaging 26.4, python-dateutil 4.0.0, six 1.17.0, cycler 0.12.1 (0.4)
+    pydantic 2.14.4 (0.5), pydantic-core 2.50.5 (2.2), annotated-types 0.8.0, typing-inspection 0.4.5
+    matplotlib 3.10.9 (8.4), pillow 13.0.0 (6.8), kiwisolver 1.5.1 (1.4), contourpy 1.3.3 (0.3), pyparsing 3.3.3,
+        packaging 26.4, python-dateutil 4.0.0, six 1.17.0, cycler 0.12.1 (0.4 together)
     blosc2 4.14.1 (6.4), ndindex 1.10.1 (0.5), numexpr 2.14.2 (0.4), msgpack 1.2.4 (0.5), and for httpx 0.28.1, which
         blosc2 imports: httpcore 1.0.9, h11 0.16.0, anyio 4.16.0, idna 3.20, certifi (0.5 together)
     monai 1.6.1 (1.6), einops 0.8.2 (0.1)         voco, lapn, mae, alice
@@ -65,6 +66,7 @@ from gpu_volumes import draw_torsos, write_volumes
 
 from nnssl.core.distributed import check_device
 from nnssl.core.errors import UserError
+from nnssl.core.signals import EXIT_INTERRUPTED, Interrupted
 from nnssl.data.volumes import VolumeFolder
 from nnssl.demo.phantom import Torso
 from nnssl.pretraining.rehearsal import rehearse
@@ -109,6 +111,8 @@ class Benchmark:
                 work()
             except (UserError, ImportError) as error:
                 self.report.notes[name] = str(error)
+            except Interrupted:  # what is measured is in the file
+                raise SystemExit(EXIT_INTERRUPTED) from None
             except Exception as error:  # a method that fails must not cost the others' figures
                 log.exception(name)
                 self.failed = True

@@ -113,6 +113,9 @@ def test_report__figures_of_another_version_are_not_mixed(monkeypatch: pytest.Mo
     later = report(machine, 2e12, tmp_path, False)
     later.resume()
     assert later.notes == {"step of mae": "no time"} and later.matrix_product == 2e12
+    later.runs.update(mae={}, sam={})
+    later.forget("mae")
+    assert later.runs == {"sam": {}}
     with pytest.raises(UserError, match=r"gpu_A_card\.json .* another torch \(2\.8, now 2\.9\)"):
         report({**machine, "torch": "2.9"}, 1e12, tmp_path, False).resume()
 

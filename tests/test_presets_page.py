@@ -1,9 +1,7 @@
-"""docs/presets.md against the script that writes it, and the job script of docs/clusters.md with a pretended Slurm."""
+"""docs/presets.md against the script that writes it."""
 
 from __future__ import annotations
 
-import os
-import subprocess
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -46,22 +44,3 @@ def test_page__a_line_is_that_of_a_rehearsal(script: Any) -> None:
     line = script.line_of("sam", "sam")
     for value, cell in ((line.gib, 3), (line.recomputed_gib, 4), (line.tflop, 5)):
         assert float(row[cell]) == pytest.approx(value, rel=0.05, abs=0.06)
-
-
-@pytest.mark.parametrize(("code", "queued"), [(75, True), (0, False), (1, False)])
-def test_job_script__is_queued_again_after_a_saved_interruption_only(tmp_path: Path, code: int, queued: bool) -> None:
-    page = (ROOT / "docs" / "clusters.md").read_text()
-    job = tmp_path / "pretrain.sbatch"
-    job.write_text(page.split("```bash\n")[1].split("```")[0])
-    for name, line in {"srun": f'echo "$@" > {tmp_path}/ran; exit {code}', "scontrol": f'echo "$@" > {tmp_path}/said'
-                       }.items():  # fmt: skip
-        (tmp_path / name).write_text(f"#!/bin/bash\n{line}\n")
-        (tmp_path / name).chmod(0o755)
-    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
-    ended = subprocess.run(["bash", str(job), "-d", "500", "-m", "mae"], env=environment, timeout=60, check=False)
-    assert ended.returncode == code
-    assert (tmp_path / "ran").read_text() == "nnssl_pretrain -d 500 -m mae --c\n"
-    assert (tmp_path / "said").exists() == queued
-    assert "--signal=USR1@300" in job.read_text()
-    if queued:
-        assert (tmp_path / "said").read_text() == "requeue 7\n"

@@ -25,7 +25,7 @@ from nnssl.core.own_files import SummaryFile
 from nnssl.data.folders import dataset_argument
 
 _SHOWN = re.compile(
-    r"Backbone from|trainable parameters|Recipe: |Frozen: |mean pseudo Dice is still|Mean Validation Dice"
+    r"Backbone from|trainable parameters|Recipe: |Frozen: |seudo Dice (?:of .* )?is still|Mean Validation Dice"
 )
 _CHECKPOINTS = ("checkpoint_latest.pth", "checkpoint_best.pth")
 

@@ -19,27 +19,32 @@ class StuckAlarm(nnUNetTrainer):
 
     The pseudo Dice must have been 0 for half of the epochs until then, and at least two, on validation patches in which
     some class occurs: one bad epoch, or a fold whose validation has no foreground, is no alarm. The epochs before a
-    continued training count.
+    continued training count. Half way and at the end it also names single classes that were never
+    found: a class can stay at 0 while the mean rises.
     """
 
     num_iterations_per_epoch: int
-    _truth = _predicted = 0.0  # voxels of the foreground, in the validation patches of this process
+    # voxels of the foreground by class, in the validation patches of this process
+    _truth = _predicted = np.zeros(1)
 
     def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
         """As nnU-Net's; warn if a tenth of the training is over."""
         super().on_validation_epoch_end(val_outputs)
-        counts = {key: float(sum(np.sum(of_batch[key]) for of_batch in val_outputs))
+        counts = {key: np.sum([of_batch[key] for of_batch in val_outputs], axis=0)
                   for key in ("tp_hard", "fp_hard", "fn_hard")}  # fmt: skip
         self._truth = counts["tp_hard"] + counts["fn_hard"]
         self._predicted = counts["tp_hard"] + counts["fp_hard"]
         epochs = self.current_epoch + 1
         if epochs == max(_EPOCHS, math.ceil(self.num_epochs / 10)) and epochs < self.num_epochs:
             self._warn(epochs)
+        if epochs == max(_EPOCHS, math.ceil(self.num_epochs / 2)) and epochs < self.num_epochs:
+            self._warn_of_classes(epochs)
 
     def on_train_end(self) -> None:
         """As nnU-Net's; warn if it is still so."""
         super().on_train_end()
         self._warn(self.current_epoch)
+        self._warn_of_classes(self.current_epoch)
 
     def stuck_advice(self) -> str:
         """What to try where nothing is found, as the end of a sentence."""
@@ -48,14 +53,31 @@ class StuckAlarm(nnUNetTrainer):
 
     def _warn(self, epochs: int) -> None:
         dice: Sequence[Any] = self.logger.get_value("mean_fg_dice", step=None)[:epochs]
-        if not (self._truth > 0 and is_stuck(dice)):
+        truth, predicted = float(self._truth.sum()), float(self._predicted.sum())
+        if not (truth > 0 and is_stuck(dice)):
             return
         what = "the network predicts background only"
-        if self._predicted > _FOREGROUND * self._truth:
+        if predicted > _FOREGROUND * truth:
             what = "the network finds no class where it is"
         self.print_to_log_file(f"WARNING: mean pseudo Dice is still .00 after {epochs:,} of {self.num_epochs:,} epochs "
                                f"({epochs * self.num_iterations_per_epoch:,} steps at a rate of {self.initial_lr:g}): "
                                f"{what}; {self.stuck_advice()}")  # fmt: skip
+
+    def _warn_of_classes(self, epochs: int) -> None:
+        if is_stuck(self.logger.get_value("mean_fg_dice", step=None)[:epochs]):  # all of them, which `_warn` says
+            return
+        by_class = zip(*self.logger.get_value("dice_per_class_or_region", step=None)[:epochs], strict=True)
+        stuck = [number for number, dice in enumerate(by_class) if is_stuck(dice) and self._truth[number] > 0]
+        if stuck:
+            manager = self.label_manager
+            sought = manager.foreground_regions if manager.has_regions else manager.foreground_labels
+            names = {
+                str(tuple(v) if isinstance(v, list) else v): name for name, v in self.dataset_json["labels"].items()
+            }
+            said = ", ".join(names.get(str(sought[n]), str(sought[n])) for n in stuck)
+            self.print_to_log_file(f"WARNING: the pseudo Dice of {said} is still .00 after {epochs:,} of "
+                                   f"{self.num_epochs:,} epochs, while others are found; train longer, or from other "
+                                   f"weights (nnssl_checkpoint=random to compare)")  # fmt: skip
 
 
 def is_stuck(dice: Sequence[float]) -> bool:

@@ -217,7 +217,8 @@ class Pretraining:
         if world_size() == 1:
             return self.method
         # without device_ids, for which it would send a batch's host tensors to the card, whose values the host reads;
-        # gradients in the buckets themselves: one copy of them less in memory, and one copying less a step
+        # gradients in the buckets themselves: one copy of them less in memory, and one copying less a step; no
+        # static_graph: it spares the search for unused parameters, which is off here
         return nn.parallel.DistributedDataParallel(self.method, gradient_as_bucket_view=True)
 
     def _save(self, name: str) -> None:

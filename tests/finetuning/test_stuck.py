@@ -78,6 +78,22 @@ def test_stuck__counts_the_epochs_before_a_continued_training(made: Any) -> None
     assert f"{SAID} 4 of 40" in log_of(again)
 
 
+def test_stuck__names_a_class_that_is_never_found(made: Any) -> None:
+    """The mean rises without it."""
+    trainer = made("SSLUNetFinetune")
+    trainer.logger.local_logger.my_fantastic_logging["ema_fg_dice"] = []
+    classes = len(trainer.label_manager.foreground_labels)
+    tp, fn = np.full(classes, 5), np.full(classes, 2)
+    tp[1] = 0
+    for epoch in range(20):
+        trainer.current_epoch = epoch
+        outputs = {"loss": np.array(0.5), "tp_hard": tp, "fp_hard": np.ones(classes), "fn_hard": fn}
+        trainer.on_validation_epoch_end([outputs])
+    (said,) = (line for line in log_of(trainer).splitlines() if "WARNING" in line)
+    name = next(n for n, value in trainer.dataset_json["labels"].items() if value == 2)
+    assert f"pseudo Dice of {name} is still .00 after 20 of 40 epochs, while others are found" in said
+
+
 @pytest.mark.parametrize(("dice", "expected"), [
     ([0, 0, 0], True), ([0.3, 0, 0], True), ([0, 0, 0.01], False), ([0, 0], False), ([0, NAN, NAN], False),
     ([0.5] * 9 + [0.1] + [0.0] * 10, True), ([0.0] * 10 + [0.1] + [0.0] * 9, False), ([0.0, 0.1, 0.0], False),

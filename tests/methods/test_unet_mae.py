@@ -145,6 +145,8 @@ def test_reconstruction__shows_crop_gaps_and_what_fills_them(tmp_path: Path) -> 
     method, batch = _method_and_batch(tmp_path)
     batch = method.eval().augment(batch)
     rows, views = method.reconstruction(batch), UnetMae.panels(batch, method.config)
+    boxes = UnetMae.crop_boxes(batch, method.config)
+    assert boxes is not None and (boxes[:, 0, 1] - boxes[:, 0, 0]).tolist() == [list(PATCH)] * len(batch["crops"])
     gaps = spread(batch["hidden"][:, 0], PATCH)[:, 0, PATCH[0] // 2].numpy()
     for row, view, gap in zip(rows, views, gaps, strict=True):
         whole, seen, filled = (panel.image for panel in row)
