@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import multiprocessing
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -241,6 +243,8 @@ def predict_case(
     with open(folder / _LOG, "wb") as log:
         for stream in (1, 2):
             os.dup2(log.fileno(), stream)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # what is printed must not follow the error, which is not buffered
+        sys.stdout.reconfigure(line_buffering=True)
     if device == "cpu":  # as nnUNetv2_predict does
         torch.set_num_threads(threads or multiprocessing.cpu_count())
     if model.is_dir():
