@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from nnssl.core.errors import BadCase, UserError
 from nnssl.data.check_case import other_values, read_label
+from nnssl.data.classes import class_names, foreground_classes
 from nnssl.data.trusted import refuse_untrusted_names
 
 TOLERANCE_MM = 2.0  # default
@@ -56,8 +57,7 @@ def read_structures(
 
     refuse_untrusted_names(plans)
     manager = PlansManager(plans).get_label_manager(dataset_json)
-    keys = [_key(k) for k in (manager.foreground_regions if manager.has_regions else manager.foreground_labels)]
-    names = {_key(value): name for name, value in dataset_json["labels"].items()}
+    keys, names = foreground_classes(manager), class_names(dataset_json)
     limits = read_tolerances(tolerances, [names[key] for key in keys])
     return [Structure(names[key], key, limits[names[key]]) for key in keys]
 
@@ -89,10 +89,6 @@ def read_tolerances(given: Sequence[str | float], names: Sequence[str]) -> dict[
         single[name] = _millimetres(value)
     default = _millimetres(common[0]) if common else TOLERANCE_MM
     return {name: single.get(name, default) for name in names}
-
-
-def _key(value: Any) -> int | tuple[int, ...]:
-    return tuple(int(v) for v in value) if isinstance(value, (list, tuple)) else int(value)
 
 
 def _millimetres(value: str | float) -> float:

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from nnssl.data.classes import foreground_classes
+
 RAREST = 0.01  # a class that is rarer still starts here: its gradient would vanish in the Dice loss
 _CASES = 10  # label maps that are read
 _VOXELS = 2**24  # of a label map: of a larger one every n-th plane is counted
@@ -30,8 +32,7 @@ def class_frequencies(dataset: Any, label_manager: Any) -> np.ndarray:
         (C,): of background and labels, which sum to 1; or of regions. What is to be ignored does not count.
     """
     regions = label_manager.has_regions
-    sought = label_manager.foreground_regions if regions else label_manager.foreground_labels
-    values = [np.atleast_1d(which) for which in sought]
+    values = [np.atleast_1d(which) for which in foreground_classes(label_manager)]
     counts = np.zeros(max(int(which.max()) for which in values) + 1)
     total = 0
     for case in sorted(dataset.identifiers)[:_CASES]:

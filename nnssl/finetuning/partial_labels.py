@@ -17,6 +17,7 @@ from torch import Tensor
 
 from nnssl.core.errors import UserError
 from nnssl.data.annotated_labels import AnnotatedLabels, annotated_labels_of_training
+from nnssl.data.classes import foreground_classes
 from nnssl.data.label_maps import raw_contradicts
 from nnssl.finetuning.base_trainer import UsableCases
 from nnssl.finetuning.partial_label_loss import AnnotatedLoss, partial_label_loss
@@ -242,8 +243,7 @@ class PartialLabels(UsableCases):
     @property
     def _foreground(self) -> list[Any]:
         """nnU-Net's labels or regions, in the order of the outputs."""
-        manager = self.label_manager
-        return list(manager.foreground_regions if manager.has_regions else manager.foreground_labels)
+        return list(foreground_classes(self.label_manager))
 
     def _restricted(self, dataset: Any) -> AnnotatedCases:
         """Before workers start, label maps that contradict the list are refused."""

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
+from nnssl.data.classes import class_names, foreground_classes
+
 _NOTHING = 0.005  # a Dice below it is shown as .00
 _EPOCHS = 3  # a shorter training is no sign of anything
 _FOREGROUND = 0.001  # of the voxels of the classes: less is background only
@@ -19,8 +21,8 @@ class StuckAlarm(nnUNetTrainer):
 
     The pseudo Dice must have been 0 for half of the epochs until then, and at least two, on validation patches in which
     some class occurs: one bad epoch, or a fold whose validation has no foreground, is no alarm. The epochs before a
-    continued training count. Half way and at the end it also names single classes that were never
-    found: a class can stay at 0 while the mean rises.
+    continued training count. Half way and at the end it also names single classes that were never found: a class can
+    stay at 0 while the mean rises.
     """
 
     num_iterations_per_epoch: int
@@ -64,17 +66,13 @@ class StuckAlarm(nnUNetTrainer):
                                f"{what}; {self.stuck_advice()}")  # fmt: skip
 
     def _warn_of_classes(self, epochs: int) -> None:
-        if is_stuck(self.logger.get_value("mean_fg_dice", step=None)[:epochs]):  # all of them, which `_warn` says
-            return
+        if not self._truth.any() or is_stuck(self.logger.get_value("mean_fg_dice", step=None)[:epochs]):
+            return  # no epoch in this process; or no class is found, which `_warn` says
         by_class = zip(*self.logger.get_value("dice_per_class_or_region", step=None)[:epochs], strict=True)
         stuck = [number for number, dice in enumerate(by_class) if is_stuck(dice) and self._truth[number] > 0]
         if stuck:
-            manager = self.label_manager
-            sought = manager.foreground_regions if manager.has_regions else manager.foreground_labels
-            names = {
-                str(tuple(v) if isinstance(v, list) else v): name for name, v in self.dataset_json["labels"].items()
-            }
-            said = ", ".join(names.get(str(sought[n]), str(sought[n])) for n in stuck)
+            sought, names = foreground_classes(self.label_manager), class_names(self.dataset_json)
+            said = ", ".join(names[sought[number]] for number in stuck)
             self.print_to_log_file(f"WARNING: the pseudo Dice of {said} is still .00 after {epochs:,} of "
                                    f"{self.num_epochs:,} epochs, while others are found; train longer, or from other "
                                    f"weights (nnssl_checkpoint=random to compare)")  # fmt: skip

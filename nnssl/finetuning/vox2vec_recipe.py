@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from nnssl.core.errors import UserError
 from nnssl.core.geometry import random_crop_start
+from nnssl.data.classes import foreground_classes
 from nnssl.data.storage import masked_cases
 from nnssl.data.volumes import VolumeFolder
 from nnssl.finetuning.trainer import PretrainedTrainer
@@ -203,7 +204,7 @@ class PublishedVox2vec(PretrainedTrainer):
                                       self.dataset_json, str(folder / case), False)  # fmt: skip
         ending = self.dataset_json["file_ending"]
         truth = Path(self.preprocessed_dataset_folder_base) / "gt_segmentations" / f"{case}{ending}"
-        classes = manager.foreground_regions if manager.has_regions else manager.foreground_labels
+        classes = foreground_classes(manager)
         metrics = compute_metrics(str(truth), str(folder / f"{case}{ending}"),
                                   self.plans_manager.image_reader_writer_class(), classes,
                                   manager.ignore_label)["metrics"]  # fmt: skip

@@ -94,6 +94,17 @@ def test_stuck__names_a_class_that_is_never_found(made: Any) -> None:
     assert f"pseudo Dice of {name} is still .00 after 20 of 40 epochs, while others are found" in said
 
 
+def test_stuck__a_finished_training_that_is_continued_ends_in_silence(made: Any) -> None:
+    """No epoch runs in this process, so that nothing is known of the classes."""
+    trainer = made("SSLUNetFinetune")
+    trainer.logger.local_logger.my_fantastic_logging.update(
+        mean_fg_dice=[0.3] * 40, dice_per_class_or_region=[[0.6, 0.0]] * 40
+    )
+    trainer.current_epoch, trainer.save_checkpoint = 40, lambda _: None
+    trainer.on_train_end()
+    assert "WARNING" not in log_of(trainer)
+
+
 @pytest.mark.parametrize(("dice", "expected"), [
     ([0, 0, 0], True), ([0.3, 0, 0], True), ([0, 0, 0.01], False), ([0, 0], False), ([0, NAN, NAN], False),
     ([0.5] * 9 + [0.1] + [0.0] * 10, True), ([0.0] * 10 + [0.1] + [0.0] * 9, False), ([0.0, 0.1, 0.0], False),
