@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 Settings = Mapping[str, str]
@@ -88,15 +88,15 @@ class Table:
         return f"{self.plans}From{self.source}_{method}{copy}"
 
 
-def of_length(epochs: int, rate: str | None = None, steps: int = 40) -> dict[str, str]:
-    """Variables of a training of `epochs` of `steps`, tested without mirroring; `rate` None for the trainer's."""
-    length = {"num_epochs": epochs, "num_iterations_per_epoch": steps, "num_val_iterations_per_epoch": 2}
+def of_length(epochs: int, rate: str | None = None) -> dict[str, str]:
+    """Variables of a training of `epochs` of 40 steps, tested without mirroring; `rate` None for the trainer's."""
+    length = {"num_epochs": epochs, "num_iterations_per_epoch": 40, "num_val_iterations_per_epoch": 2}
     rates = {} if rate is None else {"nnssl_initial_lr": rate}
     return {f"nnssl_{key}": str(value) for key, value in length.items()} | rates | {"nnssl_test_mirroring": "0"}
 
 
 _MAE = "batch_size=4 mask_block=8,8,8 steps_per_epoch=40 warmup_steps=20 val_steps_per_epoch=2"
-# 10 epochs that take each method about the same time on one core; with the crops and the rate of `_EVERYWHERE`.
+# 10 epochs that take each method about the same time on one core; with the crops and the rate of `_with_crops`.
 _OF_METHOD = {
     "vox2vec": "batch_size=4 steps_per_epoch=24 val_steps_per_epoch=2",
     "pimpic": "crops=12 steps_per_epoch=60 val_steps_per_epoch=2",
@@ -106,7 +106,6 @@ _OF_METHOD = {
     "alice": "batch_size=4 mask_block=8,8,8 steps_per_epoch=32 warmup_steps=20 val_steps_per_epoch=6",
     "unet_mae": f"{_MAE} optimiser=adamw",  # SGD at 1e-3 would not get anywhere in 400 steps
 }
-LEVELS = {m: DECODER if m in ("vox2vec", "lapn", "unet_mae") else ENCODER for m in _OF_METHOD}
 # The probe's heads learn too: its curves on networks that stay random, by the method that is run at a rate of nothing.
 UNTRAINED = {"random_decoder": "unet_mae", "random_encoder": "mae"}
 FLAGS = {"alice": ("-alignment", "position")}  # of nnssl_pretrain, besides -o
@@ -209,8 +208,7 @@ _SARCOMA = Table(
 
 def _like(table: Table, ending: str, title: str, rows: tuple[Row, ...]) -> Table:
     subject = table.title.split(":")[0]
-    changed = {"name": f"{table.name}_{ending}", "title": f"{subject}: {title}", "rows": rows}
-    return Table(**{**vars(table), **changed})
+    return replace(table, name=f"{table.name}_{ending}", title=f"{subject}: {title}", rows=rows)
 
 
 _LINEAR, _NONLINEAR = "a linear head on the frozen network", "a non-linear head on the frozen network"

@@ -27,6 +27,16 @@ class Place(NamedTuple):
     dtype: torch.dtype
     shape: tuple[int, ...]
 
+    @property
+    def stop(self) -> int:
+        """The byte behind it."""
+        return self.begin + prod(self.shape) * self.dtype.itemsize
+
+
+def place_after(used: int, dtype: torch.dtype, shape: Sequence[int]) -> Place:
+    """The first aligned place behind the used bytes of a piece."""
+    return Place(-(-used // _ALIGNED) * _ALIGNED, dtype, tuple(shape))
+
 
 class BatchMemory:
     """Pieces of shared memory, one a batch.
@@ -81,9 +91,9 @@ class BatchMemory:
         return piece, places
 
     def _place(self, dtype: torch.dtype, shape: tuple[int, ...]) -> Place:
-        begin = -(-self._used // _ALIGNED) * _ALIGNED
-        self._used = begin + prod(shape) * dtype.itemsize
-        return Place(begin, dtype, shape)
+        place = place_after(self._used, dtype, shape)
+        self._used = place.stop
+        return place
 
 
 _current: ContextVar[BatchMemory | None] = ContextVar("_current", default=None)
@@ -91,8 +101,7 @@ _current: ContextVar[BatchMemory | None] = ContextVar("_current", default=None)
 
 def tensor_at(piece: Tensor, place: Place) -> Tensor:
     """The tensor at a place of a piece of memory (bytes,) uint8."""
-    begin, dtype, shape = place
-    return piece[begin : begin + prod(shape) * dtype.itemsize].view(dtype).view(shape)
+    return piece[place.begin : place.stop].view(place.dtype).view(place.shape)
 
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-_ALIGNED = 16  # bytes, enough for any type
+from nnssl.core.batch_memory import Place, place_after, tensor_at
 
 
 def send(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
@@ -22,22 +22,19 @@ def pack(tensors: Sequence[Tensor], pinned: bool = False) -> Tensor:
     places = _places(tensors)
     packed = torch.empty(places[-1].stop if places else 0, dtype=torch.uint8, pin_memory=pinned)
     for tensor, place in zip(tensors, places, strict=True):
-        packed[place].view(tensor.dtype).view(tensor.shape).copy_(tensor)
+        tensor_at(packed, place).copy_(tensor)
     return packed
 
 
 def unpack(packed: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     """Views of what `pack` made of tensors of these shapes and types."""
-    return [
-        packed[place].view(tensor.dtype).view(tensor.shape) for tensor, place in zip(like, _places(like), strict=True)
-    ]
+    return [tensor_at(packed, place) for place in _places(like)]
 
 
-def _places(tensors: Sequence[Tensor]) -> list[slice]:
-    places, start = [], 0
+def _places(tensors: Sequence[Tensor]) -> list[Place]:
+    places: list[Place] = []
     for tensor in tensors:
-        places.append(slice(start, start + tensor.numel() * tensor.element_size()))
-        start = -(-places[-1].stop // _ALIGNED) * _ALIGNED
+        places.append(place_after(places[-1].stop if places else 0, tensor.dtype, tensor.shape))
     return places
 
 
