@@ -165,7 +165,11 @@ def _finish(figure: Figure, axis: Axes, ends: list[_End], title: str, file: Path
         axis.spines[side].set_visible(False)
     axis.set_title(title, fontsize=11)
     low, high = axis.get_ylim()
-    heights = spread([end.curve.means[-1] for end in ends], _LINE_HEIGHT * (high - low))
+    line = _LINE_HEIGHT * (high - low)
+    heights = spread([end.curve.means[-1] for end in ends], line)
+    axis.set_ylim(
+        min([low, *(y - line for y in heights)]), max([high, *(y + line for y in heights)])
+    )  # the names are inside
     for y, end in zip(heights, ends, strict=True):
         axis.annotate(
             picture(end.curve.name), (end.x, y), (10, 0), textcoords="offset points", color=end.curve.colour,
