@@ -146,23 +146,27 @@ def _warn_of_early_stopping(methods: Sequence[Method], workspace: Workspace) -> 
 
 
 def _train(tasks: Sequence[Training], score: Callable[[Training], Evaluation]) -> list[str]:
-    """Run and score the trainings; after a failure, skip the other trainings of that method. Returns the failures."""
+    """Run and score the trainings that no other job has; after a failure, skip that method. Returns failures."""
     failed: dict[str, str] = {}
     for number, task in enumerate(tasks, start=1):
         if task.method.name in failed:
             continue
         head = f"[{number} of {len(tasks)}] {task.title}"
-        if task.state() == "finished":
-            log.info(f"{head}: finished before")
-        else:
-            log.info(head)
-            try:
-                run_task(task)
-            except TaskFailed as error:
-                failed[task.method.name] = str(error)
-                log.warning(f"{error}\nskipping the other trainings of {task.method.name}")
+        with task.alone() as holder:
+            if holder is not None:
+                log.info(f"{head}: {holder} trains it now, left to that job")
                 continue
-        score(task)
+            if task.state() == "finished":
+                log.info(f"{head}: finished before")
+            else:
+                log.info(head)
+                try:
+                    run_task(task)
+                except TaskFailed as error:
+                    failed[task.method.name] = str(error)
+                    log.warning(f"{error}\nskipping the other trainings of {task.method.name}")
+                    continue
+            score(task)
     return list(failed.values())
 
 

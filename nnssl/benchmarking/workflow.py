@@ -17,12 +17,13 @@ import subprocess
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from nnssl.core.errors import UserError
+from nnssl.core.lock import Holder, Lock
 
 State = Literal["missing", "begun", "trained", "finished"]
 _GOES_ON: dict[State, str] = {"begun": "--c", "trained": "--val"}  # of nnUNetv2_train; nnssl_pretrain has the first
@@ -64,6 +65,20 @@ class Task(ABC):
     def log(self) -> Path:
         """File with the whole output of the command."""
         return self.home / "logs" / f"{self.key}.log"
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[Holder | None]:
+        """Keep other jobs from this task; gives who has it already, or None where this job has it now."""
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        lock = Lock(self.log.with_suffix(".lock"), self.title)
+        while not lock.try_acquire():
+            if (holder := lock.holder()) is not None:  # None: given back in between
+                yield holder
+                return
+        try:
+            yield None
+        finally:
+            lock.release()
 
     def left(self) -> list[str]:
         """Program and arguments to start or continue."""

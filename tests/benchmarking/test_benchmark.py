@@ -16,6 +16,7 @@ from nnssl.benchmarking import benchmark as module
 from nnssl.benchmarking.trainings import Training
 from nnssl.benchmarking.workflow import TaskFailed
 from nnssl.core.errors import UserError
+from nnssl.core.lock import Lock
 from tests.benchmarking.dataset import DATASET, make_dataset, pretend, tree
 from tests.benchmarking.labels import cube, write_labels
 
@@ -107,6 +108,18 @@ def test_benchmark__parts_share_the_work(tmp_path: Path, ran: list[Training], ca
         keys.append({t.key for t in ran})
     assert len(first.scores) == 3 and len(last.scores) == 8
     assert sum(map(len, keys)) == 8 == len(set.union(*keys))
+
+
+def test_benchmark__leaves_what_another_job_trains(
+    tmp_path: Path, ran: list[Training], caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "out" / "logs").mkdir(parents=True)
+    with Lock(tmp_path / "out" / "logs" / "good_fold_1.lock", "the other job"), caplog.at_level(logging.INFO):
+        _run(tmp_path)
+    assert len(ran) == 7 and "good_fold_1" not in {t.key for t in ran}
+    assert f"process {os.getpid()}" in caplog.text and "1 trainings are not finished" in caplog.text
+    _run(tmp_path)
+    assert ran[-1].key == "good_fold_1" and not list((tmp_path / "out" / "logs").glob("*.lock"))
 
 
 def test_benchmark__early_stopping_on_test_cases_is_a_warning(
