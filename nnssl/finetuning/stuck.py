@@ -74,8 +74,8 @@ class StuckAlarm(nnUNetTrainer):
             sought, names = foreground_classes(self.label_manager), class_names(self.dataset_json)
             said = ", ".join(names[sought[number]] for number in stuck)
             self.print_to_log_file(f"WARNING: the pseudo Dice of {said} is still .00 after {epochs:,} of "
-                                   f"{self.num_epochs:,} epochs, while others are found; train longer, or from other "
-                                   f"weights (nnssl_checkpoint=random to compare)")  # fmt: skip
+                                   f"{self.num_epochs:,} epochs, while others are found; train again, as its fresh "
+                                   f"layers then start from other random weights, or longer")  # fmt: skip
 
 
 def is_stuck(dice: Sequence[float]) -> bool:
