@@ -27,6 +27,7 @@ from nnunetv2.inference import predict_from_raw_data as stock
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 
+from nnssl.deployment import labels
 from nnssl.deployment.export import export_onnx
 from nnssl.deployment.predict import SessionNetwork, predict_onnx
 
@@ -71,6 +72,7 @@ def parts(seconds: Seconds, network: type) -> Iterator[None]:
             "export_prediction_from_logits",
             watched(seconds, "resample, write", stock.export_prediction_from_logits),
         ),
+        patch.object(labels, "export_labels", watched(seconds, "resample, write", labels.export_labels)),
     ):
         yield
 
@@ -121,14 +123,17 @@ def main() -> None:
     parser.add_argument("-repeats", type=int, default=1)
     parser.add_argument("--disable_tta", action="store_true")
     parser.add_argument("-only", choices=("torch", "onnx"))
+    parser.add_argument("-onnx", type=Path, help="exported model; missing: it is exported first, which takes its time")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        export_onnx(given.m, folder / "model.onnx", given.f)
+        model = given.onnx or folder / "model.onnx"
+        if given.onnx is None and given.only != "torch":
+            export_onnx(given.m, model, given.f)
 
         def onnx(output: Path) -> None:
-            predict_onnx(given.i, output, [folder / "model.onnx"], disable_tta=given.disable_tta, device="cpu",
+            predict_onnx(given.i, output, [model], disable_tta=given.disable_tta, device="cpu",
                          num_processes_preprocessing=0, num_processes_segmentation_export=0, threads=given.threads,
                          disable_progress_bar=True)  # fmt: skip
 

@@ -33,6 +33,7 @@ METHODS = {
     "alice_vit": ("alice", "mae"),
     "alice_12gb": ("alice", "mae"),
     "alice_nnformer": ("alice",),
+    "alice_swin": ("alice", "mae"),
 }
 # seconds of one core for a volume of 512x512x300 (benchmarks/results/loader_1_cpu_core.txt)
 SECONDS_A_VOLUME = {"vox2vec": 0.0075, "pimpic": 0.0163, "voco": 0.0614, "lapn": 0.137, "sam": 0.0079, "mae": 0.0091,
@@ -70,10 +71,10 @@ class Line:
     @property
     def cells(self) -> tuple[str, ...]:
         """Of the table."""
-        cores = self.volumes / self.seconds * SECONDS_A_VOLUME[self.method]
+        cores = max(1, round(self.volumes / self.seconds * SECONDS_A_VOLUME[self.method]))
         return (f"`nnsslPlans_{self.preset}`", self.method, str(self.volumes), f"{self.gib:.1f}",
                 f"{self.recomputed_gib:.1f}", f"{self.tflop:.2f}", f"{self.steps:,}",
-                f"{self.steps * self.seconds / 3600:.2f}", f"{cores:.0f}")  # fmt: skip
+                f"{self.steps * self.seconds / 3600:.2f}", f"{cores}")  # fmt: skip
 
 
 def line_of(preset: str, method: str) -> Line:

@@ -15,6 +15,7 @@ from torch import Tensor
 from nnssl.core.errors import UserError
 from nnssl.data.pool import quietly
 from nnssl.deployment.cases import list_cases, why_left_out
+from nnssl.deployment.labels import exporting_labels
 from nnssl.deployment.session import OnnxModel, open_model, run, usual_session_device
 
 log = logging.getLogger("nnssl")
@@ -68,7 +69,8 @@ def predict_onnx(
 ) -> dict[str, str]:
     """Predict a folder of images as `nnUNetv2_predict_from_modelfolder` does, and write the same files.
 
-    Preprocessing, sliding window, mirroring, resampling and writing are nnU-Net's own functions.
+    Preprocessing, sliding window, mirroring, resampling and writing are nnU-Net's own functions; classes are resampled
+    one after another, see `nnssl.deployment.labels`.
 
     Args:
         input_folder: images named like case_0000.nii.gz.
@@ -121,16 +123,17 @@ def predict_onnx(
             "overwrite": not continue_prediction,
             "folder_with_segs_from_prev_stage": prev_stage_predictions,
         }
-        if num_processes_preprocessing == 0:
-            predictor.predict_from_files_sequential(images, outputs, **options)
-        else:
-            predictor.predict_from_files(
-                images,
-                outputs,
-                num_processes_preprocessing=num_processes_preprocessing,
-                num_processes_segmentation_export=num_processes_segmentation_export,
-                **options,
-            )
+        with exporting_labels():
+            if num_processes_preprocessing == 0:
+                predictor.predict_from_files_sequential(images, outputs, **options)
+            else:
+                predictor.predict_from_files(
+                    images,
+                    outputs,
+                    num_processes_preprocessing=num_processes_preprocessing,
+                    num_processes_segmentation_export=num_processes_segmentation_export,
+                    **options,
+                )
     return left_out
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from nnssl.core.errors import UserError
 from nnssl.core.geometry import random_crop_start
+from nnssl.core.sending import send
 from nnssl.data.classes import foreground_classes
 from nnssl.data.storage import masked_cases
 from nnssl.data.volumes import VolumeFolder
@@ -99,7 +100,7 @@ class BodyLoss(nn.Module):
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
         """Return the loss () of logits (B, C, Z, Y, X) and nnU-Net's target: labels (B, 1, ...) or regions."""
-        inside, ignored = self.body.to(output.device), None
+        (inside,), ignored = send([self.body], output.device), None
         if self.regions:
             logits, truth = output, target[:, : output.shape[1]]
             ignored = None if self.ignore_label is None else target[:, -1:] > 0

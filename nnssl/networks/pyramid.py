@@ -22,6 +22,7 @@ class BlockMask(NamedTuple):
 
     hidden: Tensor  # (B, Z', Y', X') bool, blocks divide the volume evenly
     visible: Tensor  # (B, n) numbers of the visible blocks, ascending, the last axis fastest
+    on_host: Tensor | None = None  # `hidden` on the host, from which shapes can be read without a wait for the device
 
 
 # Most voxels that may share a cell of a half-precision map; the sum of more gradients loses digits (bf16 has 8 bits).

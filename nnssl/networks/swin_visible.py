@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from nnssl.core.sending import send
 from nnssl.networks.pyramid import BlockMask, assemble_blocks, block_view
 from nnssl.networks.window_attention import biased_attention
 
@@ -99,7 +100,8 @@ def visible_windows(
 
     A window that the shift makes of two ends of the volume counts as several, because tokens of different ends do not
     attend to each other. Windows without a visible token are dropped; the others are grouped by halves of the largest
-    number of tokens.
+    number of tokens. These numbers, which shapes depend on, are counted on the host; the tokens are sorted on the
+    mask's device.
 
     Args:
         mask: The visible blocks.
@@ -107,44 +109,85 @@ def visible_windows(
         window: (3,) tokens of a window along each axis, fewer where the volume is smaller.
         shift: (3,) tokens along each axis; 0 where the volume is no larger than a window.
     """
-    numbers, places, regions = _places_in_windows(mask, cells, window, shift)
-    _, group, counts = torch.unique(numbers * _REGIONS**3 + regions, return_inverse=True, return_counts=True)
-    order, begins = group.argsort(stable=True), counts.cumsum(0) - counts
-    rows, most = [], int(counts.max())
-    while most:
-        least = most // 2
-        chosen = (counts > least) & (counts <= most)
-        if bool(chosen.any()):
-            slots = torch.arange(most, device=order.device)
-            filled = slots < counts[chosen][:, None]
-            tokens = order[(begins[chosen][:, None] + slots).clamp(max=len(order) - 1)]
-            rows.append(_Rows(tokens, places[tokens], filled, filled.flatten().nonzero()[:, 0]))
-        most = least
+    axes = [_Axis.of(*numbers) for numbers in zip(mask.hidden.shape[1:], cells, window, shift, strict=True)]
+    counts = _tokens_of_windows(mask, axes)
+    begins, groups = counts.cumsum(0) - counts, _groups(counts)
+    windows = torch.stack([torch.cat([x[chosen] for _, chosen in groups]) for x in (begins, counts)])
+    (sent,) = send([windows], mask.visible.device)
+    numbers, places = _places_in_windows(mask, axes)
+    order, rows = numbers.argsort(stable=True), []
+    for (most, chosen), part in zip(groups, sent.split([len(x) for _, x in groups], dim=1), strict=True):
+        slots = torch.arange(most, device=order.device)
+        filled = slots < part[1][:, None]
+        tokens = order[(part[0][:, None] + slots).clamp(max=len(order) - 1)]
+        kept = (~filled).flatten().to(torch.uint8).argsort(stable=True)[: int(counts[chosen].sum())]
+        rows.append(_Rows(tokens, places[tokens], filled, kept))
     return rows
 
 
-def _places_in_windows(
-    mask: BlockMask, cells: tuple[int, ...], window: tuple[int, ...], shift: tuple[int, ...]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Number of the window, place in it, and region of the shifted volume of all T visible tokens: (T,) each."""
+class _Axis(NamedTuple):
+    """The windows along an axis of a stage."""
+
+    blocks: int
+    cells: int  # of a block
+    side: int  # of a window
+    moved: int  # by the shift
+    windows: int
+
+    @classmethod
+    def of(cls, blocks: int, cells: int, window: int, shift: int) -> _Axis:
+        """A single window, unmoved, where the axis is no larger."""
+        size = blocks * cells
+        side, moved = (window, shift) if size > window else (size, 0)
+        return cls(blocks, cells, side, moved, -(-size // side))
+
+    def places(self, cells: Tensor) -> tuple[Tensor, Tensor]:
+        """Numbers of the windows of cells, each region a window of its own, and the cells' places in them."""
+        rolled = (cells - self.moved) % (self.windows * self.side)
+        last = (self.windows - 1) * self.side
+        region = (rolled >= last).long() + (rolled >= last + self.side - self.moved)
+        return rolled // self.side * _REGIONS + region, rolled % self.side
+
+    def cells_of_blocks(self) -> Tensor:
+        """How many cells of each block are in each window: (blocks, windows * regions), on the host."""
+        number, _ = self.places(torch.arange(self.blocks * self.cells))
+        table = torch.zeros(len(number), self.windows * _REGIONS, dtype=torch.int64)
+        return table.scatter(1, number[:, None], 1).view(self.blocks, self.cells, -1).sum(1)
+
+
+def _tokens_of_windows(mask: BlockMask, axes: list[_Axis]) -> Tensor:
+    """Number of visible tokens of every window of the batch, on the host."""
+    hidden = mask.hidden.cpu() if mask.on_host is None else mask.on_host
+    seen = (~hidden).long()
+    return torch.einsum("bzyx,zi,yj,xk->bijk", seen, *(axis.cells_of_blocks() for axis in axes)).flatten()
+
+
+def _groups(counts: Tensor) -> list[tuple[int, Tensor]]:
+    """Windows with similar numbers of tokens: the largest possible number, and which windows."""
+    groups, most = [], int(counts.max())
+    while most:
+        chosen = ((counts > most // 2) & (counts <= most)).nonzero()[:, 0]
+        if len(chosen):
+            groups.append((most, chosen))
+        most //= 2
+    return groups
+
+
+def _places_in_windows(mask: BlockMask, axes: list[_Axis]) -> tuple[Tensor, Tensor]:
+    """Number of the window, and place in it, of all T visible tokens: (T,) each."""
     batch, *grid = mask.hidden.shape
     visible = mask.visible.flatten()
-    tokens = len(visible), *cells
+    tokens = len(visible), *(axis.cells for axis in axes)
     blocks = (visible // (grid[1] * grid[2]), visible // grid[2] % grid[1], visible % grid[2])
-    numbers = torch.arange(batch, device=visible.device).repeat_interleave(mask.visible.shape[1])
-    numbers = numbers.view(-1, 1, 1, 1).expand(tokens)
-    places = regions = torch.zeros_like(numbers)
-    for axis, block in enumerate(blocks):
-        size = grid[axis] * cells[axis]
-        side, moved = (window[axis], shift[axis]) if size > window[axis] else (size, 0)
-        windows = -(-size // side)
-        place = block[:, None] * cells[axis] + torch.arange(cells[axis], device=visible.device)
-        rolled = (place - moved) % (windows * side)
-        region = (rolled >= (windows - 1) * side).long() + (rolled >= windows * side - moved)
-        shape = [len(visible), *(cells[axis] if a == axis else 1 for a in range(3))]
-        number, inside, region = ((x.view(shape)) for x in (rolled // side, rolled % side, region))
-        numbers, places, regions = numbers * windows + number, places * side + inside, regions * _REGIONS + region
-    return numbers.flatten(), places.flatten(), regions.flatten()
+    volumes = torch.arange(batch, device=visible.device)[:, None].expand_as(mask.visible)
+    numbers = volumes.reshape(-1, 1, 1, 1).expand(tokens)
+    places = torch.zeros_like(numbers)
+    for number, (block, axis) in enumerate(zip(blocks, axes, strict=True)):
+        cells = block[:, None] * axis.cells + torch.arange(axis.cells, device=visible.device)
+        shape = [len(visible), *(axis.cells if a == number else 1 for a in range(3))]
+        of_axis, inside = (x.view(shape) for x in axis.places(cells))
+        numbers, places = numbers * (axis.windows * _REGIONS) + of_axis, places * axis.side + inside
+    return numbers.flatten(), places.flatten()
 
 
 def _attend(block: Any, tokens: Tensor, rows: list[_Rows]) -> Tensor:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from nnssl.core.pretended_card import CARD, pretended_card
 from nnssl.networks.pyramid import BlockMask, spread
 from nnssl.networks.swin import SwinPyramid
 from nnssl.networks.swin_visible import cut_blocks, paste_blocks, run_layer, visible_stages, visible_windows
@@ -128,6 +129,16 @@ def test_visible_windows__a_quarter_of_the_tokens_costs_far_less_than_all() -> N
         return sum(row.filled.shape[0] * row.filled.shape[1] ** 2 for row in rows)
 
     assert pairs(18) < 0.2 * pairs(72), "pairs of tokens that attend to each other, those filled up among them"
+
+
+def test_visible_windows__on_a_card_the_host_waits_for_nothing() -> None:
+    made = _mask((2, 3, 3), 5)
+    with pretended_card() as card:
+        mask = BlockMask(card.empty_like(made.hidden), card.empty_like(made.visible), on_host=made.hidden)
+        rows = visible_windows(mask, (4, 4, 4), (7, 7, 7), (3, 3, 3))
+        assert sum(len(row.kept) for row in rows) == 2 * 5 * 64
+        assert cut_blocks(card.empty_like(torch.empty(2, 1, 8, 12, 12)), mask).device == CARD
+    assert not card.waits, [str(wait) for wait in card.waits]
 
 
 def test_paste_blocks__is_the_inverse_of_cut_blocks() -> None:

@@ -186,7 +186,7 @@ class Alice(MaskedMethod):
         crops, hidden, inside = (batch[name].flatten(0, 1) for name in ("crops", "hidden", "inside"))
         with torch.no_grad():  # before the student's pass, whose activations stay
             goals = self._goals(batch["targets"].flatten(0, 1))
-        visible, decoded = self.encode(crops, hidden)
+        visible, decoded = self.encode(crops, hidden, batch["hidden_on_host"].flatten(0, 1))
         vectors = self._vectors(visible, decoded)
         query = self._query(visible)
         seen = self.head.within(self.casa(query, vectors.tokens))

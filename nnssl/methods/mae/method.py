@@ -26,7 +26,7 @@ class MaskedAutoencoder(MaskedMethod):
     def step(self, batch: Batch) -> StepOutput:
         """Error of the hidden blocks, averaged over the crops; the embeddings are the crops' mean visible tokens."""
         crops, hidden, inside = (batch[name].flatten(0, 1) for name in ("crops", "hidden", "inside"))
-        visible, decoded = self.encode(crops, hidden)
+        visible, decoded = self.encode(crops, hidden, batch["hidden_on_host"].flatten(0, 1))
         loss = self.reconstruction_error(crops, decoded, hidden & inside).mean()
         return StepOutput(loss, {}, visible.detach().mean(1))
 

@@ -128,7 +128,10 @@ class MaskedMethod(HiddenBlocks):
         return True
 
     def augment(self, batch: Batch) -> Batch:
-        """Add `hidden` and `inside` (B, K, *grid): the masked blocks, and those that are not only padding."""
+        """Add `hidden` and `inside` (B, K, *grid): the masked blocks, and those that are not only padding.
+
+        `hidden_on_host` is `hidden` on the host.
+        """
         starts, sizes = (batch[name].numpy().reshape(-1, 3) for name in ("starts", "sizes"))
         hidden = self.draw_masks(batch)
         inside = [
@@ -136,23 +139,30 @@ class MaskedMethod(HiddenBlocks):
         ]
         shown = torch.from_numpy(np.stack(inside)).view_as(hidden)
         masks = send([hidden, shown], batch["crops"].device)
-        return {**batch, **dict(zip(("hidden", "inside"), masks, strict=True))}
+        return {**batch, **dict(zip(("hidden", "inside"), masks, strict=True)), "hidden_on_host": hidden}
 
-    def encode(self, crops: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    def encode(self, crops: Tensor, hidden: Tensor, hidden_on_host: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Tokens of the visible blocks and decoded tokens of all blocks.
 
         Args:
             crops: (M, C, *P).
             hidden: (M, *grid) bool.
+            hidden_on_host: The same on the host; None: it is copied, for which the host waits.
 
         Returns:
             (M, n, w) and (M, N, decoder_width).
         """
-        return in_parts(self._encode, self.config.accumulate, crops, hidden)
+        return in_parts(
+            self._encode,
+            self.config.accumulate,
+            crops,
+            hidden,
+            hidden.cpu() if hidden_on_host is None else hidden_on_host,
+        )
 
-    def _encode(self, crops: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    def _encode(self, crops: Tensor, hidden: Tensor, hidden_on_host: Tensor) -> tuple[Tensor, Tensor]:
         layers = prod(self.grid) // prod(self.maskable(list(self.grid), self.config))
-        mask = BlockMask(hidden, visible_blocks(hidden, self.config.mask_ratio, layers))
+        mask = BlockMask(hidden, visible_blocks(hidden, self.config.mask_ratio, layers), hidden_on_host)
         tokens = self.tokens(self.backbone, crops, self.grid, mask, self.config.sparse)
         visible = tokens.gather(1, mask.visible[..., None].expand(-1, -1, tokens.shape[-1]))
         return visible, self.decoder(visible, mask.visible, self.grid)
@@ -169,9 +179,10 @@ class MaskedMethod(HiddenBlocks):
 
         Predicted blocks get the mean and deviation of the true ones, which the network does not predict.
         """
-        crops, hidden = batch["crops"][:_SHOWN], batch["hidden"][:_SHOWN]
-        flat, masks = crops.flatten(0, 1).float(), hidden.flatten(0, 1)
-        _, decoded = self.encode(flat.to(crops.dtype), masks)
+        crops = batch["crops"][:_SHOWN]
+        masks, on_host = (batch[name][:_SHOWN].flatten(0, 1) for name in ("hidden", "hidden_on_host"))
+        flat = crops.flatten(0, 1).float()
+        _, decoded = self.encode(flat.to(crops.dtype), masks, on_host)
         predicted, blocks = self.decoder.predict(decoded).float(), to_blocks(flat, self.block)
         if self.normalises:
             variance, mean = torch.var_mean(blocks, dim=-1, keepdim=True)
