@@ -36,7 +36,7 @@ they ask for and is not used here):
     blosc2 4.14.1 (6.4), ndindex 1.10.1 (0.5), numexpr 2.14.2 (0.4), msgpack 1.2.4 (0.5), and for httpx 0.28.1, which
         blosc2 imports: httpcore 1.0.9, h11 0.16.0, anyio 4.16.0, idna 3.20, certifi (0.5 together)
     monai 1.6.1 (1.6), einops 0.8.2 (0.1)         voco, lapn, mae, alice
-    dynamic-network-architectures 0.4.4 (0.1)     sam, simclr, unet_mae
+    dynamic-network-architectures 0.4.4 (0.1)     sam, simclr, unet_mae, volumefusion
     nvidia-ml-py 13.615.71 (0.1)                  the energy of the run; optional
 
 The report names methods whose network lacks its package, and the others go on.

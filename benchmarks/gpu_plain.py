@@ -25,6 +25,7 @@ from nnssl.methods.shared.info_nce import info_nce
 from nnssl.methods.shared.masked_method import masked_mse, normalised_blocks
 from nnssl.methods.simclr.method import nt_xent
 from nnssl.methods.unet_mae.method import hidden_mse
+from nnssl.methods.volumefusion.loss import fusion_loss
 from nnssl.networks.window_attention import biased_attention
 
 _MOST = 20  # repeats
@@ -194,6 +195,22 @@ def _voxels(small: bool) -> list[Tensor]:
     return [torch.randn(shape), torch.randn(shape), torch.rand(shape) < 0.75]
 
 
+def _classes(small: bool) -> list[Tensor]:
+    batch, side = (2, 8) if small else (8, 160)
+    classes = torch.randint(0, 5, (batch, 1, *[side] * 3), dtype=torch.uint8)
+    return [torch.randn(batch, 5, *[side] * 3), classes, torch.rand(classes.shape) < 0.9]
+
+
+def _dice_and_entropy(logits: Tensor, classes: Tensor, counted: Tensor) -> Tensor:
+    losses = []
+    for crop, mine, shown in zip(logits, classes, counted, strict=True):
+        rows, wanted = crop[:, shown[0]].T, mine[shown].long()
+        shares, exact = rows.softmax(1), F.one_hot(wanted, rows.shape[1])
+        dice = (2 * (shares * exact).sum(0) + 1e-5) / (shares.sum(0) + exact.sum(0) + 1e-5)
+        losses.append(F.cross_entropy(rows, wanted) + 1 - dice.mean())
+    return torch.stack(losses).mean()
+
+
 def _vectors(small: bool) -> list[Tensor]:
     shape = (2, 6, 8) if small else (16, 144, 768)
     return [torch.randn(shape), torch.randn(shape)]
@@ -222,6 +239,9 @@ FORMULAS = {
     "unet_mae": Formula(
         "error of the hidden voxels", _voxels, 1, lambda p, t, hidden: hidden_mse(p, t, hidden).mean(),
         lambda p, t, hidden: torch.stack([F.mse_loss(*x) for x in _by_crop(p, t, hidden)]).mean()),
+    "volumefusion": Formula(
+        "Dice and cross-entropy of the mixing weights", _classes, 1,
+        lambda x, classes, counted: fusion_loss(x, classes, counted).mean(), _dice_and_entropy),
     "alice": Formula(
         "2 - 2 cos (eq. 2)", _vectors, 1, cosine_distance,
         lambda a, b: (2 - 2 * F.cosine_similarity(a, b, dim=-1)).mean()),

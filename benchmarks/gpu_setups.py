@@ -33,8 +33,13 @@ PRESETS = {
     "alice": "nnsslPlans_alice_vit",
     "simclr": RESENC,
     "unet_mae": RESENC,
+    "volumefusion": RESENC,
 }
-_PATCHES = {"simclr": [64] * 3, "unet_mae": [160] * 3}  # of the recipe, which has 8 volumes a step
+_PATCHES = {
+    "simclr": [64] * 3,
+    "unet_mae": [160] * 3,
+    "volumefusion": [160] * 3,
+}  # of the recipe, which has 8 volumes a step
 SPACING_OF_CT = (2.0, 1.0, 1.0)  # mm, where a preset takes it from the data
 _UNET = "dynamic_network_architectures.architectures.unet."
 _RESENC = {"n_stages": 6, "features_per_stage": [32, 64, 128, 256, 320, 320], "kernel_sizes": [[3, 3, 3]] * 6,
@@ -72,6 +77,7 @@ _TOYS = {
     "alice": Toy(_TOY_VIT, (32, 48, 48), 2, {**_TOKENS, "head_dim": 8, "head_hidden": 16, "head_bottleneck": 6}),
     "simclr": Toy(_TOY_UNET, (16, 32, 32), 2, {"hidden_dim": 16, "projection_dim": 8}),
     "unet_mae": Toy(_TOY_UNET, (16, 32, 32), 2, {"mask_block": (8, 8, 8)}),
+    "volumefusion": Toy(_TOY_UNET, (16, 32, 32), 2, {}),
 }  # fmt: skip
 
 

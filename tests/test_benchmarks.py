@@ -209,4 +209,5 @@ def test_methods__have_their_papers_batch_and_patch(monkeypatch: pytest.MonkeyPa
         "alice": (8, (64, 192, 192)),
         "simclr": (8, (64, 64, 64)),
         "unet_mae": (8, (160, 160, 160)),
+        "volumefusion": (8, (160, 160, 160)),
     }

@@ -29,6 +29,7 @@ TRAINERS = {
     "alice": "nnUNetTrainer_AliceFinetune",
     "simclr": "nnUNetTrainer_SSLUNetFinetune",
     "unet_mae": "nnUNetTrainer_SSLUNetFinetune",
+    "volumefusion": "nnUNetTrainer_SSLUNetFinetune",
 }
 # Presets for trainings, not for pretrainings.
 _TRAINED_WITH = {

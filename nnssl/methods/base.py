@@ -215,7 +215,7 @@ class Method(nn.Module):
     # Entries of a batch that stay on the CPU: reading a parameter from the GPU would wait for all that was launched
     # before.
     host_keys: ClassVar[frozenset[str]] = frozenset()
-    pairs_volumes: ClassVar[bool] = False  # whether samples take a second volume, with `Volume.match`
+    pairs_volumes: ClassVar[bool] = False  # whether samples are two places that an aligner has matched
     collapse_cause: ClassVar[str | None] = None  # ends a warning: "likely SOMETHING"; None: nothing in particular
     of_the_run: ClassVar[tuple[str, ...]] = ()  # prefixes of state that a run started from these weights does not take
 

@@ -20,6 +20,7 @@ _METHODS = {
     "alice": "nnssl.methods.alice.method:Alice",
     "simclr": "nnssl.methods.simclr.method:Simclr",
     "unet_mae": "nnssl.methods.unet_mae.method:UnetMae",
+    "volumefusion": "nnssl.methods.volumefusion.method:VolumeFusion",
 }
 
 

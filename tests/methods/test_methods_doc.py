@@ -16,7 +16,8 @@ from nnssl.pretraining.setup import resolve_sizes
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "methods.md").read_text()
 PRESETS = {"vox2vec": "vox2vec", "voco": "voco", "pimpic": "pimpic", "alice": "alice_vit", "mae": "alice_vit",
-           "lapn": "lapn", "sam": "sam", "simclr": "tiny", "unet_mae": "tiny"}  # fmt: skip
+           "lapn": "lapn", "sam": "sam", "simclr": "tiny", "unet_mae": "tiny",
+           "volumefusion": "tiny"}  # fmt: skip
 ROWS = ("patch", "batch", "steps", "precision", "clip", "optimiser", "learning rate", "schedule")
 
 

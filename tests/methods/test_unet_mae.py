@@ -9,7 +9,7 @@ import torch
 
 from nnssl.core.errors import UserError
 from nnssl.methods.base import Batch
-from nnssl.methods.unet_mae.augment import apply_spatial, sample_spatial
+from nnssl.methods.shared.spatial import apply_spatial, sample_spatial
 from nnssl.methods.unet_mae.densify import Densify
 from nnssl.methods.unet_mae.method import UnetMae, UnetMaeConfig, hidden_mse
 from nnssl.networks.build import backbone_of

@@ -29,7 +29,8 @@ from nnssl.pretraining.loop import Pretraining
 from nnssl.pretraining.metrics import read_rows
 from tests.runs import CPU, make_setup, resumed
 
-WITHOUT_PAIRS = {"mae", "unet_mae"}
+WITHOUT_CAUSE = {"mae", "unet_mae"}
+WITHOUT_PAIRS = WITHOUT_CAUSE | {"volumefusion"}
 
 
 def _rows(*shape: int, seed: int = 0) -> Tensor:
@@ -176,7 +177,7 @@ def test_rank_history__the_count_and_the_best_survive_a_resume(
 @pytest.mark.parametrize("method", method_names())
 def test_collapse_cause__names_options_that_the_method_has(method: str) -> None:
     cause, config = get_method(method).collapse_cause, get_method(method).config_class()
-    assert (cause is None) == (method in WITHOUT_PAIRS)
+    assert (cause is None) == (method in WITHOUT_CAUSE)
     named = re.findall(r"(\w+)=", cause or "")
     assert all(hasattr(config, name) for name in named)
 

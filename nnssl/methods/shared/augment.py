@@ -89,8 +89,8 @@ def apply_window_intensity(
         x: (K, C, Z, Y, X) floating. Not changed.
         params: "noise_sigma", "gamma", "brightness" (K,), see `sample_window_intensity`.
         noise: (K, C, Z, Y, X) standard normal, on x's device.
-        hu_affine: (C, 2) [offset, scale] with scale > 0, see `Volume.hu_affine`; the same for all views.
-        is_ct: (C,) bool.
+        hu_affine: (C, 2) [offset, scale] with scale > 0, see `Volume.hu_affine`, the same for all views; or (K, C, 2).
+        is_ct: (C,) or (K, C) bool.
 
     Returns:
         (K, C, Z, Y, X) float32.
@@ -100,7 +100,7 @@ def apply_window_intensity(
     of_channels = ((offset - low) / (high - low), scale / (high - low), (high - low) / scale)
     of_views = (params[name][:, None] for name in ("gamma", "brightness", "noise_sigma"))
     sent = send([values.to(torch.float32) for values in (*of_channels, *of_views)], x.device)
-    # (C,) or (K, 1) -> a shape that fits (K, C, Z, Y, X)
+    # (C,), (K, C) or (K, 1) -> a shape that fits (K, C, Z, Y, X)
     begin, to_window, from_window, gamma, brightness, sigma = (values[..., None, None, None] for values in sent)
     window = torch.addcmul(begin, x.float(), to_window)
     inside = window.clamp(0, 1)

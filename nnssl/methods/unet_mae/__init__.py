@@ -1,1 +1,1 @@
-"""Dense masked autoencoding with a whole U-Net: `method`, `augment`, `densify`."""
+"""Dense masked autoencoding with a whole U-Net: `method`, `densify`."""

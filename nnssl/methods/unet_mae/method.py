@@ -28,7 +28,7 @@ from nnssl.methods.shared.hidden_blocks import (
     visible_voxels,
 )
 from nnssl.methods.shared.parts import in_parts
-from nnssl.methods.unet_mae.augment import SPATIAL_KEYS, SpatialConfig, apply_spatial, sample_spatial
+from nnssl.methods.shared.spatial import SPATIAL_KEYS, SpatialConfig, apply_spatial, sample_spatial
 from nnssl.methods.unet_mae.densify import Densify
 from nnssl.networks.pyramid import FeaturePyramid, format_size, spread
 from nnssl.networks.sparse import HiddenCells, visible_only

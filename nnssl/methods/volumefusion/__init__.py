@@ -1,0 +1,1 @@
+"""Volume Fusion (Wang et al., 2023): `method`, `fusion`, `loss`."""
