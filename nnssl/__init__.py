@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from nnssl.features.model import load_pretrained
     from nnssl.finetuning.transfer_plans import transfer
     from nnssl.installation import check_installation
+    from nnssl.interchange.writing import import_weights
     from nnssl.pretraining.pretrain import pretrain
 
 __version__ = VERSION
@@ -37,6 +38,7 @@ __all__ = [
     "embed",
     "evaluate",
     "export_onnx",
+    "import_weights",
     "load_pretrained",
     "match",
     "measure_efficiency",
@@ -60,6 +62,7 @@ _WHERE = {
     "embed": "nnssl.analysis.embed",
     "evaluate": "nnssl.benchmarking.evaluate",
     "export_onnx": "nnssl.deployment.export",
+    "import_weights": "nnssl.interchange.writing",
     "load_pretrained": "nnssl.features.model",
     "match": "nnssl.analysis.match",
     "measure_efficiency": "nnssl.deployment.efficiency",

@@ -25,7 +25,7 @@ from nnssl.data.volumes import VolumeFolder
 from nnssl.methods.base import Batch, Method, Sample, to_device
 from nnssl.methods.options import from_plain
 from nnssl.methods.panel import Panel
-from nnssl.methods.registry import get_method, method_names
+from nnssl.methods.registry import IMPORTED, get_method, method_names
 from nnssl.networks.build import resolve_configuration
 from nnssl.pretraining.crops import overviews
 from nnssl.pretraining.pictures import draw_panels
@@ -136,6 +136,9 @@ def _prepare(
     if step < 0:
         raise UserError(f"--step must be at least 0, not {step}")
     content = run.content
+    if content["method"] == IMPORTED:
+        raise UserError(f"{run.checkpoint} holds weights from elsewhere, and no method that makes views; draw its "
+                        f"features with nnssl_visualize pca or similarity")  # fmt: skip
     method_class = get_method(content["method"])
     volumes = _volumes(content, cases, run.checkpoint)
     _guard(content, volumes.folders, allow)

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import os
 import zipfile
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any, cast
 
 import torch
 
+from nnssl.checkpoints.nnunet_model import nnunet_content
 from nnssl.core.errors import UserError
 from nnssl.core.files import checked, replacing
 from nnssl.core.own_files import CheckpointFile, ResumableFile
 from nnssl.core.system import unreadable, why
+from nnssl.methods.registry import get_method
 from nnssl.networks.build import resolve_configuration
+from nnssl.networks.pyramid import Levels
 from nnssl.networks.trusted import trusted_network
 
 FORMAT = 1
 LATEST, FINAL = "checkpoint_latest.pth", "checkpoint_final.pth"
 BEST = "checkpoint_best.pth"  # by the online probe
+_PUBLIC = "for weights of other programs type nnssl_import FILE -o Dataset900_NAME"
 NNUNET_WEIGHTS = "nnunet_weights.pth"  # beside the final checkpoint, for stock trainers
 
 
@@ -43,6 +48,8 @@ def save_checkpoint(content: dict[str, Any], path: Path) -> None:
 def load_checkpoint(path: Path, mapped: bool = False) -> dict[str, Any]:
     """Content of a checkpoint of `nnssl_pretrain` on the CPU, every entry checked.
 
+    A checkpoint of nnU-Net's trainers is one too: its network with its plans (`nnssl.checkpoints.nnunet_model`).
+
     Args:
         path: of the file.
         mapped: leave the tensors on the disk until they are used: for reading the entries of many runs.
@@ -51,7 +58,14 @@ def load_checkpoint(path: Path, mapped: bool = False) -> dict[str, Any]:
         UserError: the file does not exist, is not a checkpoint of this package, or lacks something; a name in it
             cannot be part of a path, or its plans name a class that is not trusted.
     """
-    return check_entries(load_content(path, mapped), path)
+    try:
+        content = load_content(path, mapped)
+    except UserError:
+        converted = nnunet_content(path) if path.is_file() else None
+        if converted is None:
+            raise
+        content = converted
+    return check_entries(content, path)
 
 
 def check_entries(content: dict[str, Any], path: Path, to_continue: bool = False) -> dict[str, Any]:
@@ -87,11 +101,17 @@ def load_content(path: Path, mapped: bool = False) -> dict[str, Any]:
         if (refused := unreadable(path)) is not None:
             raise UserError(str(why(refused))) from error
         raise UserError(f"{path} is no checkpoint of nnssl, or it is damaged; give a checkpoint_*.pth that "
-                        f"nnssl_pretrain wrote (a model that nnU-Net trained is none)") from error  # fmt: skip
+                        f"nnssl_pretrain or nnUNetv2_train wrote ({_PUBLIC})") from error  # fmt: skip
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(f"{path} is not a checkpoint of nnssl (format {FORMAT}); give a checkpoint_*.pth that "
-                        f"nnssl_pretrain wrote")  # fmt: skip
+                        f"nnssl_pretrain or nnUNetv2_train wrote ({_PUBLIC})")  # fmt: skip
     return content
+
+
+def levels_of(content: Mapping[str, Any]) -> Levels:
+    """Which maps of its network a checkpoint is pretrained for: its own entry, else those of its method."""
+    own: Levels | None = content.get("levels")
+    return own or get_method(content["method"]).levels
 
 
 def _check_whole(path: Path) -> None:

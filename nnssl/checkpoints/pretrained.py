@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from nnssl.checkpoints.files import FINAL, load_checkpoint
+from nnssl.checkpoints.files import FINAL, levels_of, load_checkpoint
 from nnssl.checkpoints.loading import TransferReport, fill, first_of, fitting, load_whole
 from nnssl.core.errors import UserError
 from nnssl.methods.options import from_plain
@@ -34,7 +34,7 @@ class Pretrained:
     Args:
         path: the checkpoint.
         method: its name.
-        levels: of the network that the method used, see `nnssl.networks.build.build_backbone`.
+        levels: of the network that the weights are for, see `nnssl.networks.build.build_backbone`.
         plans, configuration, dataset_json: of the pretraining.
         backbone: state of the `FeaturePyramid`.
         others: number of values by name of the rest, such as the pretraining's own heads.
@@ -69,7 +69,7 @@ def pretrained_of(content: dict[str, Any], path: Path) -> Pretrained:
     return Pretrained(
         path,
         content["method"],
-        get_method(content["method"]).levels,
+        levels_of(content),
         content["plans"],
         content["configuration"],
         content["dataset_json"],

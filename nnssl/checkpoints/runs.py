@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from nnssl.checkpoints.files import FINAL, load_checkpoint
+from nnssl.checkpoints.files import FINAL, levels_of, load_checkpoint
 from nnssl.checkpoints.pretrained import RANDOM, Pretrained, finished_pretrainings, read_pretrained
 from nnssl.core.errors import UserError
+from nnssl.core.names import why_not_a_name
 from nnssl.data.folders import dataset_argument, dataset_name, is_dataset
 from nnssl.methods.options import from_plain
 from nnssl.methods.registry import get_method, method_names
@@ -19,6 +21,8 @@ from nnssl.networks.build import build_backbone
 
 def checkpoint_of(run: str | Path) -> Path:
     """Checkpoint of a finished pretraining, given as the file, its fold's folder or its run's folder.
+
+    The model folder of a training by nnU-Net, and a fold's folder in it, will do as well.
 
     Raises:
         UserError: there is none, or the run has several folds.
@@ -82,7 +86,7 @@ def _before_the_first_step(content: dict[str, Any]) -> dict[str, Any]:
     config = from_plain(method.config_class, content["config"])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        built = method(build_backbone(content["plans"], content["configuration"], method.levels), config)
+        built = method(build_backbone(content["plans"], content["configuration"], levels_of(content)), config)
     return {**content, "method_state": built.state_dict(), "epoch": 0}
 
 
@@ -139,6 +143,37 @@ class _Finished:
         """Options with which `nnssl_transfer` takes this run and no other."""
         method = f"{RANDOM}:{self.method}" if is_random else self.method
         return f"-m {method} -p {self.plans} -c {self.configuration} -f {self.fold}"
+
+
+def is_run(source: int | str | Path) -> bool:
+    """Whether the source of a transfer is the path of a RUN, and not the number or the name of a dataset."""
+    text = str(source)
+    if text.isdecimal() or why_not_a_name(text, "dataset") is None:
+        return isinstance(source, Path)
+    return len(Path(text).parts) > 1 or Path(text).exists()
+
+
+def read_run(run: str | Path, wanted: RunFilter) -> Pretrained:
+    """Read the pretraining, or the model of nnU-Net, that a path names; of its filter, only the fold chooses.
+
+    Raises:
+        UserError: as `checkpoint_of`; or it is not what is wanted.
+    """
+    folder = Path(run) / f"fold_{wanted.fold}"
+    pretrained = read_pretrained(checkpoint_of(folder if wanted.fold and folder.is_dir() else run))
+    found = (pretrained.method, pretrained.plans["plans_name"], pretrained.configuration)
+    asked = (wanted.of_method, wanted.plans, wanted.configuration)
+    if wrong := [f"{w} ({f})" for w, f in zip(asked, found, strict=True) if w not in (None, f)]:
+        raise UserError(f"{pretrained.path} is not that of {', '.join(wrong)}; leave out -m, -p and -c: -s names a run "
+                        f"already")  # fmt: skip
+    return pretrained
+
+
+def source_argument(source: Pretrained) -> str:
+    """What `-s` of `nnssl_transfer` takes for a pretraining: its dataset, or for a model of nnU-Net its folder."""
+    if source.path.parts[-3:-2] and source.path.parts[-3].startswith("nnssl_"):
+        return dataset_argument(str(source.plans["dataset_name"]))
+    return shlex.quote(str(source.path.parent))
 
 
 def source_name(source: int | str, results: Path) -> str:

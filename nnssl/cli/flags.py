@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-RUN = "a run's folder, its fold's folder or a checkpoint"  # see nnssl.checkpoints.runs.checkpoint_of
+# See nnssl.checkpoints.runs.checkpoint_of.
+RUN = "a run's folder, its fold's folder or a checkpoint, or those of a model of nnU-Net"
 # Texts for the end of a help.
 IMAGES_LEFT_OUT = "Exit code 3: done, but images that cannot be used were left out."
 VOLUMES_LEFT_OUT = """Exit code: 0 all volumes are ready, 1 an error (said in one sentence), 3 some volumes were

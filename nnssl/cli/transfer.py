@@ -11,6 +11,7 @@ from nnssl.methods.registry import method_names
 EPILOG = f"""examples:
   nnssl_transfer -s 500 -t 17                the only finished pretraining of 500
   nnssl_transfer -s 500 -t 17 -m vox2vec     where there are several
+  nnssl_transfer -s MODEL_FOLDER -t 17       from a network that nnU-Net trained
   nnssl_transfer -s 500 -t 17 -m random      the baseline: the same network and volumes, random weights
 
 Prints the nnUNetv2_train lines to type next.
@@ -25,7 +26,8 @@ def parser() -> argparse.ArgumentParser:
         "nnssl_transfer",
         "Plan and preprocess a labelled dataset with the spacing, intensities and network of a finished\n"
         "pretraining. The new plans name its checkpoint.", EPILOG)
-    add(p, "-s", required=True, metavar="ID", dest="source", help="dataset of the pretraining, by number or name")
+    add(p, "-s", required=True, metavar="ID|RUN", dest="source",
+        help="dataset of the pretraining, by number or name; or a run's folder, also a model folder of nnU-Net")
     add(p, "-t", required=True, metavar="ID", dest="target", help="labelled dataset, by number or name")
     add(p, "-m", required=False, metavar="METHOD", dest="method",
         help=f"method of the pretraining ({', '.join(method_names())}), or random for the baseline (random:METHOD "

@@ -71,6 +71,7 @@ class CheckpointFile(BaseModel):
     method: Text
     method_state: Annotated[Any, BeforeValidator(_tensors)]
     config: Anything
+    levels: Literal["encoder", "decoder"] | None = None  # of weights from elsewhere; else those of the method
     plans: PlansFile
     configuration: ConfigurationName
     dataset_json: ImagesFile

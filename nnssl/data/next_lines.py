@@ -30,6 +30,7 @@ TRAINERS = {
     "simclr": "nnUNetTrainer_SSLUNetFinetune",
     "unet_mae": "nnUNetTrainer_SSLUNetFinetune",
     "volumefusion": "nnUNetTrainer_SSLUNetFinetune",
+    "imported": "nnUNetTrainer_SSLUNetFinetune",  # by nnssl_import
 }
 # Presets for trainings, not for pretrainings.
 _TRAINED_WITH = {

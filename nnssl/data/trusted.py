@@ -6,6 +6,7 @@ restricted unpickler reads those too if it is told to.
 
 from __future__ import annotations
 
+import argparse
 import codecs
 import os
 import pickle
@@ -78,11 +79,12 @@ def read_nnunet_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 @contextmanager
-def only_plain_types(path: str | Path) -> Iterator[None]:
+def only_plain_types(path: str | Path, fix: str = "take another file, or train again") -> Iterator[None]:
     """Let `torch.load`, nnU-Net's own calls included, open nothing but tensors, plain types and numbers of numpy.
 
     Args:
         path: of the checkpoint that is opened meanwhile, for the message.
+        fix: what to do where it is refused, as the end of a sentence.
 
     Raises:
         UserError: it holds anything else.
@@ -96,8 +98,8 @@ def only_plain_types(path: str | Path) -> Iterator[None]:
         reason = error.__context__ or error  # PyTorch writes a page of advice around it
         named = re.search(r"GLOBAL (\S+)", str(reason))
         held = f"it names {named[1]}" if named else _short(reason)
-        raise UserError(f"{path} is not opened, as that could run code: {held}, and nnU-Net's checkpoints hold nothing "
-                        f"but tensors, numbers and text; take another file, or train again") from error  # fmt: skip
+        raise UserError(f"{path} is not opened, as that could run code: {held}, and weights need nothing but tensors, "
+                        f"numbers and text; {fix}") from error  # fmt: skip
     finally:
         _allow_instead(replaced)
         for name, value in before.items():
@@ -159,5 +161,6 @@ _NUMBERS: list[Any] = [
     _NumberType,
     _named(_number, "numpy.core.multiarray.scalar"),  # numpy 1
     _named(_number, "numpy._core.multiarray.scalar"),  # numpy 2
+    argparse.Namespace,  # of the options that many training scripts keep beside the weights; it only holds values
 ]
 _NAMES = {_full_name(stand_in) for stand_in in _NUMBERS}

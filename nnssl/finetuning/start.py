@@ -22,7 +22,7 @@ from nnssl.checkpoints.pretrained import (
     pixel_encoder_of,
     pretrained_of,
 )
-from nnssl.checkpoints.runs import checkpoint_of
+from nnssl.checkpoints.runs import checkpoint_of, source_argument
 from nnssl.core.errors import UserError
 from nnssl.data.folders import dataset_argument
 from nnssl.data.guard import ALLOWED, Images, check_images
@@ -266,9 +266,9 @@ def _fit(path: Path, wanted: Wanted, mapped: bool = False) -> Fit:
     if wanted.head == ENCODINGS and not issubclass(get_method(source.method), PixelMethod):
         raise UserError(f"{path} was pretrained with {source.method}, which encodes no single pixels, and "
                         f"{wanted.trainer} reads such encodings; pretrain lapn or sam")  # fmt: skip
-    source_id, target_id = (dataset_argument(str(p["dataset_name"])) for p in (source.plans, wanted.plans))
-    advice = (f"run nnssl_transfer -s {source_id} -t {target_id} -m {source.method}, which makes plans with the "
-              f"pretraining's network, spacing and intensities, and train with those")  # fmt: skip
+    target_id = dataset_argument(str(wanted.plans["dataset_name"]))
+    advice = (f"run nnssl_transfer -s {source_argument(source)} -t {target_id} -m {source.method}, which makes plans "
+              f"with the pretraining's network, spacing and intensities, and train with those")  # fmt: skip
     allowed = bool(wanted.block.get(ALLOWED))
     bridge = bridge_intensities(wanted.plans, source.plans, (wanted.configuration, source.configuration), allowed)
     given = Images.of_pretraining(source.plans, source.configuration, source.dataset_json, source.orientation)

@@ -7,13 +7,14 @@ import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from nnssl.checkpoints.files import NNUNET_WEIGHTS
 from nnssl.checkpoints.pretrained import RANDOM, Pretrained, name_of
-from nnssl.checkpoints.runs import RunFilter, choose_pretraining, source_name
+from nnssl.checkpoints.runs import RunFilter, choose_pretraining, is_run, read_run, source_name
 from nnssl.core.errors import UserError
 from nnssl.core.names import check_name
 from nnssl.data.dataset_run import DatasetRun
@@ -60,7 +61,7 @@ class TransferredPlans:
 
 
 def transfer(
-    source: int | str,
+    source: int | str | Path,
     target: int | str,
     method: str | None = None,
     configuration: str | None = None,
@@ -79,7 +80,8 @@ def transfer(
     is read from its checkpoint: its raw and its preprocessed dataset may be gone. What is done already is kept.
 
     Args:
-        source: dataset of the pretraining, number or name.
+        source: dataset of the pretraining, number or name; or a RUN (`nnssl.checkpoints.runs.checkpoint_of`), also a
+            model folder of nnU-Net, whose trained network then is the pretraining.
         target: labelled dataset, number or name.
         method: of the pretraining; `random` for the baseline with the same network (`random:METHOD` where methods
             differ in it); None if only one pretraining is finished.
@@ -107,8 +109,13 @@ def transfer(
     if num_processes is not None and num_processes < 1:
         raise UserError(f"-np {num_processes} leaves nobody to work; use -np 1 or more")
     wanted = RunFilter(method, plans, configuration, fold)
-    name, target_name = source_name(source, results), dataset_name(target)
-    pretrained = choose_pretraining(results, name, target, wanted)
+    target_name = dataset_name(target)
+    if is_run(source):
+        pretrained = read_run(str(source), wanted)
+        name = str(pretrained.plans["dataset_name"])
+    else:
+        name = source_name(str(source), results)
+        pretrained = choose_pretraining(results, name, target, wanted)
     options = RunOptions(raw, preprocessed, pretrained.configuration, num_processes or default_processes(), 1, 0,
                          clean=False, strict=False, show_progress=True,
                          overwrite_volumes=overwrite_volumes)  # fmt: skip

@@ -22,6 +22,7 @@ _METHODS = {
     "unet_mae": "nnssl.methods.unet_mae.method:UnetMae",
     "volumefusion": "nnssl.methods.volumefusion.method:VolumeFusion",
 }
+IMPORTED = "imported"  # of checkpoints whose weights come from elsewhere; `-m` of nnssl_pretrain does not take it
 
 
 def method_names() -> list[str]:
@@ -30,9 +31,10 @@ def method_names() -> list[str]:
 
 
 def get_method(name: str) -> type[Method]:
-    """Class of a method; UserError that lists the methods where there is none of that name."""
-    if name not in _METHODS:
+    """Class of a method, or of what stands in its place; UserError that lists the methods where there is none."""
+    where = "nnssl.methods.imported:Imported" if name == IMPORTED else _METHODS.get(name)
+    if where is None:
         raise UserError(f"there is no method {name!r}; choose one of: {', '.join(_METHODS)}")
-    module, class_name = _METHODS[name].split(":")
+    module, class_name = where.split(":")
     method: type[Method] = getattr(import_module(module), class_name)
     return method

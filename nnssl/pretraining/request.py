@@ -24,7 +24,7 @@ from nnssl.data.plan_and_preprocess import PreparedDatasets, prepare_datasets
 from nnssl.data.records import read_withdrawn
 from nnssl.methods.base import Method, MethodConfig
 from nnssl.methods.options import MEMORY_OPTIONS, from_plain, new_options, override, to_plain
-from nnssl.methods.registry import get_method
+from nnssl.methods.registry import IMPORTED, get_method, method_names
 from nnssl.networks.build import resolve_configuration
 from nnssl.pretraining.alignment import choose_aligner
 from nnssl.pretraining.folder import Claim, Stored, check_output, load_resumed, run_folder
@@ -70,6 +70,11 @@ class Request:
         Raises:
             UserError: any mistake that can be seen without plans and volumes.
         """
+        if self.method == IMPORTED:
+            raise UserError(
+                f"{IMPORTED} is no method to pretrain with but what nnssl_import leaves; choose one of: "
+                f"{', '.join(method_names())}, and start it from imported weights with -pretrained RUN"
+            )
         override(self.method_class.config_class(), self.options)
         check_name(self.fold, "fold", "-f")
         check_name(self.configuration, "configuration", "-c")

@@ -11,12 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nnssl.checkpoints.files import FINAL, NNUNET_WEIGHTS, load_checkpoint, save_checkpoint
+from nnssl.checkpoints.files import FINAL, NNUNET_WEIGHTS, levels_of, load_checkpoint, save_checkpoint
 from nnssl.checkpoints.loading import fill, first_of, fitting
 from nnssl.core.errors import UserError
 from nnssl.data.guard import Images, warn_of_images
 from nnssl.methods.base import Method
-from nnssl.methods.registry import get_method
 from nnssl.networks.build import name_in_network, pretrained_part, resolve_configuration, segmentation_of
 from nnssl.pretraining.folder import Stored
 from nnssl.pretraining.setup import Setup
@@ -128,7 +127,7 @@ def pretrained_network(checkpoint: dict[str, Any], path: Path) -> tuple[nn.Modul
         network = segmentation_of(resolved, _CLASSES)
     state: dict[str, Tensor] = checkpoint["method_state"]
     given = {name_in_network(k[len(_BACKBONE) :]): v for k, v in state.items() if k.startswith(_BACKBONE)}
-    part = pretrained_part(network, resolved, get_method(checkpoint["method"]).levels)
+    part = pretrained_part(network, resolved, levels_of(checkpoint))
     pretrained = {name_in_network(name): tensor for name, tensor in part.items()}
     values, wrong = fitting(pretrained, given)
     if wrong or not pretrained:

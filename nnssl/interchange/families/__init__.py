@@ -1,0 +1,1 @@
+"""One file for each family of public weights; `nnssl.interchange.registry` lists them."""

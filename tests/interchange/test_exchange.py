@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from nnssl.core.errors import UserError
+from nnssl.networks.build import segmentation_of
+from tests.interchange.files import assert_same_maps, decoder_maps, imported, randomised, saved
+from tests.networks.helpers import unet_configuration
+
+STRIDES = [[1, 1, 1], [2, 2, 2], [2, 2, 2]]
+
+
+def _network(kind: str) -> tuple[Any, dict[str, Any]]:
+    """A network, and how an adaptation plan describes it."""
+    made = unet_configuration(kind, STRIDES, [2, 4, 6])
+    described = made["architecture"]
+    plan = {"arch_class_name": kind, "arch_kwargs": described["arch_kwargs"],
+            "arch_kwargs_requiring_import": described["_kw_requires_import"]}  # fmt: skip
+    return randomised(segmentation_of(made, 2)), plan
+
+
+def _checkpoint(
+    weights: dict[str, Tensor], architecture: dict[str, Any], dataset: str = "Dataset745_OpenMind"
+) -> dict[str, Any]:
+    """The form that nnU-Net's development version exchanges; the plan is as short as it may be."""
+    configuration = {"spacing": [1, 1, 1], "patch_size": [64, 64, 64]}
+    plan = {"architecture_plans": architecture,
+            "pretrain_plan": {"dataset_name": dataset, "configurations": {"onemmiso": configuration}},
+            "pretrain_num_input_channels": 1, "recommended_downstream_patchsize": [16, 16, 32],
+            "key_to_encoder": "encoder.stages", "key_to_stem": "encoder.stem", "key_to_lpe": None,
+            "keys_to_in_proj": ["encoder.stem.convs.0.conv", "encoder.stem.convs.0.all_modules.0"]}  # fmt: skip
+    return {"network_weights": weights, "nnssl_adaptation_plan": plan, "trainer_name": "BaseMAETrainer",
+            "init_args": {"plan": {}, "configuration_name": "onemmiso"},
+            "citations": [{"type": "method", "name": "MAE", "apa_citations": ["He et al. 2022"]}]}  # fmt: skip
+
+
+Pick = Callable[[dict[str, Tensor]], dict[str, Tensor]]
+
+
+def _whole(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return state
+
+
+def _encoder(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {k: v for k, v in state.items() if k.startswith("encoder.")}
+
+
+def _sparse(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    other = {f"architecture.{k}": v.clone() for k, v in state.items()}
+    return {**other, **_encoder(state), "mask_token": torch.zeros(3)}
+
+
+def _without_skips(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {k: v[:, :1] if k.startswith("decoder.stages") and v.ndim == 5 else v for k, v in state.items()}
+
+
+@pytest.mark.parametrize(
+    ("kind", "pick", "levels"),
+    [
+        ("ResidualEncoderUNet", _whole, "decoder"),
+        ("PlainConvUNet", _whole, "decoder"),
+        ("ResidualEncoderUNet", _sparse, "decoder"),
+        ("ResidualEncoderUNet", _encoder, "encoder"),
+        ("ResidualEncoderUNet", _without_skips, "encoder"),
+    ],
+)
+def test_exchange__the_imported_network_gives_the_same_maps(
+    kind: str, pick: Pick, levels: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, plan = _network(kind)
+    weights = pick(dict(network.state_dict()))
+    run = imported(saved(_checkpoint(weights, plan), tmp_path / "openmind"), tmp_path, monkeypatch)
+    assert run.about["levels"] == levels and run.about["licence"] == "CC BY 4.0"
+    assert run.about["citation"] == "He et al. 2022"
+    assert run.about["tensors_mapped"] + run.about["tensors_left"] == len(weights)
+    maps: Callable[[Tensor], list[Tensor]] = network.encoder
+    assert_same_maps(run.folder, maps if levels == "encoder" else lambda x: decoder_maps(network, x), (8, 16, 12))
+
+
+def test_exchange__the_plan_may_be_beside_safetensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("safetensors")
+    import json
+
+    from safetensors.torch import save_file
+
+    network, plan = _network("PlainConvUNet")
+    content = _checkpoint({}, plan, "Dataset1_nnFoundation")
+    folder = tmp_path / "hub"
+    folder.mkdir()
+    save_file({k: v.clone() for k, v in network.state_dict().items()}, folder / "model.safetensors")
+    (folder / "adaptation_plan.json").write_text(json.dumps(content["nnssl_adaptation_plan"]))
+    run = imported(folder, tmp_path, monkeypatch)
+    assert run.about["licence"] == "CC BY-SA 4.0"
+    assert_same_maps(run.folder, lambda x: decoder_maps(network, x), (8, 16, 12))
+
+
+def test_exchange__two_values_for_one_tensor_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    network, plan = _network("PlainConvUNet")
+    state = dict(network.state_dict())
+    name = next(k for k in state if k.startswith("decoder.encoder.") and k.endswith("conv.weight"))
+    state[name] = state[name] + 1
+    with pytest.raises(UserError, match=r"two different values.*decoder.encoder"):
+        imported(saved(_checkpoint(state, plan), tmp_path / "w"), tmp_path, monkeypatch)
+
+
+def test_exchange__other_networks_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = {"arch_class_name": "Mystery", "arch_kwargs": None, "arch_kwargs_requiring_import": None}
+    file = saved(_checkpoint(nn.Linear(2, 2).state_dict(), plan), tmp_path / "w")
+    with pytest.raises(UserError, match=r"the network Mystery.*ResEncL"):
+        imported(file, tmp_path, monkeypatch)
