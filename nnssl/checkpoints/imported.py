@@ -33,6 +33,7 @@ class Weights:
             given under any of them. Further tensors are left out.
         dataset_json: nnU-Net's, with the channels.
         orientation: that the images were turned to, such as RAS; None where unknown.
+        fresh: beginnings of names that `state` lacks because nobody trained them: they keep random initial values.
     """
 
     plans: dict[str, Any]
@@ -41,6 +42,7 @@ class Weights:
     state: Mapping[str, Tensor]
     dataset_json: dict[str, Any]
     orientation: str | None = None
+    fresh: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ def _fill(backbone: FeaturePyramid, weights: Weights, origin: object) -> list[st
         given = [name for name in aliases if name in weights.state]
         if given:
             values[aliases[0]] = _the_one_value(given, weights.state, saved[aliases[0]], origin)
-        elif not wanted[key].endswith(_COUNTED):
+        elif not wanted[key].endswith(_COUNTED) and not wanted[key].startswith(weights.fresh):
             missing.append(aliases[0])
     if missing:
         raise UserError(f"{origin} lacks {len(missing)} of {len(names)} tensors of its network "

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from nnssl.core.errors import UserError
-from nnssl.interchange.families import exchange, nnunet_model, sam, vox2vec
+from nnssl.interchange.families import ct_fm, exchange, nnunet_model, sam, stunet, suprem, swinunetr, vox2vec
 from nnssl.interchange.family import Family
 from nnssl.interchange.opening import Opened
 
 FAMILIES: tuple[Family, ...] = (
     exchange.FAMILY,
-    nnunet_model.FAMILY,
     vox2vec.FAMILY,
+    suprem.FAMILY,
+    *swinunetr.FAMILIES,
+    stunet.FAMILY,
+    ct_fm.FAMILY,
+    nnunet_model.FAMILY,
     sam.FAMILY,  # refuses
 )
 

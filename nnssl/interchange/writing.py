@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -76,6 +76,7 @@ def import_weights(
         taken = imported_content(weights, file.path)
     left = dict.fromkeys(taken.left, "in no part of the network that is kept") | dict(found.left)
     about |= {"tensors_mapped": len(taken.mapped), "tensors_left": len(left), "levels": weights.levels}
+    about |= {"fresh": list(weights.fresh)}
     taken.content[IMPORTED] = about
     folder = run_folder(
         results, dataset, IMPORTED, weights.plans["plans_name"], weights.configuration, FOLD
@@ -97,8 +98,7 @@ def _check_number(dataset: str) -> None:
 def _named(weights: Weights, dataset: str) -> Weights:
     """The same weights, as of this dataset."""
     plans = {**weights.plans, "dataset_name": dataset}
-    return Weights(plans, weights.configuration, weights.levels, weights.state, weights.dataset_json,
-                   weights.orientation)  # fmt: skip
+    return replace(weights, plans=plans)
 
 
 def _about(family: Family, found: Imported, file: Opened, licence: str | None) -> dict[str, Any]:
@@ -140,6 +140,8 @@ def _say(folder: Path, found: Imported, about: Mapping[str, Any], left: Mapping[
     maps = "encoder and decoder" if weights.levels == "decoder" else "encoder"
     turned = ", axes turned from x, y, z to z, y, x" if found.axes == "xyz" else ""
     log.info(f"{found.title}: {about['tensors_mapped']} tensors of the {maps} taken{turned}, {len(left)} left")
+    if weights.fresh:
+        log.warning(f"the weights do not hold {', '.join(weights.fresh)}*: these parts begin with random values")
     for name, reason in list(left.items())[:_NAMED]:
         log.info(f"  left: {name} ({reason})")
     if len(left) > _NAMED:

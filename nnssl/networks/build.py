@@ -15,9 +15,12 @@ from nnssl.networks.lapn_unet import LapnUNet
 from nnssl.networks.nnformer import NNFormer
 from nnssl.networks.pimpic_unet import PimpicUNet
 from nnssl.networks.pyramid import FeaturePyramid, Levels
+from nnssl.networks.segresnet import SegResNet, SegResNetDS
+from nnssl.networks.stunet import STUNet
 from nnssl.networks.swin import SwinUNETR
 from nnssl.networks.trusted import trusted_network
 from nnssl.networks.unet import UNetPyramid
+from nnssl.networks.unet3d import UNet3D
 from nnssl.networks.vit import UNETR
 
 _UNET_CLASSES = ("PlainConvUNet", "ResidualEncoderUNet", "ResidualUNet")
@@ -25,8 +28,11 @@ _ANY_NUMBER_OF_CLASSES = 2  # the segmentation layers are not part of a backbone
 
 
 _OWN: dict[str, type[SegmentationNetwork]] = {
-    f"{own.__module__}.{own.__qualname__}": own for own in (FPN3dUNet, SwinUNETR, PimpicUNet, LapnUNet, UNETR, NNFormer)
-}
+    f"{own.__module__}.{own.__qualname__}": own
+    for own in (
+        FPN3dUNet, SwinUNETR, PimpicUNet, LapnUNet, UNETR, NNFormer, SegResNet, SegResNetDS, UNet3D, STUNet,
+    )
+}  # fmt: skip
 
 
 def segmentation_of(resolved: dict[str, Any], num_classes: int) -> nn.Module:
@@ -93,9 +99,8 @@ def backbone_of(resolved: dict[str, Any], levels: Levels) -> FeaturePyramid:
     """Build the network of a resolved 3D configuration as a feature pyramid.
 
     Returns:
-        `UNetPyramid` around a U-Net of dynamic_network_architectures; `FPN3d`, `SwinPyramid`, `Pimpic3d`,
-        `LapnPyramid`, `ViTPyramid` or `NNFormerPyramid` for plans that name `FPN3dUNet`, `SwinUNETR`, `PimpicUNet`,
-        `LapnUNet`, `UNETR` or `NNFormer`.
+        `UNetPyramid` around a U-Net of dynamic_network_architectures; for plans that name a network of this package,
+        the pyramid in its module.
 
     Raises:
         UserError: Its network is of another kind.

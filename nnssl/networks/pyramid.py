@@ -126,6 +126,13 @@ class FeaturePyramid(nn.Module):
         return False
 
 
+def cumulative_strides(strides: Sequence[Sequence[int]]) -> list[Stride]:
+    """Multiply the strides of the stages, each to the one before, up to each level."""
+    per_axis = zip(*strides, strict=True)
+    z, y, x = ([prod(axis[: level + 1]) for level in range(len(axis))] for axis in per_axis)
+    return list(zip(z, y, x, strict=True))
+
+
 def spread(hidden: Tensor, size: Sequence[int]) -> Tensor:
     """Masks of blocks (B, Z', Y', X') as masks (B, 1, *size) of the cells of a finer grid."""
     for axis, extent in enumerate(size):

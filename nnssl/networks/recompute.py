@@ -15,14 +15,21 @@ from torch.utils.checkpoint import checkpoint
 from nnssl.networks.fpn_unet import ResidualBlock
 from nnssl.networks.nnformer_blocks import Embedding, SkipAttentionBlock
 from nnssl.networks.pimpic_unet import ConvBlock
+from nnssl.networks.stunet import ResidualUnit
+from nnssl.networks.unet3d import NormedConvolution
 
-_OWN = (ResidualBlock, ConvBlock, Embedding, SkipAttentionBlock, nn.TransformerEncoderLayer)
+_OWN = (
+    *(ResidualBlock, ConvBlock, ResidualUnit, NormedConvolution),
+    *(Embedding, SkipAttentionBlock, nn.TransformerEncoderLayer),
+)
 _OF_OTHERS = (
     "dynamic_network_architectures.building_blocks.simple_conv_blocks.StackedConvBlocks",
     "dynamic_network_architectures.building_blocks.residual.BasicBlockD",
     "dynamic_network_architectures.building_blocks.residual.BottleneckD",
     "monai.networks.blocks.convolutions.Convolution",
     "monai.networks.blocks.convolutions.ResidualUnit",
+    "monai.networks.blocks.segresnet_block.ResBlock",
+    "monai.networks.nets.segresnet_ds.SegResBlock",
     "monai.networks.blocks.transformerblock.TransformerBlock",
     "monai.networks.blocks.unetr_block.UnetrBasicBlock",
     "monai.networks.blocks.unetr_block.UnetrPrUpBlock",

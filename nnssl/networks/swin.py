@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,11 @@ class SwinPyramid(FeaturePyramid):
         use_v2: Begin every stage of the transformer with a residual convolution (He et al. 2023), as VoCo does; without
             them it is the Swin transformer (Liu et al. 2021) in 3D, as Alice's.
         levels: "encoder" or "decoder".
+        axes: Order in which the transformer reads the axes: "xyz" for weights that were trained so. Transposed weights
+            cannot stand in for it, because MONAI numbers the cells of a window that is cut to a small map, and the
+            cells that a patch merging joins, in this order. The convolution blocks read (z, y, x) always.
+        merging: "monai" for the patch merging of the installed MONAI; "six_cells" for that of MONAI before 1.5, see
+            `SixCellMerging`.
 
     Raises:
         UserError: MONAI is missing, or the numbers do not fit together.
@@ -52,13 +57,17 @@ class SwinPyramid(FeaturePyramid):
         use_checkpoint: bool = False,
         use_v2: bool = True,
         levels: Levels = "encoder",
+        axes: Literal["zyx", "xyz"] = "zyx",
+        merging: Literal["monai", "six_cells"] = "monai",
     ) -> None:
         widths = [feature_size * factor for factor in (1, 1, 2, 4, 8, 16)]
         _check_widths(feature_size, depths, num_heads)
+        _check_choices(axes, merging)
         shown = [0, 1, 2, 3, 5] if levels == "encoder" else range(6)
         strides: list[Stride] = [(2**level,) * 3 for level in shown]
         super().__init__([widths[level] for level in shown], strides, input_channels)
         self.levels = levels
+        self.axes = axes
         self.divisor = (32,) * 3
         self.mask_unit = self.divisor
         (transformer,) = import_monai("SwinUNETR", "monai.networks.nets.swin_unetr", "SwinTransformer")
@@ -76,6 +85,10 @@ class SwinPyramid(FeaturePyramid):
                 use_v2=use_v2,
             )
         fuse_windows(self.swinViT)
+        if merging == "six_cells":
+            for number in range(1, 5):
+                (layer,) = getattr(self.swinViT, f"layers{number}")
+                layer.downsample = SixCellMerging(layer.downsample)
         self.encoder1 = _block(basic, input_channels, widths[0])
         self.encoder2 = _block(basic, widths[1], widths[1])
         self.encoder3 = _block(basic, widths[2], widths[2])
@@ -93,14 +106,20 @@ class SwinPyramid(FeaturePyramid):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Map a volume (B, C, Z, Y, X), sides divisible by 32, to its levels, finest first."""
-        return self._maps(x, self.swinViT(x))
+        return self._maps(x, [self._turned(stage) for stage in self.swinViT(self._turned(x))])
 
     def masked_levels(self, x: Tensor, mask: BlockMask) -> list[Tensor]:
         """As in every pyramid; hidden tokens take no part in the transformer (see `swin_visible`).
 
         The convolution blocks beside it read zeros in hidden blocks.
         """
-        return self._maps(x.masked_fill(spread(mask.hidden, x.shape[2:]), 0), visible_stages(self.swinViT, x, mask))
+        stages = visible_stages(self.swinViT, self._turned(x), mask if self.axes == "zyx" else _turned_mask(mask))
+        cleared = x.masked_fill(spread(mask.hidden, x.shape[2:]), 0)
+        return self._maps(cleared, [self._turned(stage) for stage in stages])
+
+    def _turned(self, x: Tensor) -> Tensor:
+        """Maps (B, C, Z, Y, X) in the transformer's order of axes, and back."""
+        return x if self.axes == "zyx" else x.transpose(2, 4)
 
     def _maps(self, x: Tensor, stages: list[Tensor]) -> list[Tensor]:
         """The levels from the image and the transformer's stages at strides 2 to 32, normalised over channels."""
@@ -123,6 +142,27 @@ class SwinPyramid(FeaturePyramid):
 
     def _decoder_stages(self) -> list[nn.Module]:
         return [self.decoder5, self.decoder4, self.decoder3, self.decoder2, self.decoder1]
+
+
+class SixCellMerging(nn.Module):
+    """Patch merging as in MONAI before 1.5: of 2x2x2 cells it reads two twice, (0, 1, 0) and (0, 0, 1), and two never.
+
+    Published SwinUNETR weights were trained with it. MONAI 1.5 reads all eight.
+
+    Args:
+        layer: The layer of MONAI, whose parameters this one takes.
+    """
+
+    CELLS = ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 1), (0, 1, 0), (0, 0, 1), (1, 1, 1))
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        self.reduction, self.norm = layer.reduction, layer.norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map cells (B, Z, Y, X, C), even numbers along the axes, to (B, Z / 2, Y / 2, X / 2, 2 C)."""
+        merged: Tensor = self.reduction(self.norm(torch.cat([x[:, i::2, j::2, k::2] for i, j, k in self.CELLS], -1)))
+        return merged
 
 
 class SwinUNETR(SegmentationNetwork):
@@ -149,6 +189,18 @@ def _check_widths(feature_size: int, depths: Sequence[int], num_heads: Sequence[
     if any(feature_size * 2**i % heads for i, heads in enumerate(num_heads)):
         raise UserError(f"a feature_size of {feature_size} cannot be divided among {list(num_heads)} attention heads; "
                         f"use a multiple of 12 with 3, 6, 12 and 24 heads")  # fmt: skip
+
+
+def _check_choices(axes: str, merging: str) -> None:
+    if axes not in ("zyx", "xyz") or merging not in ("monai", "six_cells"):
+        raise UserError(f"SwinUNETR takes axes zyx or xyz and merging monai or six_cells, not {axes} and {merging}; "
+                        f"mend the plans' architecture")  # fmt: skip
+
+
+def _turned_mask(mask: BlockMask) -> BlockMask:
+    """The mask of volumes whose axes are reversed."""
+    hidden = mask.hidden.transpose(1, 3)
+    return BlockMask(hidden, (~hidden).flatten(1).nonzero()[:, 1].view(len(hidden), -1))
 
 
 def _block(kind: Any, in_channels: int, out_channels: int, **options: Any) -> nn.Module:

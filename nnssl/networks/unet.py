@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from math import prod
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from nnssl.core.errors import UserError
-from nnssl.networks.pyramid import FeaturePyramid, Stride, to_channels_last
+from nnssl.networks.pyramid import FeaturePyramid, cumulative_strides, to_channels_last
 
 
 class UNetPyramid(FeaturePyramid):
@@ -35,7 +33,7 @@ class UNetPyramid(FeaturePyramid):
         # A decoder stage has the channels and the stride of the encoder stage that its skip connection comes from.
         super().__init__(
             [int(channels) for channels in encoder.output_channels],
-            _cumulative_strides(encoder.strides),
+            cumulative_strides(encoder.strides),
             next(module for module in encoder.modules() if isinstance(module, nn.Conv3d)).in_channels,
         )
         self.levels = levels
@@ -93,10 +91,3 @@ def _check_network(network: nn.Module) -> None:
         raise UserError(
             "the network is two-dimensional; choose a 3D configuration of the plans with -c, such as 3d_fullres"
         )
-
-
-def _cumulative_strides(strides: Sequence[Sequence[int]]) -> list[Stride]:
-    """Multiply the strides of the stages up to each level."""
-    per_axis = zip(*strides, strict=True)
-    z, y, x = ([prod(axis[: level + 1]) for level in range(len(axis))] for axis in per_axis)
-    return list(zip(z, y, x, strict=True))

@@ -17,7 +17,10 @@ from nnssl.networks.nnformer import NNFormerPyramid
 from nnssl.networks.pimpic_unet import Pimpic3d
 from nnssl.networks.pyramid import BlockMask
 from nnssl.networks.recompute import recompute_activations
+from nnssl.networks.segresnet import SegResNetDSPyramid, SegResNetPyramid
+from nnssl.networks.stunet import STUNetPyramid
 from nnssl.networks.swin import SwinPyramid
+from nnssl.networks.unet3d import UNet3DPyramid
 from nnssl.networks.vit import ViTPyramid
 from tests.networks.helpers import unet_configuration
 
@@ -33,6 +36,10 @@ BACKBONES: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int]]] = {
     "lapn": (lambda: LapnPyramid(1, (4, 8, 8), 2, 4), (8, 16, 16)),
     "lapn without units": (lambda: LapnPyramid(1, (4, 8, 8), 0, 4), (8, 16, 16)),
     "swin": (lambda: SwinPyramid(1, 6, (2, 1, 1, 1), (1, 2, 2, 2), 3, levels="decoder"), (32, 32, 64)),
+    "segresnet": (lambda: SegResNetPyramid(1, 8, (1, 2), (1,), "decoder"), (8, 16, 16)),
+    "segresnet ds": (lambda: SegResNetDSPyramid(1, 4, (1, 2), levels="decoder"), (8, 16, 16)),
+    "stunet": (lambda: STUNetPyramid(1, (4, 8, 8), (1, 2, 1), STRIDES, "decoder"), (8, 16, 16)),
+    "unet3d": (lambda: UNet3DPyramid(1, 2, "decoder"), (8, 16, 16)),
     "vit": (lambda: ViTPyramid(1, (32, 32, 16), 4, 24, 48, 3, 4, "decoder"), (32, 32, 16)),
     "nnformer": (
         lambda: NNFormerPyramid(1, (8, 16), (2, 4), (2, 2), (2, 4), drop_path=0.5, levels="decoder"),

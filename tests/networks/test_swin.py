@@ -15,6 +15,7 @@ from nnssl.methods.voco.method import VoCo, VoCoConfig
 from nnssl.networks.build import build_backbone
 from nnssl.networks.heads import LinearHead, NonLinearHead
 from nnssl.networks.monai_parts import monai_name
+from nnssl.networks.pyramid import BlockMask
 from nnssl.networks.swin import SwinPyramid, SwinUNETR
 from tests.networks.helpers import build_network, count_parameters, load_reference, state_dict_shapes
 
@@ -98,6 +99,45 @@ def test_swin_unetr__computes_what_monais_computes() -> None:
         logits, expected = mine(x), official(x)
     assert logits.shape == (1, 3, 32, 32, 64)
     torch.testing.assert_close(logits, expected)
+
+
+def test_swin_pyramid__reads_axes_in_the_order_of_the_weights_it_was_given() -> None:
+    torch.manual_seed(0)
+    given = SwinPyramid(**TINY, levels="decoder").eval()
+    turned = SwinPyramid(**TINY, levels="decoder", axes="xyz").eval()
+    state = given.state_dict()
+    kernels = {n for n, t in state.items() if t.ndim == 5 and not n.startswith("swinViT.")}
+    turned.load_state_dict({n: t.permute(0, 1, 4, 3, 2) if n in kernels else t for n, t in state.items()})
+    x = torch.randn(2, 1, 32, 64, 64)
+    hidden = torch.zeros(2, 1, 2, 2, dtype=torch.bool)
+    hidden[0, 0, 0, 1], hidden[1, 0, 1, 1] = True, True
+    visible = (~hidden).flatten(1).nonzero()[:, 1].view(2, -1)
+    hidden_turned = hidden.transpose(1, 3)
+    visible_turned = (~hidden_turned).flatten(1).nonzero()[:, 1].view(2, -1)
+    with torch.no_grad():
+        pairs = [*zip(given(x[:1]), turned(x[:1].transpose(2, 4)), strict=True)]
+        expected = given.masked_levels(x, BlockMask(hidden, visible))
+        found = turned.masked_levels(x.transpose(2, 4), BlockMask(hidden_turned, visible_turned))
+    for mine, other in [*pairs, *zip(expected, found, strict=True)]:
+        torch.testing.assert_close(mine, other.transpose(2, 4), rtol=1e-5, atol=1e-5)
+
+
+def test_six_cell_merging__reads_two_cells_twice_and_two_never() -> None:
+    pyramid = SwinPyramid(**TINY, merging="six_cells")
+    merging: Any = pyramid.swinViT.layers1[0].downsample
+    monais: Any = SwinPyramid(**TINY).swinViT.layers1[0].downsample
+    assert state_dict_shapes(merging) == state_dict_shapes(monais)
+    cells = torch.zeros(1, 2, 2, 2, 12).requires_grad_()
+    merging.norm = torch.nn.Identity()
+    torch.nn.init.ones_(merging.reduction.weight)
+    merging(cells).sum().backward()
+    read = cells.grad[0, ..., 0] / 24  # type: ignore[index]
+    assert read.tolist() == [[[1, 2], [2, 0]], [[1, 1], [0, 1]]]
+
+
+def test_swin_pyramid__refuses_an_unknown_order_of_axes() -> None:
+    with pytest.raises(UserError, match="zyx or xyz"):
+        SwinPyramid(**TINY, axes="xzy")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("levels", ["encoder", "decoder"])

@@ -1,0 +1,53 @@
+"""STU-Net S, B, L and H, trained on TotalSegmentator with nnU-Net: axes z, y, x, a z-score of each image."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nnssl.checkpoints.imported import Weights
+from nnssl.interchange.family import CONFIGURATION, Family, Imported, dataset_json_of, plans_of
+from nnssl.interchange.names import below, left_of, numbered
+from nnssl.interchange.opening import Opened
+from nnssl.networks.pyramid import Levels
+
+_SIGN = "conv_blocks_context.0.0.conv1.weight"
+_DECODER = ("upsample_layers.", "conv_blocks_localization.")
+_PUBLISHED = [[1, 1, 1], [2, 2, 2], [2, 2, 2], [2, 2, 2], [2, 2, 2], [1, 1, 2]]  # strides of the authors' plans
+_SIZES = {(16, 1): "S", (32, 1): "B", (64, 2): "L", (96, 3): "H"}  # by width and blocks of the first stage
+
+
+def _recognises(opened: Opened) -> bool:
+    return below(opened.tensors, _SIGN) is not None
+
+
+def _read(opened: Opened) -> Imported:
+    found = below(opened.tensors, _SIGN)
+    assert found is not None
+    state = {n: t for n, t in found.inside.items() if n.startswith(("conv_blocks_context.", *_DECODER))}
+    stages = numbered(state, "conv_blocks_context.")
+    dims = [len(state[f"conv_blocks_context.{stage}.0.conv1.weight"]) for stage in range(stages)]
+    depth = [numbered(state, f"conv_blocks_context.{stage}.") for stage in range(stages)]
+    strides = _PUBLISHED if stages == len(_PUBLISHED) else [[1, 1, 1]] + [[2, 2, 2]] * (stages - 1)
+    kwargs: dict[str, Any] = {"dims": dims, "depth": depth, "strides": strides}
+    architecture = {"network_class_name": "nnssl.networks.stunet.STUNet", "arch_kwargs": kwargs}
+    channels = state[_SIGN].shape[1]
+    plans = plans_of("nnsslPlans_stunet", architecture, (1.5, 1.5, 1.5), (128, 128, 128), channels=channels)
+    levels: Levels = "decoder" if any(name.startswith(_DECODER) for name in state) else "encoder"
+    taken = {f"{found.prefix}{name}" for name in state}
+    left = left_of((n for n in opened.tensors if n not in taken), {"seg_outputs.": "a segmentation layer"},
+                   "no part of an STU-Net")  # fmt: skip
+    size = _SIZES.get((dims[0], depth[0]), f"of width {dims[0]}")
+    return Imported(
+        Weights(plans, CONFIGURATION, levels, state, dataset_json_of(*["image"] * channels)),
+        title=f"STU-Net-{size}" if len(size) == 1 else f"STU-Net {size}",
+        licence="Apache-2.0",
+        citation="Huang et al., STU-Net: Scalable and Transferable Medical Image Segmentation Models Empowered by "
+        "Large-Scale Supervised Pre-training, 2023",
+        url="https://github.com/uni-medical/STU-Net",
+        left=left,
+    )
+
+
+FAMILY = Family(
+    "stunet", "STU-Net S, B, L, H (TotalSegmentator CT, 1.5 mm, z-score)", "Apache-2.0", _recognises, _read
+)  # fmt: skip
