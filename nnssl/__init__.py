@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from nnssl.features.model import load_pretrained
     from nnssl.finetuning.transfer_plans import transfer
     from nnssl.installation import check_installation
+    from nnssl.interchange.exporting import export
     from nnssl.interchange.writing import import_weights
     from nnssl.pretraining.pretrain import pretrain
 
@@ -37,6 +38,7 @@ __all__ = [
     "check_installation",
     "embed",
     "evaluate",
+    "export",
     "export_onnx",
     "import_weights",
     "load_pretrained",
@@ -61,6 +63,7 @@ _WHERE = {
     "check_installation": "nnssl.installation",
     "embed": "nnssl.analysis.embed",
     "evaluate": "nnssl.benchmarking.evaluate",
+    "export": "nnssl.interchange.exporting",
     "export_onnx": "nnssl.deployment.export",
     "import_weights": "nnssl.interchange.writing",
     "load_pretrained": "nnssl.features.model",

@@ -11,6 +11,7 @@ from typing import IO, Any, cast
 
 import torch
 
+from nnssl.checkpoints.exported import ADAPTATION_PLAN, SAFETENSORS, read_exchanged, read_safetensors
 from nnssl.checkpoints.nnunet_model import nnunet_content
 from nnssl.core.errors import UserError
 from nnssl.core.files import checked, replacing
@@ -34,10 +35,15 @@ def save_checkpoint(content: dict[str, Any], path: Path) -> None:
     Raises:
         OSError: the system refuses, for example because the disk is full; the previous checkpoint stays.
     """
+    save_content({"format": FORMAT, **content}, path)
+
+
+def save_content(content: dict[str, Any], path: Path) -> None:
+    """As `save_checkpoint`, without the number of its format: for files that other programs read."""
     with replacing(path) as temporary, open(temporary, "wb") as opened:
         file = _Remembering(opened)
         try:
-            torch.save({"format": FORMAT, **content}, cast("IO[bytes]", file))
+            torch.save(content, cast("IO[bytes]", file))
         except RuntimeError as error:
             raise (file.error or error) from None
         opened.flush()
@@ -88,11 +94,15 @@ def check_entries(content: dict[str, Any], path: Path, to_continue: bool = False
 def load_content(path: Path, mapped: bool = False) -> dict[str, Any]:
     """Content of a file of `save_checkpoint` on the CPU, whatever its entries are; `mapped` as of `load_checkpoint`.
 
+    Files of `nnssl_export` are read as the checkpoint of the run that they come from.
+
     Raises:
         UserError: the file does not exist, cannot be read, or is not a whole checkpoint.
     """
     if not path.is_file():
         raise UserError(f"there is no checkpoint {path}")
+    if path.suffix == SAFETENSORS:
+        return {"format": FORMAT, **read_safetensors(path)}
     try:
         if not mapped:
             _check_whole(path)
@@ -102,6 +112,8 @@ def load_content(path: Path, mapped: bool = False) -> dict[str, Any]:
             raise UserError(str(why(refused))) from error
         raise UserError(f"{path} is no checkpoint of nnssl, or it is damaged; give a checkpoint_*.pth that "
                         f"nnssl_pretrain or nnUNetv2_train wrote ({_PUBLIC})") from error  # fmt: skip
+    if isinstance(content, dict) and ADAPTATION_PLAN in content:
+        return {"format": FORMAT, **read_exchanged(content, path)}
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(f"{path} is not a checkpoint of nnssl (format {FORMAT}); give a checkpoint_*.pth that "
                         f"nnssl_pretrain or nnUNetv2_train wrote ({_PUBLIC})")  # fmt: skip

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from nnssl.checkpoints.exported import WEIGHTS
 from nnssl.checkpoints.files import FINAL, levels_of, load_checkpoint
 from nnssl.checkpoints.pretrained import RANDOM, Pretrained, finished_pretrainings, read_pretrained
 from nnssl.core.errors import UserError
@@ -20,7 +21,7 @@ from nnssl.networks.build import build_backbone
 
 
 def checkpoint_of(run: str | Path) -> Path:
-    """Checkpoint of a finished pretraining, given as the file, its fold's folder or its run's folder.
+    """Checkpoint of a finished pretraining, given as the file, its fold's folder, its run's folder, or exported.
 
     The model folder of a training by nnU-Net, and a fold's folder in it, will do as well.
 
@@ -29,7 +30,8 @@ def checkpoint_of(run: str | Path) -> Path:
     """
     path = Path(run)
     if path.is_dir():
-        found = [folder / FINAL for folder in (path, *sorted(path.glob("fold_*"))) if (folder / FINAL).is_file()]
+        files = [folder / FINAL for folder in (path, *sorted(path.glob("fold_*")))]
+        found = [file for file in (*files, path / WEIGHTS) if file.is_file()]
         if len(found) == 1:
             return found[0]
         listed = f"{len(found)} finished runs ({', '.join(map(str, found))})" if found else "no finished run"

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -46,6 +47,34 @@ def replacing(file: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def replacing_folder(folder: Path) -> Iterator[Path]:
+    """An empty folder beside `folder` to fill; it takes the place of `folder` at the end, or is removed after an error.
+
+    Raises:
+        OSError: the system refuses; what was in `folder` is still there.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    _remove_of_dead(folder.parent)
+    filled, old = (
+        folder.with_name(f".{folder.name}{kind}.{_machine()}.{os.getpid()}{WRITING}") for kind in ("", ".old")
+    )
+    filled.mkdir()
+    try:
+        yield filled
+        if folder.exists():
+            os.replace(folder, old)
+        try:
+            os.replace(filled, folder)
+        except OSError:
+            if old.exists():
+                os.replace(old, folder)
+            raise
+    finally:
+        for left in (filled, old):
+            shutil.rmtree(left, ignore_errors=True)
+
+
 def replace_file(file: Path, content: bytes) -> None:
     """Write `content` to a file in one piece, flushed to the disk; folders that are missing are made."""
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -77,7 +106,10 @@ def _remove_of_dead(folder: Path) -> None:
     with contextlib.suppress(OSError):  # the write that follows reports what is wrong with the folder
         for entry in os.scandir(folder) if _machine() else ():
             if (found := ours.fullmatch(entry.name)) and not Path("/proc", found[1]).exists():
-                Path(entry.path).unlink(missing_ok=True)
+                if entry.is_dir(follow_symlinks=False):
+                    shutil.rmtree(entry.path, ignore_errors=True)
+                else:
+                    Path(entry.path).unlink(missing_ok=True)
 
 
 @functools.cache

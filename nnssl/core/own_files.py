@@ -99,6 +99,20 @@ class ResumableFile(CheckpointFile):
     val_cases: Cases
 
 
+class ExchangedFile(BaseModel):
+    """Entries of a checkpoint in the exchange format that `nnssl_export` wrote."""
+
+    network_weights: Annotated[Any, BeforeValidator(_tensors)]
+    init_args: Anything
+    heads: Annotated[Any, BeforeValidator(_tensors)] | None = None
+
+
+class ExportedFile(BaseModel):
+    """`config.json` of a folder of `nnssl_export`: `run` holds the entries of a checkpoint but its tensors."""
+
+    run: Anything
+
+
 class RunFile(BaseModel):
     """`config.json` of a run."""
 

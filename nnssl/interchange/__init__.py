@@ -1,1 +1,1 @@
-"""Weights of other programs in: opened without running anything, recognised by their content, written as a run."""
+"""Weights of other programs in, and weights for other programs out."""

@@ -212,6 +212,8 @@ class Method(nn.Module):
 
     config_class: ClassVar[type[MethodConfig]]
     levels: ClassVar[Literal["encoder", "decoder"]]  # which maps of the plans' network form the pyramid
+    learns_from: ClassVar[str] = ""  # for model cards, as the end of a sentence
+    paper: ClassVar[str] = ""  # to cite, in APA style
     # Entries of a batch that stay on the CPU: reading a parameter from the GPU would wait for all that was launched
     # before.
     host_keys: ClassVar[frozenset[str]] = frozenset()

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from nnssl.checkpoints.files import BEST, FINAL, LATEST, package_versions, save_checkpoint
+from nnssl.checkpoints.origin import derived, origin_of
 from nnssl.core.distributed import barrier, is_main, rank, world_size
 from nnssl.core.signals import Interrupted, StopSignal
 from nnssl.data.loader import (
@@ -56,12 +57,14 @@ class Pretraining:
         self.signal = StopSignal()
         self.probe = OnlineProbe(setup, self.method, device, self.precision) if setup.probe and is_main() else None
         self.meters = Meters(setup, device, self.probe)
+        start = setup.resume or setup.pretrained
+        self.origin = derived(origin_of(start.content)) if start else {}
         if setup.resume:
             self._restore(setup.resume.content)
-            setup.resume.forget()
         elif setup.pretrained:
             load_weights(self.method, setup.pretrained)
-            setup.pretrained.forget()
+        if start:
+            start.forget()
         self.first_step = self.step  # of this process
         self.reporter = Reporter(setup, self.epoch)
         pace = Pace(self.config, self._val_steps(), self.reporter.rows(device) if setup.resume and is_main() else ())
@@ -247,6 +250,7 @@ class Pretraining:
             "train_cases": case_labels(setup.train),
             "val_cases": case_labels(setup.val),
             "versions": package_versions(),
+            **self.origin,
         }
 
     def _restore(self, checkpoint: dict[str, Any]) -> None:

@@ -79,7 +79,7 @@ class Reporter:
     def summary(self) -> None:
         """Write `summary.json` and its lines, after the last epoch."""
         if rows := read_rows(self.setup.folder / METRICS):
-            summary = summarise(rows, world_size())
+            summary = {**summarise(rows, world_size()), "hardware": hardware(rows[-1]["device"])}
             write_json(self.setup.folder / SUMMARY, summary)
             for line in summary_lines(summary):
                 log.info(line)
@@ -105,6 +105,11 @@ class Reporter:
                 self._trackers.remove(tracker)
                 said = why(error) or f"{type(error).__name__}: {error}"
                 log.warning(f"{tracker.name} is left out from now on, metrics.jsonl goes on ({' '.join(said.split())})")
+
+
+def hardware(device: str) -> str:
+    """Name of this process's card, or the number of the machine's CPU cores; for a model card."""
+    return torch.cuda.get_device_name() if device == "cuda" else f"CPU, {os.cpu_count()} cores"
 
 
 TENSORBOARD = "nnssl_tensorboard"

@@ -44,6 +44,8 @@ LINES: dict[str, str] = {
     "nnssl_annotated_labels propose -d 17 --write -np 2": "propose_annotated_labels",
     "nnssl_annotated_labels check -d 17": "check_annotated_labels",
     "nnssl_annotated_labels check -d 17 --write -np 2": "check_annotated_labels",
+    "nnssl_export -m run -o out": "export",
+    "nnssl_export -m run -o out -format safetensors -license mit -benchmark table --overwrite": "export",
     "nnssl_export_onnx -m model -o a.onnx": "export_onnx",
     "nnssl_export_onnx -m model -f all -chk checkpoint_best.pth -o a.onnx": "export_onnx",
     "nnssl_predict_onnx -i in -o out -m a.onnx": "predict_onnx",

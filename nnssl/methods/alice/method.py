@@ -89,6 +89,11 @@ class Alice(MaskedMethod):
     """
 
     config_class = AliceConfig
+    learns_from = "filling in the hidden blocks of crops of two volumes that show the same place"
+    paper = (
+        "Jiang, Y., et al. (2023). Anatomical Invariance Modeling and Semantic Alignment for Self-supervised "
+        "Learning in 3D Medical Image Analysis. ICCV."
+    )
     pairs_volumes = True
     crops_per_sample: ClassVar[int] = 2
     of_the_run: ClassVar[tuple[str, ...]] = ("centres.", "temperature")  # they fit this run's vectors

@@ -58,6 +58,8 @@ class Lapn(PixelMethod):
     """
 
     config_class = LapnConfig
+    learns_from = "the same point in two crops, against points of earlier steps"
+    paper = "The authors of LAPN (2023). LAPN. MICCAI FLARE challenge."
     collapse_cause = "few volumes a step (-o batch_size=...) or an unfit temperature (-o temperature=...)"
     of_the_run: ClassVar[tuple[str, ...]] = ("queue.",)  # it identifies volumes by their numbers in this run
     config: LapnConfig

@@ -17,6 +17,11 @@ class MaskedAutoencoder(MaskedMethod):
     """One crop of a volume, and the mean squared error of its hidden blocks."""
 
     config_class = MaskedConfig
+    learns_from = "filling in the hidden blocks of a crop from the visible ones"
+    paper = (
+        "He, K., Chen, X., Xie, S., Li, Y., Dollár, P., & Girshick, R. (2022). Masked Autoencoders Are Scalable "
+        "Vision Learners. CVPR."
+    )
 
     @classmethod
     def sample(cls, volume: Volume, config: MaskedConfig, rng: np.random.Generator) -> Sample:

@@ -74,6 +74,11 @@ class Pimpic(Method):
     """The patches of a batch, their two kinds of representations and both losses."""
 
     config_class = PimpicConfig
+    learns_from = "how much the crops of one volume overlap, and which regions they share"
+    paper = (
+        "Karimzadeh, R., et al. (2025). PiMPiC: A Self-supervised Learning Framework for 3D Patch-based Medical "
+        "Image Segmentation. MICCAI workshop on Data Engineering in Medical Imaging."
+    )
     levels = "encoder"
     collapse_cause = "patches of one volume a step, which look alike (-o crops=... spread=...), or a high learning_rate"
     host_keys = frozenset({"starts", "corners", "region_sizes", "hu_affine", "is_ct", *WINDOW_KEYS})

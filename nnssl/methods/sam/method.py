@@ -107,6 +107,11 @@ class Sam(PixelMethod):
     """
 
     config_class = SamConfig
+    learns_from = "the same place in two crops, against the hardest other places"
+    paper = (
+        "Yan, K., et al. (2022). SAM: Self-supervised Learning of Pixel-wise Anatomical Embeddings in Radiological "
+        "Images. IEEE Transactions on Medical Imaging."
+    )
     collapse_cause = "few points a volume (-o points_per_pair=...) or a high learning_rate"
     host_keys = frozenset({"counts", "noise_seed", "draw_seed"})
     config: SamConfig

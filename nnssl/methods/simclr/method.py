@@ -81,6 +81,11 @@ class Simclr(Method):
     """
 
     config_class = SimclrConfig
+    learns_from = "two views of a crop, against those of other crops"
+    paper = (
+        "Chen, T., Kornblith, S., Norouzi, M., & Hinton, G. (2020). A Simple Framework for Contrastive Learning of "
+        "Visual Representations. ICML."
+    )
     levels = "encoder"
     collapse_cause = "few crops a step (-o batch_size=...) or an unfit temperature (-o temperature=...)"
     host_keys = frozenset({"starts", "hu_affine", "is_ct", *WINDOW_KEYS})

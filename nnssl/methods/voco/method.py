@@ -113,6 +113,11 @@ class VoCo(Method):
     """
 
     config_class = VoCoConfig
+    learns_from = "how much a crop overlaps each cell of a base grid"
+    paper = (
+        "Wu, L., Zhuang, J., & Chen, H. (2024). VoCo: A Simple-yet-Effective Volume Contrastive Learning Framework "
+        "for 3D Medical Image Analysis. CVPR."
+    )
     levels = "encoder"
     collapse_cause = (
         "flips and turns of single crops (-o flip_probability=0 turn_probability=0) or a high learning_rate"

@@ -56,6 +56,11 @@ class Vox2vec(Method):
     """The two views of a batch, their voxel representations and the contrastive loss."""
 
     config_class = Vox2vecConfig
+    learns_from = "the same voxel in two crops, against all other voxels of the batch"
+    paper = (
+        "Goncharov, M., Soboleva, V., Kurmukov, A., Pisov, M., & Belyaev, M. (2023). vox2vec: A Framework for "
+        "Self-supervised Contrastive Learning of Voxel-Level Representations in Medical Images. MICCAI."
+    )
     levels = "decoder"
     collapse_cause = "few volumes a step (-o batch_size=...) or an unfit temperature (-o temperature=...)"
     host_keys = frozenset({"counts", "starts", "hu_affine", "is_ct", *INTENSITY_KEYS})
