@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from nnssl.analysis.views import visualize_reconstruction, visualize_views
     from nnssl.benchmarking.benchmark import benchmark
     from nnssl.benchmarking.evaluate import evaluate
+    from nnssl.classification.classify import classify
+    from nnssl.classification.predict import classify_predict
     from nnssl.data.label_maps import check_annotated_labels, propose_annotated_labels
     from nnssl.data.plan_and_preprocess import plan_and_preprocess
     from nnssl.deployment.efficiency import measure_efficiency
@@ -36,6 +38,8 @@ __all__ = [
     "benchmark",
     "check_annotated_labels",
     "check_installation",
+    "classify",
+    "classify_predict",
     "embed",
     "evaluate",
     "export",
@@ -61,6 +65,8 @@ _WHERE = {
     "benchmark": "nnssl.benchmarking.benchmark",
     "check_annotated_labels": "nnssl.data.label_maps",
     "check_installation": "nnssl.installation",
+    "classify": "nnssl.classification.classify",
+    "classify_predict": "nnssl.classification.predict",
     "embed": "nnssl.analysis.embed",
     "evaluate": "nnssl.benchmarking.evaluate",
     "export": "nnssl.interchange.exporting",

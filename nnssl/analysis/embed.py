@@ -6,6 +6,7 @@ import json
 import logging
 import re
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -77,6 +78,7 @@ def embed(
     device: str | None = None,
     overwrite: bool = False,
     allow_other_intensities: bool = False,
+    only: Collection[str] | None = None,
 ) -> Embedded:
     """Write vectors or dense maps of raw images by a pretrained backbone.
 
@@ -96,6 +98,7 @@ def embed(
         device: `cuda` or `cpu`; None: cuda where PyTorch sees a card.
         overwrite: make everything again.
         allow_other_intensities: take images of another modality than the pretraining's (`nnssl.data.guard`).
+        only: names of the cases to take; None for all.
 
     Raises:
         UserError: an argument is wrong, there are no such images, or they are of another modality; before anything is
@@ -105,7 +108,7 @@ def embed(
     device = resolve_device(device)
     backbone = load_pretrained(model, device)
     _check_level(backbone, level, components)
-    cases = find_cases(images, backbone.dataset_json)
+    cases = [case for case in find_cases(images, backbone.dataset_json) if only is None or case.name in only]
     given = None if pca is None else load_projection(Path(pca), backbone, level)
     if given is not None and components not in (None, len(given.components)):
         raise UserError(f"{pca} has {len(given.components)} components; leave out -components")

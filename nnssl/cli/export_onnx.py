@@ -35,8 +35,12 @@ def parser() -> argparse.ArgumentParser:
 
 def _command(arguments: argparse.Namespace) -> None:
     from nnssl import export_onnx
+    from nnssl.classification.export import export_classifier, is_classifier
     from nnssl.data.next_lines import INPUT, OUTPUT, Way, command, rendered
 
+    if is_classifier(arguments.model_folder):
+        export_classifier(arguments.model_folder, arguments.output_file, arguments.fold)
+        return
     export_onnx(**vars(arguments))
     line = command("nnssl_predict_onnx", "-i", INPUT, "-o", OUTPUT, "-m", arguments.output_file)
     print(rendered([Way((line,))]))

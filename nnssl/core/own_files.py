@@ -133,6 +133,40 @@ class EmbeddingFile(BaseModel):
     cases: list[StrictStr] = []
 
 
+class ClassificationFile(BaseModel):
+    """`classification.json` in the output folder of `nnssl_classify`."""
+
+    dataset: DatasetName
+    target: Text
+    task: Literal["classification", "regression"]
+    classes: list[StrictStr]
+    way: Literal["frozen", "finetuned"]
+    start: Text
+
+
+def _matrix(values: Any) -> Any:
+    from torch import Tensor
+
+    if not isinstance(values, Tensor) or not values.is_floating_point() or not bool(values.isfinite().all()):
+        raise ValueError("must be a tensor of finite numbers")
+    return values
+
+
+class ClassifierFile(BaseModel):
+    """Entry `classifier` of a model of `nnssl_classify`."""
+
+    target: Text
+    classes: list[StrictStr]
+    way: Literal["frozen", "finetuned"]
+    start: Text
+    levels: Literal["encoder", "decoder"]
+    finest: Count
+    level: Count | None
+    patch_size: Annotated[list[AtLeastOne], Field(min_length=3, max_length=3)]
+    weights: Annotated[Any, BeforeValidator(_matrix)]
+    bias: Annotated[Any, BeforeValidator(_matrix)]
+
+
 class TransferFile(BaseModel):
     """`nnssl_transfer.json` beside a training."""
 

@@ -218,6 +218,7 @@ class Method(nn.Module):
     # before.
     host_keys: ClassVar[frozenset[str]] = frozenset()
     pairs_volumes: ClassVar[bool] = False  # whether samples are two places that an aligner has matched
+    collapses: ClassVar[bool] = True  # whether embeddings that all become alike are a fault
     collapse_cause: ClassVar[str | None] = None  # ends a warning: "likely SOMETHING"; None: nothing in particular
     of_the_run: ClassVar[tuple[str, ...]] = ()  # prefixes of state that a run started from these weights does not take
 

@@ -38,6 +38,7 @@ from nnssl.pretraining.pictures import draw_reconstruction, draw_views
 from nnssl.pretraining.probe import OnlineProbe
 from nnssl.pretraining.reporting import Reporter
 from nnssl.pretraining.setup import Setup, case_labels
+from nnssl.pretraining.stopping import Stopping
 from nnssl.pretraining.weights import load_weights
 
 
@@ -59,6 +60,7 @@ class Pretraining:
         self.meters = Meters(setup, device, self.probe)
         start = setup.resume or setup.pretrained
         self.origin = derived(origin_of(start.content)) if start else {}
+        self.stopping = Stopping(setup.patience)
         if setup.resume:
             self._restore(setup.resume.content)
         elif setup.pretrained:
@@ -88,7 +90,7 @@ class Pretraining:
                 announce(setup, self.method, self.device, self.precision, self.step, self.life.pace.before(self.step))
             batches = iter(loader)
             try:
-                while self.epoch < self.config.num_epochs:
+                while self.epoch < self.config.num_epochs and not self.stopping.is_due:
                     self._run_epoch(batches)
             finally:
                 stop_workers(batches)
@@ -208,8 +210,9 @@ class Pretraining:
         if is_main():
             self.setup.check_claim()
             self.reporter.epoch(row)
-            if self.probe is not None and self.probe.improved:
-                save_checkpoint(self._content(), self.setup.folder / BEST)
+        improved = self.stopping.add(row)
+        if is_main() and (improved or (self.probe is not None and self.probe.improved)):
+            save_checkpoint(self._content(), self.setup.folder / BEST)
         if self._saves(self.epoch):
             self._save(LATEST)
 
@@ -240,6 +243,7 @@ class Pretraining:
             "step": self.step,
             "epoch": self.epoch,
             **self.meters.state(),
+            **self.stopping.state(),
             "config": to_plain(self.config),
             "plans": setup.plans,
             "configuration": setup.configuration,
@@ -259,3 +263,4 @@ class Pretraining:
         self.scaler.load_state_dict(checkpoint["scaler_state"])
         self.step, self.epoch = checkpoint["step"], checkpoint["epoch"]
         self.meters.load_state(checkpoint)
+        self.stopping.load_state(checkpoint)

@@ -12,7 +12,6 @@ from nnssl.core.pretended_card import CARD, PretendedCard, Remark, pretended_car
 from nnssl.core.signals import StopSignal
 from nnssl.data.loader import LoadedBatch
 from nnssl.methods.base import Batch, Match, Method, MethodConfig, Volume
-from nnssl.methods.registry import get_method
 from nnssl.pretraining.loop import Pretraining
 from nnssl.pretraining.meters import Meters
 from nnssl.pretraining.optimisation import build_optimiser, choose_precision
@@ -76,7 +75,7 @@ def rehearse(setup: Setup, method: Method | None = None) -> Rehearsal:
         method: of the run, on any device; None: it is built, which takes its memory on the host.
     """
     method = method or setup.build_method()
-    batch = example_batch(setup.config, get_method(setup.method), len(setup.resolved["normalization_schemes"]))
+    batch = example_batch(setup.config, setup.method_class, len(setup.resolved["normalization_schemes"]))
     with pretended_card() as card:
         card.pin(batch)
         _Dress(setup, card.take(method)).rehearse(card, batch)

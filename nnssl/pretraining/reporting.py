@@ -19,7 +19,6 @@ from nnssl.core.files import write_json
 from nnssl.core.signals import Interrupted
 from nnssl.core.system import dispensable, why
 from nnssl.methods.options import to_plain
-from nnssl.methods.registry import get_method
 from nnssl.pretraining.health import collapse_warning, fall_warning
 from nnssl.pretraining.metrics import (
     Row,
@@ -66,9 +65,11 @@ class Reporter:
         write_rows(file, rows)
         with dispensable("progress.png"):
             draw_progress(rows, self.setup.folder / "progress.png", self.setup.folder.parent.name)
-        cause = get_method(self.setup.method).collapse_cause
-        line = epoch_line(row, self.setup.config.num_epochs)
-        if fallen := fall_warning(row, cause):
+        method = self.setup.method_class
+        cause, line = method.collapse_cause, epoch_line(row, self.setup.config.num_epochs)
+        if not method.collapses:
+            log.info(line)
+        elif fallen := fall_warning(row, cause):
             log.warning(f"{line}  {fallen}")
         else:
             log.info(line)

@@ -225,7 +225,7 @@ def check_same_run(setup: Setup, resume: Stored) -> None:
     if checkpoint["train_cases"] != case_labels(setup.train) or checkpoint["val_cases"] != case_labels(setup.val):
         raise UserError(_other_volumes(setup, resume))
     before = checkpoint.get("aligner", RelativePosition().identity)
-    if get_method(setup.method).pairs_volumes and before != setup.aligner.identity:
+    if setup.method_class.pairs_volumes and before != setup.aligner.identity:
         asked = before if before == RelativePosition().identity else "CHECKPOINT"
         raise UserError(f"this run began with volumes paired by {before} and would go on with "
                         f"{setup.aligner.identity}; continue it with the same -alignment {asked}, or start anew with "

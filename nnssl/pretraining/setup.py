@@ -63,9 +63,19 @@ class Setup:
         """Whether the folder holds the whole run already."""
         return self.resume is not None and self.resume.path == self.folder / FINAL
 
+    @property
+    def method_class(self) -> type[Method]:
+        """Class of the method; raises UserError where there is none of that name."""
+        return get_method(self.method)
+
+    @property
+    def patience(self) -> int | None:
+        """Epochs without a lower loss of the held-out volumes after which the run ends; None for the last epoch."""
+        return None
+
     def build_method(self) -> Method:
         """The method with a freshly initialised backbone."""
-        method = get_method(self.method)
+        method = self.method_class
         backbone = backbone_of(self.resolved, method.levels)
         method.check(self.config, backbone)
         built = method(backbone, self.config)

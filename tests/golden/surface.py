@@ -69,6 +69,13 @@ LINES: dict[str, str] = {
     "nnssl_embed -m run -i 17 -o out": "embed",
     "nnssl_embed -m run -i 17 -o out -what dense -format nifti -components 3 -level 1 -pca pca.npz -device cpu "
     "--overwrite --allow_other_intensities": "embed",
+    "nnssl_classify -d 600 -m run": "classify",
+    "nnssl_classify -d 600 -m random -p mine -c 3d_lowres -target covid -task regression --finetune -f 0 1 -folds 3 "
+    "-o out -set num_epochs=5 -memory 2 --c --overwrite -seed 1 -device cpu -np 2 --allow_other_intensities":
+        "classify",
+    "nnssl_classify_predict -i in -o a.csv -m model": "classify_predict",
+    "nnssl_classify_predict -i in -o a.csv -m model -heat maps -device cpu --overwrite --allow_other_intensities":
+        "classify_predict",
     "nnssl_visualize similarity -m run -i a -o a.png": "visualize_similarity",
     "nnssl_visualize similarity -m run -i a -o a.png -k b -p 1 -2 3.5 --voxel --ras -level 1 -seed 2 -device cuda "
     "--allow_other_intensities": "visualize_similarity",

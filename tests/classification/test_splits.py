@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nnssl.classification.splits import folds_of, split_off
+from nnssl.core.errors import UserError
+from tests.classification.data import target_of
+
+
+def test_folds_of__stratified_grouped_and_kept(tmp_path: Path) -> None:
+    target = target_of([0, 0, 1] * 10, ["no", "yes"], [f"p{i // 2}" for i in range(30)])
+    folds, file = folds_of(target, tmp_path, 3, seed=0)
+    assert file.name == "splits_grade.json"
+    assert sorted(case for fold in folds for case in fold.test) == list(target.cases)
+    for fold in folds:
+        assert not set(target.groups_of(fold.train)) & set(target.groups_of(fold.test))
+        assert 2 <= target.of(fold.test).sum() <= 5
+    before = file.read_bytes()
+    assert folds_of(target, tmp_path, 5, seed=3)[0] == folds and file.read_bytes() == before
+
+
+def test_folds_of__stock_splits_are_used_and_not_changed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    target = target_of([0, 1] * 3, ["no", "yes"])
+    parts = [{"train": ["c00", "c01", "other"], "val": ["c02", "c03"]}, {"train": ["c02", "c03"], "val": ["c00"]}]
+    stock = tmp_path / "splits_final.json"
+    stock.write_text(json.dumps(parts))
+    folds, file = folds_of(target, tmp_path, 5, seed=0)
+    assert file == stock and json.loads(stock.read_text()) == parts and len(list(tmp_path.iterdir())) == 1
+    assert folds[0].train == ("c00", "c01") and folds[1].test == ("c00",)
+    assert "3 of 6 cases" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        ([{"train": ["c00"], "val": ["c01"]}], "no training case of the class yes"),
+        ([{"train": ["c00", "c01"], "val": ["x"]}], "no test case"),
+        ([{"train": ["c00", "c01"], "val": ["c01"]}], "trains on the test case c01"),
+        ([{"train": ["c00", "c01"], "val": ["c02"]}] * 2, "tests the case c02 in two folds"),
+    ],
+)
+def test_folds_of__splits_that_do_not_fit(tmp_path: Path, parts: list[dict[str, list[str]]], said: str) -> None:
+    (tmp_path / "splits_final.json").write_text(json.dumps(parts))
+    with pytest.raises(UserError, match=said):
+        folds_of(target_of([0, 1] * 3, ["no", "yes"]), tmp_path, 5, seed=0)
+
+
+def test_folds_of__a_group_on_both_sides_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "splits_final.json").write_text(json.dumps([{"train": ["c00", "c01"], "val": ["c02"]}]))
+    folds_of(target_of([0, 1, 0], ["no", "yes"], ["p", "q", "p"]), tmp_path, 5, seed=0)
+    assert "the group p that it trains on" in caplog.text
+
+
+def test_folds_of__a_class_with_fewer_cases_or_groups_than_folds(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"the class yes of grade has 2 cases and there are 3 folds.*-folds 2"):
+        folds_of(target_of([0] * 8 + [1] * 2, ["no", "yes"]), tmp_path, 3, seed=0)
+    with pytest.raises(UserError, match="has 1 group and"):
+        folds_of(target_of([0, 0, 0, 1, 1], ["no", "yes"], ["a", "b", "c", "d", "d"]), tmp_path, 2, seed=0)
+    with pytest.raises(UserError, match="3 cases or groups and there are 5 folds"):
+        folds_of(target_of([0.1, 0.2, 0.5]), tmp_path, 5, seed=0)
+    assert not list(tmp_path.iterdir())
+
+
+def test_folds_of__numbers_are_spread_over_the_folds(tmp_path: Path) -> None:
+    target = target_of(np.arange(40.0).tolist())
+    means = [target.of(fold.test).mean() for fold in folds_of(target, tmp_path, 4, seed=1)[0]]
+    assert max(means) - min(means) < 4
+
+
+def test_split_off__a_fifth_with_every_class(tmp_path: Path) -> None:
+    target = target_of([0, 1] * 10, ["no", "yes"])
+    train, held_out = split_off(target, target.cases, 0.2, seed=0)
+    assert len(train) == 16 and target.of(held_out).tolist().count(1) == 2 and not set(train) & set(held_out)
+    few = target_of([0, 0, 1, 1], ["no", "yes"])
+    assert len(split_off(few, few.cases, 0.2, seed=0)[1]) == 2
+    with pytest.raises(UserError, match="only one case"):
+        split_off(few, ["c00", "c01", "c02"], 0.2, seed=0)
