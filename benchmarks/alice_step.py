@@ -1,10 +1,11 @@
 """Time of one Alice step of a query and a key: masks and target views, target, student, backward, optimiser, memory.
 
-    python benchmarks/alice_step.py -network unet|vit|swin -device cpu -threads 2
+    python benchmarks/alice_step.py -network unet|vit|swin|nnformer -device cpu -threads 2
 
 The default size is that at which the authors' code was timed on two CPU cores: one query and one key of 64^3. The
-networks are a plans' U-Net of 32 to 320 channels, the ViT-B of the preset nnsslPlans_alice_vit and the Swin transformer
-of nnsslPlans_alice_swin. On a CPU that others use too, the CPU seconds of all threads are steadier than the clock.
+networks are a plans' U-Net of 32 to 320 channels, the ViT-B of the preset nnsslPlans_alice_vit, the Swin transformer of
+nnsslPlans_alice_swin and the nnFormer of nnsslPlans_alice_nnformer. On a CPU that others use too, the CPU seconds of
+all threads are steadier than the clock.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from nnssl.methods.alice.augment import sample_target_views
 from nnssl.methods.alice.method import Alice, AliceConfig
 from nnssl.methods.base import Batch
 from nnssl.networks.build import backbone_of
+from nnssl.networks.nnformer import NNFormerPyramid
 from nnssl.networks.pyramid import FeaturePyramid
 from nnssl.networks.swin import SwinPyramid
 from nnssl.networks.vit import ViTPyramid
@@ -31,6 +33,8 @@ def network(kind: str, patch: tuple[int, int, int]) -> FeaturePyramid:
         return ViTPyramid(1, patch, 16, 768, 3072, 12, 12)
     if kind == "swin":
         return SwinPyramid(1, 128, (2, 2, 18, 2), (4, 8, 16, 32), window_size=7, use_v2=False)
+    if kind == "nnformer":
+        return NNFormerPyramid()
     strides = [[1, 1, 1], *([[2, 2, 2]] * (STAGES - 1))]
     architecture = {
         "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
@@ -77,7 +81,7 @@ def make_batch(volumes: int, patch: tuple[int, int, int]) -> Batch:
 def main() -> None:
     """Print the median of every part over the repeats."""
     parser = step_parser(__doc__)
-    parser.add_argument("-network", choices=("unet", "vit", "swin"), default="unet")
+    parser.add_argument("-network", choices=("unet", "vit", "swin", "nnformer"), default="unet")
     parser.add_argument("-volumes", type=int, default=1, help="pairs a step")
     parser.add_argument("-patch", type=int, nargs=3, default=(64, 64, 64), metavar=("Z", "Y", "X"))
     arguments = parser.parse_args()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
+import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from statistics import median
 
 import torch
@@ -20,6 +22,38 @@ def step_parser(description: str | None, repeats: int = 5) -> argparse.ArgumentP
     parser.add_argument("-threads", type=int, default=2)
     parser.add_argument("-repeats", type=int, default=repeats)
     return parser
+
+
+def user_seconds() -> float:
+    """CPU seconds of this process outside of the kernel, which others on the machine disturb least."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_utime
+
+
+def in_turn(steps: dict[str, Callable[[], object]], repeats: int, reference: str) -> dict[str, tuple[float, float]]:
+    """Run steps in turn; print each as it ends, then the fastest of each and its ratio to the reference.
+
+    Args:
+        steps: What to run, by name.
+        repeats: Number of rounds.
+        reference: The step that the others are compared with.
+
+    Returns:
+        User and clock seconds of the fastest of each.
+    """
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
+    for _ in range(repeats):
+        for name, step in steps.items():
+            user, clock = user_seconds(), time.perf_counter()
+            step()
+            taken = user_seconds() - user, time.perf_counter() - clock
+            times[name].append(taken)
+            print(f"{name:16} {taken[0]:8.2f} s of user CPU, {taken[1]:8.2f} s, load {os.getloadavg()[0]:.1f}",
+                  flush=True)  # fmt: skip
+    fastest = {name: (min(t[0] for t in taken), min(t[1] for t in taken)) for name, taken in times.items()}
+    for name, (user, clock) in fastest.items():
+        print(f"{name:16} fastest {user:8.2f} s of user CPU, {clock:8.2f} s; / {reference} "
+              f"{user / fastest[reference][0]:.2f} and {clock / fastest[reference][1]:.2f}")  # fmt: skip
+    return fastest
 
 
 class Parts:

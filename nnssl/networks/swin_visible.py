@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from nnssl.core.sending import send
 from nnssl.networks.pyramid import BlockMask, assemble_blocks, block_view
+from nnssl.networks.tiled_attention import kept_attention
 from nnssl.networks.window_attention import biased_attention
 
 _REGIONS = 3  # along an axis: before the last window, and the two parts of it that a shift brings together
@@ -84,7 +85,8 @@ def run_layer(layer: Any, cells: Tensor, mask: BlockMask) -> Tensor:
     for number, block in enumerate(layer.blocks):
         rows = plans[number % 2]
         if block.use_checkpoint and torch.is_grad_enabled():
-            tokens = tokens + block.drop_path(checkpoint(_attend, block, tokens, rows, use_reentrant=False))
+            read = checkpoint(_attend, block, tokens, rows, use_reentrant=False, context_fn=kept_attention)
+            tokens = tokens + block.drop_path(read)
             tokens = tokens + checkpoint(block.forward_part2, tokens, use_reentrant=False)
         else:
             tokens = tokens + block.drop_path(_attend(block, tokens, rows))

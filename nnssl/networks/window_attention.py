@@ -2,20 +2,22 @@
 
 MONAI's layer makes softmax(scale * q k^T + bias + mask) v in steps, and autograd keeps several matrices
 (windows, heads, n, n). Here `scaled_dot_product_attention` computes the same, or, on a CPU, tiles that fit into its
-cache, which the backward pass computes again.
+cache (`tiled_attention`), without rolling and masking the map (`window_grid`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
-_TILE = 400_000  # values of a tile: 1.6 MB of float32, about the second-level cache of a core
+from nnssl.networks.monai_parts import import_monai
+from nnssl.networks.tiled_attention import in_tiles, kept_attention, tiled_attention
+from nnssl.networks.window_grid import grid_attention
 
 
 class WindowAttention(nn.Module):
@@ -58,11 +60,73 @@ class WindowAttention(nn.Module):
 
 
 def fuse_windows(module: nn.Module) -> None:
-    """Put `WindowAttention` in the place of every layer of MONAI that is called so."""
+    """Put `WindowAttention` in the place of every layer of MONAI that is called so, and make the blocks around it ours.
+
+    Blocks and stages keep their parameters, their names and their order.
+    """
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
             if type(child).__name__ == "WindowAttention" and not isinstance(child, WindowAttention):
                 setattr(parent, name, WindowAttention(child))
+        if (own := _OWN.get(type(parent).__name__)) and not isinstance(parent, own):
+            parent.__class__ = _before(own, type(parent))  # type: ignore[assignment]
+
+
+@cache
+def _before(own: type, plain: type[nn.Module]) -> type[nn.Module]:
+    return type(plain.__name__, (own, plain), {})
+
+
+class _Block:
+    """Comes before MONAI's `SwinTransformerBlock`."""
+
+    def forward(self: Any, x: Tensor, mask_matrix: Tensor | None) -> Tensor:
+        """Map (B, Z, Y, X, C) to the same shape."""
+        if not (self.use_checkpoint and _on_grid(self, x)):
+            mapped: Tensor = super().forward(x, mask_matrix)  # type: ignore[misc]
+            return mapped
+        read = checkpoint(self.forward_part1, x, None, use_reentrant=False, context_fn=kept_attention)
+        x = x + self.drop_path(read)
+        return x + checkpoint(self.forward_part2, x, use_reentrant=False)
+
+    def forward_part1(self: Any, x: Tensor, mask_matrix: Tensor | None) -> Tensor:
+        """Norm and attention."""
+        if not _on_grid(self, x):
+            read: Tensor = super().forward_part1(x, mask_matrix)  # type: ignore[misc]
+            return read
+        return grid_attention(self.attn, self.norm1(x), *_windows(self, x))
+
+
+class _Stage:
+    """Comes before MONAI's `BasicLayer`."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        """Map (B, C, Z, Y, X) to the stage's output, without making the mask that blocks on the grid do not read."""
+        if not _on_grid(self.blocks[0], x):
+            mapped: Tensor = super().forward(x)  # type: ignore[misc]
+            return mapped
+        x = x.movedim(1, -1).contiguous()
+        for block in self.blocks:
+            x = block(x, None)
+        if self.downsample is not None:
+            x = self.downsample(x)
+        return x.movedim(-1, 1)
+
+
+_OWN = {"SwinTransformerBlock": _Block, "BasicLayer": _Stage}
+
+
+def _on_grid(block: Any, x: Tensor) -> bool:
+    """Whether a block attends in tiles, see `nnssl.networks.tiled_attention`."""
+    dropped = block.attn.attn_drop.p if block.training else 0.0
+    return x.ndim == 5 and in_tiles(x, dropped) and not torch.is_autocast_enabled("cpu")
+
+
+def _windows(block: Any, x: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Sides and shifts of the windows of a map (B, Z, Y, X, C)."""
+    (sizes,) = import_monai("SwinUNETR", "monai.networks.nets.swin_unetr", "get_window_size")
+    side, shift = sizes(x.shape[1:4], block.window_size, block.shift_size)
+    return side, shift
 
 
 def join_heads(read: Tensor) -> Tensor:
@@ -87,10 +151,11 @@ def biased_attention(
     Returns:
         (B, W, heads, n, d).
     """
-    if _in_tiles(query, dropped):
-        masks = None if mask is None else mask.to(query.dtype)
-        tiled: Tensor = _TiledAttention.apply(query, key, value, bias.to(query.dtype), masks, scale)
-        return tiled
+    if mask is None and in_tiles(query, dropped):
+        volumes = query.shape[:2]
+        query, key, value = (x.permute(2, 0, 1, 3, 4).flatten(1, 2) for x in (query, key, value))
+        read = tiled_attention(query, key, value, bias.to(query.dtype).transpose(0, 1), scale)
+        return read.unflatten(1, volumes).permute(1, 2, 0, 3, 4)
     added = bias if mask is None else bias + mask
     windows, heads = query.shape[1:3]
     first, parts = (0, (-1, windows)) if len(added) == 1 else (1, (windows, heads))  # windows are volumes, or heads
@@ -98,61 +163,3 @@ def biased_attention(
     added = added.flatten(0, 1)[None].to(query.dtype)
     read = F.scaled_dot_product_attention(query, key, value, added, dropped, scale=scale)
     return read.unflatten(first, parts)
-
-
-def _in_tiles(query: Tensor, dropped: float) -> bool:
-    """Whether to work in tiles: torch's kernel for CPUs gives the bias no gradient, and it is slower for thin heads."""
-    precise = query.dtype in (torch.float32, torch.float64)
-    return query.device.type == "cpu" and precise and not dropped and not torch.compiler.is_compiling()
-
-
-class _TiledAttention(torch.autograd.Function):
-    """`biased_attention` in tiles. Products with a thin result are made transposed, which is up to 5 times as fast."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, bias: Tensor, mask: Tensor | None, scale: float
-    ) -> Tensor:
-        query = query * scale
-        ctx.save_for_backward(query, key, value, bias, mask)
-        ctx.scale = scale
-        read = torch.empty_like(query)
-        for place, added in _tiles(query, bias, mask):
-            weights = _weights(query[place], key[place], added)
-            read[place] = (value[place].mT @ weights.mT).mT
-        return read
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, bias, mask = ctx.saved_tensors
-        to_query, to_key, to_value = (torch.empty_like(x) for x in (query, key, value))
-        to_bias = torch.zeros_like(bias)
-        for place, added in _tiles(query, bias, mask):
-            weights, to_read = _weights(query[place], key[place], added), gradient[place]
-            to_value[place] = (to_read.mT @ weights).mT
-            to_sums = torch._softmax_backward_data(to_read @ value[place].mT, weights, -1, weights.dtype)
-            to_query[place] = (key[place].mT @ to_sums.mT).mT
-            to_key[place] = (query[place].mT @ to_sums).mT
-            _, window, heads = place
-            for of_volume in to_sums:  # a sum over them would make a matrix first
-                to_bias[window % len(bias), heads] += of_volume
-        return to_query.mul_(ctx.scale), to_key, to_value, to_bias, None, None
-
-
-def _tiles(query: Tensor, bias: Tensor, mask: Tensor | None) -> Iterator[tuple[tuple[slice, int, slice], Tensor]]:
-    """Volumes, window and heads of each tile, and what is added to its products: (heads, n, n)."""
-    volumes, windows, heads, cells, _ = query.shape
-    most = max(1, _TILE // cells**2)
-    for window in range(windows):
-        added = bias[window % len(bias)] if mask is None else bias[window % len(bias)] + mask[window]
-        for head in range(0, heads, most):
-            some = slice(head, head + most)
-            for volume in range(0, volumes, max(1, most // heads)):
-                yield (slice(volume, volume + max(1, most // heads)), window, some), added[some]
-
-
-def _weights(query: Tensor, key: Tensor, added: Tensor) -> Tensor:
-    """softmax(query key^T + added) of a tile (b, heads, n, d)."""
-    sums = query.flatten(0, 1) @ key.flatten(0, 1).mT
-    return sums.unflatten(0, query.shape[:2]).add_(added).softmax(-1)

@@ -39,6 +39,7 @@ from nnssl.pretraining.probe import OnlineProbe
 from nnssl.pretraining.reporting import Reporter
 from nnssl.pretraining.setup import Setup, case_labels
 from nnssl.pretraining.stopping import Stopping
+from nnssl.pretraining.tf32 import exact_products, use_tf32
 from nnssl.pretraining.weights import load_weights
 
 
@@ -72,6 +73,7 @@ class Pretraining:
         pace = Pace(self.config, self._val_steps(), self.reporter.rows(device) if setup.resume and is_main() else ())
         self.life = LifeSigns(self.config, pace, self.meters.cost, self.meters.watch, device)
         compile_backbones(self.method)
+        self.tf32 = use_tf32(self.method, device, self.precision)
         self.model: nn.Module = self._distribute()
 
     def run(self) -> None:
@@ -148,6 +150,9 @@ class Pretraining:
         except torch.cuda.OutOfMemoryError:
             self._keep_steps()
             raise
+        finally:
+            if self.tf32:
+                exact_products()
         self.scaler.unscale_(self.optimiser)
         norm = nn.utils.clip_grad_norm_(self.method.parameters(), self.config.gradient_clip or float("inf"))
         # with fp16 a gradient that overflows is expected: the scaler leaves that step out

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nnssl.networks import window_attention
+from nnssl.networks import tiled_attention, window_attention
 from nnssl.networks.nnformer import NNFormer
 from nnssl.networks.swin import SwinPyramid
 from nnssl.networks.vit import ViTPyramid
@@ -33,12 +33,12 @@ def _run(layer: nn.Module, x: Tensor, mask: Tensor | None) -> list[Tensor]:
     return [y.detach(), *gradients]
 
 
-@pytest.mark.parametrize("tile", [window_attention._TILE, 60, 1], ids=["one tile", "some", "a head each"])
+@pytest.mark.parametrize("tile", [tiled_attention._TILE, 60, 1], ids=["one tile", "some", "a head each"])
 @pytest.mark.parametrize("kind", ["plain", "shifted", "smaller window"])
 def test_window_attention__equals_monais(kind: str, tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
     from monai.networks.nets.swin_unetr import compute_mask
 
-    monkeypatch.setattr(window_attention, "_TILE", tile)
+    monkeypatch.setattr(tiled_attention, "_TILE", tile)
     theirs = _monais(12, 3, (2, 3, 2))
     mine = WindowAttention(copy.deepcopy(theirs))
     mask = compute_mask([4, 6, 6], (2, 3, 2), (1, 1, 1), "cpu") if kind == "shifted" else None
@@ -61,11 +61,10 @@ def test_biased_attention__tiles_equal_torchs(own_bias: bool, monkeypatch: pytes
     torch.manual_seed(0)
     query, key, value = torch.randn(3, 2, 3, 2, 5, 4, dtype=torch.float64, requires_grad=True)
     bias = torch.randn(3 if own_bias else 1, 2, 5, 5, dtype=torch.float64, requires_grad=True)
-    mask = None if own_bias else torch.randn(3, 1, 5, 5, dtype=torch.float64)
     results = []
     for tiled in (True, False):
-        monkeypatch.setattr(window_attention, "_in_tiles", lambda *_, tiled=tiled: tiled)
-        read = biased_attention(query, key, value, bias, mask, 0.3)
+        monkeypatch.setattr(window_attention, "in_tiles", lambda *_, tiled=tiled: tiled)
+        read = biased_attention(query, key, value, bias, None, 0.3)
         results.append([read, *torch.autograd.grad(read.square().sum(), [query, key, value, bias])])
     for got, expected in zip(*results, strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
@@ -112,8 +111,11 @@ def test_vit_pyramid__equals_the_plain_attention() -> None:
 
 
 def test_fuse_windows__leaves_its_own_layers() -> None:
-    holder = nn.ModuleDict({"attn": _monais(12, 3, (2, 2, 2))})
-    fuse_windows(holder)
-    first = holder["attn"]
-    fuse_windows(holder)
-    assert isinstance(first, WindowAttention) and holder["attn"] is first
+    from monai.networks.nets.swin_unetr import SwinTransformerBlock
+
+    block: Any = SwinTransformerBlock(12, 3, (2, 2, 2), (0, 0, 0))
+    fuse_windows(block)
+    first, kind = block.attn, type(block)
+    fuse_windows(block)
+    assert isinstance(first, WindowAttention) and block.attn is first
+    assert type(block) is kind is not SwinTransformerBlock and isinstance(block, SwinTransformerBlock)
