@@ -183,6 +183,17 @@ def _in_fast_layout(x: Tensor, channels: int) -> Tensor:
     return to_channels_last(x) if channels_last else x.contiguous()
 
 
+def weights_like_maps(module: nn.Module) -> None:
+    """Give weights the layout of the maps that they make on a CPU, in place; values and names stay.
+
+    Their gradients have that layout. DistributedDataParallel lays its buckets out like the weights, and would copy and
+    warn of gradients that differ.
+    """
+    for block in module.modules():
+        if isinstance(block, ConvBlock) and block.conv.out_channels < _MANY_CHANNELS:
+            block.to(memory_format=torch.channels_last_3d)
+
+
 class PimpicUNet(SegmentationNetwork):
     """`Pimpic3d` with the published 3x3x3 segmentation layer, and one more for every other level of the decoder.
 

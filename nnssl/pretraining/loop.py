@@ -24,6 +24,7 @@ from nnssl.data.loader import (
 )
 from nnssl.methods.base import Batch, Method, StepOutput, to_device
 from nnssl.methods.options import to_plain
+from nnssl.networks.pimpic_unet import weights_like_maps
 from nnssl.networks.sync_batch_norm import synchronise_batch_norm
 from nnssl.pretraining.life_signs import LifeSigns, Pace, announce
 from nnssl.pretraining.meters import Meters
@@ -227,6 +228,8 @@ class Pretraining:
     def _distribute(self) -> nn.Module:
         if world_size() == 1:
             return self.method
+        if self.device.type == "cpu":
+            weights_like_maps(self.method)
         # without device_ids, for which it would send a batch's host tensors to the card, whose values the host reads;
         # gradients in the buckets themselves: one copy of them less in memory, and one copying less a step; no
         # static_graph: it spares the search for unused parameters, which is off here

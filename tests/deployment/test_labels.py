@@ -53,7 +53,7 @@ def test_export_labels__writes_the_file_that_nnunet_writes(tmp_path: Path, regio
                             "transpose_backward": [1, 2, 0]}  # fmt: skip
     manager = PlansManager(plans)
     names: dict[str, Any] = {"background": 0, "liver": 1, "spleen": 2}
-    content = {"labels": names, "channel_names": {"0": "CT"}, "file_ending": ".nii.gz"}
+    content: dict[str, Any] = {"labels": names, "channel_names": {"0": "CT"}, "file_ending": ".nii.gz"}
     if regions:
         content |= {"labels": names | {"liver": [1, 2]}, "regions_class_order": [1, 2]}
     properties = {

@@ -13,7 +13,7 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnssl.core.errors import UserError
 from nnssl.networks.build import build_backbone
 from nnssl.networks.contrastive import l2_normalise, projection_head
-from nnssl.networks.pimpic_unet import Pimpic3d, PimpicUNet, instance_norm, keeps_layout
+from nnssl.networks.pimpic_unet import Pimpic3d, PimpicUNet, instance_norm, keeps_layout, weights_like_maps
 from tests.networks.helpers import (
     assert_matches,
     build_network,
@@ -31,6 +31,21 @@ NAME = f"{PimpicUNet.__module__}.{PimpicUNet.__qualname__}"
 
 def architecture(num_scales: int) -> dict[str, Any]:
     return {"base_channels": 4, "num_scales": num_scales, "strides": [[1, 1, 1], *[[2, 2, 2]] * num_scales]}
+
+
+@pytest.mark.parametrize("levels", ["encoder", "decoder"])
+def test_weights_like_maps__gradients_have_the_strides_of_their_weights(levels: Literal["encoder", "decoder"]) -> None:
+    network, image = Pimpic3d(1, 4, 3, levels), torch.randn(2, 1, 16, 16, 24)
+    before = network(image)
+    weights_like_maps(network)
+    after = network(image)
+    for one, other in zip(before, after, strict=True):
+        torch.testing.assert_close(one, other)
+    torch.stack([level.square().mean() for level in after]).sum().backward()
+    gradients = {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
+    assert len(gradients) >= 18
+    for name, gradient in gradients.items():  # as DistributedDataParallel wants it
+        assert gradient.stride() == network.get_parameter(name).stride(), name
 
 
 def test_pimpic_unet__gives_the_official_logits() -> None:
