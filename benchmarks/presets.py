@@ -32,6 +32,7 @@ METHODS = {
     "sam": ("sam",),
     "alice_vit": ("alice", "mae"),
     "alice_12gb": ("alice", "mae"),
+    "primus": ("mae",),
     "alice_nnformer": ("alice",),
     "alice_swin": ("alice", "mae"),
 }

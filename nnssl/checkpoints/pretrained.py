@@ -19,6 +19,7 @@ from nnssl.methods.registry import get_method, method_names
 from nnssl.methods.shared.pixel_method import PixelMethod
 from nnssl.networks.build import backbone_of, build_backbone, network_entries, resolve_configuration
 from nnssl.networks.encodings import PixelEncoder, heads_from_description
+from nnssl.networks.primus import Primus
 from nnssl.networks.pyramid import FeaturePyramid, Stride
 from nnssl.networks.vit import resized_positions
 
@@ -157,9 +158,9 @@ def _adapted(name: str, found: Tensor, own: Tensor, network: PretrainedNetwork, 
 
 
 def _position_grids(modules: Iterator[nn.Module]) -> dict[str, Stride]:
-    """Grids of tokens of the pyramid with position embeddings, by the name of the embedding."""
-    pyramids = (module for module in modules if isinstance(module, FeaturePyramid))
-    return {name: grid for pyramid in pyramids for name, grid in pyramid.position_grids.items()}
+    """Grids of tokens of the pyramid with position embeddings, by the name of the embedding in the pyramid."""
+    networks = (module for module in modules if isinstance(module, FeaturePyramid | Primus))
+    return {name: grid for network in networks for name, grid in network.position_grids.items()}
 
 
 def _once(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from nnssl.checkpoints.intensity import IntensityBridge
 from nnssl.core.errors import UserError
 from nnssl.networks.build import backbone_of, pretrained_part, segmentation_of
 from nnssl.networks.heads import LinearHead, NonLinearHead, SegmentationHead, upsampled_to
+from nnssl.networks.primus import Primus
 from nnssl.networks.pyramid import FeaturePyramid, padded_to_multiple
 
 UNET: Literal["unet"] = "unet"
@@ -137,6 +138,8 @@ class UNetSegmentation(nn.Module):
         pyramid = getattr(self.network, "backbone", None)
         if isinstance(pyramid, FeaturePyramid):
             pyramid.check_patch(patch_size, batch_size)
+        elif isinstance(self.network, Primus):
+            self.network.check_size(patch_size)
 
 
 def _cannot_be_one_cell(backbone: FeaturePyramid) -> bool:

@@ -14,6 +14,7 @@ from nnssl.networks.fpn_unet import FPN3dUNet, SegmentationNetwork
 from nnssl.networks.lapn_unet import LapnUNet
 from nnssl.networks.nnformer import NNFormer
 from nnssl.networks.pimpic_unet import PimpicUNet
+from nnssl.networks.primus import Primus
 from nnssl.networks.pyramid import FeaturePyramid, Levels
 from nnssl.networks.segresnet import SegResNet, SegResNetDS
 from nnssl.networks.stunet import STUNet
@@ -30,7 +31,7 @@ _ANY_NUMBER_OF_CLASSES = 2  # the segmentation layers are not part of a backbone
 _OWN: dict[str, type[SegmentationNetwork]] = {
     f"{own.__module__}.{own.__qualname__}": own
     for own in (
-        FPN3dUNet, SwinUNETR, PimpicUNet, LapnUNet, UNETR, NNFormer, SegResNet, SegResNetDS, UNet3D, STUNet,
+        FPN3dUNet, SwinUNETR, PimpicUNet, LapnUNet, UNETR, NNFormer, Primus, SegResNet, SegResNetDS, UNet3D, STUNet,
     )
 }  # fmt: skip
 
@@ -75,7 +76,7 @@ def pretrained_part(network: nn.Module, resolved: dict[str, Any], levels: Levels
 def name_in_network(name: str) -> str:
     """Name in the segmentation network of a tensor of its pyramid.
 
-    `UNetPyramid` contains that network; the networks of this package contain their pyramid.
+    `UNetPyramid` and `PrimusPyramid` contain that network; the other networks of this package contain their pyramid.
     """
     held = "network."
     return name[len(held) :] if name.startswith(held) else f"backbone.{name}"

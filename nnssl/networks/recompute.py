@@ -34,6 +34,7 @@ _OF_OTHERS = (
     "monai.networks.blocks.unetr_block.UnetrBasicBlock",
     "monai.networks.blocks.unetr_block.UnetrPrUpBlock",
     "monai.networks.blocks.unetr_block.UnetrUpBlock",
+    "timm.models.eva.EvaBlock",
 )
 
 

@@ -89,14 +89,23 @@ _BACKBONE = "backbone."
 _CLASSES = 2  # any number: nnU-Net takes everything but the segmentation layers
 
 
-def write_nnunet_weights(folder: Path) -> Path:
+def write_nnunet_weights(folder: Path) -> Path | None:
     """Write `nnunet_weights.pth` beside the final checkpoint of a run, in one piece.
+
+    nnU-Net takes everything but the segmentation layers. Where more depends on the number of classes, as in Primus,
+    nothing is written and None returned.
 
     Raises:
         UserError: the checkpoint does not fit the network of its own plans, or no space is left.
     """
     file = folder / NNUNET_WEIGHTS
-    network, pretrained = pretrained_network(load_checkpoint(folder / FINAL), folder / FINAL)
+    checkpoint = load_checkpoint(folder / FINAL)
+    network, pretrained = pretrained_network(checkpoint, folder / FINAL)
+    if depending := _depending_on_classes(resolve_configuration(checkpoint["plans"], checkpoint["configuration"])):
+        log.info(f"there is no {file.name}, for nnUNetv2_train -pretrained_weights: tensors of the network depend on "
+                 f"the number of classes ({first_of(depending)}); the trainers of this package load the rest"
+                 )  # fmt: skip
+        return None
     save_checkpoint({"network_weights": dict(network.state_dict())}, file)
     fresh = {name: tensor for name, tensor in _tensors(network).items() if name not in pretrained}
     log.info(f"{file.name}, for nnUNetv2_train -pretrained_weights: {_count(pretrained.values())} pretrained, "
@@ -136,6 +145,13 @@ def pretrained_network(checkpoint: dict[str, Any], path: Path) -> tuple[nn.Modul
     fill(pretrained, values)
     _check_copies(network, given, pretrained, path)
     return network, pretrained
+
+
+def _depending_on_classes(resolved: dict[str, Any]) -> list[str]:
+    """Names of the tensors that nnU-Net would load and that have another shape for another number of classes."""
+    with torch.device("meta"):
+        one, other = (segmentation_of(resolved, classes).state_dict() for classes in (_CLASSES, _CLASSES + 1))
+    return [name for name in one if ".seg_layers." not in name and one[name].shape != other[name].shape]
 
 
 def _check_copies(network: nn.Module, given: dict[str, Tensor], pretrained: dict[str, Tensor], path: Path) -> None:

@@ -24,6 +24,11 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
         {"strides": [[1, 1, 1]] + [HALVED] * 4, "image_size": [32, 32, 32], "feature_size": 4, "hidden_size": 24,
          "mlp_dim": 32, "num_heads": 3, "num_layers": 4},
     ),
+    "primus": (
+        "nnssl.networks.primus.Primus",
+        {"strides": [[1, 1, 1]] + [HALVED] * 3, "input_shape": [16, 16, 32], "embed_dim": 24, "eva_depth": 2,
+         "eva_numheads": 2},
+    ),
     "swin": (
         "nnssl.networks.swin.SwinUNETR",
         {"strides": [[1, 1, 1]] + [HALVED] * 5, "feature_size": 12, "depths": [1, 1, 1, 1], "window_size": 2},
@@ -33,7 +38,13 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
         {"strides": [[1, 1, 1]] + [HALVED] * 3, "widths": [8, 16, 32, 64], "num_heads": [2, 2, 4, 4]},
     ),
 }  # fmt: skip
-PATCHES = {"unet": (16, 24, 24), "vit": (32, 32, 32), "swin": (32, 64, 64), "nnformer": (16, 32, 32)}
+PATCHES = {
+    "unet": (16, 24, 24),
+    "vit": (32, 32, 32),
+    "primus": (16, 16, 32),
+    "swin": (32, 64, 64),
+    "nnformer": (16, 32, 32),
+}
 
 
 def _plans(root: Path, kind: str, **arguments: Any) -> dict[str, Any]:
@@ -59,7 +70,7 @@ def _pretrain(root: Path, plans: dict[str, Any], method: str = "alice") -> dict[
 
 
 @pytest.mark.parametrize(("method", "kind"), [
-    ("alice", "unet"), ("alice", "vit"), ("alice", "nnformer"),
+    ("alice", "unet"), ("alice", "vit"), ("alice", "nnformer"), ("mae", "primus"),
     pytest.param("alice", "swin", marks=pytest.mark.slow), pytest.param("mae", "vit", marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_finetune__from_the_encoder_to_stock_prediction(flare: Path, method: str, kind: str) -> None:
@@ -73,13 +84,16 @@ def test_finetune__from_the_encoder_to_stock_prediction(flare: Path, method: str
     assert module.pretrained_tensors().keys() == report["loaded"].keys() and not report["adapted"]
     for name, tensor in module.pretrained_tensors().items():
         assert torch.equal(tensor, state[f"backbone.{name}"])
-    assert all("decoder" in n or (kind == "vit" and ".encoder" in n) or "cross_attn" in n for n in report["fresh"])
+    fresh = ("decoder", "cross_attn", "up_projection", "mask_token")
+    assert all(any(part in n for part in fresh) or (kind == "vit" and ".encoder" in n) for n in report["fresh"])
     assert any(name.startswith(("decoder.", "tokens.", "target.")) for name in report["unused"])
     before = state_of(module)
     trainer.run_training()
     after = state_of(trainer.network_module)
     moved = {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
-    assert any("seg_layers" in name for name in moved) and moved & {f"network.{n}" for n in _names(kind)}
+    assert any("seg_layers" in name or "up_projection.decode.2" in name for name in moved) and moved & {
+        f"network.{n}" for n in _names(kind)
+    }
 
     shutil.rmtree(flare / "results" / SOURCE)
     predictor = nnUNetPredictor(device=torch.device("cpu"), perform_everything_on_device=False, allow_tqdm=False)
@@ -103,6 +117,7 @@ def _names(kind: str) -> list[str]:
     return {
         "unet": ["encoder.stages.0.0.convs.0.conv.weight"],
         "vit": ["backbone.vit.patch_embedding.patch_embeddings.weight", f"backbone.{POSITIONS}"],
+        "primus": ["down_projection.proj.weight", "eva.pos_embed", "eva.blocks.1.attn.q_proj.weight"],
         "swin": ["backbone.swinViT.patch_embed.proj.weight"],
         "nnformer": ["backbone.embedding.convolutions.0.weight"],
     }[kind]

@@ -17,6 +17,7 @@ _DEEP = (
     "LapnUNet",
     "UNETR",
     "NNFormer",
+    "Primus",
 )  # whose output may be a list of levels, as MonaiUNet's may not
 
 

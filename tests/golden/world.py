@@ -46,6 +46,9 @@ NETWORKS: dict[str, tuple[dict[str, Any], list[int]]] = {
     "nnssl.networks.swin.SwinUNETR": (
         {"feature_size": 12, "depths": [2, 2, 2, 2], "num_heads": [3, 6, 12, 24], "window_size": 4,
          "strides": _strides(6)}, [64, 64, 64]),
+    "nnssl.networks.primus.Primus": (
+        {"input_shape": [16, 16, 32], "embed_dim": 24, "eva_depth": 2, "eva_numheads": 2, "strides": _strides(4)},
+        [16, 16, 32]),
     "nnssl.networks.nnformer.NNFormer": (
         {"widths": [8, 16, 32, 64], "num_heads": [2, 2, 4, 4], "strides": _strides(4)}, [16, 32, 32]),
 }  # fmt: skip

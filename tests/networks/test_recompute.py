@@ -15,6 +15,7 @@ from nnssl.networks.fpn_unet import FPN3d
 from nnssl.networks.lapn_unet import LapnPyramid
 from nnssl.networks.nnformer import NNFormerPyramid
 from nnssl.networks.pimpic_unet import Pimpic3d
+from nnssl.networks.primus import Primus
 from nnssl.networks.pyramid import BlockMask
 from nnssl.networks.recompute import recompute_activations
 from nnssl.networks.segresnet import SegResNetDSPyramid, SegResNetPyramid
@@ -25,6 +26,8 @@ from nnssl.networks.vit import ViTPyramid
 from tests.networks.helpers import unet_configuration
 
 STRIDES = [[1, 1, 1], [2, 2, 2], [2, 2, 2]]
+PRIMUS: dict[str, Any] = {"strides": [[1, 1, 1], [8, 8, 8]], "input_shape": (16, 16, 32), "embed_dim": 24,
+                          "eva_depth": 2, "eva_numheads": 2, "drop_path_rate": 0.5}  # fmt: skip
 BACKBONES: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int]]] = {
     "plain": (lambda: backbone_of(unet_configuration("PlainConvUNet", STRIDES, [4, 8, 8]), "decoder"), (8, 16, 16)),
     "residual": (
@@ -41,6 +44,7 @@ BACKBONES: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int]]] = {
     "stunet": (lambda: STUNetPyramid(1, (4, 8, 8), (1, 2, 1), STRIDES, "decoder"), (8, 16, 16)),
     "unet3d": (lambda: UNet3DPyramid(1, 2, "decoder"), (8, 16, 16)),
     "vit": (lambda: ViTPyramid(1, (32, 32, 16), 4, 24, 48, 3, 4, "decoder"), (32, 32, 16)),
+    "primus": (lambda: Primus.pyramid(1, "encoder", **PRIMUS), (16, 24, 32)),
     "nnformer": (
         lambda: NNFormerPyramid(1, (8, 16), (2, 4), (2, 2), (2, 4), drop_path=0.5, levels="decoder"),
         (9, 16, 12),

@@ -51,8 +51,8 @@ def test_write_nnunet_weights__stock_loader_gets_the_pretrained_part(
     with caplog.at_level(logging.INFO, logger="nnssl"):
         file = write_nnunet_weights(tmp_path)
     assert file == tmp_path / NNUNET_WEIGHTS and {f.name for f in tmp_path.iterdir()} == {FINAL, NNUNET_WEIGHTS}
-    stored = torch.load(file, weights_only=True)["network_weights"]
-    loaded, before = _loaded_by_nnunet(file, content)
+    stored = torch.load(tmp_path / NNUNET_WEIGHTS, weights_only=True)["network_weights"]
+    loaded, before = _loaded_by_nnunet(tmp_path / NNUNET_WEIGHTS, content)
 
     prefix = "backbone." if network == "fpn" else "backbone.network."
     given = {k[len(prefix) :]: v for k, v in content["method_state"].items() if k.startswith(prefix)}
@@ -78,12 +78,26 @@ def test_write_nnunet_weights__the_rest_is_fresh_and_the_same_again(tmp_path: Pa
     content = _content("plain")
     save_checkpoint(content, tmp_path / FINAL)
     torch.manual_seed(5)
-    first = torch.load(write_nnunet_weights(tmp_path), weights_only=True)["network_weights"]
+    write_nnunet_weights(tmp_path)
+    first = torch.load(tmp_path / NNUNET_WEIGHTS, weights_only=True)["network_weights"]
     drawn = torch.rand(1)
-    second = torch.load(write_nnunet_weights(tmp_path), weights_only=True)["network_weights"]
+    write_nnunet_weights(tmp_path)
+    second = torch.load(tmp_path / NNUNET_WEIGHTS, weights_only=True)["network_weights"]
     assert all(torch.equal(first[k], second[k]) for k in first)
     torch.manual_seed(5)
     assert torch.equal(drawn, torch.rand(1))  # nobody else's random numbers are touched
+
+
+def test_write_nnunet_weights__none_where_more_depends_on_the_number_of_classes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    sizes = {"strides": [[1, 1, 1], [8, 8, 8]], "input_shape": [16, 16, 16], "embed_dim": 12, "eva_depth": 1,
+             "eva_numheads": 1}  # fmt: skip
+    architecture = {"network_class_name": "nnssl.networks.primus.Primus", "arch_kwargs": sizes}
+    save_checkpoint(checkpoint_content(tiny_plans("P", architecture=architecture), CT_JSON, "mae"), tmp_path / FINAL)
+    with caplog.at_level(logging.INFO, logger="nnssl"):
+        assert write_nnunet_weights(tmp_path) is None
+    assert "up_projection" in caplog.text and [f.name for f in tmp_path.iterdir()] == [FINAL]
 
 
 @pytest.mark.parametrize("damage", ["nothing", "one missing", "shape", "copies"])
