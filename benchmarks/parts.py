@@ -7,7 +7,7 @@ import contextlib
 import os
 import resource
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from statistics import median
 
 import torch
@@ -29,7 +29,7 @@ def user_seconds() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_utime
 
 
-def in_turn(steps: dict[str, Callable[[], object]], repeats: int, reference: str) -> dict[str, tuple[float, float]]:
+def in_turn(steps: Mapping[str, Callable[[], object]], repeats: int, reference: str) -> dict[str, tuple[float, float]]:
     """Run steps in turn; print each as it ends, then the fastest of each and its ratio to the reference.
 
     Args:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from nnssl.analysis.views import visualize_reconstruction, visualize_views
     from nnssl.benchmarking.benchmark import benchmark
     from nnssl.benchmarking.evaluate import evaluate
+    from nnssl.benchmarking.scan_labels import benchmark_scan_labels
     from nnssl.classification.classify import classify
     from nnssl.classification.predict import classify_predict
     from nnssl.data.label_maps import check_annotated_labels, propose_annotated_labels
@@ -36,6 +37,7 @@ __all__ = [
     "UserError",
     "__version__",
     "benchmark",
+    "benchmark_scan_labels",
     "check_annotated_labels",
     "check_installation",
     "classify",
@@ -63,6 +65,7 @@ __all__ = [
 
 _WHERE = {
     "benchmark": "nnssl.benchmarking.benchmark",
+    "benchmark_scan_labels": "nnssl.benchmarking.scan_labels",
     "check_annotated_labels": "nnssl.data.label_maps",
     "check_installation": "nnssl.installation",
     "classify": "nnssl.classification.classify",

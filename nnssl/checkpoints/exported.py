@@ -46,7 +46,8 @@ def read_safetensors(path: Path) -> dict[str, Any]:
     Raises:
         UserError: the package is not installed, or a file is missing or damaged.
     """
-    config = read_json(path.with_name(CONFIG), ExportedFile, _COPY)
+    fix = f"{_COPY}, or if another program wrote it type: nnssl_import {path} -o Dataset900_NAME"
+    config = read_json(path.with_name(CONFIG), ExportedFile, fix)
     try:
         with needed_safetensors().safe_open(path, framework="pt") as file:
             names: Mapping[str, str] = file.metadata() or {}

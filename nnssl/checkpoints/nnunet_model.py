@@ -35,7 +35,9 @@ def nnunet_content(path: Path) -> dict[str, Any] | None:
         return None
     if not is_nnunet(content):
         return None
-    return imported_content(nnunet_weights(content, path), path, {"source": {"file": path.name}}).content
+    weights = nnunet_weights(content, path)
+    about = {"title": f"a model of nnU-Net, trained on {weights.plans['dataset_name']}", "source": {"file": path.name}}
+    return imported_content(weights, path, about).content
 
 
 def is_nnunet(content: Mapping[str, Any]) -> bool:

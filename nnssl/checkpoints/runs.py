@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,7 +153,7 @@ def is_run(source: int | str | Path) -> bool:
     text = str(source)
     if text.isdecimal() or why_not_a_name(text, "dataset") is None:
         return isinstance(source, Path)
-    return len(Path(text).parts) > 1 or Path(text).exists()
+    return os.sep in text or Path(text).exists()
 
 
 def read_run(run: str | Path, wanted: RunFilter) -> Pretrained:

@@ -15,7 +15,7 @@ from nnssl.checkpoints.files import package_versions
 from nnssl.checkpoints.pretrained import RANDOM, pretrained_of
 from nnssl.checkpoints.runs import open_run
 from nnssl.classification.finetune import Job
-from nnssl.classification.frozen import constant, predict_frozen, save_frozen, start_of
+from nnssl.classification.frozen import WITH_RANDOM, constant, cross_validate, save_frozen, start_of, vectors_of
 from nnssl.classification.labels import FILE, Target, Task, read_target
 from nnssl.classification.model import MODEL, Way
 from nnssl.classification.plots import draw_results
@@ -153,8 +153,12 @@ def classify(
                                          allow_other_intensities)  # fmt: skip
         for one in chosen:
             job.train(one)
-        done = [one for one in question.folds if (job.home(one) / MODEL).is_file()]
+        done = job.finished(question.folds)
         found = {FINETUNED: {case: row for one in done for case, row in job.predict(one).items()}}
+        random = job.with_random_weights()
+        if random is not None and len(random.finished(done)) == len(done):
+            rows = {case: row for one in done for case, row in random.predict(one).items()}
+            found[f"{FINETUNED}{WITH_RANDOM}"] = rows
         found[CONSTANT[question.target.task]] = constant(question.target, done)
         return finish(job.folder, question, done, found, about, device, time.perf_counter() - started)
     run = open_run(model)
@@ -162,14 +166,20 @@ def classify(
     folder = output_folder(question, start, "frozen", plans_name, run.content["configuration"], output)
     about = describe(question, str(model), start, "frozen", seed)
     open_output(folder, about)
-    found, backbone, vectors = predict_frozen(
-        run, question.images, question.target, question.folds, question.results, device, seed, overwrite,
-        allow_other_intensities,
-    )  # fmt: skip
-    save_frozen(folder / MODEL, run, backbone, vectors, question.target, seed)
-    order = [*list(found)[1:], next(iter(found))]  # what knows nothing comes last
-    return finish(folder, question, question.folds, {kind: found[kind] for kind in order}, about, device,
-                  time.perf_counter() - started)  # fmt: skip
+    runs = {"": run}
+    if not run.is_random:
+        runs[WITH_RANDOM] = open_run(f"{RANDOM}:{run.checkpoint}")
+    found = {}
+    for ending, opened in runs.items():
+        log.info(f"vectors of {len(question.target.cases)} cases by {opened.title}")
+        vectors = vectors_of(opened, question.images, question.target, question.results, device, overwrite,
+                             allow_other_intensities)  # fmt: skip
+        made = cross_validate(vectors.of_case, question.target, question.folds, seed)
+        found |= {f"{kind}{ending}": rows for kind, rows in made.items()}
+        if opened is run:
+            save_frozen(folder / MODEL, vectors, question.target, seed)
+    found[CONSTANT[question.target.task]] = constant(question.target, question.folds)
+    return finish(folder, question, question.folds, found, about, device, time.perf_counter() - started)
 
 
 def _check_request(

@@ -4,35 +4,31 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from nnssl.checkpoints.files import BEST, FINAL, LATEST, load_checkpoint
-from nnssl.checkpoints.pretrained import Pretrained, load_pretrained
-from nnssl.classification.heads import LinearHead
+from nnssl.checkpoints.pretrained import RANDOM, Pretrained
 from nnssl.classification.labels import Target
-from nnssl.classification.method import ClassificationConfig, ScanClassification, Values
+from nnssl.classification.method import ClassificationConfig
 from nnssl.classification.model import BACKBONE, MODEL, Network, load_classifier, save_classifier
 from nnssl.classification.results import Predictions
+from nnssl.classification.setup import ClassificationSetup, head_of, levels_of, patch_of, scaled, whole_patch
 from nnssl.classification.splits import Fold, split_off
 from nnssl.classification.volumes import Prepared
 from nnssl.core.errors import UserError
 from nnssl.core.system import memory_limit
 from nnssl.methods.options import from_plain, override, to_plain
 from nnssl.networks.build import backbone_of, build_backbone, resolve_configuration
-from nnssl.networks.pyramid import FeaturePyramid, Levels, Stride, format_size
-from nnssl.networks.recompute import recompute_activations
+from nnssl.networks.pyramid import format_size
 from nnssl.pretraining.folder import Claim, Stored, check_output, held, load_resumed, open_folder
 from nnssl.pretraining.launch import launch
 from nnssl.pretraining.memory import card_gib, peak_gib
 from nnssl.pretraining.request import check_same_run
 from nnssl.pretraining.run_log import open_run_log, run_log
-from nnssl.pretraining.setup import Setup
 
 METHOD = "classification"
 _HELD_OUT = 0.2  # of a fold's training cases: they tell when to stop, and the test cases choose nothing
@@ -40,47 +36,6 @@ _CARD, _HOST = 0.9, 0.5  # of the memory for tensors of a step
 _WARM_UP = 0.2  # of the steps
 
 log = logging.getLogger("nnssl")
-
-
-@dataclass(frozen=True)
-class ClassificationSetup(Setup):
-    """A fold's fine-tuning.
-
-    Args:
-        values: of the cases.
-        source: pretraining to start from; None for random weights.
-        levels: of the network that form the pyramid.
-    """
-
-    values: Values = field(kw_only=True)
-    source: Pretrained | None = field(kw_only=True)
-    levels: Levels = field(kw_only=True)
-
-    @property
-    def method_class(self) -> type[ScanClassification]:
-        """Not one of the pretext tasks."""
-        return ScanClassification
-
-    @property
-    def patience(self) -> int | None:
-        """As the options say."""
-        patience: int | None = getattr(self.config, "patience", None)
-        return patience
-
-    def build_method(self) -> ScanClassification:
-        """The network with the pretraining's weights, and a fresh head."""
-        assert isinstance(self.config, ClassificationConfig)
-        backbone = backbone_of(self.resolved, self.levels)
-        ScanClassification.check(self.config, backbone)
-        built = ScanClassification(backbone, self.config, self.values)
-        if self.source is not None and self.resume is None:
-            report = load_pretrained(built, self.source, "start from another RUN")
-            if built.head.weight.device.type != "meta":
-                for line in report.lines():
-                    log.info(line)
-        if self.config.checkpoint_activations is not None:
-            recompute_activations(built, self.config.checkpoint_activations)
-        return built
 
 
 @dataclass(frozen=True)
@@ -146,6 +101,9 @@ class Job:
                 open_run_log(home)
                 log.info(f"fold {fold.number}: {len(setup.train)} cases to learn from, {len(setup.val)} to tell when "
                          f"to stop, {len(fold.test)} to test")  # fmt: skip
+                if setup.resume is None and (report := setup.build()[1]) is not None:
+                    for line in report.lines():
+                        log.info(line)
                 launch(setup, self.device, 1)
             if not (home / MODEL).is_file():
                 self._keep_best(home)
@@ -213,9 +171,9 @@ class Job:
         return _HOST * memory_limit() / 2**30 if card is None else _CARD * card
 
     def _needed(self, setup: ClassificationSetup) -> float:
-        if self.device == "cuda":
-            return peak_gib(setup)
-        return peak_gib(replace(setup, config=replace(setup.config, precision="float32")))
+        precision = setup.config.precision if self.device == "cuda" else "float32"
+        wanted = replace(setup, source=None, config=replace(setup.config, precision=precision))
+        return peak_gib(wanted, wanted.build()[0])
 
     def _keep_best(self, home: Path) -> None:
         """Write the classifier, and remove the checkpoints that only a run under way needs."""
@@ -229,10 +187,20 @@ class Job:
             last = len(build_backbone(content["plans"], content["configuration"], levels).channels) - 1
         network = Network(content, backbone, levels, 0, last, config.patch)
         train = [label.split("/", 1)[1] for label in content["train_cases"]]
-        head = head_of(state["head.weight"], state["head.bias"], self.target, train)
+        head = head_of(state, self.target, train)
         save_classifier(home / MODEL, network, head, self.target, "finetuned", self.start)
         for name in (LATEST, BEST):
             (home / name).unlink(missing_ok=True)
+
+    def with_random_weights(self) -> Job | None:
+        """The fine-tuning of the same network from random weights, if it is beside this one."""
+        old, new = f"__{self.start}_finetuned__", f"__{RANDOM}_{self.start}_finetuned__"
+        beside = self.folder.with_name(self.folder.name.replace(old, new))
+        return replace(self, folder=beside) if beside != self.folder and beside.is_dir() else None
+
+    def finished(self, folds: Sequence[Fold]) -> list[Fold]:
+        """Folds that have a classifier."""
+        return [fold for fold in folds if (self.home(fold) / MODEL).is_file()]
 
     def predict(self, fold: Fold) -> Predictions:
         """Predictions of a fold's test cases by its `model.pth`."""
@@ -244,49 +212,3 @@ class Job:
             values, body = volume.read(start, stop), volume.read_body(start, stop)
             found[case] = classifier.predict(values, body, self.device)
         return found
-
-
-def levels_of(source: Pretrained | None, plans: dict[str, Any], configuration: str) -> Levels:
-    """The encoder's maps; all that the pretraining used where its network does not hold an encoder by itself."""
-    if source is None:
-        return "encoder"
-    with torch.device("meta"):
-        wanted = build_backbone(plans, configuration, "encoder").used_tensors()
-    return "encoder" if wanted.keys() <= source.backbone.keys() else source.levels
-
-
-def patch_of(source: Pretrained | None, resolved: dict[str, Any]) -> Stride:
-    """(Z, Y, X) voxels: of the pretraining's crops, or of the plans."""
-    given = source.config.get("patch_size") if source is not None else None
-    z, y, x = (int(n) for n in given or resolved["patch_size"])
-    return z, y, x
-
-
-def whole_patch(backbone: FeaturePyramid, largest: Sequence[int]) -> Stride | None:
-    """The smallest patch that covers volumes and that the network takes; None where it takes one size only."""
-    z, y, x = (-(-n // d) * d for n, d in zip(largest, backbone.divisor, strict=True))
-    try:
-        backbone.check_patch((z, y, x))
-    except UserError:
-        return None
-    return z, y, x
-
-
-def scaled(target: Target, train: Sequence[str], held_out: Sequence[str]) -> Values:
-    """Values of cases for the loss: classes by number, numbers with mean 0 and deviation 1 in the training."""
-    mean, deviation = (0.0, 1.0) if target.classes else _scale(target.of(train))
-    parts = (tuple(((target.of(cases) - mean) / deviation).tolist()) for cases in (train, held_out))
-    return Values(*parts, len(target.classes))
-
-
-def head_of(weight: Tensor, bias: Tensor, target: Target, train: Sequence[str]) -> LinearHead:
-    """The trained layer in the units of the target, with class scores of zero mean."""
-    weights, added = weight.double().numpy(), bias.double().numpy()
-    if target.classes:
-        return LinearHead(weights - weights.mean(0), added - added.mean(), True)
-    mean, deviation = _scale(target.of(train))
-    return LinearHead(weights * deviation, added * deviation + mean, False)
-
-
-def _scale(values: Any) -> tuple[float, float]:
-    return float(np.mean(values)), float(np.std(values)) or 1.0

@@ -10,12 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from nnssl.analysis.files import write_on_image
 from nnssl.analysis.planes import Overlay, Row, cells_in, draw_rows
 from nnssl.classification.heads import Floats
 from nnssl.classification.model import Classifier
+from nnssl.classification.windows import spread_maps, windows
 from nnssl.core.names import picture
 from nnssl.core.system import dispensable
 from nnssl.features.images import PreparedImage
@@ -37,11 +39,22 @@ def heat_map(
         number: of the class; 0 for a number.
         device: where the networks are.
     """
+    assert image.body is not None
+    first = classifiers[0]
+    if first.way == "finetuned":
+        size = image.values.shape[1:]
+        maps = [
+            spread_maps(
+                windows(one.model, one.level or 0, image.values, image.body, device),
+                torch.from_numpy(one.head.weights[number]), float(one.head.bias[number]), size,
+            )
+            for one in classifiers
+        ]  # fmt: skip
+        return np.mean(maps, axis=0), (1, 1, 1)
     maps = [
         dense_features(one.model, image.values, one.level, device, one.evidence)[number].astype(np.float32)
         for one in classifiers
     ]
-    first = classifiers[0]
     return np.mean(maps, axis=0), first.model.strides[first.level or 0]
 
 
@@ -82,8 +95,9 @@ def _draw(
 ) -> None:
     widest = float(np.percentile(np.abs(cells[inside]), _WIDEST)) if inside.any() else 1.0
     strongest = np.unravel_index(np.where(inside, np.abs(cells), -1).argmax(), cells.shape)
-    at = np.minimum((np.asarray(strongest) + 0.5) * stride - 0.5, np.subtract(image.values.shape[1:], 1))
+    middle = (np.asarray(strongest, dtype=np.float64) + 0.5) * stride - 0.5
+    at: Floats = np.round(np.minimum(middle, np.subtract(image.values.shape[1:], 1))).astype(np.float64)
     overlay = Overlay(cells, stride, (-max(widest, 1e-12), max(widest, 1e-12)), inside, _COLOURS, 0.55)
-    row = Row(image, np.round(at), "Red speaks for it, blue against it; the planes cross the strongest cell", overlay,
+    row = Row(image, at, "Red speaks for it, blue against it; the planes cross the strongest cell", overlay,
               mark=False, bar="part of the score")  # fmt: skip
     draw_rows(file, picture(title), [row])

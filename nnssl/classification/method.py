@@ -14,7 +14,8 @@ from nnssl.methods.base import Batch, Method, MethodConfig, Sample, StepOutput, 
 from nnssl.methods.panel import Panel
 from nnssl.networks.pyramid import FeaturePyramid
 
-_SHOWN = 8  # crops of `views.png`
+_SHOWN = 3  # crops of `views.png`
+_LEAST_SPREAD = 1e-2  # of the largest deviation: features that hardly vary are not blown up
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +61,7 @@ class Values:
 
 
 class ScanClassification(Method):
-    """The last map of the encoder, its mean over the body, dropout, and a linear layer."""
+    """The last map of the encoder, its mean over the body, standardised, dropout, and a linear layer."""
 
     config_class = ClassificationConfig
     levels = "encoder"
@@ -69,17 +70,14 @@ class ScanClassification(Method):
 
     def __init__(self, backbone: FeaturePyramid, config: ClassificationConfig, values: Values) -> None:
         super().__init__(backbone, config)
-        self.classes = values.classes
+        self.input_channels, self.classes = backbone.input_channels, values.classes
         self.dropout = nn.Dropout(config.dropout)
         self.head = nn.Linear(backbone.channels[-1], max(values.classes, 1))
         for name, of_cases in (("train_values", values.train), ("held_out_values", values.held_out)):
             self.register_buffer(name, torch.tensor(of_cases, dtype=torch.float32), persistent=False)
+        self.register_buffer("centre", torch.zeros(backbone.channels[-1]))
+        self.register_buffer("spread", torch.ones(backbone.channels[-1]))
         self.register_buffer("class_weights", self._class_weights(values), persistent=False)
-
-    @property
-    def input_channels(self) -> int:
-        """That the network reads."""
-        return self.backbone.input_channels
 
     def pretrained_tensors(self) -> dict[str, Tensor]:
         """What a pretraining fills."""
@@ -88,6 +86,16 @@ class ScanClassification(Method):
     def own_tensors(self) -> dict[str, Tensor]:
         """All that the scores depend on."""
         return {**self.backbone.used_tensors(), **dict(self.head.named_parameters(prefix="head"))}
+
+    def standardise(self, features: Tensor) -> None:
+        """Let the head see features with mean 0 and deviation 1 over these rows (M, C): of means they vary little."""
+        deviation = features.std(0, correction=0)
+        self.centre.copy_(features.mean(0))
+        self.spread.copy_(deviation.clamp(min=max(_LEAST_SPREAD * float(deviation.max()), 1e-8)))
+
+    def features(self, batch: Batch) -> Tensor:
+        """(B, C) means of the last map over the body, float32."""
+        return body_mean(self.backbone(batch["crop"])[-1], batch["body"])
 
     def _class_weights(self, values: Values) -> Tensor | None:
         if not self.config.class_weights or not values.classes:
@@ -141,7 +149,7 @@ class ScanClassification(Method):
 
     def step(self, batch: Batch) -> StepOutput:
         """Cross-entropy with label smoothing, or the squared error of standardised numbers."""
-        features = body_mean(self.backbone(batch["crop"])[-1], batch["body"])
+        features = (self.features(batch) - self.centre) / self.spread
         scores = self.head(self.dropout(features)).float()
         values = (self.train_values if self.training else self.held_out_values)[batch["index"]]
         if not self.classes:
@@ -153,15 +161,17 @@ class ScanClassification(Method):
 
     @classmethod
     def panels(cls, batch: Batch, config: Any) -> list[list[Panel]]:
-        """The middle slices of the crops."""
-        crops = batch["crop"][:_SHOWN, 0].numpy()
-        cut = [Panel(crop[len(crop) // 2], f"case {int(index)} of the training")
-               for crop, index in zip(crops, batch["index"], strict=False)]  # fmt: skip
-        return [cut[first : first + 4] for first in range(0, len(cut), 4)]
+        """The three middle slices of each of the first crops."""
+        return [
+            [Panel(crop.take(crop.shape[axis] // 2, axis), f"slice across axis {axis}") for axis in range(3)]
+            for crop in batch["crop"][:_SHOWN, 0].numpy()
+        ]
 
     train_values: Tensor
     held_out_values: Tensor
     class_weights: Tensor | None
+    centre: Tensor
+    spread: Tensor
 
 
 def body_mean(cells: Tensor, body: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from nnssl.checkpoints.loading import load_whole
 from nnssl.checkpoints.pretrained import Pretrained
 from nnssl.classification.heads import Floats, LinearHead
 from nnssl.classification.labels import Target
+from nnssl.classification.windows import window_vector, windows
 from nnssl.core.errors import UserError
 from nnssl.core.files import checked
 from nnssl.core.own_files import ClassifierFile
@@ -83,7 +84,9 @@ class Classifier:
     method: str
 
     def vector(self, values: NDArray[np.float32], body: NDArray[np.bool_], device: str) -> Floats:
-        """(D,) mean of the features over the body, window by window; arguments as of `body_vector`."""
+        """(D,) mean of the features over the body, as it was in the training; arguments as of `body_vector`."""
+        if self.way == "finetuned" and self.level is not None:
+            return window_vector(windows(self.model, self.level, values, body, device)).numpy()
         return body_vector(self.model, values, body, self.level, device).astype(np.float64)
 
     def predict(self, values: NDArray[np.float32], body: NDArray[np.bool_], device: str) -> Floats:

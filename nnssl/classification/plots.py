@@ -40,8 +40,9 @@ def draw_results(file: Path, rated: Sequence[Rated], target: Target, title: str)
         _draw_calibration(calibration, rated)
         _draw_confusion(table, rated[0], target)
     else:
+        shown = rated[:2]
         figure = new_figure(WIDTH, 4.6)
-        for axis, one in zip(figure.subplots(1, 2), rated, strict=False):
+        for axis, one in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
             _draw_scatter(axis, one, target)
     figure.suptitle(picture(title), fontsize=11)
     save_figure(figure, file, small=True)
@@ -55,7 +56,7 @@ def _draw_roc(axis: Axes, rated: Sequence[Rated], target: Target) -> None:
         curves = [(rated[0], number, name) for number, name in enumerate(target.classes[: len(COLOURS) - 1])]
     for place, (one, number, name) in enumerate(curves):
         false, true = roc_curve(one.predicted[:, number], one.truth == number)
-        area = float(np.trapezoid(true, false) if hasattr(np, "trapezoid") else np.trapz(true, false))
+        area = float(np.sum(np.diff(false) * (true[1:] + true[:-1]) / 2))
         axis.plot(false, true, color=COLOURS[place % len(COLOURS)], linestyle=_LINES[place % len(_LINES)],
                   label=picture(f"{name}: {area:.2f}"))  # fmt: skip
     axis.plot([0, 1], [0, 1], color="0.6", linewidth=0.8, linestyle=":")

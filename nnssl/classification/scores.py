@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,8 +82,8 @@ def reliability(predicted: Floats, truth: Floats) -> Reliability:
     confidence, correct, place = _confidence(predicted, truth)
     count = np.bincount(place, minlength=BINS)
     some = count > 0
-    sums = (np.bincount(place, values, BINS)[some] / count[some] for values in (confidence, correct))
-    return Reliability(*sums, count[some])
+    means = [np.bincount(place, values, BINS)[some] / count[some] for values in (confidence, correct)]
+    return Reliability(means[0], means[1], count[some])
 
 
 def roc_curve(score_of_class: Floats, is_class: NDArray[np.bool_]) -> tuple[Floats, Floats]:
@@ -125,7 +126,7 @@ def _numbers(predicted: Floats, truth: Floats, weights: Floats) -> Scores:
     }
 
 
-def _calibration_error(predicted: Floats, truth: NDArray[np.int64], weights: Floats) -> Floats:
+def _calibration_error(predicted: Floats, truth: NDArray[Any], weights: Floats) -> Floats:
     """Expected calibration error: mean distance of confidence and accuracy over the bins (Naeini et al., AAAI 2015)."""
     confidence, correct, place = _confidence(predicted, truth)
     gaps = [np.abs(weights[:, place == b] @ (confidence - correct)[place == b]) for b in np.unique(place)]
@@ -133,7 +134,7 @@ def _calibration_error(predicted: Floats, truth: NDArray[np.int64], weights: Flo
     return error
 
 
-def _confidence(predicted: Floats, truth: NDArray) -> tuple[Floats, Floats, NDArray[np.int64]]:
+def _confidence(predicted: Floats, truth: NDArray[Any]) -> tuple[Floats, Floats, NDArray[np.int64]]:
     """Of every case: probability of the predicted class, whether it is right, and its bin."""
     confidence = predicted.max(1)
     correct = (predicted.argmax(1) == truth).astype(np.float64)

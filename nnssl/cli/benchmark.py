@@ -13,6 +13,7 @@ EPILOG = f"""examples:
   ... --dry_run                 print the commands, with their environment
   ... -num_parts 4 -part_id 0   a quarter of the trainings, for one of four jobs
   ... --collect                 tables and plots of what is finished so far
+  nnssl_benchmark -d 600 -target covid -m vox2vec=RUN random=random:RUN -o bench      labels of scans, frozen features
 
 An item of -tr is TRAINER, or NAME=TRAINER,PLANS,RUN (RUN: {RUN}, or
 `random`; empty for the default), and may end with settings of its own such as ,nnssl_initial_lr=1e-3. {{seed}} in RUN
@@ -30,7 +31,12 @@ def parser() -> argparse.ArgumentParser:
         "nnssl_benchmark",
         "Train with nnUNetv2_train on nested subsets of the training cases, and compare on one test set.", EPILOG)
     add(p, "-d", dest="dataset", help="dataset, by number or name, preprocessed already")
-    add(p, "-tr", required=True, nargs="+", metavar="ITEM", dest="trainers", help="methods to compare; see below")
+    what = p.add_mutually_exclusive_group(required=True)
+    add(what, "-tr", nargs="+", metavar="ITEM", dest="trainers", help="methods to compare; see below")
+    add(what, "-target", metavar="COLUMN",
+        help="of labels.csv, as of nnssl_classify: linear heads on the frozen features of -m instead of trainings")
+    add(p, "-m", required=False, nargs="+", metavar="RUN", dest="models",
+        help=f"with -target: pretrainings to compare, as RUN ({RUN}), random:RUN or NAME=RUN")
     add(p, "-o", required=True, metavar="FOLDER", dest="output", help="folder for all files")
     add_shared(p, "-c")
     add(p, "-p", help="plans of the items that name none")
@@ -53,10 +59,24 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _command(arguments: argparse.Namespace) -> None:
+    from nnssl.core.errors import UserError
+
+    given = vars(arguments)
+    target, models = given.pop("target"), given.pop("models")
+    if (target is None) != (models is None):
+        raise UserError("-target and -m belong together: the column of labels.csv, and the pretrainings to compare")
+    if target is not None:
+        if others := [flag for flag in ("cases", "test", "baseline", "dry_run", "collect_only") if given[flag]]:
+            raise UserError(f"-{others[0]} is for trainings (-tr); leave it out with -target")
+        from nnssl import benchmark_scan_labels
+
+        benchmark_scan_labels(given["dataset"], models, given["output"], target, given["fractions"], given["seeds"],
+                              given["device"])  # fmt: skip
+        return
     from nnssl import benchmark
 
     with resumable():
-        benchmark(**vars(arguments))
+        benchmark(**given)
 
 
 main = entry(parser, _command)

@@ -13,7 +13,7 @@ EPILOG = """examples:
 
 formats:
   nnssl         checkpoint_final.pth with adaptation plan, which nnUNetv2_preprocess_like_nnssl and
-                nnUNetv2_train_pretrained read: PlainConvUNet and ResidualEncoderUNet
+                nnUNetv2_train_pretrained read: PlainConvUNet, ResidualEncoderUNet, Primus
   safetensors   model.safetensors and config.json, as on model hubs: any network (pip install safetensors)
   nnunet        nnunet_weights.pth and plans, for nnUNetv2_train -pretrained_weights
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-# See nnssl.checkpoints.runs.checkpoint_of.
-RUN = "a run's folder, its fold's folder or a checkpoint, or those of a model of nnU-Net"
+RUN = "a run's folder, its fold's folder or a checkpoint"  # see nnssl.checkpoints.runs.checkpoint_of
 # Texts for the end of a help.
 IMAGES_LEFT_OUT = "Exit code 3: done, but images that cannot be used were left out."
 VOLUMES_LEFT_OUT = """Exit code: 0 all volumes are ready, 1 an error (said in one sentence), 3 some volumes were
@@ -21,7 +20,8 @@ _SHARED: dict[str, dict[str, Any]] = {
     "-p": {"default": "nnUNetPlans", "metavar": "PLANS", "dest": "plans", "help": "plans"},
     "-f": {"metavar": "FOLD", "dest": "fold", "help": "fold, a number or all"},
     "-m": {"required": True, "metavar": "RUN", "dest": "model",
-           "help": f"pretraining: {RUN}; random:RUN is the same network with random weights"},
+           "help": f"pretraining: {RUN}, also of nnU-Net's own trainings; random:RUN is the same network with "
+                   "random weights"},
     "-device": {"choices": ("cuda", "cpu"),
                 "help": "where to compute (default: cuda where PyTorch sees a card, else cpu)"},
     "-np": {"type": int, "metavar": "N", "dest": "num_processes",

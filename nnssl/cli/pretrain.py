@@ -48,7 +48,8 @@ def parser() -> argparse.ArgumentParser:
     add(p, "-o", nargs="+", default=[], metavar="KEY=VALUE", dest="options",
         help="hyper-parameters of the method, such as num_epochs=100 steps_per_epoch=50 batch_size=4 "
              "patch_size=32,96,96 learning_rate=1e-4 seed=1; an unknown key lists them all")
-    add(p, "-pretrained", metavar="RUN", help=f"start from the weights of another pretraining: {RUN}")
+    add(p, "-pretrained", metavar="RUN", help=f"start from the weights of another pretraining: {RUN}, also of "
+        "nnU-Net's own trainings")
     add(p, "-alignment", metavar="RUN",
         help="for alice: the lapn or sam pretraining that finds the same place in other volumes "
              f"({RUN}), or position for the same relative position in the body (default: the "

@@ -14,11 +14,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nnssl.core.errors import UserError
 from nnssl.core.names import shown
-from nnssl.finetuning.frozen_parts import DECODER, ENCODER, parameters_of
+from nnssl.finetuning.frozen_parts import BODY, DECODER, ENCODER, parameters_of
 from nnssl.finetuning.segmentation import PyramidSegmentation
-from nnssl.finetuning.settings import given
+from nnssl.finetuning.settings import by_plans, given, how_to_set
 
-_PART = re.compile(rf"{ENCODER}|{DECODER}|stages:[1-9][0-9]?")
+_PART = re.compile(rf"{ENCODER}|{DECODER}|{BODY}|stages:[1-9][0-9]?")
 _STEPS = re.compile(r"[0-9]{1,9}")
 
 
@@ -27,7 +27,7 @@ class Freezing:
     """What is frozen, and for how long.
 
     Args:
-        parts: `encoder`, `decoder` and `stages:N` (the first N stages of the encoder).
+        parts: `encoder`, `decoder`, `stages:N` (the first N stages of the encoder) and `body` (all but the head).
         steps: Of the training; 0 for all of them.
     """
 
@@ -54,27 +54,30 @@ def asked_freezing(block: Mapping[str, Any], environment: Mapping[str, str] | No
     """
     known = {} if environment is None else {"environment": environment}
     parts, steps = (given(name, block, **known) for name in ("freeze", "freeze_steps"))
+    for_parts, for_steps = (by_plans(name, block, **known) for name in ("freeze", "freeze_steps"))
     if parts is None:
         if steps is None:
             return None
-        raise UserError("nnssl_freeze_steps needs to know what is frozen; type: export nnssl_freeze=encoder")
+        raise UserError(f"nnssl_freeze_steps needs to know what is frozen; {how_to_set(for_steps, freeze=[ENCODER])}")
     words = tuple(re.findall(r"[^\s,'\"\[\]]+", parts))  # a list in the plans comes as its text
     for word in words or ("",):
         if not _PART.fullmatch(word):
-            raise UserError(f"nnssl_freeze takes encoder, decoder or stages:N (the first N stages of the encoder), not "
-                            f"{shown(word)}; type: export nnssl_freeze=encoder")  # fmt: skip
+            raise UserError(f"nnssl_freeze takes encoder, decoder, stages:N (the first N stages of the encoder) or "
+                            f"body (all but the head), not {shown(word)}; "
+                            f"{how_to_set(for_parts, freeze=[ENCODER])}")  # fmt: skip
     if steps is not None and not _STEPS.fullmatch(steps):
-        raise UserError(f"nnssl_freeze_steps takes a whole number, 0 for the whole training, not {shown(steps)}; type: "
-                        f"export nnssl_freeze_steps=1000")  # fmt: skip
+        raise UserError(f"nnssl_freeze_steps takes a whole number, 0 for the whole training, not {shown(steps)}; "
+                        f"{how_to_set(for_steps, freeze_steps=1000)}")  # fmt: skip
     return Freezing(words, int(steps or 0))
 
 
 class FrozenParts(nnUNetTrainer):
     """nnU-Net's trainer; what `nnssl_freeze` names is not trained in the first `nnssl_freeze_steps` steps.
 
-    Normalisation layers of a frozen part use their stored statistics. A part that trains later has its place in the
-    optimiser from the start, and no state there until then. The plans of the checkpoint keep what is frozen, and a
-    continued training goes on with that, at its step.
+    Normalisation layers of a frozen part stay in evaluation mode: batch norm uses and keeps its stored statistics.
+    Instance norm has none, it measures each patch as before; its scale and shift are frozen with the rest. A part that
+    trains later has its place in the optimiser from the start, and no state there until then. The plans of the
+    checkpoint keep what is frozen, and a continued training goes on with that, at its step.
     """
 
     always_frozen: ClassVar[Freezing | None] = None  # by the recipe; nothing else can be frozen then
@@ -83,6 +86,7 @@ class FrozenParts(nnUNetTrainer):
     network: Any
     num_iterations_per_epoch: int
     _asked: Freezing | None = None
+    _asked_by_plans = False  # whether the plans asked, not a variable
     _frozen: tuple[str, ...] = ()  # names of the parameters that are held
     _iteration = 0
 
@@ -105,10 +109,11 @@ class FrozenParts(nnUNetTrainer):
         Raises:
             UserError: As of `asked_freezing`, or the recipe freezes a part itself.
         """
-        self._asked = asked_freezing(block)
+        self._asked, self._asked_by_plans = asked_freezing(block), by_plans("freeze", block)
         if self._asked is not None and (self.freezes_itself or self.always_frozen is not None):
-            raise UserError(f"{type(self).__name__} freezes the pretrained part as its recipe has it; unset "
-                            f"nnssl_freeze, or train nnUNetTrainer_SSLUNetFinetune")  # fmt: skip
+            raise UserError(f"{type(self).__name__} freezes the pretrained part as its recipe has it; "
+                            f"{how_to_set(self._asked_by_plans, freeze=None)}, or train "
+                            f"nnUNetTrainer_SSLUNetFinetune")  # fmt: skip
         self.freezing = self.always_frozen or self._asked
 
     def initialize(self) -> None:
@@ -181,16 +186,20 @@ class FrozenParts(nnUNetTrainer):
         """
         began = asked_freezing(block, {})
         if self._asked is not None and self._asked != began:
-            how = (
-                "unset nnssl_freeze and nnssl_freeze_steps"
-                if began is None
-                else f"type: export nnssl_freeze={','.join(began.parts)} nnssl_freeze_steps={began.steps}"
-            )
+            parts, steps = (None, None) if began is None else (list(began.parts), began.steps)
             raise UserError(f"the training in {self.output_folder} began with {began or 'nothing'} frozen, not "
-                            f"{self._asked}; {how}")  # fmt: skip
+                            f"{self._asked}; {how_to_set(self._asked_by_plans, freeze=parts, freeze_steps=steps)}"
+                            )  # fmt: skip
         if self.always_frozen is None:
             self.freezing = began
         self.hold_frozen()
+
+    def frozen_record(self) -> dict[str, Any]:
+        """What is frozen, for a report; nothing where all is trained from the first step."""
+        if self._asked is None:
+            return {}
+        return {"frozen": {"parts": list(self._asked.parts), "steps": self._asked.steps,
+                           "tensors": len(self._frozen), "trained_values": self._trained_values()}}  # fmt: skip
 
     def _freeze(self) -> None:
         assert self.freezing is not None
@@ -200,14 +209,14 @@ class FrozenParts(nnUNetTrainer):
         chosen = {id(p) for p in named}
         held = {name: p for name, p in module.named_parameters() if id(p) in chosen and p.requires_grad}
         self._frozen = tuple(held)
-        if isinstance(module, PyramidSegmentation) and ENCODER in self.freezing.parts:
+        if isinstance(module, PyramidSegmentation) and {ENCODER, BODY}.intersection(self.freezing.parts):
             module.freeze()
         for parameter in held.values():
             parameter.requires_grad_(False)
         self._hold_statistics()
         if not self._trained_values():
-            raise UserError(f"nnssl_freeze={','.join(self.freezing.parts)} leaves nothing to train; freeze less, such "
-                            f"as export nnssl_freeze=encoder")  # fmt: skip
+            raise UserError(f"nnssl_freeze={','.join(self.freezing.parts)} leaves nothing to train; freeze less, and "
+                            f"{how_to_set(self._asked_by_plans, freeze=[ENCODER])}")  # fmt: skip
 
     def _unfreeze_parts(self) -> None:
         module, held, self._frozen = self.plain_network, self._frozen, ()

@@ -1,4 +1,4 @@
-"""Which parameters of a network are its encoder, its decoder, or the first stages of its encoder."""
+"""Which parameters of a network are its encoder, its decoder, the first stages of its encoder, or all but its head."""
 
 from __future__ import annotations
 
@@ -15,20 +15,25 @@ from nnssl.networks.unet import UNetPyramid
 
 ENCODER: Literal["encoder"] = "encoder"
 DECODER: Literal["decoder"] = "decoder"
+BODY: Literal["body"] = "body"
+_SEGMENTATION = "seg_layers"  # how nnU-Net, and every network here, names what maps to classes
 
 
 def parameters_of(part: str, module: nn.Module, configuration: Mapping[str, Any]) -> list[nn.Parameter]:
     """Parameters of a part of a network.
 
     Args:
-        part: `encoder`, `decoder`, or `stages:N` for the first N stages of the encoder with what comes before them. A
-            network with a head of this package has its whole backbone as encoder, and the head as decoder.
+        part: `encoder`, `decoder`, `stages:N` for the first N stages of the encoder with what comes before them, or
+            `body` for all but the segmentation layers. A network with a head of this package has its whole backbone as
+            encoder and as body, and the head as decoder.
         module: A network of the trainers, or nnU-Net's own.
         configuration: Resolved 3D configuration of the plans.
 
     Raises:
         UserError: The encoder has fewer stages, or the network is of another kind.
     """
+    if part == BODY:
+        return _body(module)
     if part not in (ENCODER, DECODER):
         return _stages(module, configuration, int(part.rpartition(":")[2]))
     encoder = _encoder(module, configuration)
@@ -36,6 +41,16 @@ def parameters_of(part: str, module: nn.Module, configuration: Mapping[str, Any]
         return encoder
     known = {id(p) for p in encoder}
     return [p for p in module.parameters() if id(p) not in known]
+
+
+def _body(module: nn.Module) -> list[nn.Parameter]:
+    if isinstance(module, PyramidSegmentation):
+        return list(module.backbone.parameters())
+    body = [p for name, p in module.named_parameters() if _SEGMENTATION not in name.split(".")]
+    if len(body) == len(list(module.parameters())):
+        raise UserError(f"the segmentation layers of {type(_whole(module)).__name__} cannot be told apart, as none is "
+                        f"named {_SEGMENTATION}; freeze its encoder with export nnssl_freeze=encoder")  # fmt: skip
+    return body
 
 
 def _whole(module: nn.Module) -> Any:

@@ -182,7 +182,7 @@ class PretrainedTrainer(UsableCases):
         self.print_to_log_file(f"{sum(trained.values()):,} trainable parameters, {of_backbone:,} of them among the "
                                f"{backbone:,} of the backbone")  # fmt: skip
         if self.local_rank == 0:
-            write_record(start, report, Path(self.output_folder))
+            write_record(start, report, Path(self.output_folder), self.frozen_record())
 
 
 def refuse_mixture(start: Start, model_folder: Path, fold_folder: Path) -> None:
@@ -218,7 +218,10 @@ def loaded_parts(network: Any, report: TransferReport, configuration: dict[str, 
     return f"Pretrained: {', '.join(counts)}"
 
 
-def write_record(start: Start, report: TransferReport | None, fold_folder: Path) -> None:
-    """Keep beside the training what it started from, as JSON."""
-    content = {**start.block, "warnings": start.warnings, "report": None if report is None else asdict(report)}
+def write_record(
+    start: Start, report: TransferReport | None, fold_folder: Path, frozen: dict[str, Any] | None = None
+) -> None:
+    """Keep beside the training what it started from, and what is frozen (`FrozenParts.frozen_record`), as JSON."""
+    loaded = None if report is None else asdict(report)
+    content = {**start.block, "warnings": start.warnings, "report": loaded, **(frozen or {})}
     write_json(fold_folder / RECORD, content)

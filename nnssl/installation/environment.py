@@ -22,12 +22,18 @@ FINISHED = "*/nnssl_*/fold_*/checkpoint_final.pth"
 PYTHON = (3, 10)
 # Bounds of pyproject.toml for the packages whose version decides what works.
 MINIMA = {"nnunetv2": "2.8", "torch": "2.4", "dynamic-network-architectures": "0.4.4", "blosc2": "3.3.2"}
-# Of the other project that is imported as `nnssl`: names in its package that ours never has, and its commands.
+# Of the other project that is imported as `nnssl`: names in its package that ours never has, and its commands. It is
+# the distribution `nnssl` too, so that pip replaces one by the other, whichever comes later.
 OTHERS_FILES = (
-    "adaptation_planning", "architectures", "configuration.py", "dataset_conversion", "experiment_planning", "paths.py",
-    "preprocessing", "run", "ssl_data", "training",
+    "adaptation_planning", "architectures", "configuration.py", "create_flat_json.py", "dataset_conversion",
+    "experiment_planning", "imageio", "model_sharing", "paths.py", "preprocessing", "run", "ssl_data", "training",
+    "utilities",
 )  # fmt: skip
-OTHERS_COMMANDS = ("nnssl_train", "nnssl_preprocess", "nnssl_plan_experiment", "nnssl_extract_fingerprint")
+OTHERS_COMMANDS = ("nnssl_train", "nnssl_train_wandb", "nnssl_preprocess", "nnssl_plan_experiment",
+                   "nnssl_extract_fingerprint", "nnssl_convert_openmind")  # fmt: skip
+OURS = "nnssl_doctor"  # a command that only ours has
+SHARED = "nnssl_plan_and_preprocess"  # a command that both have
+_OTHERS_MODULE = b"nnssl.experiment_planning"  # that its script of this name imports
 OTHER = "the other package that is imported as nnssl (MIC-DKFZ/nnssl)"
 
 
@@ -142,21 +148,42 @@ def check_packages() -> Iterator[Check]:
 
 
 def check_other_package() -> Iterator[Check]:
-    """Files of the other nnssl among ours, or its commands on PATH."""
+    """Files of the other nnssl among ours, its installation in place of ours, or its commands on PATH."""
     folder = _own_folder()
     mixed = [name for name in OTHERS_FILES if (folder / name).exists()]
     if not hasattr(nnssl, "__version__"):
         mixed.append("__init__.py")
     commands = [found for name in OTHERS_COMMANDS if (found := shutil.which(name))]
+    shared = shutil.which(SHARED)
+    wins = f"; {SHARED} is theirs: {shared}" if shared and _is_theirs(Path(shared)) else ""
     if mixed:
         theirs = shlex.join(str(folder / name) for name in mixed)
         yield Check("other nnssl", "fail", f"{folder} also holds files of {OTHER}: {', '.join(mixed)}",
                     f"pip uninstall -y nnssl; rm -rf {theirs}; {INSTALL}")  # fmt: skip
-    elif commands:
-        yield Check("other nnssl", "warn", f"commands of {OTHER} are on PATH: {', '.join(commands)}",
+    elif _replaced():
+        yield Check("other nnssl", "fail", f"pip has replaced ours by {OTHER}: both are the distribution nnssl; "
+                    f"import nnssl still finds {folder}{wins}", f"pip uninstall -y nnssl; {INSTALL}")  # fmt: skip
+    elif commands or wins:
+        yield Check("other nnssl", "warn", f"commands of {OTHER} are on PATH: {', '.join(commands) or shared}{wins}",
                     f"pip uninstall -y nnssl; pip uninstall -y nnssl; {INSTALL}")  # fmt: skip
     else:
         yield Check("other nnssl", "ok", f"no trace of {OTHER}")
+
+
+def _is_theirs(script: Path) -> bool:
+    try:
+        return _OTHERS_MODULE in script.read_bytes()
+    except OSError:
+        return False
+
+
+def _replaced() -> bool:
+    """Whether the installed distribution `nnssl` is the other one, while ours is imported from elsewhere."""
+    try:
+        commands = {entry.name for entry in metadata.distribution("nnssl").entry_points}
+    except metadata.PackageNotFoundError:
+        return False
+    return OURS not in commands and not commands.isdisjoint(OTHERS_COMMANDS)
 
 
 def check_device() -> Iterator[Check]:

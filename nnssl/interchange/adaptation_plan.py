@@ -6,14 +6,19 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nnssl.checkpoints.exported import ADAPTATION_PLAN, HEADS, NETWORK
 from nnssl.core.errors import UserError
+from nnssl.interchange.families.primus import SIZES
 from nnssl.networks.build import resolve_configuration, segmentation_of
 from nnssl.networks.trusted import trusted_network
 
 _DYNAMIC = ("PlainConvUNet", "ResidualEncoderUNet")  # that nnU-Net builds from arch_kwargs
+_PRIMUS = "nnssl.networks.primus.Primus"
+_PRIMUS_TOKEN = [8, 8, 8]  # voxels, of the sizes with names
+_PRIMUS_KEYS = {"key_to_encoder": "eva", "key_to_stem": "down_projection", "keys_to_in_proj": ["down_projection.proj"],
+                "key_to_lpe": "eva.pos_embed"}  # fmt: skip
 _Z_SCORE = "ZScoreNormalization"
 _STAGES = 6
 # The network that is exchanged under a name of its own.
@@ -67,25 +72,16 @@ def adaptation_plan(run: Mapping[str, Any]) -> dict[str, Any]:
     """
     plans, resolved = run["plans"], resolve_configuration(run["plans"], run["configuration"])
     architecture = architecture_of(resolved)
-    name = architecture["network_class_name"].rpartition(".")[2]
-    if name not in _DYNAMIC:
-        raise UserError(f"nnU-Net's exchange format knows {' and '.join(_DYNAMIC)}, and this run's network is {name}; "
-                        f"export it with -format safetensors")  # fmt: skip
-    with torch.device("meta"):  # for the names only
-        network: Any = segmentation_of(resolved, 2)
     style = "onemmiso" if list(resolved["spacing"]) == [1, 1, 1] else "median"
     known = ("dataset_name", "plans_name", "original_median_spacing_after_transp", "image_reader_writer",
              "transpose_forward", "transpose_backward", "experiment_planner_used")  # fmt: skip
     return {
-        "architecture_plans": _architecture_plans(name, architecture),
+        "architecture_plans": _architecture_plans(architecture),
         "pretrain_plan": {**{key: plans.get(key) for key in known},
                           "configurations": {style: _configuration(resolved, style)}},
         "pretrain_num_input_channels": len(resolved["normalization_schemes"]),
         "recommended_downstream_patchsize": [int(n) for n in resolved["patch_size"]],
-        "key_to_encoder": network.key_to_encoder,
-        "key_to_stem": network.key_to_stem,
-        "keys_to_in_proj": list(network.keys_to_in_proj),
-        "key_to_lpe": None,
+        **_keys(resolved, architecture),
     }  # fmt: skip
 
 
@@ -134,23 +130,6 @@ def shared_once(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[st
     return {name: state[name].contiguous() for name in first.values()}, aliases
 
 
-def tied(state: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
-    """The state with one tensor for all names that share one in the network.
-
-    Raises:
-        UserError: two names of one tensor hold different values.
-    """
-    names: dict[int, str] = {}
-    shared: dict[str, Tensor] = {}
-    for name, tensor in network.state_dict(keep_vars=True).items():
-        first = names.setdefault(id(tensor), name)
-        if first != name and not torch.equal(state[name], state[first]):
-            raise UserError(f"the checkpoint holds two different values for one tensor, as {first} and as {name}; take "
-                            f"one that nnssl_pretrain wrote and left unchanged")  # fmt: skip
-        shared[name] = state[first]
-    return shared
-
-
 def _configuration(resolved: Mapping[str, Any], style: str) -> dict[str, Any]:
     same = ("data_identifier", "preprocessor_name", "normalization_schemes", "use_mask_for_norm", "resampling_fn_data",
             "resampling_fn_data_kwargs")  # fmt: skip
@@ -164,8 +143,34 @@ def _configuration(resolved: Mapping[str, Any], style: str) -> dict[str, Any]:
     }
 
 
-def _architecture_plans(name: str, architecture: Mapping[str, Any]) -> dict[str, Any]:
-    kwargs = architecture["arch_kwargs"]
+def _keys(resolved: dict[str, Any], architecture: Mapping[str, Any]) -> dict[str, Any]:
+    """Where nnU-Net finds the parts of the network in the state dict."""
+    if _is_primus(architecture):
+        return {**_PRIMUS_KEYS, "pretrain_patch_size": list(architecture["arch_kwargs"]["input_shape"])}
+    with torch.device("meta"):  # for the names only
+        network: Any = segmentation_of(resolved, 2)
+    return {"key_to_encoder": network.key_to_encoder, "key_to_stem": network.key_to_stem,
+            "keys_to_in_proj": list(network.keys_to_in_proj), "key_to_lpe": None}  # fmt: skip
+
+
+def _is_primus(architecture: Mapping[str, Any]) -> bool:
+    return bool(architecture["network_class_name"] == _PRIMUS)
+
+
+def _architecture_plans(architecture: Mapping[str, Any]) -> dict[str, Any]:
+    """Raises UserError for networks that the format has no name for."""
+    kwargs, name = architecture["arch_kwargs"], architecture["network_class_name"].rpartition(".")[2]
+    if _is_primus(architecture):
+        size = tuple(kwargs[key] for key in ("embed_dim", "eva_depth", "eva_numheads"))
+        named = [named for named, known in SIZES.items() if known == size]
+        if named and list(kwargs.get("patch_embed_size", _PRIMUS_TOKEN)) == _PRIMUS_TOKEN:
+            return {"arch_class_name": named[0], "arch_kwargs": None, "arch_kwargs_requiring_import": None}
+        name = f"a Primus of a size of its own ({', '.join(SIZES)} have names)"
+    elif name not in _DYNAMIC:
+        name = f"{name}, none of {', '.join((*_DYNAMIC, *SIZES))}"
+    if name not in _DYNAMIC:
+        raise UserError(f"nnU-Net's exchange format cannot describe this run's network, {name}; export it with -format "
+                        f"safetensors")  # fmt: skip
     if name == "ResidualEncoderUNet" and _comparable(kwargs) == _comparable(_RES_ENC_L):
         return {"arch_class_name": "ResEncL", "arch_kwargs": None, "arch_kwargs_requiring_import": None}
     return {

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import torch
 from torch import Tensor
 
 from nnssl.checkpoints.exported import ADAPTATION_PLAN, CONFIG, HEADS, WEIGHTS, needed_safetensors
@@ -26,6 +27,7 @@ from nnssl.interchange.licensing import choose_licence
 from nnssl.interchange.model_card import model_card
 from nnssl.methods.registry import get_method
 from nnssl.methods.shared.pixel_method import PixelMethod
+from nnssl.networks.build import resolve_configuration, segmentation_of
 from nnssl.pretraining.weights import pretrained_network
 
 Format = Literal["nnssl", "safetensors", "nnunet"]
@@ -144,6 +146,7 @@ def _write_safetensors(folder: Path, run: Run, kept: dict[str, Any], facts: Fact
 
 
 def _write_nnunet(folder: Path, run: Run, kept: dict[str, Any], facts: Facts) -> list[str]:
+    _refuse_more_than_segmentation(kept)
     network, _ = pretrained_network(run.content, run.checkpoint)
     save_checkpoint({"network_weights": dict(network.state_dict())}, folder / NNUNET_WEIGHTS)
     write_json(folder / f"{facts.stock_plans}.json", _renamed(kept["plans"], facts.stock_plans))
@@ -151,6 +154,16 @@ def _write_nnunet(folder: Path, run: Run, kept: dict[str, Any], facts: Facts) ->
         return [f"{facts.architecture.rpartition('.')[2]} is a network of this package, which must be installed where "
                 f"nnU-Net trains"]  # fmt: skip
     return []
+
+
+def _refuse_more_than_segmentation(kept: dict[str, Any]) -> None:
+    """Raise UserError where layers that nnU-Net loads have other shapes for another number of classes."""
+    resolved = resolve_configuration(kept["plans"], kept["configuration"])
+    with torch.device("meta"):
+        two, three = (segmentation_of(resolved, classes).state_dict() for classes in (2, 3))
+    if others := [name for name in two if ".seg_layers." not in name and two[name].shape != three[name].shape]:
+        raise UserError(f"nnU-Net could load these weights for one number of classes only, on which {others[0]} "
+                        f"depends; export them with -format nnssl or safetensors")  # fmt: skip
 
 
 def _renamed(plans: dict[str, Any], name: str) -> dict[str, Any]:

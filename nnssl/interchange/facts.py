@@ -11,6 +11,7 @@ from torch import nn
 
 from nnssl.checkpoints.exported import CONFIG
 from nnssl.checkpoints.origin import ORIGIN
+from nnssl.checkpoints.pretrained import RANDOM
 from nnssl.checkpoints.runs import Run
 from nnssl.core import VERSION
 from nnssl.core.errors import UserError
@@ -187,7 +188,7 @@ def benchmark_of(folder: Path, checkpoint: Path) -> Benchmark:
     if not tables.is_file():
         raise UserError(f"{tables} is missing; nnssl_benchmark ... -o {folder} --collect makes it")
     starts = {name: method.get("checkpoint") for name, method in record["methods"].items()}
-    named = [start for start in starts.values() if start and start != "random"]
+    named = [start for start in starts.values() if start and start != RANDOM]
     if named and not any(_is_of(start, checkpoint) for start in named):
         raise UserError(f"no training of {folder} started from {checkpoint}; give -benchmark a folder in which one did")
     methods = {
@@ -211,7 +212,9 @@ def _is_of(start: str, checkpoint: Path) -> bool:
 def _started(start: str | None, checkpoint: Path) -> str:
     if not start:
         return ""
-    return ", from these weights" if start != "random" and _is_of(start, checkpoint) else ", from other weights"
+    if start == RANDOM:
+        return ", from random weights"
+    return ", from these weights" if _is_of(start, checkpoint) else ", from other weights"
 
 
 def _beside(folder: Path, name: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ A file that is recognised and cannot be used raises `UserError` in `read`, with 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -161,11 +162,11 @@ def dataset_json_of(*channels: str) -> dict[str, Any]:
 
 
 def without_prefixes(tensors: Mapping[str, Tensor], *prefixes: str) -> dict[str, Tensor]:
-    """Names without the wrappers that begin them, however often they come; two that become one stay as they are."""
-    stripped: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        short = name
-        while start := next((prefix for prefix in prefixes if short.startswith(prefix)), ""):
-            short = short[len(start) :]
-        stripped[name if short in stripped else short] = tensor
-    return stripped
+    """Names without the wrappers that begin them, however often they come; two that would be one stay as they are."""
+    short = {}
+    for name in tensors:
+        short[name] = name
+        while start := next((prefix for prefix in prefixes if short[name].startswith(prefix)), ""):
+            short[name] = short[name][len(start) :]
+    times = Counter(short.values())
+    return {short[name] if times[short[name]] == 1 else name: tensor for name, tensor in tensors.items()}

@@ -9,12 +9,12 @@ from nnssl.interchange.opening import Opened
 
 FAMILIES: tuple[Family, ...] = (
     exchange.FAMILY,
+    stunet.FAMILY,  # before nnU-Net's: its trainers replace the network of their plans
+    nnunet_model.FAMILY,
     vox2vec.FAMILY,
     suprem.FAMILY,
     *swinunetr.FAMILIES,
-    stunet.FAMILY,
     ct_fm.FAMILY,
-    nnunet_model.FAMILY,
     sam.FAMILY,  # refuses
 )
 

@@ -70,25 +70,17 @@ class SwinPyramid(FeaturePyramid):
         self.axes = axes
         self.divisor = (32,) * 3
         self.mask_unit = self.divisor
-        (transformer,) = import_monai("SwinUNETR", "monai.networks.nets.swin_unetr", "SwinTransformer")
+        self.swinViT = _transformer(
+            merging,
+            in_chans=input_channels,
+            embed_dim=feature_size,
+            window_size=(window_size,) * 3,
+            depths=tuple(depths),
+            num_heads=tuple(num_heads),
+            use_checkpoint=use_checkpoint,
+            use_v2=use_v2,
+        )
         basic, raising = import_monai("SwinUNETR", "monai.networks.blocks", "UnetrBasicBlock", "UnetrUpBlock")
-        with _LinspaceOnCpu():
-            self.swinViT = transformer(
-                in_chans=input_channels,
-                embed_dim=feature_size,
-                window_size=(window_size,) * 3,
-                patch_size=(2, 2, 2),
-                depths=tuple(depths),
-                num_heads=tuple(num_heads),
-                use_checkpoint=use_checkpoint,
-                downsample="merging",
-                use_v2=use_v2,
-            )
-        fuse_windows(self.swinViT)
-        if merging == "six_cells":
-            for number in range(1, 5):
-                (layer,) = getattr(self.swinViT, f"layers{number}")
-                layer.downsample = SixCellMerging(layer.downsample)
         self.encoder1 = _block(basic, input_channels, widths[0])
         self.encoder2 = _block(basic, widths[1], widths[1])
         self.encoder3 = _block(basic, widths[2], widths[2])
@@ -201,6 +193,18 @@ def _turned_mask(mask: BlockMask) -> BlockMask:
     """The mask of volumes whose axes are reversed."""
     hidden = mask.hidden.transpose(1, 3)
     return BlockMask(hidden, (~hidden).flatten(1).nonzero()[:, 1].view(len(hidden), -1))
+
+
+def _transformer(merging: str, **arguments: Any) -> Any:
+    (kind,) = import_monai("SwinUNETR", "monai.networks.nets.swin_unetr", "SwinTransformer")
+    with _LinspaceOnCpu():
+        transformer = kind(patch_size=(2, 2, 2), downsample="merging", **arguments)
+    fuse_windows(transformer)
+    if merging == "six_cells":
+        for number in range(1, 5):
+            (layer,) = getattr(transformer, f"layers{number}")
+            layer.downsample = SixCellMerging(layer.downsample)
+    return transformer
 
 
 def _block(kind: Any, in_channels: int, out_channels: int, **options: Any) -> nn.Module:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from nnssl.analysis.files import read_vectors
-from nnssl.classification.classify import classify
+from nnssl.classification.classify import Classified, classify
 from nnssl.classification.heat import heat_map
 from nnssl.classification.method import body_mean
 from nnssl.classification.model import load_classifier
@@ -35,8 +35,17 @@ def run(world: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return next((world / "results/Dataset500_Source").iterdir())
 
 
+_made: list[Classified] = []  # once for the tests of this file, which may run alone
+
+
+def _frozen(run: Path) -> Classified:
+    if not _made:
+        _made.append(classify(600, run, "look", folds=2, device="cpu"))
+    return _made[0]
+
+
 def test_classify__frozen_features_then_new_images_with_maps(world: Path, run: Path) -> None:
-    made = classify(600, run, "look", folds=2, device="cpu")
+    made = _frozen(run)
     assert made.folder == world / "results/Dataset600_Scans" / f"classification_look__vox2vec_frozen__{run.name[15:]}"
     wanted = {"classification.json", "model.pth", "predictions.csv", "results.csv", "results.json", "results.md",
               "results.png"}  # fmt: skip
@@ -70,8 +79,7 @@ def test_classify__frozen_features_then_new_images_with_maps(world: Path, run: P
 def test_heat_map__its_mean_over_the_body_is_the_score_and_it_is_the_gradient_times_the_map(
     world: Path, run: Path
 ) -> None:
-    folder = classify(600, run, "look", folds=2, device="cpu", output=world / "own").folder
-    one = load_classifier(folder / "model.pth")
+    one = load_classifier(_frozen(run).folder / "model.pth")
     image = one.model.prepare(world / "raw/Dataset600_Scans/imagesTr/s03", with_body=True)
     assert image.body is not None
     cells, stride = heat_map([one], image, 0, "cpu")
@@ -92,6 +100,7 @@ def test_heat_map__its_mean_over_the_body_is_the_score_and_it_is_the_gradient_ti
 def test_classify__numbers_and_vectors_that_are_kept(
     world: Path, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    _frozen(run)
     (vectors,) = (world / "results/Dataset600_Scans").glob("vectors_vox2vec_*")
     before = (vectors / "vectors.npz").read_bytes()
     main(["-d", "600", "-m", str(run), "-target", "level", "-folds", "2", "-device", "cpu", "-o", str(world / "level")])

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 PYPROJECT = (Path(__file__).parents[2] / "pyproject.toml").read_text()
-COMMANDS = re.findall(r'^nnssl_\w+ = "nnssl\.cli\.(\w+):main"$', PYPROJECT, re.MULTILINE)
+NAMES = dict(re.findall(r'^(nnssl_\w+) = "nnssl\.cli\.(\w+):main"$', PYPROJECT, re.MULTILINE))
+COMMANDS = list(NAMES.values())
 HEAVY = {"torch", "nnunetv2", "numpy", "blosc2", "SimpleITK", "matplotlib", "onnxruntime", "pydantic"}
 HELPS = """
 import json, sys
@@ -48,7 +49,7 @@ def test_main__no_help_waits_for_torch() -> None:
     shown = subprocess.run(
         [sys.executable, "-c", HELPS, json.dumps(COMMANDS)], capture_output=True, text=True, check=True
     )
-    assert len(COMMANDS) == 14 and all(f"usage: nnssl_{name} " in shown.stdout for name in COMMANDS)
+    assert len(NAMES) == 18 and all(f"usage: {name} " in shown.stdout for name in NAMES)
     assert not HEAVY & set(json.loads(shown.stdout.splitlines()[-1]))
 
 
@@ -57,7 +58,7 @@ def test_parsers__a_flag_means_one_thing() -> None:
         if flag not in SEVERAL_MEANINGS:
             assert len({(type(action), action.type) for _, action in actions}) == 1, flag
     devices = _flags()["-device"]
-    assert len(devices) == 13  # six of them draw pictures
+    assert len(devices) == 15  # six of them draw pictures
     assert {(action.default, action.dest) for _, action in devices} == {(None, "device")}
     assert {tuple(action.choices or ())[:2] for _, action in devices} == {("cuda", "cpu")}
 
@@ -65,7 +66,7 @@ def test_parsers__a_flag_means_one_thing() -> None:
 def test_parsers__a_run_is_one_thing() -> None:
     runs = [action for flag in ("-m", "-pretrained", "-alignment") for _, action in _flags()[flag]
             if action.metavar == "RUN"]  # fmt: skip
-    assert len(runs) == 10 and all("a run's folder, its fold's folder or a checkpoint" in (r.help or "") for r in runs)
+    assert len(runs) == 13 and all("a run's folder, its fold's folder or a checkpoint" in (r.help or "") for r in runs)
 
 
 @pytest.mark.parametrize("name", COMMANDS)

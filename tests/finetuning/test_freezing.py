@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from nnssl.core.errors import UserError
 from nnssl.finetuning.freezing import Freezing, asked_freezing
 from tests.finetuning.flare import batch_of, log_of, make_trainer, read_plans, same, state_of
+from tests.finetuning.test_every_trainer import NAMES
 from tests.finetuning.test_unet_recipes import _OnCpu
 
 CASES = ["case_000", "case_001"]
@@ -181,10 +184,10 @@ def test_freeze__of_the_plans_is_a_list_of_names(flare: Path, freeze: Any) -> No
 
 
 @pytest.mark.parametrize(("freeze", "steps", "said"), [
-    ("encodr", None, "takes encoder, decoder or stages:N.*not 'encodr'"),
+    ("encodr", None, "takes encoder, decoder, stages:N.*not 'encodr'; write .freeze.: ..encoder.. into"),
     ("stages:0", None, "not 'stages:0'"),
     ("encoder", "-1", "nnssl_freeze_steps takes a whole number.*not '-1'"),
-    (None, "10", "type: export nnssl_freeze=encoder"),
+    (None, "10", "write .freeze.: ..encoder.. into"),
     ([], None, "takes encoder"),
 ])  # fmt: skip
 def test_asked_freezing__refuses_what_is_wrong(freeze: Any, steps: str | None, said: str) -> None:
@@ -200,11 +203,51 @@ def test_asked_freezing__of_variables_and_plans() -> None:
     assert asked_freezing({}, {}) is None
 
 
-@pytest.mark.parametrize("name", ["SSLProbe", "SSLFinetune"])
-def test_freeze__of_a_recipe_is_not_changed(flare: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    _set(monkeypatch, "decoder")
-    with pytest.raises(UserError, match="unset nnssl_freeze"):
-        make_trainer(flare, name)
+def test_freeze__every_trainer_takes_it_or_says_why_not(flare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refusing = {name for name in NAMES if re.fullmatch(r"(SSL|Vox2vec)(Linear)?(Probe|Finetune)(Published)?", name)}
+    refusing |= {"LAPN", "SSLEncodings"}
+    assert len(refusing) == 11 and len(NAMES) > 20
+    plans = read_plans(flare) | {"nnssl": {"freeze": ["encoder"], "freeze_steps": 1000}}
+    for name in NAMES:
+        for variables in (False, True)[: 1 + (name in refusing)]:
+            with monkeypatch.context() as patched:
+                if variables:
+                    _set(patched, "encoder", 1000)
+                given = None if variables else deepcopy(plans)
+                if name not in refusing:
+                    assert make_trainer(flare, name, plans=given).freezing == Freezing(("encoder",), 1000), name
+                    continue
+                with pytest.raises(UserError, match="freezes the pretrained part as its recipe has it") as found:
+                    make_trainer(flare, name, plans=given)
+                assert ("unset nnssl_freeze," in str(found.value)) is variables, name
+                assert ('take "freeze" out of "nnssl" in the plans,' in str(found.value)) is not variables, name
+
+
+@pytest.mark.parametrize(("name", "head"), [("SSLUNetFinetune", "seg_layers"), ("SSLScratch", "head")])
+def test_freeze__all_but_the_head(flare: Path, monkeypatch: pytest.MonkeyPatch, name: str, head: str) -> None:
+    _set(monkeypatch, "body", 1)
+    trainer = _begun(flare, name)
+    trained = {n for n, p in trainer.plain_network.named_parameters() if p.requires_grad}
+    assert trained and all(head in n.split(".") for n in trained)
+    record = trainer.frozen_record()["frozen"]
+    assert record["parts"] == ["body"] and record["tensors"] > 10
+    assert record["trained_values"] == sum(p.numel() for p in trainer.plain_network.parameters() if p.requires_grad)
+    moved = [_step(trainer) for _ in range(2)]
+    assert moved[0] and all(head in n.split(".") for n in moved[0])
+    assert any("encoder" in n for n in moved[1])
+
+
+def test_freeze__of_the_plans_is_mended_in_the_plans(flare: Path) -> None:
+    plans = read_plans(flare) | {"nnssl": {"freeze": ["decoder"], "freeze_steps": 7}}
+    trainer = _begun(flare, "PartialLabels")
+    file = str(Path(trainer.output_folder) / "checkpoint_latest.pth")
+    trainer.save_checkpoint(file)
+    with pytest.raises(UserError, match=r'take "freeze" and "freeze_steps" out of "nnssl" in the plans$'):
+        make_trainer(flare, "PartialLabels", continued=True, plans=deepcopy(plans)).load_checkpoint(file)
+    trainer = _begun(flare, "PartialLabels", plans=plans | {"nnssl": {"freeze": ["encoder"]}})
+    trainer.save_checkpoint(file)
+    with pytest.raises(UserError, match=r'write "freeze": \["encoder"\], "freeze_steps": 0 into "nnssl" in the plans$'):
+        make_trainer(flare, "PartialLabels", continued=True, plans=deepcopy(plans)).load_checkpoint(file)
 
 
 def test_freeze__of_everything_is_refused(flare: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,6 +40,8 @@ LINES: dict[str, str] = {
     "nnssl_transfer -s 500 -t 17": "transfer",
     "nnssl_transfer -s 500 -t 17 -m random:lapn -c 3d_lowres -p mine -f 0 -np 2 -overwrite_plans_name other "
     "--overwrite_plans --overwrite_volumes --allow_other_intensities": "transfer",
+    "nnssl_import weights.pth -o Dataset900_Public": "import_weights",
+    "nnssl_import model -f 0 -o Dataset900_Public -license MIT --overwrite": "import_weights",
     "nnssl_annotated_labels propose -d 17": "propose_annotated_labels",
     "nnssl_annotated_labels propose -d 17 --write -np 2": "propose_annotated_labels",
     "nnssl_annotated_labels check -d 17": "check_annotated_labels",
@@ -64,6 +66,8 @@ LINES: dict[str, str] = {
     "-test fold_0 -baseline nnUNetTrainer -device cpu -tolerance 3 -absent exclude -num_parts 2 -part_id 1 -np 2 "
     "--dry_run --collect": "benchmark",
     "nnssl_benchmark -d 17 -tr nnUNetTrainer -o out -cases 1 2": "benchmark",
+    "nnssl_benchmark -d 600 -target covid -m a=run random:run -o out -fractions 5 50 -seeds 2 -device cpu":
+        "benchmark_scan_labels",
     "nnssl_match -m run -q a -k b -p 1 -2 3.5": "match",
     "nnssl_match -m run -q a -k b -p 1 -2 3.5 -o a.png --voxel --ras -device cuda --allow_other_intensities": "match",
     "nnssl_embed -m run -i 17 -o out": "embed",

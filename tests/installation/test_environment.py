@@ -15,8 +15,11 @@ import torch
 import nnssl
 from nnssl.installation.environment import (
     MINIMA,
+    OTHERS_COMMANDS,
     OTHERS_FILES,
+    OURS,
     PYTHON,
+    SHARED,
     Check,
     check_device,
     check_other_package,
@@ -105,6 +108,32 @@ def test_check_other_package__commands_on_path(package: Path, tmp_path: Path) ->
     command.chmod(0o755)
     (check,) = check_other_package()
     assert check.status == "warn" and str(command) in check.message and check.fix is not None
+
+
+def test_check_other_package__which_command_wins(package: Path, tmp_path: Path) -> None:
+    command = tmp_path / "nnssl_plan_and_preprocess"
+    command.write_text("from nnssl.cli.plan_and_preprocess import main\n")
+    command.chmod(0o755)
+    assert [check.status for check in check_other_package()] == ["ok"]
+    command.write_text(
+        "from nnssl.experiment_planning.plan_and_preprocess_entrypoints import plan_and_preprocess_entry"
+    )
+    (check,) = check_other_package()
+    assert check.status == "warn" and f"nnssl_plan_and_preprocess is theirs: {command}" in check.message
+
+
+def test_check_other_package__pip_has_replaced_ours(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commands = [SimpleNamespace(name=name) for name in ("nnssl_plan_and_preprocess", *OTHERS_COMMANDS)]
+    monkeypatch.setattr(metadata, "distribution", lambda name: SimpleNamespace(entry_points=commands))
+    (check,) = check_other_package()
+    assert check.status == "fail" and "pip has replaced ours" in check.message and str(package) in check.message
+    commands.append(SimpleNamespace(name="nnssl_doctor"))
+    assert [check.status for check in check_other_package()] == ["ok"]
+
+
+def test_check_other_package__both_have_one_command_in_common() -> None:
+    ours = set(re.findall(r"^(nnssl_\w+) = ", (ROOT / "pyproject.toml").read_text(), re.MULTILINE))
+    assert {OURS, SHARED} <= ours and not ours & set(OTHERS_COMMANDS)
 
 
 def test_check_device__cpu(monkeypatch: pytest.MonkeyPatch) -> None:

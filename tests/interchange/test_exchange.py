@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nnssl.core.errors import UserError
+from nnssl.interchange.families import primus
 from nnssl.networks.build import segmentation_of
 from tests.interchange.files import assert_same_maps, decoder_maps, imported, randomised, saved
 from tests.networks.helpers import unet_configuration
@@ -109,8 +110,35 @@ def test_exchange__two_values_for_one_tensor_are_refused(tmp_path: Path, monkeyp
         imported(saved(_checkpoint(state, plan), tmp_path / "w"), tmp_path, monkeypatch)
 
 
-def test_exchange__other_networks_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = {"arch_class_name": "Mystery", "arch_kwargs": None, "arch_kwargs_requiring_import": None}
+@pytest.mark.parametrize(("name", "known"), [("Mystery", "ResEncL"), ("PrimusV2M", "PrimusM")])
+def test_exchange__other_networks_are_refused(
+    name: str, known: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = {"arch_class_name": name, "arch_kwargs": None, "arch_kwargs_requiring_import": None}
     file = saved(_checkpoint(nn.Linear(2, 2).state_dict(), plan), tmp_path / "w")
-    with pytest.raises(UserError, match=r"the network Mystery.*ResEncL"):
+    with pytest.raises(UserError, match=rf"the network {name}.*{known}"):
         imported(file, tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("wrapper", ["", "encoder."])
+def test_exchange__primus_gives_the_same_tokens(wrapper: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("nnssl.networks.primus")
+    from dynamic_network_architectures.architectures.primus import Primus
+
+    monkeypatch.setitem(primus.SIZES, "PrimusM", (24, 2, 2))
+    network: Any = Primus(1, 24, (8, 8, 8), 2, 2, 2, (16, 16, 32), init_values=0.1, scale_attn_inner=True)
+    randomised(network)
+    state = {f"{wrapper}{name}": tensor for name, tensor in network.state_dict().items()}
+    plan = {"arch_class_name": "PrimusM", "arch_kwargs": None, "arch_kwargs_requiring_import": None}
+    content = _checkpoint(state, plan)
+    content["nnssl_adaptation_plan"] |= {"key_to_encoder": f"{wrapper}eva", "pretrain_patch_size": [16, 16, 32]}
+    run = imported(saved(content, tmp_path / "w"), tmp_path, monkeypatch)
+    assert run.about["levels"] == "encoder" and run.about["tensors_left"] == len(
+        [name for name in state if "up_projection" in name or name.endswith("mask_token")]
+    )
+
+    def tokens(x: Tensor) -> list[Tensor]:
+        made = network.eva(network.down_projection(x).flatten(2).mT)[0]
+        return [made.mT.unflatten(2, (2, 2, 4))]
+
+    assert_same_maps(run.folder, tokens, (16, 16, 32))

@@ -11,6 +11,7 @@ import torch
 
 from nnssl.checkpoints.files import load_checkpoint
 from nnssl.checkpoints.nnunet_model import res_enc_l
+from nnssl.checkpoints.runs import RunFilter, is_run, read_run, source_argument
 from nnssl.core.errors import UserError
 from nnssl.networks.build import resolve_configuration, segmentation_of
 from tests.finetuning.plans import small_plans
@@ -107,6 +108,32 @@ def test_nnunet__other_dimensions_and_cascades_are_refused(change: dict[str, Any
     file = saved(nnunet_checkpoint(plans, network), tmp_path / "c.pth")
     with pytest.raises(UserError, match=rf"c.pth.*{said}"):
         load_checkpoint(file)
+
+
+def test_nnunet__a_fine_tuning_of_this_package(tmp_path: Path) -> None:
+    """The plans' whole network inside of ours; what changes the image's intensities first cannot be read."""
+    plans, network = _trained()
+    plans["nnssl"] = {"checkpoint": "random", "network": {"levels": "decoder", "head": "unet", "intensity": None}}
+    content = nnunet_checkpoint(plans, network)
+    content["network_weights"] = {f"network.{k}": v for k, v in network.state_dict().items()}
+    assert_same_maps(saved(content, tmp_path / "c.pth"), lambda x: decoder_maps(network, x), (8, 16, 32))
+    plans["nnssl"]["network"]["intensity"] = [{"scale": 1.0}]
+    with pytest.raises(UserError, match="a training of this package"):
+        load_checkpoint(saved(content, tmp_path / "c.pth"))
+
+
+def test_read_run__a_fold_of_a_model_folder(tmp_path: Path) -> None:
+    plans, network = _trained()
+    folder = _model_folder(tmp_path, nnunet_checkpoint(plans, network), ("0", "1"))
+    assert is_run(str(folder)) and is_run(folder) and is_run("./17")
+    assert not any(is_run(source) for source in (17, "17", "Dataset017_Target", "unknown"))
+    read = read_run(folder, RunFilter(fold="1"))
+    assert read.path.parent.name == "fold_1" and source_argument(read) == str(folder / "fold_1")
+    assert read_run(folder / "fold_0", RunFilter(method="random")).method == "imported"
+    with pytest.raises(UserError, match="holds 2 finished runs"):
+        read_run(folder, RunFilter())
+    with pytest.raises(UserError, match=r"not that of vox2vec \(imported\).*leave out -m, -p and -c"):
+        read_run(folder, RunFilter(method="vox2vec", fold="0"))
 
 
 def test_nnunet__a_network_that_is_not_that_of_its_plans_is_refused(tmp_path: Path) -> None:

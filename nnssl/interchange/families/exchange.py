@@ -11,6 +11,7 @@ from torch import Tensor
 from nnssl.checkpoints.imported import Weights
 from nnssl.checkpoints.nnunet_model import res_enc_l
 from nnssl.core.errors import UserError
+from nnssl.interchange.families.primus import SIZES, is_primus, primus_architecture, primus_state
 from nnssl.interchange.family import CONFIGURATION, Family, Imported, dataset_json_of, plans_of, without_prefixes
 from nnssl.interchange.opening import Opened
 from nnssl.networks.build import build_backbone
@@ -41,14 +42,15 @@ def _read(opened: Opened) -> Imported:
     plan = _adaptation_plan(opened)
     assert plan is not None
     name = str(plan["architecture_plans"].get("arch_class_name"))
-    pretrained = plan.get("pretrain_plan", {})
-    dataset = str(pretrained.get("dataset_name", ""))
-    plans = _plans(plan, _architecture(plan["architecture_plans"], opened), name.rsplit(".", 1)[-1])
-    state, left = _state(opened.tensors, plans)
-    levels = _levels(state, plans)
-    if levels == "encoder":
-        left |= {k: "the decoder is another one, or not whole" for k in state if not k.startswith(_ENCODER)}
-        state = {k: tensor for k, tensor in state.items() if k.startswith(_ENCODER)}
+    dataset = str(plan.get("pretrain_plan", {}).get("dataset_name", ""))
+    short = name.rsplit(".", 1)[-1]
+    if is_primus(short):
+        plans = _plans(plan, primus_architecture(short, plan, opened.path), short)
+        levels: Levels = "encoder"
+        state, left = primus_state(opened.tensors, plan)
+    else:
+        plans = _plans(plan, _architecture(plan["architecture_plans"], opened), short)
+        levels, state, left = _unet_state(opened.tensors, plans)
     channels = len(plans["configurations"][CONFIGURATION]["normalization_schemes"])
     known = next((kind for kind in _LICENCES if kind in dataset.casefold()), None)
     channel = "MR" if known == "openmind" else "image"
@@ -73,8 +75,8 @@ def _architecture(described: Mapping[str, Any], opened: Opened) -> dict[str, Any
         imported = list(described.get("arch_kwargs_requiring_import") or ())
         given = {key: value for key, value in kwargs.items() if key != "deep_supervision"}
         return {"network_class_name": f"{_HOME}.{class_name}", "arch_kwargs": given, "_kw_requires_import": imported}
-    raise UserError(f"{opened.path} holds the network {name}, which is none of {', '.join((*_RES_ENC_L, *_UNETS))}; "
-                    f"take the weights of one of these")  # fmt: skip
+    known = ", ".join((*_RES_ENC_L, *_UNETS, *SIZES))
+    raise UserError(f"{opened.path} holds the network {name}; of these, {known} can be read")
 
 
 def _plans(plan: Mapping[str, Any], architecture: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -93,7 +95,7 @@ def _plans(plan: Mapping[str, Any], architecture: Mapping[str, Any], name: str) 
     return plans
 
 
-def _state(tensors: Mapping[str, Tensor], plans: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _state(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors by the names of our backbone, and the others."""
     stripped = without_prefixes(tensors, "module.", "_orig_mod.", "network.")
     state: dict[str, Tensor] = {}
@@ -109,6 +111,17 @@ def _state(tensors: Mapping[str, Tensor], plans: dict[str, Any]) -> tuple[dict[s
     return state, left
 
 
+def _unet_state(
+    tensors: Mapping[str, Tensor], plans: dict[str, Any]
+) -> tuple[Levels, dict[str, Tensor], dict[str, str]]:
+    """Levels, tensors by the names of our backbone, and the others."""
+    state, left = _state(tensors)
+    if _levels(state, plans) == "decoder":
+        return "decoder", state, left
+    left |= {k: "the decoder is another one, or not whole" for k in state if not k.startswith(_ENCODER)}
+    return "encoder", {k: tensor for k, tensor in state.items() if k.startswith(_ENCODER)}, left
+
+
 def _levels(state: Mapping[str, Tensor], plans: dict[str, Any]) -> Levels:
     """decoder where every tensor of the plans' decoder is there in its shape."""
     with torch.device("meta"):
@@ -120,7 +133,7 @@ def _levels(state: Mapping[str, Tensor], plans: dict[str, Any]) -> Levels:
 
 def _citation(listed: Any) -> str:
     """All papers in one line."""
-    papers = []
+    papers: list[str] = []
     for entry in listed if isinstance(listed, list) else []:
         if isinstance(entry, Mapping):
             papers += entry.get("apa_citations") or entry.get("bibtex_citations") or [entry.get("name", "")]
@@ -128,6 +141,6 @@ def _citation(listed: Any) -> str:
 
 
 FAMILY = Family(
-    "exchange", "checkpoints with an adaptation plan: ResEncL, NoSkipResEncL, ResidualEncoderUNet, PlainConvUNet "
-    "(OpenMind, nnFoundation)", "CC BY 4.0; CC BY-SA 4.0", _recognises, _read,
+    "exchange", "checkpoints with an adaptation plan: ResEncL, NoSkipResEncL, ResidualEncoderUNet, PlainConvUNet, "
+    "PrimusS, B, M, L (OpenMind, nnFoundation)", "CC BY 4.0; CC BY-SA 4.0", _recognises, _read,
 )  # fmt: skip

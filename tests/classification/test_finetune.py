@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nnssl.checkpoints.files import FINAL, load_checkpoint
+from nnssl.checkpoints.pretrained import read_pretrained
+from nnssl.classification.classify import classify
+from nnssl.classification.model import load_classifier
+from nnssl.classification.predict import classify_predict
+from nnssl.classification.volumes import prepare_as
+from nnssl.core.errors import UserError
+from nnssl.pretraining.loop import Pretraining
+from tests.classification.data import write_bright_and_dark, write_run
+from tests.runs import same_content
+
+OPTIONS = ["num_epochs=2", "batch_size=2", "learning_rate=1e-2", "save_every_epochs=1"]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("finetune")
+    write_bright_and_dark(root / "raw", 8)
+    write_run(root / "results")
+    return root
+
+
+@pytest.fixture
+def run(world: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("raw", "preprocessed", "results"):
+        monkeypatch.setenv(f"nnUNet_{name}", str(world / name))
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    return next((world / "results/Dataset500_Source").iterdir())
+
+
+def _train(run: Path, output: Path, options: Sequence[str] = (), **others: Any) -> Path:
+    return classify(600, run, "look", finetune=True, folds=2, fold=[0], output=output, options=[*OPTIONS, *options],
+                    device="cpu", num_processes=1, **others).folder  # fmt: skip
+
+
+def test_classify__finetuned_then_interrupted_continued_predicted_and_exported(
+    world: Path, run: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "nnssl")
+    whole = _train(run, world / "whole")
+    assert {file.name for file in (whole / "fold_0").iterdir()} == {
+        "checkpoint_final.pth", "config.json", "dataset.json", "metrics.jsonl", "model.pth", "plans.json",
+        "pretraining_log.txt", "progress.png", "summary.json", "views.png",
+    }  # fmt: skip
+    content = json.loads((whole / "results.json").read_text())
+    assert content["predictions"]["fine-tuned"]["cases"] == 4 and set(content["predictions"]) == {
+        "fine-tuned",
+        "class shares",
+    }
+    log = (whole / "fold_0/pretraining_log.txt").read_text()
+    assert "whole volumes of 16,24,24 voxels" in log and "loaded:" in log and "collapsing" not in log
+    with pytest.raises(UserError, match="finished run"):
+        _train(run, world / "whole")
+
+    finish = Pretraining._finish_epoch
+
+    def stop(self: Pretraining) -> None:
+        finish(self)
+        if self.epoch == 1:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Pretraining, "_finish_epoch", stop)
+        _train(run, world / "parts", ["patch_size=16,24,24"])  # what the whole run has chosen
+    with pytest.raises(UserError, match=r"learning_rate \(0.01 -> 1.0\)"):
+        classify(600, run, "look", finetune=True, fold=[0], output=world / "parts", options=["learning_rate=1"],
+                 continue_run=True, device="cpu")  # fmt: skip
+    parts = _train(run, world / "parts", continue_run=True)
+    first, second = (load_checkpoint(folder / "fold_0/model.pth") for folder in (whole, parts))
+    assert same_content(first["method_state"], second["method_state"])
+
+    images = world / "raw/Dataset600_Scans/imagesTr"
+    with open(whole / "predictions.csv") as opened:
+        tested = {row["case"]: float(row["fine-tuned: dark"]) for row in csv.DictReader(opened)}
+    assert len(tested) == 4
+    for case, probability in list(tested.items())[:1]:  # of a volume preprocessed before, and of its raw image
+        made = classify_predict(images / case, world / f"{case}.csv", whole, world / "maps", device="cpu")
+        assert made.values[case][1] == pytest.approx(probability, abs=1e-3)
+        assert (world / f"maps/{case}.png").is_file() and (world / f"maps/{case}.nii.gz").is_file()
+
+
+def test_classify__numbers_from_random_weights_of_own_plans_in_crops(world: Path, run: Path) -> None:
+    pretrained = read_pretrained(run / "fold_all" / FINAL)
+    name = prepare_as(pretrained, "Dataset600_Scans", num_processes=1, allow=False).plans["plans_name"]
+    made = classify(600, "random", "level", plans=name, finetune=True, folds=2, fold=[1], device="cpu", memory=1e-6,
+                    options=["num_epochs=1", "patch_size=8,16,16"], num_processes=1)  # fmt: skip
+    assert made.folder.name == f"classification_level__random_finetuned__{name}__3d_fullres"
+    one = load_classifier(made.folder / "fold_1/model.pth")
+    assert (one.classes, one.model.patch_size, one.way) == ((), (8, 16, 16), "finetuned")
+    assert one.head.weights.shape == (1, one.model.channels[-1])
+    assert [rated.kind for rated in made.rated] == ["fine-tuned", "mean"]
