@@ -34,6 +34,7 @@ class Weights:
         dataset_json: nnU-Net's, with the channels.
         orientation: that the images were turned to, such as RAS; None where unknown.
         fresh: beginnings of names that `state` lacks because nobody trained them: they keep random initial values.
+        made_by: method of this package that its authors made the weights with; its trainers take them.
     """
 
     plans: dict[str, Any]
@@ -43,6 +44,7 @@ class Weights:
     dataset_json: dict[str, Any]
     orientation: str | None = None
     fresh: tuple[str, ...] = ()
+    made_by: str | None = None
 
 
 @dataclass(frozen=True)

@@ -42,8 +42,10 @@ def nnunet_content(path: Path) -> dict[str, Any] | None:
 
 def is_nnunet(content: Mapping[str, Any]) -> bool:
     """Whether a file's content is that of a checkpoint of nnU-Net's trainers."""
-    about = content.get("init_args")
-    return "network_weights" in content and isinstance(about, Mapping) and {"plans", "configuration"} <= about.keys()
+    about, weights = content.get("init_args"), content.get("network_weights")
+    if not isinstance(about, Mapping) or not isinstance(weights, Mapping):
+        return False
+    return isinstance(about.get("plans"), Mapping) and "configuration" in about
 
 
 def nnunet_weights(content: Mapping[str, Any], path: Path) -> Weights:
@@ -79,7 +81,7 @@ def nnunet_weights(content: Mapping[str, Any], path: Path) -> Weights:
 def _state(state: Mapping[str, Tensor], plans: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
     """Tensors by the names of the plans' network, without what wraps it."""
     named = {}
-    for name, tensor in state.items():
+    for name, tensor in ((name, value) for name, value in state.items() if isinstance(value, Tensor)):
         while start := next((w for w in _WRAPPERS if name.startswith(w)), ""):
             name = name[len(start) :]
         named[name] = tensor
@@ -96,14 +98,17 @@ def _complete(plans: dict[str, Any], configuration: str) -> None:
     """Give plans what nnU-Net's development version leaves out for networks that it has a name for."""
     plans.pop(BLOCK, None)
     plans["plans_name"] = _one_name(plans.get("plans_name"))
-    for name, entries in plans.get("configurations", {}).items():
+    configurations = plans.get("configurations")
+    for name, entries in configurations.items() if isinstance(configurations, dict) else ():
+        if not isinstance(entries, dict):
+            continue
         if entries.get("data_identifier"):
             entries["data_identifier"] = _one_name(entries["data_identifier"])
         architecture = entries.get("architecture")
         if architecture and architecture.get("network_class_name") == _RES_ENC_L:
             entries["architecture"] = res_enc_l()
         if name == configuration and None in (entries.get("spacing") or ()):  # not resampled: the commonest voxels
-            entries["spacing"] = plans["original_median_spacing_after_transp"]
+            entries["spacing"] = plans.get("original_median_spacing_after_transp")
 
 
 def _one_name(name: Any) -> str:

@@ -15,7 +15,7 @@ from nnssl.checkpoints.files import FINAL, levels_of, load_checkpoint
 from nnssl.checkpoints.loading import TransferReport, fill, first_of, fitting, load_whole
 from nnssl.core.errors import UserError
 from nnssl.methods.options import from_plain
-from nnssl.methods.registry import get_method, method_names
+from nnssl.methods.registry import IMPORTED, get_method, method_names
 from nnssl.methods.shared.pixel_method import PixelMethod
 from nnssl.networks.build import backbone_of, build_backbone, network_entries, resolve_configuration
 from nnssl.networks.encodings import PixelEncoder, heads_from_description
@@ -35,6 +35,8 @@ class Pretrained:
     Args:
         path: the checkpoint.
         method: its name.
+        made_by: the same, but of imported weights the method that their authors made them with, where it is one of
+            this package: trainers for that method take them.
         levels: of the network that the weights are for, see `nnssl.networks.build.build_backbone`.
         plans, configuration, dataset_json: of the pretraining.
         backbone: state of the `FeaturePyramid`.
@@ -53,6 +55,7 @@ class Pretrained:
     others: dict[str, int]
     orientation: str | None
     config: dict[str, Any]
+    made_by: str
 
 
 def read_pretrained(path: Path, mapped: bool = False) -> Pretrained:
@@ -78,7 +81,13 @@ def pretrained_of(content: dict[str, Any], path: Path) -> Pretrained:
         {name: tensor.numel() for name, tensor in state.items() if not name.startswith(_BACKBONE)},
         content.get("orientation"),
         content["config"],
+        _made_by(content),
     )
+
+
+def _made_by(content: dict[str, Any]) -> str:
+    method = (content.get(IMPORTED) or {}).get("method")
+    return str(method if method in method_names() else content["method"])
 
 
 def finished_pretrainings(results: Path, method: str | None = None, dataset: str | None = None) -> list[Path]:

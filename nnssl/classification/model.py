@@ -153,7 +153,7 @@ def load_classifier(file: Path, device: str = "cpu") -> Classifier:
     state = {name[len(BACKBONE) :]: tensor for name, tensor in content["method_state"].items()}
     pretrained = Pretrained(file, content["method"], levels, content["plans"], content["configuration"],
                             content["dataset_json"], state, {}, content.get("orientation"),
-                            content["config"])  # fmt: skip
+                            content["config"], content["method"])  # fmt: skip
     backbone = build_backbone(pretrained.plans, pretrained.configuration, levels)
     backbone.leave_out_finer(made["finest"])
     load_whole(backbone, state, file)

@@ -261,7 +261,7 @@ def _fit(path: Path, wanted: Wanted, mapped: bool = False) -> Fit:
     """
     content = load_checkpoint(path, mapped)
     source = pretrained_of(content, path)
-    if wanted.method not in (None, source.method):
+    if wanted.method not in (None, source.method, source.made_by):
         raise UserError(f"{path} {wanted.refuse_method(source.method)}")
     if wanted.head == ENCODINGS and not issubclass(get_method(source.method), PixelMethod):
         raise UserError(f"{path} was pretrained with {source.method}, which encodes no single pixels, and "

@@ -184,7 +184,7 @@ def _geometry(run: DatasetRun, fingerprint: Mapping[str, Any]) -> Images:
 def _announce(source: Pretrained, prepared: PreparedDataset, is_random: bool, num_channels: int) -> TransferredPlans:
     name, home = prepared.name, prepared.folder.parent
     fold, plans = first_fold(len(prepared.cases), home), prepared.plans_name
-    trainer = ANY_TRAINER if is_random else trainer_for(source.method)
+    trainer = ANY_TRAINER if is_random else trainer_for(source.made_by)
     command = train_line(name, prepared.configuration, fold, trainer=trainer, plans=plans)
     ways, stock = [Way((command,), f"train from the {'random' if is_random else 'pretrained'} weights")], None
     weights = source.path.with_name(NNUNET_WEIGHTS)
@@ -193,7 +193,7 @@ def _announce(source: Pretrained, prepared: PreparedDataset, is_random: bool, nu
         stock = train_line(name, prepared.configuration, fold, "-pretrained_weights", weights, plans=plans)
         ways.append(Way((stock,), "fine-tune the whole network with nnU-Net's own trainer"))
     if not is_random and not (home / f"{STOCK_PLANS}.json").is_file():
-        train = train_line(name, STOCK_CONFIGURATION, fold, trainer=trainer_for(source.method, any_plans=True))
+        train = train_line(name, STOCK_CONFIGURATION, fold, trainer=trainer_for(source.made_by, any_plans=True))
         ways.append(Way((*plan_lines(name), train), f"train without -p, on nnU-Net's own plans, which {name} lacks"))
     log.info(_advice(source, is_random))
     log.info(rendered(ways))

@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import torch
 from torch import Tensor
 
 from nnssl.checkpoints.exported import ADAPTATION_PLAN, CONFIG, HEADS, WEIGHTS, needed_safetensors
@@ -27,8 +26,8 @@ from nnssl.interchange.licensing import choose_licence
 from nnssl.interchange.model_card import model_card
 from nnssl.methods.registry import get_method
 from nnssl.methods.shared.pixel_method import PixelMethod
-from nnssl.networks.build import resolve_configuration, segmentation_of
-from nnssl.pretraining.weights import pretrained_network
+from nnssl.networks.build import resolve_configuration
+from nnssl.pretraining.weights import depending_on_classes, pretrained_network
 
 Format = Literal["nnssl", "safetensors", "nnunet"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -158,10 +157,7 @@ def _write_nnunet(folder: Path, run: Run, kept: dict[str, Any], facts: Facts) ->
 
 def _refuse_more_than_segmentation(kept: dict[str, Any]) -> None:
     """Raise UserError where layers that nnU-Net loads have other shapes for another number of classes."""
-    resolved = resolve_configuration(kept["plans"], kept["configuration"])
-    with torch.device("meta"):
-        two, three = (segmentation_of(resolved, classes).state_dict() for classes in (2, 3))
-    if others := [name for name in two if ".seg_layers." not in name and two[name].shape != three[name].shape]:
+    if others := depending_on_classes(resolve_configuration(kept["plans"], kept["configuration"])):
         raise UserError(f"nnU-Net could load these weights for one number of classes only, on which {others[0]} "
                         f"depends; export them with -format nnssl or safetensors")  # fmt: skip
 

@@ -11,9 +11,10 @@ from typing import Any
 
 from nnssl.checkpoints.files import FINAL, FORMAT, check_entries, package_versions, save_checkpoint
 from nnssl.checkpoints.imported import Taken, Weights, imported_content
+from nnssl.checkpoints.pretrained import finished_pretrainings
 from nnssl.core.errors import UserError
 from nnssl.core.files import write_json
-from nnssl.core.names import check_name
+from nnssl.core.names import check_name, why_not_a_name
 from nnssl.data.folders import dataset_id, existing_datasets, require_folders
 from nnssl.data.next_lines import Way, command, commands_of, dataset_word, rendered
 from nnssl.interchange.family import Family, Imported
@@ -67,7 +68,7 @@ def import_weights(
     """
     check_name(dataset, "dataset", "-o")
     (results,) = require_folders("nnUNet_results")
-    _check_number(dataset)
+    _check_number(dataset, results)
     with opened(source, fold) as file:
         family = family_of(file)
         found = family.read(file)
@@ -76,7 +77,7 @@ def import_weights(
         taken = imported_content(weights, file.path)
     left = dict.fromkeys(taken.left, "in no part of the network that is kept") | dict(found.left)
     about |= {"tensors_mapped": len(taken.mapped), "tensors_left": len(left), "levels": weights.levels}
-    about |= {"fresh": list(weights.fresh)}
+    about |= {"fresh": list(weights.fresh), "method": weights.made_by}
     taken.content[IMPORTED] = about
     folder = run_folder(
         results, dataset, IMPORTED, weights.plans["plans_name"], weights.configuration, FOLD
@@ -88,9 +89,11 @@ def import_weights(
     return ImportedRun(folder, about, commands_of(ways))
 
 
-def _check_number(dataset: str) -> None:
+def _check_number(dataset: str, results: Path) -> None:
     """Raise UserError where another dataset has this number, which commands could then not tell apart."""
-    others = [name for name in existing_datasets() if name != dataset and dataset_id(name) == dataset_id(dataset)]
+    finished = {file.parts[-4] for file in finished_pretrainings(results)}
+    names = {*existing_datasets(), *(name for name in finished if why_not_a_name(name, "dataset") is None)}
+    others = sorted(name for name in names - {dataset} if dataset_id(name) == dataset_id(dataset))
     if others:
         raise UserError(f"-o {dataset} has the number of {others[0]}; choose another one, such as Dataset900_...")
 

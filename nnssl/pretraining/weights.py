@@ -26,6 +26,8 @@ log = logging.getLogger("nnssl")
 def load_weights(method: Method, source: Stored) -> None:
     """Start from another run's weights: the backbone must fit entirely, the rest only where it does.
 
+    A method that uses the decoder is warned of a decoder that nobody has trained.
+
     Raises:
         UserError: a tensor of the backbone is missing or has another shape; the first ones are named.
     """
@@ -34,6 +36,8 @@ def load_weights(method: Method, source: Stored) -> None:
     fresh = [k for k in own if k not in values]
     log.info(f"{source.path}: {len(values)} of {len(own)} tensors loaded, {len(fresh)} fresh"
              + (f" ({first_of(fresh)})" if fresh else ""))  # fmt: skip
+    if (type(method).levels, levels_of(source.content)) == ("decoder", "encoder"):
+        log.warning(f"{source.path} holds a pretrained encoder only: the decoder starts from random weights")
 
 
 def check_weights(method: Method, setup: Setup, allow: bool) -> None:
@@ -101,7 +105,7 @@ def write_nnunet_weights(folder: Path) -> Path | None:
     file = folder / NNUNET_WEIGHTS
     checkpoint = load_checkpoint(folder / FINAL)
     network, pretrained = pretrained_network(checkpoint, folder / FINAL)
-    if depending := _depending_on_classes(resolve_configuration(checkpoint["plans"], checkpoint["configuration"])):
+    if depending := depending_on_classes(resolve_configuration(checkpoint["plans"], checkpoint["configuration"])):
         log.info(f"there is no {file.name}, for nnUNetv2_train -pretrained_weights: tensors of the network depend on "
                  f"the number of classes ({first_of(depending)}); the trainers of this package load the rest"
                  )  # fmt: skip
@@ -147,7 +151,7 @@ def pretrained_network(checkpoint: dict[str, Any], path: Path) -> tuple[nn.Modul
     return network, pretrained
 
 
-def _depending_on_classes(resolved: dict[str, Any]) -> list[str]:
+def depending_on_classes(resolved: dict[str, Any]) -> list[str]:
     """Names of the tensors that nnU-Net would load and that have another shape for another number of classes."""
     with torch.device("meta"):
         one, other = (segmentation_of(resolved, classes).state_dict() for classes in (_CLASSES, _CLASSES + 1))

@@ -63,5 +63,6 @@ def _model(backbone: FeaturePyramid, patch_size: Sequence[int], **plans: Any) ->
         {},
         "LPS",
         {},
+        "voco",
     )
     return PretrainedModel(backbone, pretrained, patch_size)

@@ -30,7 +30,13 @@ def _checkpoint(
     weights: dict[str, Tensor], architecture: dict[str, Any], dataset: str = "Dataset745_OpenMind"
 ) -> dict[str, Any]:
     """The form that nnU-Net's development version exchanges; the plan is as short as it may be."""
-    configuration = {"spacing": [1, 1, 1], "patch_size": [64, 64, 64]}
+    configuration = {
+        "spacing": [1, 1, 1],
+        "patch_size": [64, 64, 64],
+        "use_mask_for_norm": False,
+        "resampling_fn_data": "of_another_program",
+        "resampling_fn_data_kwargs": {"mode": "x"},
+    }
     plan = {"architecture_plans": architecture,
             "pretrain_plan": {"dataset_name": dataset, "configurations": {"onemmiso": configuration}},
             "pretrain_num_input_channels": 1, "recommended_downstream_patchsize": [16, 16, 32],

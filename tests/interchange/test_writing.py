@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import logging
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +76,9 @@ def test_import_weights__numbers_and_names_must_be_free(tmp_path: Path, monkeypa
     (tmp_path / "raw" / "Dataset900_Mine").mkdir(parents=True)
     with pytest.raises(UserError, match=r"the number of Dataset900_Mine"):
         imported(_vox2vec(tmp_path), tmp_path, monkeypatch)
+    imported(_vox2vec(tmp_path), tmp_path, monkeypatch, dataset="Dataset901_First")
+    with pytest.raises(UserError, match=r"the number of Dataset901_First"):
+        imported(_vox2vec(tmp_path), tmp_path, monkeypatch, dataset="Dataset901_Second")
     with pytest.raises(UserError, match=r"-o: 'mine' cannot be the name of a dataset"):
         imported(_vox2vec(tmp_path), tmp_path, monkeypatch, dataset="mine")
 
@@ -144,12 +149,16 @@ def test_walk__from_public_weights_to_a_training_and_to_vectors(
     source, _ = _sources(kind.split()[0], tmp_path)
     run = source if "as it is" in kind else imported(source, tmp_path, monkeypatch).folder
     made = transfer(run if "as it is" in kind else 900, 17, num_processes=1)
-    name = made.prepared.plans_name
-    assert name.endswith("_imported") and "-tr nnUNetTrainer_SSLUNetFinetune" in made.command
+    name, is_vox2vec = made.prepared.plans_name, kind == "vox2vec"
+    trainer = "nnUNetTrainer_Vox2vecProbe" if is_vox2vec else "nnUNetTrainer_SSLUNetFinetune"
+    assert name.endswith("_imported") and f"-tr {trainer}" in made.command
     assert (made.stock_command is None) == ("as it is" in kind)
     plans = json.loads((tmp_path / f"preprocessed/Dataset017_Target/{name}.json").read_text())
 
     wanted = Wanted("nnUNetTrainer_SSLUNetFinetune", None, "unet", plans, "3d_fullres")
+    own = replace(wanted, trainer="nnUNetTrainer_Vox2vecProbe", method="vox2vec", head="nonlinear")
+    with nullcontext() if is_vox2vec else pytest.raises(UserError, match="is for vox2vec"):
+        find_start(own, from_scratch=False, results=tmp_path / "results")
     start = find_start(wanted, from_scratch=False, results=tmp_path / "results")
     assert start.source is not None and start.source.levels == start.block["levels"] == "decoder"
     assert start.block["network"]["intensity"] is None and not start.warnings
@@ -176,7 +185,11 @@ def test_pretrain__goes_on_from_imported_weights_but_not_as_them(
     with caplog.at_level(logging.INFO, logger="nnssl"):
         load_weights(method, Stored(run.folder / FINAL))
     own, given = method.backbone.state_dict(), read_pretrained(run.folder / FINAL).backbone
-    assert all(torch.equal(own[name], given[name]) for name in given)
+    assert all(torch.equal(own[name], given[name]) for name in given) and "encoder only" not in caplog.text
+    content = load_checkpoint(run.folder / FINAL)
+    save_checkpoint({**content, "levels": "encoder"}, tmp_path / "encoder.pth")
+    load_weights(method, Stored(tmp_path / "encoder.pth"))
+    assert "pretrained encoder only" in caplog.text
     with pytest.raises(UserError, match=r"imported is no method.*-pretrained RUN"):
         pretrain([500], "imported")
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from nnssl.checkpoints.imported import Weights
 from nnssl.checkpoints.nnunet_model import res_enc_l
 from nnssl.core.errors import UserError
+from nnssl.core.found_by_nnunet import why_not_found
 from nnssl.interchange.families.primus import SIZES, is_primus, primus_architecture, primus_state
 from nnssl.interchange.family import CONFIGURATION, Family, Imported, dataset_json_of, plans_of, without_prefixes
 from nnssl.interchange.opening import Opened
@@ -89,9 +90,12 @@ def _plans(plan: Mapping[str, Any], architecture: Mapping[str, Any], name: str) 
     forward = pretrained.get("transpose_forward") or (0, 1, 2)
     plans = plans_of(f"nnsslPlans_{name}", architecture, spacing, patch, channels=channels, transpose_forward=forward)
     mine = plans["configurations"][CONFIGURATION]
-    for key in ("resampling_fn_data", "resampling_fn_data_kwargs", "use_mask_for_norm"):
-        if first.get(key) is not None:
-            mine[key] = first[key]
+    resampling, masked = first.get("resampling_fn_data"), first.get("use_mask_for_norm")
+    if isinstance(resampling, str) and why_not_found(resampling, "resampling function") is None:
+        mine["resampling_fn_data"] = resampling
+        mine["resampling_fn_data_kwargs"] = first.get("resampling_fn_data_kwargs") or mine["resampling_fn_data_kwargs"]
+    if masked is not None:  # one for each channel, or one for all
+        mine["use_mask_for_norm"] = list(masked) if isinstance(masked, list | tuple) else [masked] * channels
     return plans
 
 

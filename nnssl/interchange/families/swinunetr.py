@@ -78,7 +78,12 @@ def _monai_name(name: str) -> str:
 
 
 def read_swin(
-    swin: Swin, plans_name: str, spacing: tuple[float, float, float], window: Window, **about: Any
+    swin: Swin,
+    plans_name: str,
+    spacing: tuple[float, float, float],
+    window: Window,
+    made_by: str | None = None,
+    **about: Any,
 ) -> Imported:
     """Weights of our network from those of a file.
 
@@ -90,6 +95,7 @@ def read_swin(
         plans_name: of the plans.
         spacing: mm (z, y, x).
         window: of the intensities.
+        made_by: of `Weights`.
         about: title, licence, citation and url of `Imported`.
     """
     state = {f"swinViT.{name}": tensor for name, tensor in swin.transformer.items()} | transposed_kernels(swin.blocks)
@@ -112,7 +118,7 @@ def read_swin(
     architecture = {"network_class_name": "nnssl.networks.swin.SwinUNETR", "arch_kwargs": kwargs}
     plans = plans_of(plans_name, architecture, spacing, _PATCH, window, channels)
     fresh = tuple(part for part in needed if part not in held)
-    weights = Weights(plans, CONFIGURATION, levels, state, dataset_json_of(*["CT"] * channels), "RAS", fresh)
+    weights = Weights(plans, CONFIGURATION, levels, state, dataset_json_of(*["CT"] * channels), "RAS", fresh, made_by)
     return Imported(weights, axes="xyz", left=swin.left, **about)
 
 
@@ -125,7 +131,7 @@ def _read_voco(opened: Opened) -> Imported:
     swin = swin_of(opened.tensors)
     assert swin is not None
     return read_swin(
-        swin, "nnsslPlans_voco", (1.5, 1.5, 1.5), Window(-175.0, 250.0),
+        swin, "nnsslPlans_voco", (1.5, 1.5, 1.5), Window(-175.0, 250.0), made_by="voco",
         title=f"VoCo, SwinUNETR v2 with feature size {len(swin.transformer[_SIGN])}",
         licence="Apache-2.0", citation=_VOCO, url="https://huggingface.co/Luffy503/VoCo",
     )  # fmt: skip

@@ -33,7 +33,7 @@ def _read(opened: Opened) -> Imported:
     plans = plans_of("nnsslPlans_vox2vec", architecture, (2.0, 1.0, 1.0), (32, 128, 128), Window(-1350.0, 1000.0),
                      channels, batch_size=10)  # fmt: skip
     return Imported(
-        Weights(plans, CONFIGURATION, "decoder", state, dataset_json_of(*["CT"] * channels)),
+        Weights(plans, CONFIGURATION, "decoder", state, dataset_json_of(*["CT"] * channels), made_by="vox2vec"),
         title=f"vox2vec, FPN3d({channels}, {base}, {scales})",
         licence="MIT",
         citation="Goncharov et al., vox2vec: A Framework for Self-supervised Contrastive Learning of Voxel-Level "
