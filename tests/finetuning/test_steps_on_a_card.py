@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from torch import Tensor
 
 from nnssl.core.pretended_card import CARD, PretendedCard, pretended_card
 from tests.finetuning.flare import CPU, copy_folders, finish, make_trainer, read_plans
@@ -41,7 +42,20 @@ def _remarks(trainer: Any) -> list[str]:
             card.pin({str(number): tensor for number, tensor in enumerate([batch["data"], *targets])})
             card.begin()
             assert trainer.train_step(batch)["loss"].dtype == "float32"
-        return [str(remark) for remark in [*card.waits, *card.wide]]
+        found = [str(remark) for remark in [*card.waits, *card.wide]]
+        assert not _waits_of_prediction(card, trainer, batch["data"])
+    return found
+
+
+def _waits_of_prediction(card: PretendedCard, trainer: Any, patches: Tensor) -> list[str]:
+    """What the host waits for in the network's part of nnU-Net's prediction."""
+    trainer.set_deep_supervision_enabled(False)
+    trainer.network.eval()
+    card.begin()
+    with torch.no_grad(), torch.autocast("cuda"):
+        logits = trainer.network(patches.to(CARD, non_blocking=True))
+    assert logits.dtype in (torch.float16, torch.float32) and logits.shape[2:] == patches.shape[2:]
+    return [str(wait) for wait in card.waits]
 
 
 @pytest.fixture(scope="module")

@@ -6,18 +6,23 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from nnssl.core.pretended_card import CARD, pretended_card
 from nnssl.data.loader import Cases
 from nnssl.data.presets import presets
+from nnssl.features.model import load_pretrained
+from nnssl.features.tiles import dense_features
 from nnssl.methods.registry import get_method, method_names
 from nnssl.networks.build import resolve_configuration
-from nnssl.networks.heads import upsampled_to
-from nnssl.pretraining.probe_heads import ProbeHeads, fit_step
+from nnssl.pretraining.probe import CROPS, OnlineProbe
 from nnssl.pretraining.rehearsal import rehearse
 from nnssl.pretraining.setup import Setup, resolve_sizes
+from tests.pretraining.labelled import probed_setup
+from tests.pretrainings import tiny_plans, write_pretraining
+from tests.runs import CPU
 
 # TFLOP a step and GiB at most, by method and preset
 _PEAKS: dict[str, tuple[float, float]] = json.loads((Path(__file__).parent / "peaks.json").read_text())
@@ -59,17 +64,34 @@ def test_peaks__are_of_every_method() -> None:
     assert {case.split()[0] for case in _PEAKS} == set(method_names())
 
 
-def test_probe__trains_and_predicts_without_a_wait() -> None:
-    with pretended_card() as card, torch.autocast("cuda", torch.bfloat16):
-        heads = card.take(ProbeHeads((4, 8), ((2, 2, 2), (4, 4, 4)), 3))
-        optimiser = torch.optim.Adam(heads.parameters())
-        for update in range(2):
-            heads.set_update(update)
-            classes, weights = torch.zeros(9, dtype=torch.int64, device=CARD), torch.ones(9, device=CARD)
-            fit_step(optimiser, heads.of_voxels(torch.zeros(9, 12, device=CARD)), classes, weights)
-        with torch.no_grad():
-            heads.eval()
-            maps = [torch.zeros(1, 4, 8, 8, 8, device=CARD), torch.zeros(1, 8, 4, 4, 4, device=CARD)]
-            for logits in heads.of_maps(maps).values():
-                upsampled_to(logits.argmax(1, keepdim=True).float(), (2, 2, 2), (15, 16, 16)).long()
-    assert not card.waits, [str(wait) for wait in card.waits]
+def test_probe__trains_without_a_wait_and_reads_its_predictions_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    setup = probed_setup(tmp_path)
+    method = setup.build_method()
+    probe = OnlineProbe(setup, method, CPU, torch.bfloat16)
+    with pretended_card() as card:
+        probe.device = probe.features.device = CARD
+        probe.features.backbone, probe.heads = card.take(method.backbone), card.take(probe.heads)
+        probe.optimiser = torch.optim.Adam(probe.heads.parameters())
+        for step in range(2):
+            card.begin()
+            probe._train(step)
+        assert probe._updates > 4 and not card.waits, [str(wait) for wait in card.waits]
+        card.begin()
+        probe._evaluate(probe.windows[:CROPS])
+    assert [wait.what for wait in card.waits] == ["copy to the host"] * len(probe.heads.heads)
+
+
+def test_embedding__waits_for_a_tile_and_its_maps_alone(tmp_path: Path) -> None:
+    model = load_pretrained(write_pretraining(tmp_path, tiny_plans()))
+    image = np.zeros((1, *model.patch_size), dtype=np.float32)
+    with pretended_card() as card, torch.no_grad():
+        on_card = card.take(model)
+        on_card.pooled(card.empty_like(torch.from_numpy(image[None])))
+        on_card.dense(card.empty_like(torch.from_numpy(image[None])))
+        assert not card.waits, [str(wait) for wait in card.waits]
+        dense_features(on_card, image, device="cuda")
+    copies = [wait.what for wait in card.waits]
+    assert copies == ["blocking copy from the host"] + ["copy to the host"] * len(model.strides)
