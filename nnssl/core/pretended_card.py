@@ -66,11 +66,12 @@ class PretendedCard(TorchDispatchMode):
         self.bytes = self.peak_bytes = 0
         self._sizes: dict[int, int] = {}
         self._pinned: weakref.WeakSet[Any] = weakref.WeakSet()
-        self._read: tuple[int, int] | None = None  # storage and version of the values that the host has read last
+        # Storage, kept alive since another one could get its address, and version of the values that were read last.
+        self._read: tuple[torch.UntypedStorage, int] | None = None
 
     def begin(self) -> None:
         """Count from here; what is alive stays counted in the peak."""
-        self.waits, self.wide, self.flop, self.peak_bytes = [], [], 0, self.bytes
+        self.waits, self.wide, self.flop, self.peak_bytes, self._read = [], [], 0, self.bytes, None
 
     def take(self, module: Module) -> Module:
         """A copy of a module with all parameters and buffers on the card; constants that are neither stay behind."""
@@ -145,11 +146,11 @@ class PretendedCard(TorchDispatchMode):
         """Remark on what a computation makes the host wait for."""
         name = str(packet).removeprefix("aten.")
         if packet is aten._local_scalar_dense:
-            values = args[0].untyped_storage()
-            read = (values._cdata, args[0]._version)
-            if read != self._read:  # the entries of one tensor are read together
+            values, version = args[0].untyped_storage(), args[0]._version
+            last, its_version = self._read or (None, None)
+            if last is None or (last._cdata, its_version) != (values._cdata, version):  # entries are read together
                 self._wait("value read")
-            self._read = read
+            self._read = (values, version)
         elif name in _COUNTING or packet is aten.equal or self._picks(packet, args):
             self._wait(name)
         elif any(x.dim() for x in hosts):

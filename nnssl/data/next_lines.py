@@ -37,6 +37,7 @@ _TRAINED_WITH = {
     "nnsslPlans_lapn_segmentation": "nnUNetTrainer_LAPN",
     "nnsslPlans_lapn_student": "nnUNetTrainer_LAPNDistill",
 }
+_PRETRAINED_WITH = {"nnsslPlans_primus": "mae"}  # others are named after their method
 # Their trainers bring the pretraining's network to any plans; others continue in the network of the plans.
 _BRING_THEIR_NETWORK = {"vox2vec", "lapn", "sam"}
 
@@ -138,7 +139,8 @@ def after_planning(prepared: Sequence[PreparedDataset], parts: int, *flags: str)
         fold = first_fold(labels, first.folder.parent)
         train = train_line(first.name, configuration, fold, trainer=_TRAINED_WITH[plans], plans=plans)
         return [Way((train,), f"train{about}")]
-    method = next((method for method in TRAINERS if plans.startswith(f"nnsslPlans_{method}")), "vox2vec")
+    named = (method for method in TRAINERS if plans.startswith(f"nnsslPlans_{method}"))
+    method = _PRETRAINED_WITH.get(plans) or next(named, "vox2vec")
     words = ["nnssl_pretrain", "-d", *(dataset_word(dataset.name) for dataset in prepared), "-m", method]
     words += ["-p", plans] if plans != STOCK_PLANS else []
     words += ["-c", configuration] if configuration != STOCK_CONFIGURATION else []

@@ -16,6 +16,7 @@ from nnssl.pretraining.loop import Pretraining
 from nnssl.pretraining.meters import Meters
 from nnssl.pretraining.optimisation import build_optimiser, choose_precision
 from nnssl.pretraining.setup import Setup
+from nnssl.pretraining.tf32 import use_tf32
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class _Dress(Pretraining):
         self.method = self.model = method
         self.optimiser = build_optimiser(self.config, method.parameters())
         self.precision = choose_precision(self.config, CARD)
+        self.tf32 = use_tf32(method, CARD, self.precision)
         self.scaler = torch.amp.GradScaler("cuda", enabled=self.precision == torch.float16)
         self.step = self.epoch = 0
         self.signal, self.probe = StopSignal(), None

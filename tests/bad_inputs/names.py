@@ -138,7 +138,9 @@ def _flag_rows() -> Iterator[Row]:
             "annotated_labels": command("annotated_labels", "check", "-d", name, "--write"),
             "benchmark": command("benchmark", "-d", name, "-tr", "nnUNetTrainer", "-o", "{}/o", "--dry_run"),
         }.items():
-            yield Row(f"dataset {name[:18]!r}, {label}", make, run, ("dataset",), 1)
+            # A path is a run's in that flag.
+            expected = ("run", name) if label == "transfer -s" and name in ("../victim", ".") else ("dataset",)
+            yield Row(f"dataset {name[:18]!r}, {label}", make, run, expected, 1)
 
 
 def _plans_of_a_training() -> Iterator[Row]:

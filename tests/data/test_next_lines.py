@@ -21,7 +21,7 @@ from nnssl.data.next_lines import (
 )
 from nnssl.data.presets import presets
 from nnssl.data.report import PreparedDataset
-from nnssl.methods.registry import method_names
+from nnssl.methods.registry import IMPORTED, method_names
 
 
 def test_rendered__comments_only_where_there_is_a_choice() -> None:
@@ -67,7 +67,7 @@ def test_lines__datasets_that_a_number_does_not_name(tmp_path: Path, monkeypatch
 
 
 def test_trainer_for__every_method() -> None:
-    assert TRAINERS.keys() <= set(method_names())  # others have no trainer of their own
+    assert TRAINERS.keys() <= {*method_names(), IMPORTED}  # others have no trainer of their own
     assert {trainer_for(method) for method in method_names() if method not in TRAINERS} <= {ANY_TRAINER}
     assert {trainer_for(method, any_plans=True) for method in ("pimpic", "voco", "mae", "alice", "another")} == {
         "nnUNetTrainer_SSLProbe"
@@ -87,4 +87,5 @@ def test_after_planning__the_method_of_a_preset(plans: str, tmp_path: Path, monk
     arguments = pretrain.parser().parse_args(shlex.split(line)[1:])
     assert (arguments.dataset_ids, arguments.plans, arguments.configuration) == (["500", "501"], plans, "3d_lowres")
     assert arguments.allow_other_intensities
-    assert arguments.method in plans or plans in ("nnUNetPlans", "nnsslPlans_tiny")
+    assert arguments.method in plans or plans in ("nnUNetPlans", "nnsslPlans_tiny") or "primus" in plans
+    assert ("primus" in plans) <= (arguments.method == "mae")

@@ -30,7 +30,7 @@ def _recognises(opened: Opened) -> bool:
 
 def _trained_with(opened: Opened) -> dict[str, Any] | None:
     """`init_args` of a checkpoint of nnU-Net's second version, with the plans and the configuration's name."""
-    return opened.rest["init_args"] if is_nnunet({**opened.rest, "network_weights": None}) else None
+    return opened.rest["init_args"] if is_nnunet({**opened.rest, "network_weights": opened.tensors}) else None
 
 
 def _read(opened: Opened) -> Imported:
