@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from math import ceil, log2
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,7 @@ from torch.nn.modules.pooling import _AvgPoolNd, _MaxPoolNd
 from nnssl.core.distributed import all_reduce_sum, world_size
 from nnssl.networks.pyramid import BlockMask, FeaturePyramid, spread
 
+_SPACE = (2, 3, 4)
 _MASKED = (_ConvNd, _MaxPoolNd, _AvgPoolNd)  # layers that write into hidden cells
 
 
@@ -104,7 +106,8 @@ def visible_only(network: nn.Module, cells: HiddenCells) -> Iterator[None]:
 
 
 def _then_cleared(layer: nn.Module, cells: HiddenCells, x: Tensor) -> Tensor:
-    return cells.cleared(type(layer).forward(layer, x))
+    made: Tensor = type(layer).forward(layer, x)
+    return made.masked_fill_(cells(made.shape[2:]), 0)  # no layer of `_MASKED` needs its result for its gradient
 
 
 def visible_norm(layer: _InstanceNorm | _BatchNorm, cells: HiddenCells, x: Tensor) -> Tensor:
@@ -123,6 +126,9 @@ def visible_norm(layer: _InstanceNorm | _BatchNorm, cells: HiddenCells, x: Tenso
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     with torch.autocast(x.device.type, enabled=False):
         hidden = cells(x.shape[2:])
+        if isinstance(layer, _InstanceNorm) and not layer.track_running_stats:
+            normed: Tensor = _VisibleInstanceNorm.apply(wide, layer.weight, layer.bias, hidden, layer.eps)
+            return normed.to(x.dtype)
         mean, variance = _statistics(layer, wide, hidden)
         scale = (variance + layer.eps).rsqrt()
         if layer.weight is not None:
@@ -131,6 +137,39 @@ def visible_norm(layer: _InstanceNorm | _BatchNorm, cells: HiddenCells, x: Tenso
         if layer.bias is not None:
             normalised = normalised + layer.bias.view(1, -1, 1, 1, 1)
         return normalised.masked_fill(hidden, 0).to(x.dtype)
+
+
+class _VisibleInstanceNorm(torch.autograd.Function):
+    """Instance norm of visible cells; the formula of its gradient saves half of the passes over maps, and memory."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, hidden: Tensor, eps: float) -> Tensor:
+        """(B, C, Z, Y, X) with 0 in hidden cells."""
+        count = (~hidden).sum(_SPACE, keepdim=True).clamp_(min=1).to(x.dtype)
+        unit = x.masked_fill(hidden, 0)
+        unit.sub_(unit.sum(_SPACE, keepdim=True) / count).masked_fill_(hidden, 0)
+        variance = torch.linalg.vector_norm(unit, dim=_SPACE, keepdim=True).square() / count
+        rate = (variance + eps).rsqrt()
+        unit.mul_(rate)
+        ctx.save_for_backward(unit, rate, weight, hidden, count)
+        if weight is None:
+            return unit.clone()
+        scaled = unit * weight.view(1, -1, 1, 1, 1)
+        return scaled if bias is None else scaled.add_(bias.view(1, -1, 1, 1, 1)).masked_fill_(hidden, 0)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Those of the map, weight and bias."""
+        unit, rate, weight, hidden, count = ctx.saved_tensors
+        gradient = gradient.masked_fill(hidden, 0)
+        along, along_unit = gradient.sum(_SPACE, keepdim=True), (gradient * unit).sum(_SPACE, keepdim=True)
+        if weight is None:
+            of_weight = of_bias = None
+        else:
+            of_weight, of_bias = along_unit.sum(0).flatten(), along.sum(0).flatten()
+            rate = rate * weight.view(1, -1, 1, 1, 1)
+        of_x = gradient.sub_(along / count).addcmul_(unit, along_unit / count, value=-1).mul_(rate)
+        return of_x.masked_fill_(hidden, 0), of_weight, of_bias, None, None
 
 
 def _statistics(layer: _InstanceNorm | _BatchNorm, x: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:

@@ -95,6 +95,17 @@ def test_visible_norm__statistics_are_those_of_a_loop_over_visible_voxels(batch:
     torch.testing.assert_close(got, want.masked_fill(hidden, 0), rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("affine", [True, False])
+def test_visible_norm__gradients_are_those_of_differences(affine: bool) -> None:
+    layer = nn.InstanceNorm3d(2, affine=affine).double()
+    x = torch.randn(2, 2, 2, 3, 4, dtype=torch.float64, requires_grad=True)
+    if affine:
+        nn.init.normal_(layer.weight)
+    cells = HiddenCells(torch.rand(2, 1, 3, 2) > 0.4)
+    weights = tuple(layer.parameters())
+    assert torch.autograd.gradcheck(lambda x, *_: visible_norm(layer, cells, x), (x, *weights))
+
+
 def test_hidden_cells__a_cell_of_several_blocks_is_visible_if_one_of_them_is() -> None:
     hidden = torch.ones(1, 2, 3, 5, dtype=torch.bool)
     hidden[0, 1, 2, 4] = False
