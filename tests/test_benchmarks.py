@@ -72,6 +72,7 @@ def step(monkeypatch: pytest.MonkeyPatch) -> Any:
     return import_module("gpu_step")
 
 
+@pytest.mark.slow
 def test_gpu__measures_what_is_installed_and_names_what_is_not(tmp_path: Path) -> None:
     environment = {**os.environ, "nnUNet_n_proc_DA": "1", "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}
     environment["PYTHONPATH"] = str(BENCHMARKS.parent)

@@ -15,10 +15,10 @@ import numpy as np
 from nnssl.benchmarking.benchmark import FRACTIONS
 from nnssl.benchmarking.subsets import Amount, amounts_of
 from nnssl.checkpoints.runs import open_run
-from nnssl.classification.classify import ask
 from nnssl.classification.frozen import start_of, vectors_of
 from nnssl.classification.heads import Examples, fit_linear
 from nnssl.classification.labels import Target
+from nnssl.classification.question import ask
 from nnssl.classification.results import NAMES, Predictions, rate
 from nnssl.classification.splits import Fold
 from nnssl.core.distributed import resolve_device
@@ -87,7 +87,7 @@ def benchmark_scan_labels(
     check_output_folder(folder)
     question = ask(dataset, target, None, 5, 0)
     labels = question.target
-    amounts = amounts_of(min(len(fold.train) for fold in question.folds), fractions or FRACTIONS)
+    amounts = _enough(amounts_of(min(len(fold.train) for fold in question.folds), fractions or FRACTIONS), labels)
     scores: dict[tuple[str, int, int], dict[str, float]] = {}
     for name, run in _runs(models).items():
         vectors = vectors_of(run, question.images, labels, question.results, device).of_case
@@ -97,8 +97,7 @@ def benchmark_scan_labels(
             for amount in amounts:
                 found: Predictions = {}
                 for fold in question.folds:
-                    chosen = orders[fold.number][: max(amount.cases, max(2, len(labels.classes)))]
-                    found |= _predicted(vectors, labels, chosen, fold, seed)
+                    found |= _predicted(vectors, labels, orders[fold.number][: amount.cases], fold, seed)
                 pooled = rate(name, found, labels, question.folds).pooled
                 scores[name, amount.cases, seed] = {key: one.value for key, one in pooled.items()}
     results = ScanLabels(scores, amounts, labels)
@@ -117,6 +116,16 @@ def _runs(models: Sequence[str]) -> dict[str, Any]:
             raise UserError(f"two models are called {name}; give names, as in first=RUN second=RUN")
         runs[name] = run
     return runs
+
+
+def _enough(amounts: Sequence[Amount], target: Target) -> list[Amount]:
+    """Amounts of at least one case of each class, or of two cases; smaller ones become these, once."""
+    fewest = max(2, len(target.classes))
+    found = {max(amount.cases, fewest): amount.percent for amount in amounts}
+    if raised := [amount for amount in amounts if amount.cases < fewest]:
+        log.warning(f"{raised[0].percent:g} % of the training cases are {raised[0].cases}, fewer than can be learned "
+                    f"from: {fewest} are used")  # fmt: skip
+    return [Amount(cases, percent) for cases, percent in found.items()]
 
 
 def ordered(target: Target, cases: Sequence[str], seed: int) -> list[str]:

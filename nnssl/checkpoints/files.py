@@ -66,8 +66,9 @@ def load_checkpoint(path: Path, mapped: bool = False) -> dict[str, Any]:
     """
     try:
         content = load_content(path, mapped)
-    except UserError:
-        converted = nnunet_content(path) if path.is_file() else None
+    except UserError as error:
+        damaged = isinstance(error.__cause__, zipfile.BadZipFile)
+        converted = nnunet_content(path) if path.is_file() and not damaged else None
         if converted is None:
             raise
         content = converted
@@ -105,7 +106,7 @@ def load_content(path: Path, mapped: bool = False) -> dict[str, Any]:
         return {"format": FORMAT, **read_safetensors(path)}
     try:
         if not mapped:
-            _check_whole(path)
+            check_whole(path)
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # unpickling raises many types, and all of them mean: not our file
         if (refused := unreadable(path)) is not None:
@@ -126,8 +127,10 @@ def levels_of(content: Mapping[str, Any]) -> Levels:
     return own or get_method(content["method"]).levels
 
 
-def _check_whole(path: Path) -> None:
-    """Raise where a record of the file has another checksum, which torch does not look at."""
+def check_whole(path: Path) -> None:
+    """Raise BadZipFile where a record of a file of torch has another checksum, which torch does not look at."""
+    if not zipfile.is_zipfile(path):  # cut off, or of PyTorch before 1.6: torch sees to it
+        return
     with zipfile.ZipFile(path) as archive:
         if (record := archive.testzip()) is not None:
             raise zipfile.BadZipFile(f"{record} has another checksum")

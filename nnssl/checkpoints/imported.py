@@ -71,8 +71,8 @@ def imported_content(weights: Weights, origin: object, about: Mapping[str, Any] 
         about: where they come from, in JSON types, kept as `imported`.
 
     Raises:
-        UserError: a tensor that the levels depend on is missing or has another shape, or two names of one tensor hold
-            different values.
+        UserError: a tensor that the levels depend on is missing, has another shape or type, or is not finite; or two
+            names of one tensor hold different values.
     """
     with torch.random.fork_rng(devices=[]):  # what is not given, such as segmentation layers, is the same each time
         torch.manual_seed(0)
@@ -120,6 +120,11 @@ def _the_one_value(given: Sequence[str], state: Mapping[str, Tensor], own: Tenso
     if first.shape != own.shape:
         raise UserError(f"{origin}: {given[0]} is {tuple(first.shape)}, and its network has {tuple(own.shape)} there; "
                         f"it is not the network that it seems to be")  # fmt: skip
+    if first.is_floating_point() != own.is_floating_point():
+        raise UserError(f"{origin}: {given[0]} is of {first.dtype}, and its network has {own.dtype} there; take a copy "
+                        f"that is not quantised")  # fmt: skip
+    if not bool(first.isfinite().all()):
+        raise UserError(f"{origin}: {given[0]} holds values that are no finite numbers; take another copy")
     for other in given[1:]:
         if not torch.equal(state[other], first):
             raise UserError(f"{origin} holds two different values for one tensor, as {given[0]} and as {other}; take "

@@ -10,10 +10,11 @@ from typing import Any
 from torch import Tensor
 
 from nnssl.checkpoints.imported import Weights, imported_content
+from nnssl.checkpoints.origin import ORIGIN
 from nnssl.core.errors import UserError
 from nnssl.core.files import checked
 from nnssl.core.plans_schema import PlansFile
-from nnssl.core.schemas import ImagesFile
+from nnssl.core.schemas import ImagesFile, Origin
 from nnssl.data.planning import BLOCK
 from nnssl.data.trusted import read_nnunet_checkpoint
 from nnssl.networks.build import resolve_configuration
@@ -37,7 +38,22 @@ def nnunet_content(path: Path) -> dict[str, Any] | None:
         return None
     weights = nnunet_weights(content, path)
     about = {"title": f"a model of nnU-Net, trained on {weights.plans['dataset_name']}", "source": {"file": path.name}}
-    return imported_content(weights, path, about).content
+    return imported_content(weights, path, {**about, **origin_of_training(content, path)}).content
+
+
+def origin_of_training(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Licence, citation and title of the weights of somebody else that a training of this package started from.
+
+    Args:
+        content: of the checkpoint, see `is_nnunet`.
+        path: of the file, for messages.
+
+    Raises:
+        UserError: the entry is damaged.
+    """
+    block = content["init_args"]["plans"].get(BLOCK)
+    found = block.get(ORIGIN) if isinstance(block, Mapping) else None
+    return {} if found is None else dict(checked(found, Origin, f"{path}: plans.{BLOCK}.{ORIGIN}", _FIX))
 
 
 def is_nnunet(content: Mapping[str, Any]) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 ORIGIN = "origin"  # entry of a checkpoint
 _IMPORTED = "imported"  # entry of one that nnssl_import wrote
-_KEPT = ("title", "licence", "citation", "url")
+_KEPT = ("title", "licence", "citation", "url", "derived")
 
 
 def origin_of(content: Mapping[str, Any]) -> dict[str, Any] | None:

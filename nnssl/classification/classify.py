@@ -13,27 +13,29 @@ import torch
 
 from nnssl.checkpoints.files import package_versions
 from nnssl.checkpoints.pretrained import RANDOM, pretrained_of
-from nnssl.checkpoints.runs import open_run
+from nnssl.checkpoints.runs import Run, open_run
 from nnssl.classification.finetune import Job
 from nnssl.classification.frozen import WITH_RANDOM, constant, cross_validate, save_frozen, start_of, vectors_of
-from nnssl.classification.labels import FILE, Target, Task, read_target
+from nnssl.classification.labels import Task
 from nnssl.classification.model import MODEL, Way
 from nnssl.classification.plots import draw_results
+from nnssl.classification.question import Question, ask
 from nnssl.classification.results import CONSTANT, Predictions, Rated, rate, table_lines, write_results
-from nnssl.classification.splits import Fold, folds_of
+from nnssl.classification.splits import Fold
 from nnssl.classification.volumes import Prepared, prepare_as, prepare_own
-from nnssl.core.distributed import resolve_device
+from nnssl.core.distributed import resolve_device, started_by_torchrun
 from nnssl.core.errors import UserError
-from nnssl.core.files import read_json, remove_leftovers, write_json
+from nnssl.core.files import WRITING, read_json, write_json
 from nnssl.core.own_files import ClassificationFile
 from nnssl.core.system import dispensable
-from nnssl.data.folders import check_output_folder, dataset_name, require_folders
+from nnssl.data.folders import check_output_folder
 from nnssl.data.next_lines import INPUT, command, device_flag
-from nnssl.data.raw import LABELLED, read_raw_dataset
+from nnssl.features.model import model_of
 from nnssl.pretraining.metrics import memory_gib
 
 ABOUT = "classification.json"  # in the output folder, written before anything else
-FEWEST_FOLDS = 2
+CONFIGURATION = "3d_fullres"
+_SEVERAL = {"classes": "other classes", "weights": "the weights of another pretraining"}
 FINETUNED = "fine-tuned"
 
 log = logging.getLogger("nnssl")
@@ -56,43 +58,6 @@ class Classified:
     next: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Question:
-    """A target of a dataset with its folds.
-
-    Args:
-        dataset: its name.
-        images: its folder of images.
-        target: with the cases that have a value.
-        folds: all of them.
-        splits: the file with the folds.
-        results: folder of the dataset in nnUNet_results.
-    """
-
-    dataset: str
-    images: Path
-    target: Target
-    folds: list[Fold]
-    splits: Path
-    results: Path
-
-
-def ask(dataset: int | str, target: str | None, task: Task | None, folds: int, seed: int) -> Question:
-    """Read the target and its folds; raises UserError as `read_target` and `folds_of`."""
-    raw, preprocessed, results = require_folders("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
-    if folds < FEWEST_FOLDS:
-        raise UserError(f"-folds {folds} leaves nothing to learn from or to test; give {FEWEST_FOLDS} or more")
-    name = dataset_name(dataset)
-    found = read_raw_dataset(raw, name)
-    if "dataset" in found.dataset_json:
-        raise UserError(f"{found.folder / 'dataset.json'} lists its files itself, which nnssl_classify does not read; "
-                        f"put the images into {found.folder / LABELLED}")  # fmt: skip
-    cases = found.cases | found.without_label
-    wanted = read_target(found.folder / FILE, cases.keys(), target, task)
-    made, file = folds_of(wanted, preprocessed / name, folds, seed)
-    return Question(name, found.folder / LABELLED, wanted, made, file, results / name)
-
-
 def classify(
     dataset: int | str,
     model: str | Path,
@@ -103,7 +68,7 @@ def classify(
     fold: Sequence[int] | None = None,
     output: str | Path | None = None,
     plans: str | None = None,
-    configuration: str = "3d_fullres",
+    configuration: str = CONFIGURATION,
     options: Sequence[str] = (),
     memory: float | None = None,
     continue_run: bool = False,
@@ -145,7 +110,7 @@ def classify(
     """
     started = time.perf_counter()
     device = resolve_device(device)
-    _check_request(str(model), finetune, plans, fold, options, memory, continue_run)
+    _check_request(str(model), finetune, plans, configuration, fold, options, memory, continue_run)
     question = ask(dataset, target, task, folds, seed)
     if finetune:
         job, about, chosen = _finetuning(question, str(model), fold, output, plans, configuration, options, memory,
@@ -164,7 +129,7 @@ def classify(
     run = open_run(model)
     start, plans_name = start_of(run), run.content["plans"]["plans_name"]
     folder = output_folder(question, start, "frozen", plans_name, run.content["configuration"], output)
-    about = describe(question, str(model), start, "frozen", seed)
+    about = describe(question, str(model), run, "frozen", seed)
     open_output(folder, about)
     runs = {"": run}
     if not run.is_random:
@@ -183,10 +148,13 @@ def classify(
 
 
 def _check_request(
-    model: str, finetune: bool, plans: str | None, fold: Sequence[int] | None, options: Sequence[str],
-    memory: float | None, continue_run: bool,
+    model: str, finetune: bool, plans: str | None, configuration: str, fold: Sequence[int] | None,
+    options: Sequence[str], memory: float | None, continue_run: bool,
 ) -> None:  # fmt: skip
     """Refuse flags that do not go together."""
+    if started_by_torchrun():
+        raise UserError("nnssl_classify runs in one process; start it without torchrun, and share out the folds of a "
+                        "fine-tuning with -f")  # fmt: skip
     for flag, given in (("-f", fold), ("-set", options), ("-memory", memory), ("--c", continue_run), ("-p", plans)):
         if given and not finetune:
             raise UserError(f"{flag} is for fine-tuning; add --finetune, or leave it out")
@@ -196,6 +164,8 @@ def _check_request(
     if plans is not None and model != RANDOM:
         raise UserError("-p names the plans of random weights, and a RUN brings its own; leave it out, or type -m "
                         "random")  # fmt: skip
+    if configuration != CONFIGURATION and model != RANDOM:
+        raise UserError(f"-c {configuration} is for -m random, and a RUN brings its own configuration; leave it out")
     if memory is not None and not 0 < memory < 1e6:
         raise UserError(f"-memory {memory:g} is no memory in GiB; give a number above 0")
 
@@ -216,7 +186,7 @@ def _finetuning(
     plans_name = str(plans) if source is None else source.content["plans"]["plans_name"]
     configuration = configuration if source is None else source.content["configuration"]
     folder = output_folder(question, start, "finetuned", plans_name, configuration, output)
-    about = describe(question, model, start, "finetuned", seed)
+    about = describe(question, model, source, "finetuned", seed)
     pretrained = None if source is None else pretrained_of(source.content, source.checkpoint)
 
     def job(prepared: Prepared | None) -> Job:
@@ -240,9 +210,10 @@ def output_folder(
     return question.results / f"classification_{question.target.name}__{start}_{way}__{plans}__{configuration}"
 
 
-def describe(question: Question, model: str, start: str, way: Way, seed: int) -> dict[str, Any]:
-    """What `classification.json` says, JSON types."""
+def describe(question: Question, model: str, source: Run | None, way: Way, seed: int) -> dict[str, Any]:
+    """What `classification.json` says, JSON types; `source` is None for random weights of the dataset's plans."""
     target = question.target
+    weights = None if source is None or source.is_random else model_of(source).fingerprint
     return {
         "dataset": question.dataset,
         "target": target.name,
@@ -252,7 +223,8 @@ def describe(question: Question, model: str, start: str, way: Way, seed: int) ->
         "groups": len(set(target.groups)),
         "splits": str(question.splits),
         "way": way,
-        "start": start,
+        "start": RANDOM if source is None else start_of(source),
+        "weights": weights,
         "model": model,
         "seed": seed,
         "versions": package_versions(),
@@ -265,13 +237,12 @@ def open_output(folder: Path, about: dict[str, Any]) -> None:
     file = folder / ABOUT
     if file.is_file():
         found = read_json(file, ClassificationFile, "give a new folder as -o")
-        others = [key for key in ("dataset", "target", "way", "start", "classes") if found[key] != about[key]]
-        if others:
-            raise UserError(f"{folder} holds results with another {others[0]}; give another -o")
-    elif folder.is_dir() and any(folder.iterdir()):
+        keys = ("dataset", "target", "way", "start", "classes", "weights", "seed")
+        if others := [key for key in keys if found.get(key, about[key]) != about[key]]:
+            kind = _SEVERAL.get(others[0], f"another {others[0]}")
+            raise UserError(f"{folder} holds results with {kind}; give another -o")
+    elif folder.is_dir() and any(not file.name.endswith(WRITING) for file in folder.iterdir()):
         raise UserError(f"{folder} holds other files; give a new folder as -o")
-    folder.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(folder)
     write_json(file, about)
 
 

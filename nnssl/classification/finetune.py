@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,11 +22,13 @@ from nnssl.classification.setup import ClassificationSetup, head_of, levels_of, 
 from nnssl.classification.splits import Fold, split_off
 from nnssl.classification.volumes import Prepared
 from nnssl.core.errors import UserError
+from nnssl.core.files import read_json
+from nnssl.core.own_files import RunFile
 from nnssl.core.system import memory_limit
-from nnssl.methods.options import from_plain, override, to_plain
+from nnssl.methods.options import MEMORY_OPTIONS, from_plain, override, to_plain
 from nnssl.networks.build import backbone_of, build_backbone, resolve_configuration
 from nnssl.networks.pyramid import format_size
-from nnssl.pretraining.folder import Claim, Stored, check_output, held, load_resumed, open_folder
+from nnssl.pretraining.folder import CONFIG, Claim, Stored, check_output, held, load_resumed, open_folder
 from nnssl.pretraining.launch import launch
 from nnssl.pretraining.memory import card_gib, peak_gib
 from nnssl.pretraining.request import check_same_run
@@ -34,6 +38,8 @@ METHOD = "classification"
 _HELD_OUT = 0.2  # of a fold's training cases: they tell when to stop, and the test cases choose nothing
 _CARD, _HOST = 0.9, 0.5  # of the memory for tensors of a step
 _WARM_UP = 0.2  # of the steps
+_FLAG = "-set"  # of the options
+_LABELS = "labels"  # entry of `config.json`
 
 log = logging.getLogger("nnssl")
 
@@ -80,9 +86,27 @@ class Job:
 
     def check(self, folds: Sequence[Fold]) -> None:
         """Refuse what can be refused before the first fold; raises UserError."""
-        override(ClassificationConfig(), self.options)
+        override(ClassificationConfig(), self.options, _FLAG)
         for fold in folds:
             check_output(self.home(fold), self.continue_run, self.overwrite)
+            if self.continue_run and not self._knows(fold):
+                raise UserError(f"the labels or the folds have changed since {self.home(fold)} was begun; restore "
+                                f"them, or start anew with -f {fold.number} --overwrite")  # fmt: skip
+
+    def _fingerprint(self, fold: Fold) -> str:
+        """Of what a fold learns from, and of the cases that it may be tested on."""
+        values = [self.target.classes[int(value)] if self.target.classes else value
+                  for value in self.target.of(fold.train).tolist()]  # fmt: skip
+        known = [fold.train, values, self.target.groups_of(fold.train), fold.test]
+        return hashlib.blake2b(json.dumps(known).encode(), digest_size=8).hexdigest()
+
+    def _knows(self, fold: Fold) -> bool:
+        """Whether a fold's folder, if there is one, was begun with these labels and folds."""
+        file = self.home(fold) / CONFIG
+        if not file.is_file():
+            return True
+        content = read_json(file, RunFile, "restore it, or start anew with --overwrite")
+        return bool(content.get(_LABELS) in (None, self._fingerprint(fold)))
 
     def train(self, fold: Fold) -> None:
         """Train a fold, or go on with it; its `model.pth` is that of the epoch with the lowest held-out loss.
@@ -96,7 +120,9 @@ class Job:
             latest = check_output(home, self.continue_run, self.overwrite)
             if latest is None or latest.name != FINAL:
                 setup = self._setup(fold, load_resumed(latest) if latest else None, claim)
-                described = {**setup.described(self.device), "start": self.start, "target": self.target.name}
+                described = {**setup.described(self.device), "start": self.start, "target": self.target.name,
+                             _LABELS: self._fingerprint(fold)}  # fmt: skip
+                (home / MODEL).unlink(missing_ok=True)  # of a run whose removal was interrupted
                 open_folder(home, self.overwrite, described, setup.plans, setup.dataset_json)
                 open_run_log(home)
                 log.info(f"fold {fold.number}: {len(setup.train)} cases to learn from, {len(setup.val)} to tell when "
@@ -118,6 +144,7 @@ class Job:
             METHOD, self._config(resume), plans, self.volumes.dataset_json, {}, configuration, str(fold.number),
             train_cases, held_out_cases, self.home(fold), resume, orientation=self.volumes.orientation, claim=claim,
             resolved=resolve_configuration(plans, configuration), values=values, source=self.source, levels=levels,
+            device=self.device,
         )  # fmt: skip
         if resume is not None:
             check_same_run(setup, resume)
@@ -126,13 +153,15 @@ class Job:
 
     def _config(self, resume: Stored | None) -> ClassificationConfig:
         if resume is None:
-            return override(replace(ClassificationConfig(), seed=self.seed), self.options)
+            return override(replace(ClassificationConfig(), seed=self.seed), self.options, _FLAG)
         stored = from_plain(ClassificationConfig, resume.content["config"])
-        before, now = to_plain(stored), to_plain(override(stored, self.options))
-        if changed := [f"{key} ({before[key]} -> {now[key]})" for key in before if before[key] != now[key]]:
+        asked = override(stored, self.options, _FLAG)
+        before, now = to_plain(stored), to_plain(asked)
+        kept = [key for key in before if key not in MEMORY_OPTIONS]
+        if changed := [f"{key} ({before[key]} -> {now[key]})" for key in kept if before[key] != now[key]]:
             raise UserError(f"--c continues with the options the run began with, but these differ: "
                             f"{', '.join(changed)}; leave them out, or start anew with --overwrite")  # fmt: skip
-        return stored
+        return asked
 
     def _sized(self, setup: ClassificationSetup) -> ClassificationSetup:
         """With sizes and numbers of steps where the options name none: each case once an epoch."""
@@ -199,8 +228,13 @@ class Job:
         return replace(self, folder=beside) if beside != self.folder and beside.is_dir() else None
 
     def finished(self, folds: Sequence[Fold]) -> list[Fold]:
-        """Folds that have a classifier."""
-        return [fold for fold in folds if (self.home(fold) / MODEL).is_file()]
+        """Folds that have a classifier; one that has learned from other labels, or other cases, is left out."""
+        found = [fold for fold in folds if (self.home(fold) / MODEL).is_file()]
+        for fold in found:
+            if not self._knows(fold):
+                log.warning(f"{self.home(fold)} is left out of the results: the labels or the folds have changed since "
+                            f"it was trained; train it anew with -f {fold.number} --overwrite")  # fmt: skip
+        return [fold for fold in found if self._knows(fold)]
 
     def predict(self, fold: Fold) -> Predictions:
         """Predictions of a fold's test cases by its `model.pth`."""

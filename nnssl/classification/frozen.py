@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -62,7 +64,7 @@ def vectors_of(
     """
     model = model_of(run).to(device)
     name = f"{RANDOM}:{run.checkpoint}" if run.is_random else run.checkpoint
-    made = embed(name, images, home / f"vectors_{start_of(run)}_{model.fingerprint}", device=device,
+    made = embed(name, images, home / f"vectors_{start_of(run)}_{_fingerprint(run, model)}", device=device,
                  overwrite=overwrite, allow_other_intensities=allow, only=set(target.cases))  # fmt: skip
     vectors = read_vectors(made.folder / "vectors.npz")
     if missing := [case for case in target.cases if case not in vectors]:
@@ -71,11 +73,19 @@ def vectors_of(
     return Vectors(run, model, vectors)
 
 
+def _fingerprint(run: Run, model: PretrainedModel) -> str:
+    """Of the weights and of the plans: random weights of one network are the same with all plans."""
+    known = json.dumps([run.content["plans"], run.content["configuration"], model.fingerprint], sort_keys=True)
+    return hashlib.blake2b(known.encode(), digest_size=8).hexdigest()
+
+
 def constant(target: Target, folds: Sequence[Fold]) -> Predictions:
     """What knows nothing of an image: the classes' shares, or the mean of the training cases."""
     found: Predictions = {}
     for fold in folds:
         if target.classes:
+            # of all cases: shares of each fold's training cases fall where those of its test cases rise, and would
+            # rank the pooled cases the wrong way round
             shares = np.bincount(target.values.astype(int), minlength=len(target.classes)) / len(target.cases)
             found |= dict.fromkeys(fold.test, shares)
         else:

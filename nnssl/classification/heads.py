@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnssl.classification.labels import Target
-from nnssl.classification.splits import strata
+from nnssl.classification.splits import splits
 
 Floats = NDArray[np.float64]
 _PENALTIES = tuple(10.0**power for power in range(-5, 1))  # C of the logistic, 1 / alpha of the ridge regression
@@ -143,17 +143,8 @@ def _search(
 
 def _inner_folds(target: Target, seed: int) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]] | None:
     """Positions of training and test cases with every class on both sides, groups together; None where impossible."""
-    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
-
-    wanted, names = strata(target.values, bool(target.classes)), np.asarray(target.groups)
-    fewest = min(len(set(names[wanted == stratum])) for stratum in np.unique(wanted))
-    count = min(_INNER_FOLDS, fewest)
-    if count < 2:
-        return None
-    grouped = len(set(target.groups)) < len(target.groups)
-    splitter = (StratifiedGroupKFold if grouped else StratifiedKFold)(count, shuffle=True, random_state=seed)
-    parts = splitter.split(wanted[:, None], wanted, names if grouped else None)
-    made = [(np.asarray(a), np.asarray(b)) for a, b in parts]
-    whole = len(np.unique(wanted))
-    sides = [side for split in made for side in split]
-    return made if all(len(np.unique(wanted[side])) == whole for side in sides) or not target.classes else None
+    for count in range(_INNER_FOLDS, 1, -1):
+        made = splits(target, count, seed)
+        if made and all(len(set(target.values[test])) == len(target.classes) or not target.classes for _, test in made):
+            return made
+    return None

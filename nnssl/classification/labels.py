@@ -22,6 +22,9 @@ CASE, GROUP = "case", "group"  # columns that are no targets
 Task = Literal["classification", "regression"]
 _SEPARATORS = ",;\t"
 _NAMED = 5  # cases that a sentence names
+_LONGEST = 100  # bytes of a target, whose folder has the name of the plans too
+_SHOWN = 20  # classes that the log counts
+_NOTHING = ("nan", "na", "n/a", "#n/a", "<na>", "null")  # what other programs write into empty cells
 
 log = logging.getLogger("nnssl")
 
@@ -88,14 +91,20 @@ def read_target(file: Path, images: Collection[str], name: str | None = None, ta
     if not texts:
         raise UserError(f"{file}: the column {shown(column)} is empty; write a value for each case that has one")
     chosen = task or _task_of(list(texts.values()))
-    lines = {row[CASE]: number for number, row in rows}
+    lines = {row[CASE]: f"{file}, line {number}: {column} of {row[CASE]}" for number, row in rows}
+    if strange := [case for case, text in texts.items() if text.casefold() in _NOTHING]:
+        raise UserError(f"{lines[strange[0]]} is {shown(texts[strange[0]])}; leave the cell empty if it has no value, "
+                        f"or write another word if that is a class")  # fmt: skip
     cases = tuple(sorted(texts))
     classes: tuple[str, ...] = ()
     if chosen == "classification":
+        texts = _spelled_alike(texts)
         classes = tuple(sorted(set(texts.values()), key=_order))
         values = [float(classes.index(texts[case])) for case in cases]
+        counts = [f"{shown(name)} {values.count(number)}" for number, name in enumerate(classes)]
+        log.info(f"{column}, cases: {', '.join(counts[:_SHOWN])}{', ...' * (len(counts) > _SHOWN)}")
     else:
-        values = [_number_in(texts[case], f"{file}, line {lines[case]}", column, case) for case in cases]
+        values = [_number_in(texts[case], lines[case]) for case in cases]
     if len(set(values)) < 2:
         same = shown(texts[cases[0]])
         raise UserError(f"{file}: all {len(cases)} cases have the same {column}, {same}, and nothing can be told "
@@ -117,9 +126,9 @@ def _rows(file: Path) -> list[tuple[int, dict[str, str]]]:
         text = file.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{file} is no text in UTF-8; save it as CSV (UTF-8)") from error
-    first = text.splitlines()[0] if text.strip() else ""
+    first = text.strip().splitlines()[0] if text.strip() else ""
     separator = max(_SEPARATORS, key=first.count)
-    reader = csv.reader(io.StringIO(text), delimiter=separator)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     try:
         lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader if any(cells)]
     except csv.Error as error:
@@ -148,6 +157,9 @@ def _column(header: Sequence[str], name: str | None, file: Path) -> str:
     column = targets[0] if name is None else name
     if column not in targets:
         raise UserError(f"{file} has no target {shown(column)}; choose one with -target: {', '.join(targets)}")
+    if len(column.encode()) > _LONGEST:
+        raise UserError(f"{file}: the target {shown(column)} has more than {_LONGEST} letters, too many for the name "
+                        f"of a folder; give it a shorter name")  # fmt: skip
     return check_name(column, "file", f"the column of {file}")
 
 
@@ -188,12 +200,22 @@ def _number(text: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _number_in(text: str, where: str, column: str, case: str) -> float:
+def _number_in(text: str, where: str) -> float:
     value = _number(text)
     if value is None:
-        raise UserError(f"{where}: {column} of {case} is {shown(text)}, among values that are numbers; write a number, "
-                        f"leave the cell empty, or add -task classification if all are names")  # fmt: skip
+        raise UserError(f"{where} is {shown(text)}, among values that are numbers; write a number, leave the cell "
+                        f"empty, or add -task classification if all are names")  # fmt: skip
     return value
+
+
+def _spelled_alike(texts: dict[str, str]) -> dict[str, str]:
+    """The same class for texts that are the same number, such as 1 and 1.0: the shortest of them."""
+    spelled: dict[float | str, str] = {}
+    for text in sorted(set(texts.values()), key=lambda text: (len(text), text)):
+        number = _number(text)
+        spelled.setdefault(text if number is None else number, text)
+    numbers = {case: _number(text) for case, text in texts.items()}
+    return {case: spelled[text if (number := numbers[case]) is None else number] for case, text in texts.items()}
 
 
 def _order(text: str) -> tuple[float, str]:

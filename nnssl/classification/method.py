@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 from nnssl.methods.base import Batch, Method, MethodConfig, Sample, StepOutput, Volume, at_least, below_one
 from nnssl.methods.panel import Panel
+from nnssl.methods.shared.parts import in_parts
 from nnssl.networks.pyramid import FeaturePyramid
 
 _SHOWN = 3  # crops of `views.png`
 _LEAST_SPREAD = 1e-2  # of the largest deviation: features that hardly vary are not blown up
+_ROUNDING = 1e-6  # of the largest feature
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,12 +92,17 @@ class ScanClassification(Method):
     def standardise(self, features: Tensor) -> None:
         """Let the head see features with mean 0 and deviation 1 over these rows (M, C): of means they vary little."""
         deviation = features.std(0, correction=0)
+        largest = float(deviation.max())
         self.centre.copy_(features.mean(0))
-        self.spread.copy_(deviation.clamp(min=max(_LEAST_SPREAD * float(deviation.max()), 1e-8)))
+        if largest > _ROUNDING * float(features.abs().max()):  # else all rows are alike
+            self.spread.copy_(deviation.clamp(min=_LEAST_SPREAD * largest))
 
     def features(self, batch: Batch) -> Tensor:
         """(B, C) means of the last map over the body, float32."""
-        return body_mean(self.backbone(batch["crop"])[-1], batch["body"])
+        return in_parts(self._means, self.config.accumulate if self.training else 1, batch["crop"], batch["body"])
+
+    def _means(self, crops: Tensor, bodies: Tensor) -> Tensor:
+        return body_mean(self.backbone(crops)[-1], bodies)
 
     def _class_weights(self, values: Values) -> Tensor | None:
         if not self.config.class_weights or not values.classes:

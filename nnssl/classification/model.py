@@ -159,6 +159,8 @@ def load_classifier(file: Path, device: str = "cpu") -> Classifier:
     load_whole(backbone, state, file)
     model = PretrainedModel(backbone, pretrained, cast(Stride, tuple(made["patch_size"]))).to(device)
     weights, bias, classes = made["weights"].numpy(), made["bias"].numpy(), tuple(made["classes"])
+    if made["level"] is not None and made["level"] >= len(model.channels):
+        raise UserError(f"{file}: its head reads level {made['level']} of {len(model.channels)}; {_FIX}")
     channels = sum(model.channels) if made["level"] is None else model.channels[made["level"]]
     if weights.shape != (max(len(classes), 1), channels) or bias.shape != weights.shape[:1]:
         raise UserError(f"{file}: its head has the shape {weights.shape} and its network {channels} features for "

@@ -18,6 +18,7 @@ from nnssl.core.distributed import resolve_device
 from nnssl.core.errors import BadCase, UserError
 from nnssl.core.files import replace_file
 from nnssl.core.names import csv_table
+from nnssl.data.folders import check_output_folder
 from nnssl.data.raw import RawCase
 from nnssl.features.body import ALL_AIR
 from nnssl.features.cases import find_cases
@@ -110,6 +111,7 @@ def _checked_output(file: Path, overwrite: bool) -> Path:
 def _heat_folder(folder: Path) -> Path:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"-heat {folder} is a file; give a folder")
+    check_output_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

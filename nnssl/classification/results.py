@@ -138,8 +138,9 @@ def table_lines(rated: Sequence[Rated], target: Target) -> list[str]:
             lines.append("| &nbsp; folds | " + " | ".join(spans) + " |")
     count = len(rated[0].cases)
     fewer = f"; no interval with fewer than {FEWEST}" if rated[0].pooled[names[0]].low is None else ""
+    drawn = "groups" if len(set(target.groups)) < len(target.groups) else "cases"
     return [*lines, "", f"{count} test cases of {len(rated[0].folds)} folds together, with 95 % intervals (bootstrap "
-                        f"over cases{fewer}); below: lowest to highest fold."]  # fmt: skip
+                        f"over {drawn}{fewer}); below: lowest to highest fold."]  # fmt: skip
 
 
 def shown_score(found: Score) -> str:

@@ -116,7 +116,8 @@ def _classes(predicted: Floats, truth: Floats, weights: Floats) -> Scores:
 
 
 def _numbers(predicted: Floats, truth: Floats, weights: Floats) -> Scores:
-    total = weights.sum(1)
+    total, shift = weights.sum(1), truth.mean()  # R2 does not change, and large numbers such as years keep their digits
+    predicted, truth = predicted - shift, truth - shift
     mean = weights @ truth / total
     residual = weights @ (predicted - truth) ** 2
     spread = weights @ truth**2 - total * mean**2

@@ -17,6 +17,7 @@ from nnssl.classification.labels import Target
 from nnssl.classification.method import ClassificationConfig, ScanClassification, Values
 from nnssl.core.errors import UserError
 from nnssl.data.loader import reading
+from nnssl.methods.base import to_device
 from nnssl.networks.build import backbone_of, build_backbone
 from nnssl.networks.pyramid import FeaturePyramid, Levels, Stride
 from nnssl.networks.recompute import recompute_activations
@@ -33,11 +34,13 @@ class ClassificationSetup(Setup):
         values: of the cases.
         source: pretraining to start from; None for random weights.
         levels: of the network that form the pyramid.
+        device: to train on.
     """
 
     values: Values = field(kw_only=True)
     source: Pretrained | None = field(kw_only=True)
     levels: Levels = field(kw_only=True)
+    device: str = field(kw_only=True)
 
     @property
     def method_class(self) -> type[ScanClassification]:
@@ -75,14 +78,15 @@ class ClassificationSetup(Setup):
 
     @torch.no_grad()
     def _standardise(self, built: ScanClassification) -> None:
-        built.eval()
+        device = torch.device(self.device)
+        built.to(device).eval()
         rows = []
         for index in range(min(len(self.train), _MOST_ROWS)):
             folder, case = self.train.folders[self.train.folder_of[index]], str(self.train.names[index])
             with reading(folder, case):
                 volume = folder.open(case, index)
                 sample = built.sample(volume, built.config, np.random.default_rng([self.config.seed, index]))
-            rows.append(built.features(built.collate([sample])))
+            rows.append(built.features(to_device(built.collate([sample]), device, built.host_keys)))
         built.standardise(torch.cat(rows))
         built.train()
 

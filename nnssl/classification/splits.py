@@ -48,6 +48,9 @@ def folds_of(target: Target, home: Path, count: int, seed: int) -> tuple[list[Fo
             file does not fit the cases.
     """
     stock, own = home / STOCK, home / f"splits_{target.name}.json"
+    if own.name.casefold() == STOCK:
+        raise UserError(f"folds of a target called {target.name} would be kept in {STOCK}, which is nnU-Net's; give "
+                        f"the column of {FILE} another name")  # fmt: skip
     if stock.is_file():
         file, fix = stock, "mend it, or move it away: a split of the target's own is made then"
     else:
@@ -56,10 +59,14 @@ def folds_of(target: Target, home: Path, count: int, seed: int) -> tuple[list[Fo
             write_json(own, _make(target, count, seed))
             log.info(f"{own}: {count} folds")
     content = read_json(file, SplitsFile, fix)
-    folds = [
-        Fold(number, *(tuple(case for case in target.cases if case in set(part[key])) for key in ("train", "val")))
-        for number, part in enumerate(content)
-    ]
+    if not content:
+        raise UserError(f"{file} has no fold; {fix}")
+    if len(content) != count:
+        log.info(f"{len(content)} folds, as {file} has")
+    folds = []
+    for number, part in enumerate(content):
+        train, test = (tuple(sorted(set(target.cases) & set(part[key]))) for key in ("train", "val"))
+        folds.append(Fold(number, train, test))
     _check(folds, target, file, fix)
     return folds, file
 
@@ -72,7 +79,7 @@ def split_off(target: Target, cases: Sequence[str], share: float, seed: int) -> 
     """
     part = Target(target.name, tuple(cases), target.of(cases), target.classes, tuple(target.groups_of(cases)))
     for count in range(max(2, round(1 / share)), 1, -1):
-        if (made := _splits(part, count, seed)) is not None:
+        if (made := splits(part, count, seed)) is not None:
             train, held_out = made[0]
             return tuple(part.cases[i] for i in train), tuple(part.cases[i] for i in held_out)
     raise UserError(f"a class of {target.name} has only one case, or group, among the {len(cases)} training cases of a "
@@ -100,36 +107,34 @@ def _make(target: Target, count: int, seed: int) -> list[dict[str, list[str]]]:
     if len(set(target.groups)) < count:
         raise UserError(f"{target.name} has {len(set(target.groups))} cases or groups and there are {count} folds; add "
                         f"cases, or give fewer -folds")  # fmt: skip
-    made = _splits(target, count, seed)
-    assert made is not None
+    made = splits(target, count, seed)
+    if made is None:
+        raise UserError(f"the groups of {target.name} cannot be spread over {count} folds so that each has a test "
+                        f"case and training cases of every class; give fewer -folds")  # fmt: skip
     return [{"train": [target.cases[i] for i in train], "val": [target.cases[i] for i in test]} for train, test in made]
 
 
-def _splits(
-    target: Target, count: int, seed: int
-) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]] | None:  # fmt: skip
-    """Positions of training and test cases of each fold; None where a class would be missing in one."""
-    from sklearn.model_selection import KFold, StratifiedGroupKFold, StratifiedKFold
+def splits(target: Target, count: int, seed: int) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]] | None:
+    """Positions of training and test cases of each fold, stratified where there are enough cases, groups together.
 
-    wanted = strata(target.values, bool(target.classes))
-    grouped = len(set(target.groups)) < len(target.groups)
-    of_stratum = Counter(wanted.tolist())
-    if len(set(target.groups)) < count or (target.classes and min(of_stratum.values()) < count):
+    Returns:
+        None where a fold would have no test case, or no training case of a class.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
+    wanted, groups = strata(target.values, bool(target.classes)), len(set(target.groups))
+    if min(Counter(wanted.tolist()).values()) < count:
+        if target.classes:
+            return None
+        wanted = np.zeros_like(wanted)
+    if groups < count:
         return None
-    if grouped:
-        splitter = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
-    elif min(of_stratum.values()) < count:
-        splitter = KFold(count, shuffle=True, random_state=seed)
-    else:
-        splitter = StratifiedKFold(count, shuffle=True, random_state=seed)
+    grouped = groups < len(target.groups)
+    splitter = (StratifiedGroupKFold if grouped else StratifiedKFold)(count, shuffle=True, random_state=seed)
     parts = splitter.split(wanted, wanted, target.groups if grouped else None)
-    made = [(np.asarray(a), np.asarray(b)) for a, b in parts]
-    sides = [side for split in made for side in split]
-    if any(not len(side) for side in sides):
-        return None
-    if target.classes and any(len(set(wanted[train])) < len(target.classes) for train, _ in made):
-        return None
-    return made
+    made = [(np.asarray(train), np.asarray(test)) for train, test in parts]
+    whole = len(set(wanted.tolist()))
+    return made if all(len(test) and len(set(wanted[train].tolist())) == whole for train, test in made) else None
 
 
 def _check(folds: Sequence[Fold], target: Target, file: Path, fix: str) -> None:

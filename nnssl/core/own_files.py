@@ -31,6 +31,7 @@ from nnssl.core.schemas import (
     Fold,
     ImagesFile,
     Number,
+    Origin,
     Text,
     TrainerName,
 )
@@ -76,6 +77,8 @@ class CheckpointFile(BaseModel):
     configuration: ConfigurationName
     dataset_json: ImagesFile
     orientation: StrictStr | None = None
+    imported: Origin | None = None
+    origin: Origin | None = None
     fingerprint: Anything | None = None
     aligner: StrictStr = ""
     train_cases: Cases = []
@@ -142,6 +145,8 @@ class ClassificationFile(BaseModel):
     classes: list[StrictStr]
     way: Literal["frozen", "finetuned"]
     start: Text
+    weights: Text | None = None
+    seed: Count = 0
 
 
 def _matrix(values: Any) -> Any:

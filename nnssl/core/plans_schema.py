@@ -18,6 +18,7 @@ from nnssl.core.schemas import (
     DatasetName,
     Intensities,
     Number,
+    Origin,
     PlansName,
     Positive,
     Reader,
@@ -28,6 +29,8 @@ from nnssl.core.schemas import (
 )
 
 _RESOLVED = ("data_identifier", "batch_size", "patch_size", "spacing", "normalization_schemes")
+_MOST_CHANNELS = 1000
+_Sizes = Annotated[list[AtLeastOne], Field(min_length=3, max_length=3)]
 _OLD_UNET = (
     "UNet_base_num_features", "unet_max_num_features", "n_conv_per_stage_encoder", "n_conv_per_stage_decoder",
     "pool_op_kernel_sizes", "conv_kernel_sizes",
@@ -99,6 +102,7 @@ class _Pretraining(BaseModel):
     patience: AtLeastOne | None = None
     freeze: Annotated[Any, AfterValidator(_parts)] | None = None
     freeze_steps: Count | None = None
+    origin: Origin | None = None
 
 
 class PlansFile(BaseModel):
@@ -175,3 +179,34 @@ class ReaderPlans(BaseModel):
 
     plans_name: PlansName
     image_reader_writer: Reader
+
+
+class _Described(BaseModel):
+    arch_class_name: Text
+    arch_kwargs: Anything | None = None
+    arch_kwargs_requiring_import: list[StrictStr] | None = None
+
+
+class _Exchanged(BaseModel):
+    spacing: Annotated[list[Positive | None], Field(min_length=3, max_length=3)] | None = None
+    patch_size: _Sizes | None = None
+    use_mask_for_norm: StrictBool | list[StrictBool] | None = None
+    resampling_fn_data_kwargs: Anything | None = None
+
+
+class _PretrainPlan(BaseModel):
+    dataset_name: StrictStr | None = None
+    configurations: dict[StrictStr, _Exchanged] = {}
+    transpose_forward: Annotated[list[Count], AfterValidator(_axes)] | None = None
+    original_median_spacing_after_transp: Annotated[list[Positive], Field(min_length=3, max_length=3)] | None = None
+
+
+class AdaptationPlan(BaseModel):
+    """What nnU-Net's development version keeps beside exchanged weights."""
+
+    architecture_plans: _Described
+    pretrain_plan: _PretrainPlan = _PretrainPlan()
+    pretrain_num_input_channels: Annotated[int, Field(strict=True, ge=1, le=_MOST_CHANNELS)] = 1
+    recommended_downstream_patchsize: _Sizes | None = None
+    pretrain_patch_size: _Sizes | None = None
+    key_to_encoder: StrictStr = ""

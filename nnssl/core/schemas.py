@@ -193,6 +193,16 @@ class Intensities(BaseModel):
     percentile_99_5: OrNan = float("nan")
 
 
+class Origin(BaseModel):
+    """Where weights come from: whose licence and citation they carry."""
+
+    title: StrictStr | None = None
+    licence: StrictStr | None = None
+    citation: StrictStr | None = None
+    url: StrictStr | None = None
+    derived: bool = False
+
+
 class _Split(BaseModel):
     train: list[StrictStr]
     val: list[StrictStr]

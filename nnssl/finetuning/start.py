@@ -12,6 +12,7 @@ import torch
 
 from nnssl.checkpoints.files import FINAL, load_checkpoint
 from nnssl.checkpoints.intensity import bridge_intensities
+from nnssl.checkpoints.origin import derived, origin_of
 from nnssl.checkpoints.pretrained import (
     RANDOM,
     VARIABLE,
@@ -148,6 +149,7 @@ def find_start(wanted: Wanted, from_scratch: bool, results: Path) -> Start:
     fit = choice.fit or _fit(choice.path, wanted)
     source, network, notes = _encoder(fit) if wanted.head == ENCODINGS else _network(fit, wanted)
     found = {"checkpoint": name_of(choice.path, results), "method": source.method, "levels": source.levels}
+    found |= derived(origin_of(fit.content))  # the licence goes with what is trained from them
     notes += [choice.note] if choice.note else []
     return Start({**wanted.block, **found, "network": network}, source, fit.advice, fit.warnings, notes)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from nnssl.checkpoints.exported import ADAPTATION_PLAN, CONFIG, HEADS, WEIGHTS, needed_safetensors
 from nnssl.checkpoints.files import FINAL, NNUNET_WEIGHTS, save_checkpoint, save_content
+from nnssl.checkpoints.loading import first_of
 from nnssl.checkpoints.origin import ORIGIN, origin_of
 from nnssl.checkpoints.runs import Run, open_run
 from nnssl.core.errors import UserError
@@ -31,7 +32,8 @@ from nnssl.pretraining.weights import depending_on_classes, pretrained_network
 
 Format = Literal["nnssl", "safetensors", "nnunet"]
 FORMATS: tuple[Format, ...] = get_args(Format)
-CARD, PICTURE = "README.md", "progress.png"
+CARD, PICTURE, PLAN = "README.md", "progress.png", "adaptation_plan.json"
+_WRITTEN = (CARD, CONFIG, FINAL, NNUNET_WEIGHTS, PICTURE, PLAN, WEIGHTS)
 # Of a checkpoint: what an exported folder keeps beside the tensors. It names no case.
 _KEPT = ("method", "levels", "config", "plans", "configuration", "dataset_json", "orientation", "step", "epoch")
 _OF_DATASET = ("channel_names", "labels", "file_ending", "overwrite_image_reader_writer", "regions_class_order")
@@ -99,14 +101,18 @@ def export(
 def _check_output(folder: Path, overwrite: bool) -> None:
     """Raise UserError unless the folder is free, or holds an earlier export that may be replaced."""
     check_output_folder(folder)
+    if folder.is_symlink() or Path.cwd().is_relative_to(folder.resolve()):
+        raise UserError(f"-o {folder} is a link, or the folder that you are in, and would be made anew; give -o a new "
+                        f"folder")  # fmt: skip
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not overwrite:
         raise UserError(f"{folder} is not empty; give -o another folder, or --overwrite to replace an earlier export")
-    if folder.is_symlink():
-        raise UserError(f"{folder} is a link, and --overwrite removes nothing elsewhere; give -o another folder")
     fix = "--overwrite replaces nothing but what nnssl_export wrote; give -o another folder"
     read_json(folder / CONFIG, ExportedFile, fix)
+    written = {*_WRITTEN, *(plans.name for plans in folder.glob("*From_*.json"))}
+    if others := sorted({entry.name for entry in folder.iterdir()} - written):
+        raise UserError(f"{folder} holds {first_of(others)} too, and {fix}")
 
 
 def _kept(content: dict[str, Any], origin: dict[str, Any]) -> dict[str, Any]:
@@ -114,6 +120,7 @@ def _kept(content: dict[str, Any], origin: dict[str, Any]) -> dict[str, Any]:
     kept = {key: content[key] for key in _KEPT if content.get(key) is not None}
     plans = {key: value for key, value in content["plans"].items() if key != "nnssl"}
     dataset = {key: value for key, value in content["dataset_json"].items() if key in _OF_DATASET}
+    dataset.setdefault("channel_names", content["dataset_json"].get("modality"))  # the older key
     return {**kept, "plans": plans, "dataset_json": dataset} | ({ORIGIN: origin} if origin else {})
 
 
@@ -130,7 +137,7 @@ def _transferred(content: dict[str, Any]) -> dict[str, Tensor]:
 def _write_exchanged(folder: Path, run: Run, kept: dict[str, Any], facts: Facts) -> list[str]:
     content = exchanged(kept, _transferred(run.content), citations_of(facts))
     save_content(content, folder / FINAL)
-    write_json(folder / "adaptation_plan.json", content[ADAPTATION_PLAN])
+    write_json(folder / PLAN, content[ADAPTATION_PLAN])
     return warnings_of(content[ADAPTATION_PLAN])
 
 

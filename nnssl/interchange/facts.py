@@ -19,7 +19,7 @@ from nnssl.core.files import read_json
 from nnssl.core.own_files import BenchmarkFile
 from nnssl.features.model import PretrainedModel
 from nnssl.interchange.adaptation_plan import architecture_of
-from nnssl.methods.registry import get_method
+from nnssl.methods.registry import IMPORTED, get_method
 from nnssl.networks.build import resolve_configuration
 
 NNUNET = ("Isensee, F., Jaeger, P. F., Kohl, S. A. A., Petersen, J., & Maier-Hein, K. H. (2021). nnU-Net: a "
@@ -145,7 +145,8 @@ def facts_of(run: Run, model: PretrainedModel, kept: Mapping[str, Any], licence:
     architecture, origin = architecture_of(resolved), kept.get(ORIGIN)
     home = run.checkpoint.parent
     config, summary = (_beside(home, name) for name in (CONFIG, "summary.json"))
-    used = model.backbone.used_tensors().values()
+    fresh = tuple((run.content.get(IMPORTED) or {}).get("fresh", ()))  # of an import: nobody trained them
+    used = [tensor for name, tensor in model.backbone.used_tensors().items() if not name.startswith(fresh)]
     return Facts(
         method=kept["method"],
         learns_from=method.learns_from,

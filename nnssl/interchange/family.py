@@ -40,6 +40,7 @@ class Imported:
         url: where the weights are published.
         axes: of the file: "zyx", or "xyz" where tensors were transposed.
         left: tensors of the file that are not in `weights.state`, with the reason.
+        derived: whether they were trained from weights of somebody else, whose licence is `licence`.
     """
 
     weights: Weights
@@ -49,6 +50,7 @@ class Imported:
     url: str = ""
     axes: str = "zyx"
     left: Mapping[str, str] = field(default_factory=dict)
+    derived: bool = False
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 
-_NON_COMMERCIAL = re.compile(r"\bNC\b|non-?\s?commercial", re.IGNORECASE)
-_NO_DERIVATIVES = re.compile(r"\bND\b|no-?\s?deriv", re.IGNORECASE)
+_NON_COMMERCIAL = re.compile(
+    r"(?<![a-z])NC(?![a-z])|\bno[nt]?[-\s]*(?:for\s+)?commercial|\b(?:research|academic)\s+(?:use\s+)?only",
+    re.IGNORECASE,
+)
+_NO_DERIVATIVES = re.compile(r"(?<![a-z])ND(?![a-z])|no-?\s?deriv", re.IGNORECASE)
 
 
 def is_non_commercial(licence: str) -> bool:
@@ -29,7 +32,7 @@ def licence_warnings(licence: str | None, name: object) -> list[str]:
         return [f"the licence of {name} is not known; look it up where you got them, and give it with -license"]
     warnings = []
     if is_non_commercial(licence):
-        warnings.append(f"{name} are licensed {licence}: no commercial use, of what is trained from them neither")
+        warnings.append(f"{name} are licensed {licence}: no commercial use, nor of what is trained from them")
     if is_no_derivatives(licence):
         warnings.append(f"{name} are licensed {licence}: weights that are trained from them must not be passed on")
     return warnings

@@ -46,12 +46,12 @@ def model_card(facts: Facts, limits: Sequence[str], format: str, folder: str) ->
 def _metadata(facts: Facts, network: str) -> str:
     """YAML; every text is quoted as JSON, which is YAML too."""
     modalities = list(dict.fromkeys(name.lower() for name in facts.channels))
-    tags = ["self-supervised-learning", "medical-imaging", "3d", "nnU-Net", facts.method, network, *modalities]
+    way = [] if facts.method == IMPORTED else ["self-supervised-learning", facts.method]
+    tags = [*way, "medical-imaging", "3d", "nnU-Net", network, *modalities]
     if facts.licence and "nc" in terms_of(facts.licence):
         tags.append("non-commercial")
     lines = [*_license_lines(facts.licence), "library_name: nnssl", "pipeline_tag: image-feature-extraction", "tags:",
-             *(f"- {json.dumps(tag)}" for tag in dict.fromkeys(tags)),
-             "datasets:", *(f"- {json.dumps(modality)}" for modality in modalities)]  # fmt: skip
+             *(f"- {json.dumps(tag)}" for tag in dict.fromkeys(tags))]  # fmt: skip
     return "\n".join(["---", *lines, "---"])
 
 
@@ -62,14 +62,14 @@ def _license_lines(licence: str | None) -> list[str]:
 
 
 def _by(facts: Facts) -> str:
-    return "by others" if facts.method == IMPORTED else f"with {facts.method}"
+    return "elsewhere" if facts.method == IMPORTED else f"with {facts.method}"
 
 
 def _introduction(facts: Facts, network: str) -> str:
     channels = ", ".join(markdown(name) for name in facts.channels)
-    title = markdown(str((facts.origin or {}).get("title") or "weights of another program"))
+    title = markdown(str((facts.origin or {}).get("title") or "another program"))
     if facts.method == IMPORTED:
-        said = f", with the weights of {title}, brought into another form."
+        said = f", {'trained from' if (facts.origin or {}).get('derived') else 'with'} the weights of {title}."
     else:
         learnt = f", from {markdown(facts.learns_from)}" if facts.learns_from else ""
         begun = f" The pretraining began with {title}." if (facts.origin or {}).get("derived") else ""
@@ -93,8 +93,9 @@ def _use(facts: Facts, format: str, folder: str) -> str:
         "import nnssl", f'model = nnssl.load_pretrained("{name}")',
         'levels = model(model.prepare("imagesTr/case_1").values[None])    # feature maps, finest first',
     ]  # fmt: skip
-    shell = [f"nnssl_checkpoint={name} nnUNetv2_train DATASET 3d_fullres 0 -tr nnUNetTrainer_SSLFinetune"]
-    text = f"{_code(python, 'python')}\n\nFine-tuning with nnU-Net's command and a trainer of nnssl:\n\n{_code(shell)}"
+    shell = [f"nnssl_transfer -s ./{name} -t DATASET    # prints the line that trains"]
+    text = (f"{_code(python, 'python')}\n\nFine-tuning with nnU-Net, on your labelled dataset in the spacing and "
+            f"intensities of these weights:\n\n{_code(shell)}")  # fmt: skip
     if format == "nnssl":
         stock = [f"nnUNetv2_preprocess_like_nnssl -d DATASET -n NAME -pc {name}/{FINAL} -am like_pretrained",
                  "nnUNetv2_train_pretrained DATASET 3d_fullres 0 -p PLANS_THAT_IT_NAMES"]  # fmt: skip
@@ -196,7 +197,7 @@ def _licence(facts: Facts) -> str:
     named = f"{markdown(facts.licence)}."
     if origin.get("title") and origin.get("licence"):
         source = f"{markdown(str(origin['title']))} ({markdown(str(origin['licence']))})"
-        named += f" {'Derived from' if origin.get('derived') else 'They are'} {source}."
+        named += f" The weights {'derive from' if origin.get('derived') else 'are those of'} {source}."
     said = {"nc": "No commercial use.", "nd": "Weights that are trained from these must not be passed on.",
             "sa": "Weights that are trained from these keep this licence."}  # fmt: skip
     terms = terms_of(facts.licence)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,15 +15,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from nnssl.checkpoints.files import FINAL
+from nnssl.checkpoints.files import FINAL, check_whole
 from nnssl.core.errors import UserError
 from nnssl.core.files import read_json
 from nnssl.core.system import unreadable, why
 from nnssl.data.trusted import only_plain_types
 
 # Entries that hold a network's tensors, in the order in which they are tried.
-_CONTAINERS = ("network_weights", "state_dict", "model_state_dict", "model_state", "model", "net", "network", "student",
-               "weights", "params")  # fmt: skip
+_CONTAINERS = ("method_state", "network_weights", "state_dict", "model_state_dict", "model_state", "model", "net",
+               "network", "student", "weights", "params")  # fmt: skip
+_OF_MACOS = "__MACOSX/"  # what its archives keep of other file systems' attributes
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
 _BESIDE = ("adaptation_plan.json", "config.json", "plans.json", "dataset.json")
 _LARGEST_HEADER = 100 * 2**20  # of safetensors, as the format bounds it
@@ -69,7 +71,7 @@ def opened(source: str | Path, fold: str | None = None) -> Iterator[Opened]:
     with tempfile.TemporaryDirectory(prefix="nnssl_import_") as unpacked:
         file = _weights_file(path, fold)
         if _kind(file) == "archive":
-            file = _weights_file(_unpacked(file, Path(unpacked)), fold)
+            file = _weights_file(_unpacked(file, Path(unpacked)), fold, file)
         content = _content(file)
         tensors, container, rest = unwrapped(content, file)
         beside = _beside(file) | rest.pop("__beside__", {})
@@ -121,8 +123,8 @@ def _tensors_of(content: Mapping[str, Any]) -> dict[str, Tensor]:
     return {name: value.detach() for name, value in content.items() if isinstance(value, Tensor)}
 
 
-def _weights_file(path: Path, fold: str | None) -> Path:
-    """The one file of weights that a path means."""
+def _weights_file(path: Path, fold: str | None, archive: Path | None = None) -> Path:
+    """The one file of weights that a path means, or the archive that was unpacked there."""
     if path.is_file():
         return path
     if not path.is_dir():
@@ -134,11 +136,13 @@ def _weights_file(path: Path, fold: str | None) -> Path:
         files = [file for file in files if file.parent.name == f"fold_{fold}"]
     files = files or [file for folder in folders for file in sorted(folder.iterdir()) if _is_weights(file)]
     if not files and len(folders) == 2:  # an archive often holds one folder with all the rest
-        return _weights_file(folders[1], fold)
+        return _weights_file(folders[1], fold, archive)
     if len(files) != 1:
-        listed = ", ".join(map(str, files[:8])) or "none"
-        raise UserError(f"{path} holds {len(files) or 'no'} files of weights ({listed}); give the one to import, of a "
-                        f"model folder its fold's folder or -f FOLD")  # fmt: skip
+        found = files or sorted(path.glob(f"*/*/{FINAL}"))
+        listed = ", ".join(str(file.relative_to(path)) for file in found[:8]) or "none"
+        fix = "unpack it and give the one to import" if archive else "give the one to import"
+        raise UserError(f"{archive or path} holds {len(found) or 'no'} files of weights ({listed}); {fix}, of a model "
+                        f"folder its fold's folder or -f FOLD")  # fmt: skip
     return files[0]
 
 
@@ -172,10 +176,15 @@ def _kind(file: Path) -> Kind:
 
 def _unpacked(archive: Path, folder: Path) -> Path:
     """Unpack a model folder's plans and weights; `extract` keeps every name below the folder."""
-    with zipfile.ZipFile(archive) as content:
-        for name in content.namelist():
-            if name.endswith((".json", ".pth")):
-                content.extract(name, folder)
+    try:
+        with zipfile.ZipFile(archive) as content:
+            for name in content.namelist():
+                if name.endswith((".json", ".pth")) and not name.startswith(_OF_MACOS):
+                    content.extract(name, folder)
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise UserError(f"{archive} is damaged ({error}); copy it again") from error
+    except (RuntimeError, NotImplementedError) as error:  # a password, or another compression
+        raise UserError(f"{archive} cannot be unpacked here ({error}); unpack it, and give the folder") from error
     return folder
 
 
@@ -183,6 +192,7 @@ def _content(file: Path) -> Any:
     if _kind(file) == "safetensors":
         return _safetensors(file)
     try:
+        check_whole(file)
         with only_plain_types(file, "take another copy, or save the network's state_dict alone"):
             return torch.load(file, map_location="cpu", weights_only=True)
     except UserError:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from nnssl.core.errors import UserError
-from nnssl.interchange.families import ct_fm, exchange, nnunet_model, sam, stunet, suprem, swinunetr, vox2vec
+from nnssl.interchange.families import ct_fm, exchange, nnunet_model, own, sam, stunet, suprem, swinunetr, vox2vec
 from nnssl.interchange.family import Family
 from nnssl.interchange.opening import Opened
 
 FAMILIES: tuple[Family, ...] = (
+    own.FAMILY,  # before those of networks, whose files it would be taken for
     exchange.FAMILY,
     stunet.FAMILY,  # before nnU-Net's: its trainers replace the network of their plans
     nnunet_model.FAMILY,

@@ -69,6 +69,7 @@ def import_weights(
     check_name(dataset, "dataset", "-o")
     (results,) = require_folders("nnUNet_results")
     _check_number(dataset, results)
+    licence = " ".join((licence or "").split()) or None
     with opened(source, fold) as file:
         family = family_of(file)
         found = family.read(file)
@@ -79,9 +80,7 @@ def import_weights(
     about |= {"tensors_mapped": len(taken.mapped), "tensors_left": len(left), "levels": weights.levels}
     about |= {"fresh": list(weights.fresh), "method": weights.made_by}
     taken.content[IMPORTED] = about
-    folder = run_folder(
-        results, dataset, IMPORTED, weights.plans["plans_name"], weights.configuration, FOLD
-    )  # fmt: skip
+    folder = run_folder(results, dataset, IMPORTED, weights.plans["plans_name"], weights.configuration, FOLD)
     _write(folder, taken, about, left, overwrite)
     _say(folder, found, about, left, weights)
     ways = _ways(dataset)
@@ -114,7 +113,7 @@ def _about(family: Family, found: Imported, file: Opened, licence: str | None) -
         "source": {"file": file.file, "sha256": file.sha256},
         "axes": found.axes,
         "imported_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    }
+    } | ({"derived": True} if found.derived else {})
 
 
 def _write(folder: Path, taken: Taken, about: Mapping[str, Any], left: Mapping[str, str], overwrite: bool) -> None:
@@ -151,6 +150,9 @@ def _say(folder: Path, found: Imported, about: Mapping[str, Any], left: Mapping[
         log.info(f"  and {len(left) - _NAMED} more, see {REPORT}")
     if about["licence"]:
         log.info(f"licence: {about['licence']}")
+    if found.licence not in (None, about["licence"]):
+        log.warning(f"these weights are known as licensed {found.licence}, and -license says {about['licence']}: "
+                    f"make sure that their authors gave it to you")  # fmt: skip
     for warning in licence_warnings(about["licence"], f"the weights in {folder}"):
         log.warning(warning)
     if found.citation:

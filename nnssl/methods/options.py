@@ -18,11 +18,11 @@ _LARGEST = 2.0**63
 Config = TypeVar("Config", bound=MethodConfig)
 
 
-def override(config: Config, options: Iterable[str]) -> Config:
+def override(config: Config, options: Iterable[str], flag: str = "-o") -> Config:
     """Copy of `config` with `key=value` strings applied.
 
     Values are read as the field's type: numbers, `true`/`false`, `none`, one of the listed words, or comma-separated
-    numbers for tuples.
+    numbers for tuples. Messages name the `flag`.
 
     Raises:
         UserError: for an unknown key (the valid ones are listed), a value of another type, or a missing `=`.
@@ -32,18 +32,18 @@ def override(config: Config, options: Iterable[str]) -> Config:
     for option in options:
         key, equals, text = option.partition("=")
         if not equals:
-            raise UserError(f"-o takes key=value, not {shown(option)}")
+            raise UserError(f"{flag} takes key=value, not {shown(option)}")
         if key not in hints:
             shared, own = _listed(config)
             raise UserError(f"there is no option {shown(key)}; every method has {shared}, and this one also {own}")
         if key in values:
-            raise UserError(f"-o has {key} twice; remove one")
+            raise UserError(f"{flag} has {key} twice; remove one")
         try:
             values[key] = _parse(text, hints[key])
         except OverflowError:
-            raise UserError(f"-o {key} must be finite and below 2^63, not {shown(text)}") from None
+            raise UserError(f"{flag} {key} must be finite and below 2^63, not {shown(text)}") from None
         except ValueError:
-            raise UserError(f"-o {key} takes {describe_type(hints[key])}, not {shown(text)}") from None
+            raise UserError(f"{flag} {key} takes {describe_type(hints[key])}, not {shown(text)}") from None
     return dataclasses.replace(config, **values)
 
 

@@ -52,6 +52,7 @@ class _Dress(Pretraining):
         self.tf32 = use_tf32(method, CARD, self.precision)
         self.scaler = torch.amp.GradScaler("cuda", enabled=self.precision == torch.float16)
         self.step = self.epoch = 0
+        self.tf32 = False
         self.signal, self.probe = StopSignal(), None
         self.meters = Meters(setup, CARD, None)
 

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from nnssl.benchmarking import scan_labels
-from nnssl.benchmarking.scan_labels import benchmark_scan_labels, ordered
-from nnssl.classification.classify import Question
+from nnssl.benchmarking.scan_labels import _enough, benchmark_scan_labels, ordered
+from nnssl.benchmarking.subsets import Amount
+from nnssl.classification.question import Question
 from nnssl.classification.splits import folds_of
 from nnssl.cli.benchmark import main
 from tests.classification.data import target_of
@@ -52,6 +53,12 @@ def test_benchmark_scan_labels__more_labels_tell_more(tmp_path: Path, monkeypatc
     }
     table = (tmp_path / "out/labels.md").read_text().splitlines()
     assert table[0].startswith("| AUROC of grade | 2 cases (5 %) | 30 cases (100 %) |")
+
+
+def test_enough__a_case_of_each_class_is_said_to_be_used(caplog: pytest.LogCaptureFixture) -> None:
+    target = target_of([0, 1, 2] * 3, ["a", "b", "c"])
+    made = _enough([Amount(1, 5.0), Amount(3, 20.0), Amount(9, 100.0)], target)
+    assert made == [Amount(3, 20.0), Amount(9, 100.0)] and "5 %" in caplog.text
 
 
 def test_main__target_needs_models(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -33,6 +34,6 @@ def write_bright_and_dark(raw: Path, cases: int = 10) -> Path:
     return folder
 
 
-def write_run(results: Path) -> Path:
+def write_run(results: Path, **options: Any) -> Path:
     """A pretraining with random weights, of patches that cover the torsos."""
-    return write_pretraining(results, tiny_plans(patch_size=[16, 32, 32])).parent
+    return write_pretraining(results, tiny_plans(patch_size=[16, 32, 32]), **options).parent

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -10,30 +11,16 @@ import pytest
 import torch
 
 from nnssl.analysis.files import read_vectors
-from nnssl.classification.classify import Classified, classify
+from nnssl.classification import classify as classify_module
+from nnssl.classification.classify import Classified, classify, open_output
 from nnssl.classification.heat import heat_map
 from nnssl.classification.method import body_mean
 from nnssl.classification.model import load_classifier
 from nnssl.classification.predict import classify_predict
 from nnssl.cli.classify import main
 from nnssl.core.errors import UserError
-from tests.classification.data import write_bright_and_dark, write_run
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("classify")
-    write_bright_and_dark(root / "raw")
-    write_run(root / "results")
-    return root
-
-
-@pytest.fixture
-def run(world: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name in ("raw", "preprocessed", "results"):
-        monkeypatch.setenv(f"nnUNet_{name}", str(world / name))
-    return next((world / "results/Dataset500_Source").iterdir())
-
+from nnssl.core.files import WRITING
+from tests.classification.data import write_run
 
 _made: list[Classified] = []  # once for the tests of this file, which may run alone
 
@@ -117,15 +104,42 @@ def test_classify__numbers_and_vectors_that_are_kept(
     assert "another target" in capsys.readouterr().err
 
 
+def test_classify__other_weights_do_not_replace_results(world: Path, run: Path, tmp_path: Path) -> None:
+    made, other = _frozen(run), write_run(tmp_path, seed=2)
+    before = (made.folder / "results.json").read_bytes()
+    with pytest.raises(UserError, match="weights of another pretraining; give another -o"):
+        classify(600, other, "look", device="cpu")
+    with pytest.raises(UserError, match="another seed"):
+        classify(600, run, "look", seed=3, device="cpu")
+    assert (made.folder / "results.json").read_bytes() == before
+
+
+def test_open_output__what_a_killed_process_left(tmp_path: Path) -> None:
+    about: dict[str, Any] = {"dataset": "Dataset600_Scans", "target": "look", "task": "regression", "classes": [],
+                             "way": "frozen", "start": "vox2vec", "weights": None, "seed": 0}  # fmt: skip
+    (tmp_path / f".classification.json.1{WRITING}").write_text("{")
+    open_output(tmp_path, about)
+    open_output(tmp_path, about)
+    assert json.loads((tmp_path / "classification.json").read_text()) == about
+
+
+def test_classify__one_process(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(classify_module, "started_by_torchrun", lambda: True)
+    with pytest.raises(UserError, match="without torchrun"):
+        classify(600, run, "look", device="cpu")
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
         (["-m", "RUN", "-set", "num_epochs=1"], "add --finetune"),
         (["-m", "random", "--finetune"], "does not say which network"),
         (["-m", "RUN", "-p", "mine", "--finetune"], "names the plans of random weights"),
+        (["-m", "RUN", "-c", "3d_lowres", "--finetune"], "is for -m random"),
         (["-m", "RUN", "-folds", "1"], "-folds 1"),
         (["-m", "RUN", "-target", "look", "--finetune", "-f", "7"], "no fold 7"),
         (["-m", "RUN", "-target", "look", "--finetune", "-set", "width=3"], "there is no option 'width'"),
+        (["-m", "RUN", "-target", "look", "--finetune", "-set", "patience=x"], "-set patience takes"),
         (["-m", "RUN", "-target", "look", "-o", "RAW"], "other files"),
         (["-m", "nothing", "-target", "look"], "no checkpoint nothing"),
     ],

@@ -58,3 +58,7 @@ def test_load_classifier__a_head_that_does_not_fit(tmp_path: Path) -> None:
     save_classifier(file, network, short, target_of([0, 1, 2], ["a", "b", "c"]), "frozen", "vox2vec")
     with pytest.raises(UserError, match="its head has the shape"):
         load_classifier(file)
+    beyond = Network(content, one.model.backbone.state_dict(), one.model.levels, 0, 9, (8, 16, 16))
+    save_classifier(file, beyond, one.head, target_of([0, 1, 2], ["a", "b", "c"]), "frozen", "vox2vec")
+    with pytest.raises(UserError, match="reads level 9"):
+        load_classifier(file)

@@ -10,32 +10,20 @@ import pytest
 
 from nnssl.checkpoints.files import FINAL, load_checkpoint
 from nnssl.checkpoints.pretrained import read_pretrained
+from nnssl.classification import finetune
 from nnssl.classification.classify import classify
+from nnssl.classification.finetune import Job
 from nnssl.classification.model import load_classifier
 from nnssl.classification.predict import classify_predict
+from nnssl.classification.splits import Fold
 from nnssl.classification.volumes import prepare_as
 from nnssl.core.errors import UserError
+from nnssl.core.files import write_json
 from nnssl.pretraining.loop import Pretraining
-from tests.classification.data import write_bright_and_dark, write_run
+from tests.classification.data import target_of
 from tests.runs import same_content
 
 OPTIONS = ["num_epochs=2", "batch_size=2", "learning_rate=1e-2", "save_every_epochs=1"]
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("finetune")
-    write_bright_and_dark(root / "raw", 8)
-    write_run(root / "results")
-    return root
-
-
-@pytest.fixture
-def run(world: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name in ("raw", "preprocessed", "results"):
-        monkeypatch.setenv(f"nnUNet_{name}", str(world / name))
-    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
-    return next((world / "results/Dataset500_Source").iterdir())
 
 
 def _train(run: Path, output: Path, options: Sequence[str] = (), **others: Any) -> Path:
@@ -47,13 +35,14 @@ def test_classify__finetuned_then_interrupted_continued_predicted_and_exported(
     world: Path, run: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "nnssl")
+    monkeypatch.setattr(finetune, "peak_gib", lambda *_: 0.1)
     whole = _train(run, world / "whole")
     assert {file.name for file in (whole / "fold_0").iterdir()} == {
         "checkpoint_final.pth", "config.json", "dataset.json", "metrics.jsonl", "model.pth", "plans.json",
         "pretraining_log.txt", "progress.png", "summary.json", "views.png",
     }  # fmt: skip
     content = json.loads((whole / "results.json").read_text())
-    assert content["predictions"]["fine-tuned"]["cases"] == 4 and set(content["predictions"]) == {
+    assert content["predictions"]["fine-tuned"]["cases"] == 5 and set(content["predictions"]) == {
         "fine-tuned",
         "class shares",
     }
@@ -75,6 +64,7 @@ def test_classify__finetuned_then_interrupted_continued_predicted_and_exported(
     with pytest.raises(UserError, match=r"learning_rate \(0.01 -> 1.0\)"):
         classify(600, run, "look", finetune=True, fold=[0], output=world / "parts", options=["learning_rate=1"],
                  continue_run=True, device="cpu")  # fmt: skip
+    (world / "parts/fold_0/model.pth").write_bytes(b"of a run whose removal was interrupted")
     parts = _train(run, world / "parts", continue_run=True)
     first, second = (load_checkpoint(folder / "fold_0/model.pth") for folder in (whole, parts))
     assert same_content(first["method_state"], second["method_state"])
@@ -82,11 +72,50 @@ def test_classify__finetuned_then_interrupted_continued_predicted_and_exported(
     images = world / "raw/Dataset600_Scans/imagesTr"
     with open(whole / "predictions.csv") as opened:
         tested = {row["case"]: float(row["fine-tuned: dark"]) for row in csv.DictReader(opened)}
-    assert len(tested) == 4
+    assert len(tested) == 5
     for case, probability in list(tested.items())[:1]:  # of a volume preprocessed before, and of its raw image
         made = classify_predict(images / case, world / f"{case}.csv", whole, world / "maps", device="cpu")
         assert made.values[case][1] == pytest.approx(probability, abs=1e-3)
         assert (world / f"maps/{case}.png").is_file() and (world / f"maps/{case}.nii.gz").is_file()
+
+    labels = world / "raw/Dataset600_Scans/labels.csv"
+    text = labels.read_text()
+    (trained,) = json.loads((whole / "fold_0/config.json").read_text())["held_out_cases"][:1]
+    case = trained.split("/")[1]
+    changed = {"dark": "bright", "bright": "dark"}
+    lines = [",".join(changed.get(cell, cell) for cell in line.split(",")) if line.startswith(case) else line
+             for line in text.splitlines()]  # fmt: skip
+    try:
+        labels.write_text("\n".join(lines))
+        with pytest.raises(UserError, match=r"labels or the folds have changed.*-f 0 --overwrite"):
+            _train(run, whole, continue_run=True)
+    finally:
+        labels.write_text(text)
+
+
+@pytest.mark.slow
+def test_train__memory_decides_between_whole_volumes_and_crops(
+    world: Path, run: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "nnssl")
+    folder = _train(run, world / "bound", memory=1e-3)
+    said = (folder / "fold_0/pretraining_log.txt").read_text()
+    assert "whole volumes of 16,24,24 voxels need about" in said and "crops of 16,32,32" in said
+    assert load_classifier(folder / "fold_0/model.pth").model.patch_size == (16, 32, 32)
+
+
+def test_finished__folds_of_other_labels_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folds = [Fold(0, ("c00", "c01"), ("c02",)), Fold(1, ("c02", "c03"), ("c00",))]
+    before, now = target_of([0, 1, 0, 1], ["no", "yes"]), target_of([0, 1, 1, 0], ["no", "yes"])
+    jobs = [Job(tmp_path, one, None, None, "random", (), 0, "cpu", None, False, False) for one in (before, now)]
+    for fold in folds:
+        home = jobs[0].home(fold)
+        home.mkdir()
+        (home / "model.pth").touch()
+        described = {"method": "m", "configuration": "c", "plans": "p", "fold": "0", "options": {}}
+        write_json(home / "config.json", {**described, "labels": jobs[0]._fingerprint(fold)})
+    assert jobs[0].finished(folds) == folds and not caplog.text
+    assert jobs[1].finished(folds) == folds[:1] and "-f 1 --overwrite" in caplog.text
 
 
 def test_classify__numbers_from_random_weights_of_own_plans_in_crops(world: Path, run: Path) -> None:

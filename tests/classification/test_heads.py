@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression, Ridge
 
-from nnssl.classification.heads import Examples, fit_linear, predict_neighbours
+from nnssl.classification.heads import Examples, _inner_folds, fit_linear, predict_neighbours
 from tests.classification.data import target_of
 
 
@@ -54,3 +54,10 @@ def test_fit_linear__groups_and_too_few_cases_to_choose_a_penalty() -> None:
     assert fit_linear(_examples(2, groups=True)).weights.shape == (2, 6)
     assert np.isfinite(fit_linear(_examples(2, cases=3)).bias).all()
     assert np.isfinite(predict_neighbours(_examples(2, cases=3), np.zeros((1, 6)))).all()
+
+
+def test_inner_folds__few_numbers_have_them_too_and_groups_stay_together() -> None:
+    assert len(_inner_folds(target_of(np.arange(6.0).tolist()), 0) or ()) == 5
+    made = _inner_folds(target_of(np.arange(9.0).tolist(), groups=[f"p{i // 3}" for i in range(9)]), 0)
+    assert made is not None and all(set(test // 3).isdisjoint(train // 3) for train, test in made)
+    assert _inner_folds(target_of([0, 0, 1], ["no", "yes"]), 0) is None

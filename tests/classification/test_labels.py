@@ -24,7 +24,7 @@ def test_read_target__names_are_classes_and_empty_cells_are_left_out(
     found = _read(tmp_path, "case;covid;age;group\nb;no;31;p1\n a ;yes;40,5;p1\nc;;7;\nd;no;8;\n", "covid")
     assert (found.cases, found.classes, found.values.tolist()) == (("a", "b", "d"), ("no", "yes"), [1, 0, 0])
     assert found.groups[0] == found.groups[1] == "p1" and found.groups[2] not in ("p1", "")
-    assert "1 case has no covid" in caplog.text
+    assert "1 case has no covid" in caplog.text and "'no' 2, 'yes' 1" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -35,6 +35,8 @@ def test_read_target__names_are_classes_and_empty_cells_are_left_out(
         ("0 1 2 0", None, ()),
         ("2 10 10 1", "classification", ("1", "2", "10")),
         ("0 1 1 0", "regression", ()),
+        ("0 1.0 1 0.0", None, ("0", "1")),  # one class, written in two ways
+        ("007 8 8.00 yes", "classification", ("007", "8", "yes")),
     ],
 )
 def test_read_target__numbers(tmp_path: Path, cells: str, task: str | None, classes: tuple[str, ...]) -> None:
@@ -58,11 +60,14 @@ def test_read_target__numbers(tmp_path: Path, cells: str, task: str | None, clas
         ("case,x\na,yes\nb,yes\n", None, "nothing can be told apart"),
         ("case,x\na,1.5\nb,n/a\nc,3\n", None, "line 3: x of b is 'n/a'"),
         ("case,x\na,1.5\nb,nan\nc,3\n", None, "line 3: x of b is 'nan'"),
+        ("case,x\na,yes\nb,NA\nc,no\n", None, "line 3: x of b is 'NA'"),
+        ('case,x\na,yes\nb,"no\nc,no\nd,yes\n', None, "is no CSV"),
         ("case,x\na,\nb,\n", None, "'x' is empty"),
         ("case,x\na,1,2\n", None, "line 2 has 3 cells"),
         ("case,x\n,1\n", None, "line 2 names no case"),
         ("case,x\n", None, "no case below"),
         ("case,a/b\na,1\nb,2\n", None, "separator of folders"),
+        (f"case,{'x' * 101}\na,1\nb,2\n", None, "a shorter name"),
     ],
 )
 def test_read_target__mistakes(tmp_path: Path, text: str, target: str | None, said: str) -> None:

@@ -12,6 +12,7 @@ from nnssl.core.errors import UserError
 from nnssl.data.volumes import BloscVolume
 from nnssl.networks.build import build_backbone
 from tests.classification.data import target_of
+from tests.pretrainings import tiny_plans
 from tests.runs import fpn_plans
 from tests.volumes import add_volume, make_folder
 
@@ -75,6 +76,24 @@ def test_step__numbers_and_class_weights(volume: BloscVolume) -> None:
     assert all(p.grad is not None for p in method.parameters() if p.requires_grad)
 
 
+def test_step__parts_of_a_batch_have_the_loss_and_the_gradients_of_all(volume: BloscVolume) -> None:
+    made = []
+    for accumulate in (1, 2):
+        torch.manual_seed(0)
+        config = ClassificationConfig(patch_size=(16, 16, 16), batch_size=2, dropout=0.0, accumulate=accumulate)
+        backbone = build_backbone(tiny_plans(), "3d_fullres", "encoder")  # without batch norm
+        made.append(ScanClassification(backbone, config, Values((0.0, 1.0), (1.0, 0.0), 2)))
+    whole, parts = made
+    batch = whole.collate([whole.sample(volume, whole.config, np.random.default_rng(i)) for i in range(2)])
+    batch["index"] = torch.tensor([0, 1])
+    for method in made:
+        method.train().step(method.augment(batch)).loss.backward()
+    for one, other in zip(whole.parameters(), parts.parameters(), strict=True):
+        assert (one.grad is None) == (other.grad is None)
+        assert one.grad is None or torch.allclose(one.grad, other.grad, atol=1e-4)  # type: ignore[arg-type]
+    assert whole.head.weight.grad is not None
+
+
 def test_config__impossible_values() -> None:
     for option, value in (("dropout", 1.0), ("patience", 0), ("label_smoothing", -0.1), ("noise_sigma", -1.0)):
         with pytest.raises(UserError, match=option):
@@ -92,3 +111,9 @@ def test_standardise__features_of_the_start_have_mean_0_and_deviation_1(volume: 
     head = head_of(method.state_dict(), target_of([0, 1], ["no", "yes"]), ["c00", "c01"])
     scores = method.head(seen).detach().numpy()
     assert head.scores(rows.numpy()) == pytest.approx(scores - scores.mean(1, keepdims=True), abs=1e-3)
+
+
+def test_standardise__cases_that_are_all_alike_are_not_blown_up() -> None:
+    method = _built(2)
+    method.standardise(torch.full((4, 16), 3.0) + 1e-7 * torch.randn(4, 16))
+    assert method.centre.tolist() == pytest.approx([3.0] * 16) and method.spread.tolist() == [1.0] * 16

@@ -73,3 +73,10 @@ def test_score__intervals_cover_and_need_eight_cases() -> None:
 def test_score__a_class_that_no_test_case_has() -> None:
     found = score(np.array([[0.4, 0.6], [0.7, 0.3]]), np.array([1.0, 1.0]), ["a", "b"])
     assert np.isnan(found["auroc"].value) and found["balanced_accuracy"].value == 0.5
+
+
+def test_numbers__far_from_zero_and_all_alike() -> None:
+    truth = 1e9 + np.array([0.0, 1.0, 2.0, 3.0])
+    found = _numbers(truth + np.array([0.5, -0.5, 0.5, -0.5]), truth, np.ones((1, 4)))
+    assert found["r2"][0] == pytest.approx(1 - 1 / 5) and found["mae"][0] == pytest.approx(0.5)
+    assert np.isnan(_numbers(truth, np.full(4, 0.1), np.ones((1, 4)))["r2"][0])

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from nnssl.classification import splits as splits_module
 from nnssl.classification.splits import folds_of, split_off
 from nnssl.core.errors import UserError
 from tests.classification.data import target_of
@@ -79,3 +81,36 @@ def test_split_off__a_fifth_with_every_class(tmp_path: Path) -> None:
     assert len(split_off(few, few.cases, 0.2, seed=0)[1]) == 2
     with pytest.raises(UserError, match="only one case"):
         split_off(few, ["c00", "c01", "c02"], 0.2, seed=0)
+
+
+def test_folds_of__few_numbers_in_groups(tmp_path: Path) -> None:
+    target = target_of(np.arange(11.0).tolist(), groups=[f"p{i % 8}" for i in range(11)])
+    folds, _ = folds_of(target, tmp_path, 4, seed=0)
+    assert sorted(case for fold in folds for case in fold.test) == list(target.cases)
+    assert all(not set(target.groups_of(fold.train)) & set(target.groups_of(fold.test)) for fold in folds)
+
+
+def test_folds_of__groups_that_cannot_be_spread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(splits_module, "splits", lambda *_: None)
+    with pytest.raises(UserError, match="cannot be spread over 2 folds"):
+        folds_of(target_of([0, 1] * 4, ["no", "yes"]), tmp_path, 2, seed=0)
+
+
+def test_folds_of__a_target_called_final(tmp_path: Path) -> None:
+    target = dataclasses.replace(target_of([0, 1] * 4, ["no", "yes"]), name="Final")
+    with pytest.raises(UserError, match="another name"):
+        folds_of(target, tmp_path, 2, seed=0)
+    assert not list(tmp_path.iterdir())
+
+
+def test_folds_of__a_file_without_folds_or_with_another_number(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    target, file = target_of([0, 1] * 4, ["no", "yes"]), tmp_path / "splits_grade.json"
+    file.write_text("[]")
+    with pytest.raises(UserError, match="has no fold; delete it"):
+        folds_of(target, tmp_path, 2, seed=0)
+    file.unlink()
+    caplog.set_level("INFO", "nnssl")
+    folds_of(target, tmp_path, 2, seed=0)
+    assert len(folds_of(target, tmp_path, 4, seed=0)[0]) == 2 and f"2 folds, as {file} has" in caplog.text

@@ -126,6 +126,27 @@ def test_exchange__other_networks_are_refused(
         imported(file, tmp_path, monkeypatch)
 
 
+@pytest.mark.parametrize(("place", "value"), [
+    ("architecture_plans", 3), ("architecture_plans.arch_class_name", None),
+    ("architecture_plans.arch_kwargs_requiring_import", "conv_op"), ("pretrain_plan", None),
+    ("pretrain_plan.configurations", []), ("pretrain_plan.configurations", {"a": {"spacing": [1, 1]}}),
+    ("pretrain_plan.transpose_forward", [0, 0, 0]), ("pretrain_num_input_channels", 10**9),
+    ("recommended_downstream_patchsize", [0, 16, 16]), ("pretrain_patch_size", "x"),
+])  # fmt: skip
+def test_exchange__a_damaged_plan_is_one_sentence(
+    place: str, value: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = {"arch_class_name": "ResEncL", "arch_kwargs": None, "arch_kwargs_requiring_import": None}
+    content = _checkpoint(nn.Linear(2, 2).state_dict(), plan)
+    *outer, key = place.split(".")
+    inner = content["nnssl_adaptation_plan"]
+    for name in outer:
+        inner = inner[name]
+    inner[key] = value
+    with pytest.raises(UserError, match=rf"adaptation plan: {place}.*take another copy"):
+        imported(saved(content, tmp_path / "w"), tmp_path, monkeypatch)
+
+
 @pytest.mark.parametrize("wrapper", ["", "encoder."])
 def test_exchange__primus_gives_the_same_tokens(wrapper: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("nnssl.networks.primus")

@@ -144,6 +144,7 @@ def test_export__names_no_case_and_no_path(tmp_path: Path) -> None:
     checkpoint = write_pretraining(tmp_path / "results", plans)
     content = torch.load(checkpoint, weights_only=True)
     content["dataset_json"] |= {"annotated_labels": {"mrs_miller": []}, "description": "of mrs_miller"}
+    content["dataset_json"]["modality"] = content["dataset_json"].pop("channel_names")
     content |= {"train_cases": ["Dataset500_Source/mrs_miller", "Dataset500_Source/x"], "val_cases": [], "step": 3,
                 "epoch": 1}  # fmt: skip
     torch.save(content, checkpoint)
@@ -183,6 +184,14 @@ def test_export__all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         export(checkpoint, mine, overwrite=True)
     with pytest.raises(UserError, match="which it would replace"):
         export(out, out, "nnunet", overwrite=True)
+    (out / ".git").mkdir()
+    with pytest.raises(UserError, match=r"out holds \.git too"):
+        export(checkpoint, out, overwrite=True)
+    (tmp_path / "link").symlink_to(mine)
+    monkeypatch.chdir(tmp_path)
+    for place in (tmp_path / "link", Path("."), Path("..")):
+        with pytest.raises(UserError, match="is a link, or the folder that you are in"):
+            export(checkpoint, place, overwrite=True)
     with pytest.raises(UserError, match="random weights"):
         export(f"random:{checkpoint}", tmp_path / "random")
 
@@ -206,30 +215,6 @@ def test_methods__say_what_they_learn_from_and_whom_to_cite() -> None:
     for name in method_names():
         method = get_method(name)
         assert method.learns_from and method.paper.endswith("."), name
-
-
-def _folders(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-        (root / name).mkdir()
-        monkeypatch.setenv(name, str(root / name))
-
-
-def test_export__comes_back_by_nnssl_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _folders(tmp_path, monkeypatch)
-    checkpoint = _run(tmp_path, "unet_mae", name="residual", architecture=RESIDUAL)
-    folder = export(checkpoint, tmp_path / "out", licence="cc-by-nc-4.0")
-    made = nnssl.import_weights(folder, "Dataset900_Back", licence="cc-by-nc-4.0")
-    assert made.about["family"] == "exchange" and "He, K." in made.about["citation"]
-    own, other = (nnssl.load_pretrained(path) for path in (checkpoint, made.folder))
-    theirs = other.backbone.used_tensors()
-    assert all(torch.equal(tensor, theirs[name]) for name, tensor in own.backbone.used_tensors().items())
-    assert own.strides == other.strides and own.levels == other.levels
-    again = export(made.folder, tmp_path / "again", "safetensors")
-    card = (again / "README.md").read_text()
-    assert "license: cc-by-nc-4.0" in card and "non-commercial" in card and "No commercial use." in card
-    assert "pretrained by others" in card and made.about["title"] in card and "He, K." in card
-    with pytest.raises(UserError, match=r"-license mit leaves out terms of that \(nc\)"):
-        export(made.folder, tmp_path / "lax", licence="mit")
 
 
 def test_export__of_what_was_trained_from_others_weights(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ def test_licence_id__of_names_that_authors_write(name: str, identifier: str) -> 
 
 def test_terms__of_names_that_hubs_do_not_know() -> None:
     assert terms_of("cc-by-nc-sa-4.0") == {"by", "nc", "sa"}
+    assert all("nc" in terms_of(name) for name in ("CC_BY_NC", "No commercial use", "for research use only"))
     assert {"nc", "nd"} <= terms_of("BY-NC-ND") and {"nc", "nd"} <= terms_of("Non-commercial, no derivatives")
     assert not terms_of("mit") & {"nc", "nd", "sa"}
 

@@ -47,7 +47,8 @@ def test_model_card__tells_of_a_run(tmp_path: Path) -> None:
     folder = export(run, tmp_path / "My-weights", licence="CC BY-NC 4.0", benchmark=table)
     card = (folder / "README.md").read_text()
     for line in (
-        "license: cc-by-nc-4.0\n", "library_name: nnssl\n", '- "non-commercial"\n', 'datasets:\n- "ct"\n---\n',
+        "license: cc-by-nc-4.0\n", "library_name: nnssl\n", '- "ct"\n- "non-commercial"\n---\n',
+        "nnssl_transfer -s ./My-weights -t",
         "# PlainConvUNet, pretrained with vox2vec\n", "from the same voxel in two crops",
         'nnssl.load_pretrained("My-weights")', "| volumes | 90 |", "CT: clipped to -800 to 400 HU", "3 x 1.5 x 1.5 mm",
         "| cost | 12.5 GPU-hours, 4 x A card, 7.25 GiB of memory, 3.5 kWh |", "![Curves of the training](progress.png)",

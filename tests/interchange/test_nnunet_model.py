@@ -59,7 +59,7 @@ def test_nnunet__its_zip_and_one_checkpoint_are_imported(tmp_path: Path, monkeyp
         for file in sorted(folder.rglob("*")):
             if file.is_file():
                 written.write(file, file.relative_to(tmp_path))
-    with pytest.raises(UserError, match=r"holds 2 files of weights.*-f FOLD"):
+    with pytest.raises(UserError, match=r"holds 2 files of weights.*unpack it.*-f FOLD"):
         imported(archive, tmp_path, monkeypatch)
     for source, fold in ((archive, "1"), (folder, "0"), (folder / "fold_0" / "checkpoint_final.pth", None)):
         run = imported(source, tmp_path, monkeypatch, fold=fold, licence="Apache 2.0", overwrite=True)
@@ -134,6 +134,17 @@ def test_read_run__a_fold_of_a_model_folder(tmp_path: Path) -> None:
         read_run(folder, RunFilter())
     with pytest.raises(UserError, match=r"not that of vox2vec \(imported\).*leave out -m, -p and -c"):
         read_run(folder, RunFilter(method="vox2vec", fold="0"))
+
+
+def test_nnunet__a_changed_byte_is_found(tmp_path: Path) -> None:
+    plans, network = _trained()
+    content = nnunet_checkpoint(plans, network) | {"mark": torch.full((1000,), 1.5)}
+    file = saved(content, tmp_path / "c.pth")
+    changed = bytearray(file.read_bytes())
+    changed[changed.index(b"\0\0\xc0\x3f" * 10)] ^= 1
+    file.write_bytes(changed)
+    with pytest.raises(UserError, match=r"c.pth .* is damaged"):
+        load_checkpoint(file)
 
 
 def test_nnunet__a_network_that_is_not_that_of_its_plans_is_refused(tmp_path: Path) -> None:

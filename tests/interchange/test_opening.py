@@ -83,6 +83,35 @@ def test_opened__an_archive_stays_in_its_folder(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("outside.json")) and not (tmp_path.parent / "outside.json").exists()
 
 
+def test_opened__archives_of_macos_and_of_several_models(tmp_path: Path) -> None:
+    whole = saved(STATE, tmp_path / "w").read_bytes()
+    for folders in (("m/a",), ("m/a", "m/b")):
+        with zipfile.ZipFile(tmp_path / "model.zip", "w") as archive:
+            archive.writestr("__MACOSX/m/._checkpoint_final.pth", b"attributes")
+            for folder in folders:
+                archive.writestr(f"{folder}/fold_0/checkpoint_final.pth", whole)
+        if len(folders) == 1:
+            with opened(tmp_path / "model.zip") as found:
+                assert _same(found.tensors)
+    said = r"model.zip holds 2 files of weights \(a/fold_0/\S+, b/fold_0/\S+\); unpack it"
+    with pytest.raises(UserError, match=said), opened(tmp_path / "model.zip"):
+        pass
+
+
+@pytest.mark.parametrize("outer", [False, True])
+def test_opened__a_changed_byte_is_found(outer: bool, tmp_path: Path) -> None:
+    file = saved({"a": torch.full((1000,), 1.5)}, tmp_path / "w")
+    if outer:
+        with zipfile.ZipFile(tmp_path / "z", "w") as archive:
+            archive.write(file, "fold_0/checkpoint_final.pth")
+        file = tmp_path / "z"
+    content = bytearray(file.read_bytes())
+    content[content.index(b"\0\0\xc0\x3f" * 10)] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(UserError, match="copy it again"), opened(file):
+        pass
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [

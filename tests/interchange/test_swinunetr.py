@@ -8,7 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from nnssl.checkpoints.runs import open_run
 from nnssl.core.errors import UserError
+from nnssl.features.model import model_of
+from nnssl.interchange.facts import facts_of
 from tests.interchange.files import imported, saved
 from tests.interchange.swins import SMALL, assert_same_swin_maps, encoder_maps, published_swin
 
@@ -78,6 +81,9 @@ def test_ssl__the_transformer_of_5050_volumes(v1: Any, tmp_path: Path, monkeypat
     assert _plans(run.folder)["configurations"]["3d_fullres"]["spacing"] == [2.0, 1.5, 1.5]  # z, y, x
     network = torch.load(run.folder / "checkpoint_final.pth", weights_only=True)["method_state"]
     assert torch.equal(network["backbone.swinViT.patch_embed.proj.weight"], state["patch_embed.proj.weight"])
+    trained = sum(tensor.numel() for name, tensor in state.items() if not name.endswith("position_index"))
+    opened = open_run(run.folder)
+    assert facts_of(opened, model_of(opened), opened.content, None).pretrained == trained  # of the model card
 
 
 def test_ssl__the_whole_network_of_50000_volumes(v1: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

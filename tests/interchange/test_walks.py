@@ -59,7 +59,10 @@ CASES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", CASES)
+_SLOW = ("swinunetr", "segresnet", "unet3d")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in _SLOW else n for n in CASES])
 def test_import__transfer_train_and_predict(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
     from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name

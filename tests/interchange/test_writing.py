@@ -59,7 +59,9 @@ def test_import_weights__leaves_what_a_pretraining_leaves(
     assert "licence: MIT" in said and "cite: Goncharov" in said and "0 left" in said and run.next[0] in said
 
 
-def test_import_weights__replaces_nothing_unless_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_import_weights__replaces_nothing_unless_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     file = _vox2vec(tmp_path)
     first = imported(file, tmp_path, monkeypatch)
     with pytest.raises(UserError, match="--overwrite"):
@@ -68,7 +70,12 @@ def test_import_weights__replaces_nothing_unless_asked(tmp_path: Path, monkeypat
     with pytest.raises(UserError, match=r"first_conv.bias is \(5,\).*\(4,\)"):
         imported(file, tmp_path, monkeypatch, overwrite=True)
     assert load_checkpoint(first.folder / FINAL)["imported"] == first.about
+    for value, said in ((torch.full((4,), float("nan")), "no finite"), (torch.ones(4, dtype=torch.int8), "int8")):
+        saved({**FPN3d(1, 4, 3).state_dict(), "first_conv.bias": value}, file)
+        with pytest.raises(UserError, match=rf"first_conv.bias .*{said}"):
+            imported(file, tmp_path, monkeypatch, overwrite=True)
     again = imported(_vox2vec(tmp_path), tmp_path, monkeypatch, overwrite=True, licence="CC BY-NC-ND 4.0")
+    assert "known as licensed MIT, and -license says CC BY-NC-ND 4.0" in caplog.text
     assert again.folder == first.folder and again.about["licence"] == "CC BY-NC-ND 4.0"
 
 
@@ -103,7 +110,8 @@ def test_main__says_the_licence_aloud(
     monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
     main([str(_vox2vec(tmp_path)), "-o", "Dataset900_Public", "-license", "CC BY-NC-ND 4.0"])
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: ")]
-    assert len(lines) == 2 and "no commercial use" in lines[0] and "must not be passed on" in lines[1]
+    assert len(lines) == 3 and "known as licensed MIT" in lines[0]
+    assert "no commercial use" in lines[1] and "must not be passed on" in lines[2]
 
 
 @pytest.mark.parametrize(
@@ -136,7 +144,9 @@ def _sources(kind: str, root: Path) -> tuple[Path, Any]:
     return folder, network
 
 
-@pytest.mark.parametrize("kind", [pytest.param("vox2vec", marks=pytest.mark.slow), "nnunet", "nnunet as it is"])
+@pytest.mark.parametrize(
+    "kind", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("vox2vec", "nnunet")), "nnunet as it is"]
+)
 def test_walk__from_public_weights_to_a_training_and_to_vectors(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,7 +11,9 @@ from torch import Tensor
 from nnssl.checkpoints.imported import Weights
 from nnssl.checkpoints.nnunet_model import res_enc_l
 from nnssl.core.errors import UserError
+from nnssl.core.files import checked
 from nnssl.core.found_by_nnunet import why_not_found
+from nnssl.core.plans_schema import AdaptationPlan
 from nnssl.interchange.families.primus import SIZES, is_primus, primus_architecture, primus_state
 from nnssl.interchange.family import CONFIGURATION, Family, Imported, dataset_json_of, plans_of, without_prefixes
 from nnssl.interchange.opening import Opened
@@ -42,13 +44,14 @@ def _adaptation_plan(opened: Opened) -> Mapping[str, Any] | None:
 def _read(opened: Opened) -> Imported:
     plan = _adaptation_plan(opened)
     assert plan is not None
-    name = str(plan["architecture_plans"].get("arch_class_name"))
-    dataset = str(plan.get("pretrain_plan", {}).get("dataset_name", ""))
+    checked(plan, AdaptationPlan, f"{opened.path}: adaptation plan", "take another copy")
+    name = plan["architecture_plans"]["arch_class_name"]
+    dataset = " ".join((plan.get("pretrain_plan", {}).get("dataset_name") or "").split())
     short = name.rsplit(".", 1)[-1]
     if is_primus(short):
         plans = _plans(plan, primus_architecture(short, plan, opened.path), short)
         levels: Levels = "encoder"
-        state, left = primus_state(opened.tensors, plan)
+        state, left = primus_state(opened.tensors, plan, opened.path)
     else:
         plans = _plans(plan, _architecture(plan["architecture_plans"], opened), short)
         levels, state, left = _unet_state(opened.tensors, plans)
@@ -59,14 +62,14 @@ def _read(opened: Opened) -> Imported:
         Weights(plans, CONFIGURATION, levels, state, dataset_json_of(*[channel] * channels)),
         title=f"{name} pretrained on {dataset or 'a dataset without a name'}",
         licence=_LICENCES.get(known or ""),
-        citation=_citation(opened.rest.get("citations", opened.beside.get("config.json", {}).get("citations"))),
+        citation=_citation(opened.rest.get("citations", _hub_config(opened).get("citations"))),
         left=left,
     )
 
 
 def _architecture(described: Mapping[str, Any], opened: Opened) -> dict[str, Any]:
     """The network as plans name it."""
-    name = str(described.get("arch_class_name"))
+    name = described["arch_class_name"]
     short = name.rsplit(".", 1)[-1]
     kwargs = described.get("arch_kwargs")
     if short in _RES_ENC_L and not kwargs:
@@ -84,9 +87,11 @@ def _plans(plan: Mapping[str, Any], architecture: Mapping[str, Any], name: str) 
     """Plans with the spacing, patch and normalisation of the pretraining; the first configuration counts."""
     pretrained = plan.get("pretrain_plan", {})
     first: Mapping[str, Any] = next(iter(pretrained.get("configurations", {}).values()), {})
-    spacing = first.get("spacing") or pretrained.get("original_median_spacing_after_transp") or _SPACING
+    spacing = first.get("spacing") or [None]  # None where images keep their own
+    if None in spacing:
+        spacing = pretrained.get("original_median_spacing_after_transp") or _SPACING
     patch = plan.get("recommended_downstream_patchsize") or first.get("patch_size") or (160, 160, 160)
-    channels = int(plan.get("pretrain_num_input_channels", 1))
+    channels = plan.get("pretrain_num_input_channels", 1)
     forward = pretrained.get("transpose_forward") or (0, 1, 2)
     plans = plans_of(f"nnsslPlans_{name}", architecture, spacing, patch, channels=channels, transpose_forward=forward)
     mine = plans["configurations"][CONFIGURATION]
@@ -135,12 +140,18 @@ def _levels(state: Mapping[str, Tensor], plans: dict[str, Any]) -> Levels:
     return "decoder" if whole else "encoder"
 
 
+def _hub_config(opened: Opened) -> Mapping[str, Any]:
+    found = opened.beside.get("config.json")
+    return found if isinstance(found, Mapping) else {}
+
+
 def _citation(listed: Any) -> str:
     """All papers in one line."""
-    papers: list[str] = []
+    papers: list[Any] = []
     for entry in listed if isinstance(listed, list) else []:
         if isinstance(entry, Mapping):
-            papers += entry.get("apa_citations") or entry.get("bibtex_citations") or [entry.get("name", "")]
+            found = entry.get("apa_citations") or entry.get("bibtex_citations") or entry.get("name", "")
+            papers += found if isinstance(found, list) else [found]
     return "; ".join(" ".join(str(paper).split()) for paper in papers if paper)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nnssl.checkpoints.nnunet_model import is_nnunet, nnunet_weights
+from nnssl.checkpoints.nnunet_model import is_nnunet, nnunet_weights, origin_of_training
 from nnssl.interchange.family import Family, Imported
 from nnssl.interchange.opening import Opened
 
@@ -15,12 +15,14 @@ def _read(opened: Opened) -> Imported:
     weights = nnunet_weights(_content(opened), opened.path)
     trainer = opened.rest.get("trainer_name", "a trainer")
     trained_on = weights.plans["dataset_name"]
+    origin = origin_of_training(_content(opened), opened.path)
     return Imported(
         weights,
         title=f"nnU-Net {weights.configuration} of {trained_on}, {weights.plans['plans_name']}, {trainer}",
-        licence=None,
+        licence=origin.get("licence"),
         citation="Isensee et al., nnU-Net: a self-configuring method for deep learning-based biomedical image "
         "segmentation, Nature Methods 2021; and the work that trained this model",
+        derived=bool(origin),
     )
 
 

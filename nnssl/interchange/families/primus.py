@@ -44,8 +44,12 @@ def primus_architecture(name: str, plan: Mapping[str, Any], path: Path) -> dict[
     return {"network_class_name": "nnssl.networks.primus.Primus", "arch_kwargs": kwargs}
 
 
-def primus_state(tensors: Mapping[str, Tensor], plan: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors by the names of our backbone, and the others with the reason."""
+def primus_state(
+    tensors: Mapping[str, Tensor], plan: Mapping[str, Any], path: Path
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors by the names of our backbone, and the others with the reason; UserError for register tokens."""
+    if any(name.endswith("register_tokens") for name in tensors):
+        raise UserError(f"{path} holds a Primus with register tokens, which cannot be read; take one without them")
     start = str(plan.get("key_to_encoder", "eva")).removesuffix("eva")  # "encoder." where a method wraps the network
     state: dict[str, Tensor] = {}
     left: dict[str, str] = {}
