@@ -73,6 +73,7 @@ def test_job_script__is_queued_again_after_a_saved_interruption_only(
     assert said.exists() == queued and (not queued or said.read_text() == "requeue 7\n")
 
 
+@pytest.mark.slow
 def test_job_script__processes_of_two_machines_train_together(tmp_path: Path, prepared: Path) -> None:
     python = f'exec {sys.executable} -m nnssl.cli.pretrain "$@"'
     variables = environment(tmp_path, {"nnssl_pretrain": python, "srun": SRUN, "scontrol": "echo 127.0.0.1"})

@@ -80,6 +80,9 @@ def _listed_rows() -> Iterator[Row]:
         yield Row(f"file names, {name}", make, run, ("cannot be the name",), 1)
 
 
+_PATHS = {"../victim", "Dataset500_../../x", "."}  # of runs, in -s of nnssl_transfer
+
+
 def _flag_rows() -> Iterator[Row]:
     def make(folder: Path) -> None:
         victim(folder)
@@ -138,8 +141,7 @@ def _flag_rows() -> Iterator[Row]:
             "annotated_labels": command("annotated_labels", "check", "-d", name, "--write"),
             "benchmark": command("benchmark", "-d", name, "-tr", "nnUNetTrainer", "-o", "{}/o", "--dry_run"),
         }.items():
-            # A path is a run's in that flag.
-            expected = ("run", name) if label == "transfer -s" and name in ("../victim", ".") else ("dataset",)
+            expected = ("run", name) if label == "transfer -s" and name in _PATHS else ("dataset",)
             yield Row(f"dataset {name[:18]!r}, {label}", make, run, expected, 1)
 
 

@@ -48,6 +48,7 @@ def test_measure_efficiency__a_case_with_an_odd_name(tmp_path: Path, monkeypatch
         assert [row[0] for row in csv.reader(file)] == ["case", "'=cmd()"]
 
 
+@pytest.mark.slow
 def test_measure_efficiency__a_case_that_fails_is_named_with_the_reason(tmp_path: Path) -> None:
     images = tmp_path / "images"
     write_images(images)

@@ -58,11 +58,11 @@ _MORE = pytest.mark.slow  # a method for each way of gathering is enough for eve
     pytest.param("pimpic", {}, id="pimpic", marks=_MORE),
     # one of the processes then has no pair for PiC, and both compare all patches by PiM
     pytest.param("pimpic", {"crops": 2, "least_overlap": 0.55, "across_volumes": True}, id="pimpic across volumes"),
-    pytest.param("lapn", {}, id="lapn"),
+    pytest.param("lapn", {}, id="lapn", marks=_MORE),
     pytest.param("lapn", {"negatives": "batch", "symmetric": True}, id="lapn in a batch", marks=_MORE),
     pytest.param("sam", {"global_negatives": 0}, id="sam", marks=_MORE),  # those are each process's own
     pytest.param("mae", {}, id="mae", marks=_MORE),
-    pytest.param("alice", {}, id="alice"),
+    pytest.param("alice", {}, id="alice", marks=_MORE),
     pytest.param("alice", {"objective": "code"}, id="alice's code", marks=_MORE),
 ])  # fmt: skip
 def test_step__two_processes_give_loss_and_gradient_of_the_whole_batch(

@@ -44,8 +44,16 @@ def test_run__every_method_writes_its_files_and_moves_its_weights(tmp_path: Path
     assert rows[0]["embedding_std"] > 0
 
 
+_BASELINES = {"simclr", "unet_mae", "volumefusion", "mae"}  # their state is what the papers' methods have too
+
+
 @pytest.mark.parametrize(
-    ("method", "stop_after"), [("vox2vec", 1), ("vox2vec", 3), *((name, 4) for name in method_names())]
+    ("method", "stop_after"),
+    [
+        pytest.param("vox2vec", 1, marks=pytest.mark.slow),
+        ("vox2vec", 3),
+        *(pytest.param(name, 4, marks=[pytest.mark.slow] * (name in _BASELINES)) for name in method_names()),
+    ],
 )
 def test_run__interrupted_and_resumed_ends_bitwise_as_uninterrupted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, stop_after: int

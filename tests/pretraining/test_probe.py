@@ -75,6 +75,7 @@ def test_online_probe__interrupted_and_resumed_ends_bitwise_as_uninterrupted(
         assert {k: v for k, v in row.items() if "dice" in k} == {k: v for k, v in other.items() if "dice" in k}
 
 
+@pytest.mark.slow
 def test_online_probe__only_one_of_several_processes_probes_and_the_others_wait(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
