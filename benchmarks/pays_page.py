@@ -151,7 +151,9 @@ def _of_amount(table: Table, results: Results, baseline: str, amount: Amount) ->
     head = ["method", *results.structures, MEAN, f"ahead of {baseline}"]
     lines = ["| " + " | ".join(map(escape.markdown, head)) + " |", "|---|" + "---:|" * (len(head) - 1)]
     some = replace(results, amounts=[amount])
-    made = {row[0]: row for _, *row in table_rows(some, differences(some, baseline), 0, escape.markdown, "**{}**")}
+    counts = {len(results.seeds_of(method, cases=amount.cases)) for method in results.methods}
+    bold = "**{}**" if counts <= {0, results.seeds} else "{}"  # a row that lacks seeds could still win
+    made = {row[0]: row for _, *row in table_rows(some, differences(some, baseline), 0, escape.markdown, bold)}
     for method in results.methods:
         seeds = len(results.seeds_of(method, cases=amount.cases))
         name = escape.markdown(
