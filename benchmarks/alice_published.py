@@ -22,11 +22,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from alice_step import make_batch, network
-from parts import in_turn, step_parser
+from parts import in_turn, step_of, step_parser
 from torch import Tensor, nn
 
 from nnssl.methods.alice.method import Alice, AliceConfig
-from nnssl.pretraining.optimisation import build_optimiser
 
 PATCH = (64, 64, 64)
 _MOMENTUM = 0.996
@@ -91,18 +90,8 @@ def our_step(kind: str) -> Callable[[], None]:
     backbone = network(kind, PATCH)
     Alice.check(config, backbone)
     method = Alice(backbone, config)
-    optimiser = build_optimiser(config, method.parameters())
     batch = make_batch(1, PATCH)
-
-    def step() -> None:
-        loss = method(method.augment(batch)).loss
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(method.parameters(), 1.0)
-        optimiser.step()
-        method.after_step(0)
-
-    return step
+    return step_of(method, lambda: method.augment(batch))
 
 
 def main() -> None:

@@ -11,8 +11,11 @@ from collections.abc import Callable, Iterator, Mapping
 from statistics import median
 
 import torch
+from torch import nn
 
+from nnssl.methods.base import Batch, Method
 from nnssl.pretraining.metrics import memory_gib
+from nnssl.pretraining.optimisation import build_optimiser
 
 
 def step_parser(description: str | None, repeats: int = 5) -> argparse.ArgumentParser:
@@ -22,6 +25,26 @@ def step_parser(description: str | None, repeats: int = 5) -> argparse.ArgumentP
     parser.add_argument("-threads", type=int, default=2)
     parser.add_argument("-repeats", type=int, default=repeats)
     return parser
+
+
+def step_of(method: Method, augmented: Callable[[], Batch]) -> Callable[[], None]:
+    """A training step of a method as the loop takes it, without a schedule.
+
+    Args:
+        method: trained in place.
+        augmented: makes the batch of each step.
+    """
+    optimiser = build_optimiser(method.config, method.parameters())
+
+    def step() -> None:
+        loss = method(augmented()).loss
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(method.parameters(), 1.0)
+        optimiser.step()
+        method.after_step(0)
+
+    return step
 
 
 def user_seconds() -> float:

@@ -23,13 +23,12 @@ from typing import Any, NamedTuple
 
 import torch
 from monai.data import MetaTensor
-from parts import in_turn, user_seconds
+from parts import in_turn, step_of, user_seconds
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nnssl.methods.voco.method import VoCo, VoCoConfig
 from nnssl.networks.swin import SwinPyramid
-from nnssl.pretraining.optimisation import build_optimiser
 
 PRODUCTS = ("aten::convolution", "aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::_softmax")
 
@@ -121,17 +120,7 @@ def our_step(width: int, views: Tensor, labels: Tensor, recompute: bool) -> Call
     """Our step on the same views."""
     config = VoCoConfig(batch_size=1, patch_size=(64, 64, 64), crops=labels.shape[1], grid=(1, 1, labels.shape[2]))
     method = VoCo(SwinPyramid(feature_size=width, use_checkpoint=recompute), config)
-    optimiser = build_optimiser(config, method.parameters())
-
-    def step() -> None:
-        loss = method({"views": views, "labels": labels}).loss
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(method.parameters(), 1.0)
-        optimiser.step()
-        method.after_step(0)
-
-    return step
+    return step_of(method, lambda: {"views": views, "labels": labels})
 
 
 def main() -> None:

@@ -24,17 +24,17 @@ from nnssl.analysis.files import (
 )
 from nnssl.checkpoints.pretrained import RANDOM
 from nnssl.core.distributed import resolve_device
-from nnssl.core.errors import BadCase, UserError
+from nnssl.core.errors import UserError
 from nnssl.core.files import read_json, remove_leftovers, write_json
 from nnssl.core.names import shown
 from nnssl.core.own_files import EmbeddingFile
 from nnssl.data.folders import check_output_folder
 from nnssl.data.next_lines import command, device_flag
 from nnssl.data.raw import RawCase
-from nnssl.features.body import ALL_AIR, VOXELS, body_vector, fit_projection
+from nnssl.features.body import VOXELS, body_vector, fit_projection, prepare_with_body
 from nnssl.features.cases import find_cases
 from nnssl.features.components import Projection, load_projection
-from nnssl.features.images import ImageReader, PreparedImage, prepare_raw_case
+from nnssl.features.images import ImageReader, PreparedImage
 from nnssl.features.model import PretrainedModel, load_pretrained
 from nnssl.features.tiles import dense_features, dense_shape, tile_for
 from nnssl.networks.pyramid import Stride
@@ -224,15 +224,8 @@ class _Job:
 
     def _prepare(self, case: RawCase, left_out: dict[str, str]) -> PreparedImage | None:
         """The preprocessed image; None, and the reason in `left_out`, where it cannot be used."""
-        try:
-            image = prepare_raw_case(case, self.model, with_body=True)
-            if image.body is None or not image.body.any():
-                raise BadCase(ALL_AIR)
-        except BadCase as bad:
-            left_out[case.name] = str(bad)
-            log.warning(f"{case.name} is left out: {bad}")
-            return None
-        return self.guard.saw(image)
+        image = prepare_with_body(case, self.model, left_out)
+        return None if image is None else self.guard.saw(image)
 
     def _finish(self, done: list[str], left_out: dict[str, str]) -> Embedded:
         self.guard.report()

@@ -15,14 +15,13 @@ from nnssl.classification.heads import Floats
 from nnssl.classification.heat import draw_heat
 from nnssl.classification.model import Classifier, load_classifiers
 from nnssl.core.distributed import resolve_device
-from nnssl.core.errors import BadCase, UserError
+from nnssl.core.errors import UserError
 from nnssl.core.files import replace_file
 from nnssl.core.names import csv_table
 from nnssl.data.folders import check_output_folder
-from nnssl.data.raw import RawCase
-from nnssl.features.body import ALL_AIR
+from nnssl.features.body import prepare_with_body
 from nnssl.features.cases import find_cases
-from nnssl.features.images import ImageReader, PreparedImage, prepare_raw_case
+from nnssl.features.images import ImageReader, PreparedImage
 
 log = logging.getLogger("nnssl")
 
@@ -79,7 +78,7 @@ def classify_predict(
     left_out: dict[str, str] = {}
     try:
         for case in cases:
-            image = _prepare(case, classifiers[0], left_out)
+            image = prepare_with_body(case, classifiers[0].model, left_out)
             if image is None or image.body is None:
                 continue
             reader.saw(image)
@@ -114,18 +113,6 @@ def _heat_folder(folder: Path) -> Path:
     check_output_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
-
-
-def _prepare(case: RawCase, classifier: Classifier, left_out: dict[str, str]) -> PreparedImage | None:
-    try:
-        image = prepare_raw_case(case, classifier.model, with_body=True)
-        if image.body is None or not image.body.any():
-            raise BadCase(ALL_AIR)
-    except BadCase as bad:
-        left_out[case.name] = str(bad)
-        log.warning(f"{case.name} is left out: {bad}")
-        return None
-    return image
 
 
 def _mean(classifiers: Sequence[Classifier], image: PreparedImage, device: str) -> Floats:

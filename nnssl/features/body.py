@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import zlib
 from collections.abc import Iterable
 
@@ -12,8 +13,9 @@ from numpy.typing import NDArray
 
 from nnssl.core.errors import BadCase
 from nnssl.core.geometry import Box
+from nnssl.data.raw import RawCase
 from nnssl.features.components import Moments, Projection
-from nnssl.features.images import PreparedImage
+from nnssl.features.images import PreparedImage, prepare_raw_case
 from nnssl.features.model import PretrainedModel
 from nnssl.features.tiles import Slices, Tiling, run_tile, tile_for
 from nnssl.networks.pyramid import Stride, gather_voxels
@@ -21,6 +23,30 @@ from nnssl.networks.pyramid import Stride, gather_voxels
 VOXELS = 50_000  # of all images together, for a fit
 TILES = 256  # of all images together, that hold these voxels; at least one of each image
 ALL_AIR = "all air: no body voxel on the grid of the plans"
+
+log = logging.getLogger("nnssl")
+
+
+def prepare_with_body(case: RawCase, model: PretrainedModel, left_out: dict[str, str]) -> PreparedImage | None:
+    """The preprocessed image and its body, see `prepare_raw_case`; an image that cannot be used is a warning.
+
+    Args:
+        case: with its files.
+        model: whose plans prepare it.
+        left_out: gets the reason by the case's name where there is one.
+
+    Returns:
+        The image, whose `body` has voxels; None where it is left out.
+    """
+    try:
+        image = prepare_raw_case(case, model, with_body=True)
+        if image.body is None or not image.body.any():
+            raise BadCase(ALL_AIR)
+    except BadCase as bad:
+        left_out[case.name] = str(bad)
+        log.warning(f"{case.name} is left out: {bad}")
+        return None
+    return image
 
 
 def body_vector(

@@ -1,4 +1,4 @@
-"""The licence of exported weights: their author's choice, within the terms of the weights that they derive from."""
+"""What licences of weights say, and that of exported ones: the author's choice within the terms of the origin."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 
 from nnssl.core.errors import UserError
 from nnssl.core.names import shown
-from nnssl.interchange.licences import is_no_derivatives, is_non_commercial
 
 # Identifiers that model hubs know, with what each asks of those who use the weights.
 _TERMS: dict[str, set[str]] = {
@@ -28,6 +27,38 @@ _TERMS: dict[str, set[str]] = {
     },
 }
 _FORM = re.compile(r"[\w.+() -]{2,80}")
+_NON_COMMERCIAL = re.compile(
+    r"(?<![a-z])NC(?![a-z])|\bno[nt]?[-\s]*(?:for\s+)?commercial|\b(?:research|academic)\s+(?:use\s+)?only",
+    re.IGNORECASE,
+)
+_NO_DERIVATIVES = re.compile(r"(?<![a-z])ND(?![a-z])|no-?\s?deriv", re.IGNORECASE)
+
+
+def is_non_commercial(licence: str) -> bool:
+    """Whether a licence such as "CC BY-NC 4.0" forbids commercial use."""
+    return bool(_NON_COMMERCIAL.search(licence))
+
+
+def is_no_derivatives(licence: str) -> bool:
+    """Whether a licence such as "CC BY-ND 4.0" forbids to pass on what is derived from the work."""
+    return bool(_NO_DERIVATIVES.search(licence))
+
+
+def licence_warnings(licence: str | None, name: object) -> list[str]:
+    """What users must know of the licence of weights, in sentences.
+
+    Args:
+        licence: of the weights; None where unknown.
+        name: of the weights.
+    """
+    if licence is None:
+        return [f"the licence of {name} is not known; look it up where you got them, and give it with -license"]
+    warnings = []
+    if is_non_commercial(licence):
+        warnings.append(f"{name} are licensed {licence}: no commercial use, nor of what is trained from them")
+    if is_no_derivatives(licence):
+        warnings.append(f"{name} are licensed {licence}: weights that are trained from them must not be passed on")
+    return warnings
 
 
 def licence_id(name: str) -> str:

@@ -18,7 +18,7 @@ from nnssl.core.names import check_name, why_not_a_name
 from nnssl.data.folders import dataset_id, existing_datasets, require_folders
 from nnssl.data.next_lines import Way, command, commands_of, dataset_word, rendered
 from nnssl.interchange.family import Family, Imported
-from nnssl.interchange.licences import licence_warnings
+from nnssl.interchange.licensing import licence_warnings
 from nnssl.interchange.opening import Opened, opened
 from nnssl.interchange.registry import family_of
 from nnssl.methods.registry import IMPORTED

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from nnssl.core.errors import UserError
 from nnssl.networks.fpn_unet import SegmentationNetwork
 from nnssl.networks.pyramid import BlockMask, FeaturePyramid, Levels, Stride, check_three_axes, format_size
-from nnssl.networks.vit import resized_positions
+from nnssl.networks.vit import as_map, resized_positions
 
 POSITIONS = "network.eva.pos_embed"
 _ROTATED = 6  # the width of a head must be a multiple: sines and cosines of three axes
@@ -90,7 +90,7 @@ class Primus(SegmentationNetwork):
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         """Return the logits of an image, as `SegmentationNetwork`."""
         grid = [size // step for size, step in zip(x.shape[2:], self.token, strict=True)]
-        logits: Tensor = self.up_projection(_as_map(self.tokens(x), grid))
+        logits: Tensor = self.up_projection(as_map(self.tokens(x), grid))
         return [logits] if self.decoder.deep_supervision else logits
 
     def tokens(self, x: Tensor, visible: Tensor | None = None) -> Tensor:
@@ -153,14 +153,14 @@ class PrimusPyramid(FeaturePyramid):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Map a volume (B, C, Z, Y, X) of whole tokens to its one level."""
-        return [_as_map(self.network.tokens(x), self._grid(x))]
+        return [as_map(self.network.tokens(x), self._grid(x))]
 
     def masked_levels(self, x: Tensor, mask: BlockMask) -> list[Tensor]:
         """As in every pyramid; only visible tokens pass through the blocks (MAE), the others are 0."""
         tokens, grid = self.network.tokens(x, mask.visible), self._grid(x)
         everything = tokens.new_zeros(len(x), prod(grid), tokens.shape[-1])
         places = mask.visible[..., None].expand_as(tokens)
-        return [_as_map(everything.scatter(1, places, tokens), grid)]
+        return [as_map(everything.scatter(1, places, tokens), grid)]
 
     def takes_single_voxels(self, batch_size: int) -> bool:
         """Patches may be a single token: layer normalisation needs no second one."""
@@ -204,8 +204,3 @@ def _check_numbers(
         raise UserError(f"a Primus of width {width} cannot have {heads} heads: each must have a multiple of {_ROTATED} "
                         f"numbers; set `embed_dim` to {_ROTATED * heads * max(width // heads // _ROTATED, 1)}"
                         )  # fmt: skip
-
-
-def _as_map(tokens: Tensor, grid: Sequence[int]) -> Tensor:
-    """Tokens (B, N, d) as a map (B, d, *grid)."""
-    return tokens.mT.unflatten(2, tuple(grid)).contiguous()

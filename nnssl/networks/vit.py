@@ -95,9 +95,9 @@ class ViTPyramid(FeaturePyramid):
         grid = [size // _PATCH for size in x.shape[2:]]
         tokens, between = self._run_blocks(self._embed(x))
         if self.levels == "encoder":
-            return [_as_map(tokens, grid)]
-        skip2, skip3, skip4 = (_as_map(hidden, grid) for hidden in between)
-        coarsest = _as_map(tokens, grid)
+            return [as_map(tokens, grid)]
+        skip2, skip3, skip4 = (as_map(hidden, grid) for hidden in between)
+        coarsest = as_map(tokens, grid)
         eighth = self.decoder5(coarsest, self.encoder4(skip4))
         quarter = self.decoder4(eighth, self.encoder3(skip3))
         half = self.decoder3(quarter, self.encoder2(skip2))
@@ -111,7 +111,7 @@ class ViTPyramid(FeaturePyramid):
         embedded = self._embed(x)
         places = mask.visible[..., None].expand(-1, -1, embedded.shape[-1])
         tokens, _ = self._run_blocks(embedded.gather(1, places))
-        return [_as_map(torch.zeros_like(embedded, dtype=tokens.dtype).scatter(1, places, tokens), grid)]
+        return [as_map(torch.zeros_like(embedded, dtype=tokens.dtype).scatter(1, places, tokens), grid)]
 
     def _embed(self, x: Tensor) -> Tensor:
         """Tokens (B, N, d) of the patches, with their positions."""
@@ -182,6 +182,6 @@ def _cross_attention(transformer: nn.Module) -> list[str]:
     return [f"vit.{name}." for name, _ in transformer.named_modules() if name.rsplit(".", 1)[-1] in kinds]
 
 
-def _as_map(tokens: Tensor, grid: Sequence[int]) -> Tensor:
+def as_map(tokens: Tensor, grid: Sequence[int]) -> Tensor:
     """Tokens (B, N, d) as a map (B, d, *grid)."""
     return tokens.mT.unflatten(2, tuple(grid)).contiguous()

@@ -26,7 +26,7 @@ from nnssl.finetuning.segmentation import build_segmentation
 from nnssl.finetuning.start import Wanted, find_start
 from nnssl.finetuning.transfer_plans import transfer
 from nnssl.interchange.family import CONFIGURATION, Window, dataset_json_of, plans_of
-from nnssl.interchange.licences import licence_warnings
+from nnssl.interchange.licensing import licence_warnings
 from nnssl.networks.build import build_backbone, resolve_configuration, segmentation_of
 from nnssl.networks.fpn_unet import FPN3d
 from nnssl.pretraining.folder import Stored
