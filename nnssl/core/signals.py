@@ -119,10 +119,11 @@ class Listener:
         if self.ending:
             return
         first, self.received = not self.received, True
-        if self.second:  # in a program of the user, who has other plans for it
-            self._let_go()
-            os.kill(os.getpid(), number)
-            return
+        if self.second:
+            if not self.of_command:  # a program of the user, who has other plans for it
+                self._let_go()
+                os.kill(os.getpid(), number)
+            return  # else `_hear` is ending the process and its children
         for context in self.saving:
             context.forward(number)
         if first and not self.saving:
@@ -134,12 +135,14 @@ class Listener:
         while number := ear.recv(1)[0]:
             if signal.getsignal(number) != self._handle:  # another signal, or another handler by now
                 continue
+            # here and not in `_handle`, which may run only after a long step; and before the first one is announced,
+            # so that one sent after a look at that line is never taken for the same
+            is_second = self._is_second(number)
             if number not in said and not self.ending:
                 said.add(number)
                 # the reader of our output may be slow, and this thread must go on listening
                 self._start(self._announce, number)
-            # here and not in `_handle`, which may run only after a long step
-            if self._is_second(number) and not self.second:
+            if is_second and not self.second:
                 self.second = True
                 if self.of_command:
                     _end_at_once()
