@@ -11,8 +11,12 @@ from typing import Any
 import pytest
 import torch
 
+from nnssl.core.files import replacing
+from tests import preloaded
+
 # Many tiny operations: a second thread costs more than it brings, and much more where tests share the cores.
 torch.set_num_threads(1)
+preloaded.prepare()
 
 _HERE = Path(__file__).parent
 _SECONDS = _HERE / "seconds.json"  # of each file, the tests that take longer than _LISTED_S; `make durations` writes it
@@ -41,6 +45,28 @@ def _no_folders_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
     """A test must never see the nnU-Net folders of whoever runs it."""
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results", "nnUNet_extTrainer", "nnssl_trusted_modules"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(autouse=True)
+def _processes_start_fast(request: pytest.FixtureRequest) -> None:
+    """Spawned processes have the libraries loaded, except in tests about processes themselves."""
+    preloaded.spawned_from_server(request.node.get_closest_marker("really_spawned") is None)
+
+
+@pytest.fixture(autouse=True)
+def _pictures_of_runs_are_not_rendered(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rendering is half of a small run's time: what does not look at a picture draws it and writes an empty file."""
+    if request.node.get_closest_marker("rendered") is not None:
+        return
+    if (pictures := sys.modules.get("nnssl.pretraining.pictures")) is not None:
+        monkeypatch.setattr(pictures, "save_figure", _write_nothing)
+    for logger in preloaded.loggers_of_nnunet():
+        monkeypatch.setattr(logger, "plot_progress_png", lambda *_: None)
+
+
+def _write_nothing(_: Any, file: Path, **__: Any) -> None:
+    with replacing(file) as temporary:
+        temporary.touch()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -10,16 +10,25 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
+from tests.preloaded import write_commands
+
 
 class Walk:
-    """A folder, an environment, and a shell that runs commands in both."""
+    """A folder, an environment, and a shell that runs commands in both.
+
+    The commands start with their libraries loaded; `installed` is the PATH of those that start as a user's do.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.raw = folder, folder / "nnUNet_raw"
         own = ("nnUNet_", "nnssl_")
+        self.installed = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        write_commands(folder / "commands")
         self.environment = {k: v for k, v in os.environ.items() if not k.startswith(own)} | {
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "PATH": f"{folder / 'commands'}{os.pathsep}{self.installed}",
             "nnUNet_n_proc_DA": "1",
+            "nnUNet_npp": "1",
+            "nnUNet_nps": "1",
             "nnUNet_def_n_proc": "1",
             "MPLBACKEND": "agg",
         }

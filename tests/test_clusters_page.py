@@ -66,7 +66,7 @@ def test_job_script__is_queued_again_after_a_saved_interruption_only(
     commands = {"nnssl_pretrain": f'echo "$@" > {tmp_path}/ran; exit {code}', "srun": 'exec "$@"',
                 "scontrol": f'[ "$1" = show ] && echo node1 || echo "$@" > {said}'}  # fmt: skip
     done = subprocess.run(["bash", str(job(tmp_path, script)), "-d", "500", "-m", "mae"],
-                          env=environment(tmp_path, commands), timeout=60, check=False)  # fmt: skip
+                          env=environment(tmp_path, commands), timeout=300, check=False)  # fmt: skip
     assert done.returncode == code
     assert (tmp_path / "ran").read_text() == "-d 500 -m mae --c\n"
     assert "--signal=USR1@300" in script and "--requeue" in script

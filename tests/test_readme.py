@@ -90,6 +90,7 @@ def test_zip__predicts_elsewhere(walk: Walk) -> None:
         f"nnUNetv2_predict_from_modelfolder -i nnUNet_raw/{TARGET}/imagesTs -o there "
         f"-m $nnUNet_results/{TARGET}/{MODEL} -f 0 1 -device cpu -npp 1 -nps 1",
         nnUNet_results=str(elsewhere),
+        PATH=walk.installed,  # commands that start as a user's do
     )
     assert np.array_equal(volume(walk.folder / "there"), volume(walk.folder / "predicted_both"))
 

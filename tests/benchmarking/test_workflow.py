@@ -107,13 +107,13 @@ def test_run_task__interrupted_ends_the_command_and_its_workers(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     pids = tmp_path / "pids"
-    worker = "import time; time.sleep(60)"
+    worker = "import time; time.sleep(600)"
     code = "\n".join([
         "import os, subprocess, sys, time",
         f"worker = subprocess.Popen([sys.executable, '-c', {worker!r}], stdout=subprocess.DEVNULL)",
         f"open({str(pids)!r}, 'w').write(f'{{os.getpid()}} {{worker.pid}}')",
         "print('up', flush=True)",
-        "time.sleep(60)",
+        "time.sleep(600)",
     ])  # fmt: skip
 
     def interrupt(message: str) -> None:
@@ -125,7 +125,7 @@ def test_run_task__interrupted_ends_the_command_and_its_workers(
     with pytest.raises(KeyboardInterrupt):
         run_task(task)
     assert task.ended == [(None, True)]
-    deadline = time.monotonic() + 10  # a killed process needs a moment
+    deadline = time.monotonic() + 60  # a killed process needs a moment
     for pid in map(int, pids.read_text().split()):
         while _runs(pid):
             assert time.monotonic() < deadline

@@ -22,6 +22,7 @@ from nnssl.pretraining import folder as module
 from nnssl.pretraining.folder import claimed
 from nnssl.pretraining.metrics import read_rows
 from tests.phantoms import write_ct_dataset, write_mr_dataset
+from tests.preloaded import write_commands
 from tests.pretrainings import finish_pretraining
 from tests.runs import same_content
 
@@ -102,7 +103,7 @@ def test_main__from_raw_volumes_to_a_checkpoint(
     while not _catches_sigterm(process.pid) and process.poll() is None:
         time.sleep(0.01)
     process.terminate()  # while it imports: there is nothing to save
-    said = process.communicate(timeout=60)[0]
+    said = process.communicate(timeout=300)[0]
     assert process.returncode == 75 and "SIGTERM received" in said and "--c" in said, said
     assert not folder.exists()
 
@@ -119,7 +120,8 @@ def test_main__from_raw_volumes_to_a_checkpoint(
 
     assert "continue it with --c" in _fails(capsys, *command[3:])
 
-    done = subprocess.run([*command, "--c"], capture_output=True, text=True, check=False)
+    again = write_commands(tmp_path / "commands") / "nnssl_pretrain"
+    done = subprocess.run([again, *command[3:], "--c"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "epoch 3/3  loss " in done.stdout and "data-wait" in done.stdout
     assert _logged(folder) == _told(said) + _told(done.stdout)  # not a word of the request that was refused

@@ -13,6 +13,7 @@ import nnssl_trainers
 from nnssl.core.errors import UserError, sentence_of
 from nnssl.data.plan_and_preprocess import plan_and_preprocess
 from tests.phantoms import write_ct_dataset
+from tests.preloaded import write_commands
 
 STUB = """
 import sys
@@ -82,7 +83,9 @@ def test_nnunetv2_train__a_mistake_ends_in_our_sentence(tmp_path: Path, monkeypa
     said = done.stderr.strip().splitlines()
     assert done.returncode == 1 and said[-1].startswith("error: nnssl_num_epochs takes a whole number")
     assert "Traceback" not in done.stdout + done.stderr
-    done = _run("nnUNetv2_train", tmp_path, *line.replace("nnsslPlans_tiny", "nnUNetPlans").split())
+    command = write_commands(tmp_path / "commands") / "nnUNetv2_train"
+    done = subprocess.run([str(command), *line.replace("nnsslPlans_tiny", "nnUNetPlans").split()], capture_output=True,
+                          text=True, check=False)  # fmt: skip
     said = done.stderr.strip().splitlines()
     assert done.returncode == 1 and "Dataset017_Target has no plans nnUNetPlans" in said[-1]
     assert "nnUNetv2_plan_and_preprocess -d 17 " in said[-1] and "Traceback" not in done.stdout + done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import multiprocessing
 import os
@@ -18,13 +19,11 @@ from nnssl.data.plan_and_preprocess import plan_and_preprocess, prepare_datasets
 from nnssl.finetuning import unlabelled
 from nnssl.finetuning.transfer_plans import transfer
 
-_PRELOAD = (__name__, "nnunetv2.experiment_planning.experiment_planners.default_experiment_planner",
-            "nnunetv2.preprocessing.preprocessors.default_preprocessor",
-            "nnunetv2.training.dataloading.nnunet_dataset")  # fmt: skip
 Job = tuple[Callable[..., Any], dict[str, Any]]
 
 
-def start(job: Job, log: Path, folders: Mapping[str, str], slowly: float = 0.0) -> BaseProcess:
+def start(job: Job, log: Path, folders: Mapping[str, str], slowly: float = 0.0,
+          stuck_after: int | None = None) -> BaseProcess:  # fmt: skip
     """Start a job.
 
     Args:
@@ -32,10 +31,10 @@ def start(job: Job, log: Path, folders: Mapping[str, str], slowly: float = 0.0) 
         log: file for what it says.
         folders: nnU-Net's variables.
         slowly: seconds that every case takes longer.
+        stuck_after: the number of cases after which the next one takes for ever.
     """
-    context = multiprocessing.get_context("forkserver")  # imports once for all jobs
-    context.set_forkserver_preload(list(_PRELOAD))
-    process = context.Process(target=_run, args=(job, log, dict(folders), slowly))
+    context = multiprocessing.get_context("forkserver")  # that of tests/preloaded.py
+    process = context.Process(target=_run, args=(job, log, dict(folders), slowly, stuck_after))
     process.start()
     return process
 
@@ -45,7 +44,7 @@ def together(jobs: list[Job], logs: Path, folders: Mapping[str, str]) -> str:
     files = [logs / f"job_{number}.txt" for number in range(len(jobs))]
     processes = [start(job, file, folders, slowly=0.1) for job, file in zip(jobs, files, strict=True)]
     for process in processes:
-        process.join(90)
+        process.join(300)
     said = "\n".join(file.read_text() for file in files)
     assert [process.exitcode for process in processes] == [0] * len(jobs), said
     return said
@@ -70,16 +69,16 @@ def distil(plans: dict[str, Any], home: Path) -> None:
     logging.getLogger("nnssl").info("learns from %s", ", ".join(found.cases))
 
 
-def _run(job: Job, log: Path, folders: dict[str, str], slowly: float) -> None:
+def _run(job: Job, log: Path, folders: dict[str, str], slowly: float, stuck_after: int | None) -> None:
     os.environ.update({"nnUNet_n_proc_DA": "1", "nnUNet_def_n_proc": "1", **folders})
     torch.set_num_threads(1)
     handler = logging.FileHandler(log)
     logging.getLogger("nnssl").addHandler(handler)
     logging.getLogger("nnssl").setLevel(logging.INFO)
-    prepare = folder_volumes.prepare_case
+    prepare, done = folder_volumes.prepare_case, itertools.count()
 
     def slow(*arguments: Any, **options: Any) -> Any:
-        time.sleep(slowly)
+        time.sleep(600 if next(done) == stuck_after else slowly)
         return prepare(*arguments, **options)
 
     folder_volumes.prepare_case = slow

@@ -92,13 +92,13 @@ def test_two_folds_with_volumes_without_labels(folders: Folders, variables: dict
 def test_what_a_killed_job_was_at_is_taken_over(folders: Folders, variables: dict[str, str], tmp_path: Path) -> None:
     write_ct_dataset(folders.raw, 1, "X", 6, SHAPE)
     data = folders.preprocessed / "Dataset001_X" / "nnsslPlans_tiny_3d_fullres"
-    job = jobs.start((jobs.plan, {"dataset_ids": [1]}), tmp_path / "log", variables, slowly=0.5)
-    until = time.monotonic() + 60
+    job = jobs.start((jobs.plan, {"dataset_ids": [1]}), tmp_path / "log", variables, stuck_after=2)
+    until = time.monotonic() + 300
     while not (len(Records(data).all()) >= 2 and claimed_cases(data)) and time.monotonic() < until:
         time.sleep(0.02)
     assert job.pid is not None
     os.kill(job.pid, signal.SIGKILL)
-    job.join(10)
+    job.join(60)
     done = len(Records(data).all())
     assert claimed_cases(data) and 2 <= done < 6
     (result,) = plan_and_preprocess([1], preset="nnsslPlans_tiny", num_processes=1, show_progress=False)

@@ -31,7 +31,7 @@ def test_measure_efficiency__every_case_in_a_process_of_its_own(tmp_path: Path) 
                                    threads=1, report=reported.append)  # fmt: skip
         (cost,) = costs
         assert costs == reported and (cost.case, cost.size) == ("case_0", (28, 24, 20))
-        assert 0.5 < cost.loading_s < cost.seconds
+        assert 0 < cost.loading_s < cost.seconds
         assert 100 < cost.max_mb < 4000  # Python, torch and nnU-Net alone
         assert 0.1 * cost.max_mb * cost.seconds < cost.area_mb_s <= cost.max_mb * cost.seconds
         with open(tmp_path / "out" / "table.csv", newline="") as file:
@@ -49,6 +49,7 @@ def test_measure_efficiency__a_case_with_an_odd_name(tmp_path: Path, monkeypatch
 
 
 @pytest.mark.slow
+@pytest.mark.really_spawned
 def test_measure_efficiency__a_case_that_fails_is_named_with_the_reason(tmp_path: Path) -> None:
     images = tmp_path / "images"
     write_images(images)

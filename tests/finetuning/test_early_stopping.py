@@ -33,7 +33,6 @@ def _made(flare: Path, monkeypatch: pytest.MonkeyPatch, losses: Sequence[float],
         return {"loss": np.array(losses[trainer.current_epoch]), **counts}
 
     monkeypatch.setattr(trainer, "validation_step", validation_step)
-    monkeypatch.setattr(trainer.logger, "plot_progress_png", lambda _: None)
     monkeypatch.setattr(trainer, "plot_network_architecture", lambda: None)
     return trainer
 

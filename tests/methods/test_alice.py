@@ -403,6 +403,7 @@ def test_step__every_encoder_learns(tmp_path: Path, kind: str, options: dict[str
     assert all(gradient.isfinite().all() for gradient in gradients.values())
 
 
+@pytest.mark.rendered
 def test_panels__show_both_crops_with_the_point_the_masks_and_the_targets(tmp_path: Path) -> None:
     config = alice_config()
     method = alice_method(config)

@@ -130,6 +130,7 @@ def test_augment__any_channels(tmp_path: Path, channels: tuple[Channel, ...]) ->
     assert method(views).loss.isfinite()
 
 
+@pytest.mark.rendered
 def test_panels__show_the_same_anatomy_at_the_same_number(tmp_path: Path) -> None:
     config = lapn_config(points_per_pair=200)
     batch: Batch = Lapn(small_fpn(), config).augment(lapn_batch(tmp_path, config))

@@ -130,6 +130,7 @@ def test_config__refuses(option: str, value: Any) -> None:
         mae_config(**{option: value})
 
 
+@pytest.mark.rendered
 def test_panels_and_reconstruction__show_crop_gaps_and_what_fills_them(tmp_path: Path) -> None:
     method, batch = method_and_batch(tmp_path)
     batch = method.eval().augment(batch)

@@ -265,6 +265,7 @@ def test_augment__views_have_the_patchs_size_and_depend_on_the_batch_only(
     torch.testing.assert_close(method.augment(still)["views"], augmented["views"] + 1)
 
 
+@pytest.mark.rendered
 def test_panels__show_the_crop_the_grid_and_the_labels(tmp_path: Path) -> None:
     config = voco_config(grid=(2, 2, 3), crops=3, patch_size=(4, 6, 6))
     batch = VoCo(small_fpn(), config).augment(voco_batch(tmp_path, config))

@@ -13,6 +13,8 @@ from nnssl.methods.panel import Panel
 from nnssl.pretraining import pictures
 from nnssl.pretraining.pictures import draw_panels, draw_progress
 
+pytestmark = pytest.mark.rendered
+
 
 def _row(epoch: int, **more: Any) -> dict[str, Any]:
     return {"epoch": epoch, "loss": 1.0 / epoch, "embedding_std": 0.1, "embedding_dim": 16, "learning_rate": 1e-3,
