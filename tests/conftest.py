@@ -22,6 +22,7 @@ _HERE = Path(__file__).parent
 _SECONDS = _HERE / "seconds.json"  # of each file, the tests that take longer than _LISTED_S; `make durations` writes it
 _LISTED_S = 0.1
 _BUDGET_S = 0.5  # of a file's listed tests in `make quick`; all that are not listed run as well
+_WHOLE = 1000  # tests that are surely the whole suite
 _measured: defaultdict[str, float] = defaultdict(float)
 _shared: dict[str, float] = {}  # seconds of the fixtures that several tests use
 
@@ -61,7 +62,7 @@ def _pictures_of_runs_are_not_rendered(request: pytest.FixtureRequest, monkeypat
     if (pictures := sys.modules.get("nnssl.pretraining.pictures")) is not None:
         monkeypatch.setattr(pictures, "save_figure", _write_nothing)
     for logger in preloaded.loggers_of_nnunet():
-        monkeypatch.setattr(logger, "plot_progress_png", lambda *_: None)
+        monkeypatch.setattr(logger, "plot_progress_png", preloaded.write_empty_picture)
 
 
 def _write_nothing(_: Any, file: Path, **__: Any) -> None:
@@ -76,6 +77,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         chosen = _cheapest(items)
         config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
         items[:] = [item for item in items if item in chosen]
+    elif len(items) > _WHOLE:
+        preloaded.start()  # so that no test pays for it
 
 
 def _cheapest(items: list[pytest.Item]) -> set[pytest.Item]:

@@ -11,6 +11,7 @@ import atexit
 import multiprocessing
 import os
 import sys
+from functools import wraps
 from importlib.metadata import entry_points
 from multiprocessing import context, forkserver, process, reduction, resource_tracker, spawn
 from pathlib import Path
@@ -57,6 +58,11 @@ def prepare() -> None:
     spawn.get_preparation_data = lambda name: data(name) | {"surroundings": _Surroundings()}
 
 
+def start() -> None:
+    """Start the server of this process now; it loads the libraries while this process goes on."""
+    forkserver._forkserver.ensure_running()  # type: ignore[attr-defined]
+
+
 def spawned_from_server(on: bool) -> None:
     """Whether the processes that this one spawns from now on come from the server."""
     methods: Any = context._concrete_contexts  # type: ignore[attr-defined]
@@ -69,11 +75,16 @@ def loggers_of_nnunet() -> list[Any]:
     return [found for found in vars(module or object).values() if hasattr(found, "plot_progress_png")]
 
 
+def write_empty_picture(_: Any, folder: str) -> None:
+    """In place of `plot_progress_png`: nnU-Net's export of a model wants the file."""
+    (Path(folder) / "progress.png").touch()
+
+
 def write_commands(folder: Path) -> Path:
     """Write the commands of nnU-Net and of this package into a folder for PATH; they run in processes of the server."""
     folder.mkdir()
+    start()
     server: Any = forkserver._forkserver  # type: ignore[attr-defined]
-    server.ensure_running()
     root = str(Path(__file__).parent.parent)
     for script in entry_points(group="console_scripts") if _KNOWN else ():
         if script.name.startswith(("nnUNetv2_", "nnssl_")):
@@ -97,6 +108,22 @@ def run_command(name: str, address: str) -> int:
     return int(command.exitcode or 0)
 
 
+def _shorten_trainings() -> None:
+    """Two steps an epoch for nnU-Net's own trainers, which have no variable for it, and no picture of an epoch."""
+    for logger in loggers_of_nnunet():
+        logger.plot_progress_png = write_empty_picture
+    if (module := sys.modules.get("nnunetv2.training.nnUNetTrainer.nnUNetTrainer")) is not None:
+        initialise = module.nnUNetTrainer.__init__
+
+        @wraps(initialise)
+        def with_short_epochs(self: Any, *arguments: Any, **options: Any) -> None:
+            initialise(self, *arguments, **options)
+            if type(self).__module__.startswith("nnunetv2."):
+                self.num_iterations_per_epoch, self.num_val_iterations_per_epoch = 2, 1
+
+        module.nnUNetTrainer.__init__ = with_short_epochs
+
+
 def _command(name: str, arguments: list[str]) -> None:
     """What the script of a command does, in a process of the server."""
     process._parent_process = None  # type: ignore[attr-defined]  # it is a command's main process
@@ -108,8 +135,7 @@ def _command(name: str, arguments: list[str]) -> None:
 
         (script,) = entry_points(group="console_scripts", name=name)
         main = script.load()
-        for logger in loggers_of_nnunet():
-            logger.plot_progress_png = lambda *_: None
+        _shorten_trainings()
         sys.exit(main())
     except Exception:
         sys.excepthook(*sys.exc_info())

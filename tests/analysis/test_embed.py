@@ -24,14 +24,14 @@ CASES = ["a", "b", "c"]
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
     for i, name in enumerate(CASES):
-        volume, _ = ct_volume((20, 36 + 4 * i, 36), np.random.default_rng(i))
+        volume, _ = ct_volume((20, 20 + 4 * i, 20), np.random.default_rng(i))
         write_volume(tmp_path / f"images/{name}_0000.nii.gz", volume, (3.0, 1.5, 1.5))
     return tmp_path / "images"
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    return write_pretraining(tmp_path / "results", tiny_plans(patch_size=[16, 32, 32])).parent
+    return write_pretraining(tmp_path / "results", tiny_plans(patch_size=[16, 16, 16])).parent
 
 
 def _embed(run: Path, images: Path, **options: Any) -> Embedded:
@@ -52,7 +52,7 @@ def test_embed__vectors_of_all_cases(run: Path, images: Path) -> None:
 
 def test_embed__goes_on_where_it_was_stopped(run: Path, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(model: Any, values: np.ndarray, *others: Any) -> np.ndarray:
-        if values.shape[2] == 40:
+        if values.shape[2] == 24:
             raise KeyboardInterrupt
         return np.full(120, 7, dtype=np.float32)
 
@@ -96,7 +96,7 @@ def test_embed__further_cases_get_the_same_components(run: Path, images: Path) -
     assert (first.folder / "pca.npz").read_bytes() == fitted
     assert (first.folder / "a.b2nd").stat().st_mtime_ns == kept
     other = embed(run, images / "c", first.folder.with_name("other"), "dense", components=2, device="cpu")
-    write_volume(images / "d_0000.nii.gz", ct_volume((20, 36, 36), np.random.default_rng(9))[0], (3.0, 1.5, 1.5))
+    write_volume(images / "d_0000.nii.gz", ct_volume((20, 20, 20), np.random.default_rng(9))[0], (3.0, 1.5, 1.5))
     with pytest.raises(UserError, match="holds maps by other components"):
         _embed(run, images, what="dense", pca=other.folder / "pca.npz")
 
@@ -126,7 +126,7 @@ def test_embed__a_landmark_of_the_image_is_where_it_was(tmp_path: Path, monkeypa
 
 def test_embed__images_that_cannot_be_used_are_left_out(run: Path, images: Path) -> None:
     (images / "bad_0000.nii.gz").write_text("no image")
-    write_volume(images / "air_0000.nii.gz", np.full((20, 36, 36), -1000, np.int16), (3.0, 1.5, 1.5))
+    write_volume(images / "air_0000.nii.gz", np.full((20, 20, 20), -1000, np.int16), (3.0, 1.5, 1.5))
     made = _embed(run, images)
     assert made.cases == CASES and set(made.left_out) == {"bad", "air"}
     assert "unreadable" in made.left_out["bad"] and "air" in made.left_out["air"]
@@ -179,7 +179,7 @@ def test_embed__a_folder_of_other_things_is_not_written_to(run: Path, images: Pa
     made = _embed(run, images, level=3)
     with pytest.raises(UserError, match="holds embeddings with another level"):
         _embed(run, images)
-    other = write_pretraining(tmp_path / "others", tiny_plans(patch_size=[16, 32, 32]), seed=2).parent
+    other = write_pretraining(tmp_path / "others", tiny_plans(patch_size=[16, 16, 16]), seed=2).parent
     for model in (other, f"random:{run}"):
         with pytest.raises(UserError, match="holds embeddings with another weights"):
             embed(model, images, made.folder, level=3, device="cpu")

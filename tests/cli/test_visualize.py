@@ -17,6 +17,7 @@ from nnssl.data.plan_and_preprocess import plan_and_preprocess
 from nnssl.pretraining.pretrain import pretrain
 from tests.phantoms import write_ct_dataset
 
+pytestmark = pytest.mark.rendered
 SHAPE = (20, 36, 32)
 QUICK = ["num_epochs=1", "steps_per_epoch=1", "val_steps_per_epoch=1", "patch_size=16,16,16", "batch_size=2"]
 MAE = ["token_width=12", "decoder_width=12", "decoder_depth=1", "decoder_heads=2", "warmup_steps=1"]

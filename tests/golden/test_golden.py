@@ -16,6 +16,7 @@ from tests.golden.entries import KINDS
 from tests.golden.record import read, versions
 from tests.golden.world import World
 
+pytestmark = pytest.mark.rendered
 _ENTRIES = [(kind, name) for kind in KINDS for name in KINDS[kind].names()]
 
 

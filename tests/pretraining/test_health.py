@@ -187,7 +187,7 @@ def test_step__pairs_are_rows_of_one_kind_without_gradient(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     monkeypatch.setenv("nnUNet_n_proc_DA", "0")
-    run = Pretraining(make_setup(tmp_path, method), CPU)
+    run = Pretraining(make_setup(tmp_path, method, num_epochs=1), CPU)
     kept: list[StepOutput] = []
     forward = run._forward
 
