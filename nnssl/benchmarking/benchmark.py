@@ -23,6 +23,7 @@ from nnssl.core.distributed import check_device, resolve_device, usual_device
 from nnssl.core.errors import UserError
 from nnssl.core.names import check_name
 from nnssl.data.folders import check_output_folder, dataset_name, require_folders
+from nnssl.data.pool import default_processes
 from nnssl.data.raw import read_dataset_json
 
 _MOST = 1000  # seeds, processes
@@ -46,7 +47,7 @@ def benchmark(
     absent: Absent = "flare",
     num_parts: int = 1,
     part_id: int = 0,
-    num_processes: int = 1,
+    num_processes: int | None = None,
     dry_run: bool = False,
     collect_only: bool = False,
 ) -> Results | None:
@@ -70,7 +71,7 @@ def benchmark(
         absent: see `nnssl.evaluate`.
         num_parts: number of jobs that share the trainings.
         part_id: number of this job, from 0.
-        num_processes: number of cases to score at once.
+        num_processes: number of cases to score at once; None for nnU-Net's number, at most one a core.
         dry_run: log the commands that are left, with their environment, train nothing, and return None.
         collect_only: train nothing, make tables of the finished trainings.
 
@@ -82,9 +83,9 @@ def benchmark(
     """
     if not 0 <= part_id < num_parts:
         raise UserError(f"-part_id counts from 0 to {num_parts - 1} (-num_parts - 1), not {part_id}")
-    for flag, number in (("-seeds", seeds), ("-np", num_processes)):
-        if not 1 <= number <= _MOST:
-            raise UserError(f"{flag} takes a number from 1 to {_MOST}, not {number}")
+    if not 1 <= seeds <= _MOST:
+        raise UserError(f"-seeds takes a number from 1 to {_MOST}, not {seeds}")
+    num_processes = default_processes(num_processes)
     check_name(configuration, "configuration", "-c")
     methods = read_methods(trainers, plans)
     if baseline is not None and baseline not in [m.name for m in methods]:

@@ -20,6 +20,7 @@ from nnssl.core.plans_schema import ReaderPlans
 from nnssl.core.schemas import DatasetFile
 from nnssl.core.system import printable, why_no_file, why_not_utf8
 from nnssl.data.folders import check_output_folder
+from nnssl.data.pool import default_processes
 from nnssl.data.raw import label_values
 from nnssl.data.trusted import refuse_untrusted_names
 
@@ -41,7 +42,7 @@ def evaluate(
     tolerance: Sequence[str | float] = (),
     absent: Absent = "flare",
     chill: bool = False,
-    num_processes: int = 1,
+    num_processes: int | None = None,
     output: str | Path | None = None,
 ) -> Evaluation:
     """Score predicted labels, and write `nnssl_evaluation.json`, `nnssl_evaluation.csv` and nnU-Net's `summary.json`.
@@ -55,7 +56,7 @@ def evaluate(
         absent: score of a structure that is in neither label file: `flare` 1, `exclude` none, as in nnU-Net's summary.
             If it is in only one of them, Dice and surface Dice are 0.
         chill: skip references without a prediction, as nnU-Net's flag of that name.
-        num_processes: number of cases to score at once.
+        num_processes: number of cases to score at once; None for nnU-Net's number, at most one a core.
         output: folder for the files; None for the predictions' folder.
 
     Raises:
@@ -64,8 +65,7 @@ def evaluate(
     """
     where = Path(predictions)
     target = where if output is None else Path(output)
-    if num_processes < 1:
-        raise UserError(f"-np takes a number of at least 1, not {num_processes}")
+    num_processes = default_processes(num_processes)
     content, planned = _described(dataset_json, where, "dataset.json"), _described(plans, where, "plans.json")
     pairs = _pairs(Path(references), where, content["file_ending"], chill)
     check_output_folder(target)
@@ -92,7 +92,7 @@ def evaluate_cases(
         plans: content of nnU-Net's file.
         tolerance: see `evaluate`.
         absent: see `evaluate`.
-        num_processes: see `evaluate`.
+        num_processes: number of cases to score at once.
 
     Raises:
         UserError: see `evaluate`.

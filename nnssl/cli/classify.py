@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import argparse
 
-from nnssl.cli.flags import add, add_shared, new_parser
+from nnssl.cli.flags import EXAMPLE_RUN, EXITS, add, add_shared, new_parser
 from nnssl.cli.run import entry
+from nnssl.core.signals import EXIT_INTERRUPTED
 
-EPILOG = """examples:
-  nnssl_classify -d 600 -m RUN -target covid                 on frozen features, in seconds
+EPILOG = """more examples:
+  nnssl_classify -d 600 -m RUN -target covid                 a column of several in labels.csv
   nnssl_classify -d 600 -m random:RUN -target covid          the same network with random weights
   nnssl_classify -d 600 -m RUN -target covid --finetune      train the encoder too; --c goes on after an interruption
   nnssl_classify -d 600 -m random -p nnUNetPlans -target covid --finetune
-  nnssl_classify_predict -i IMAGES -o OUT.csv -m MODEL       new images
+  nnssl_classify_predict -i IMAGES -m MODEL -o covid.csv     new images
 
 The dataset has nnU-Net's imagesTr and dataset.json, and labels.csv beside them: a column case, one or more targets,
 and perhaps group, whose cases stay together (such as those of a patient). Names are classes, numbers a regression;
@@ -24,34 +25,33 @@ MODEL is the folder that is printed, with results.md, results.json, results.csv,
 def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
     # fmt: off
-    p = new_parser("nnssl_classify", "Classification and regression of scans by a pretrained backbone.", EPILOG)
+    p = new_parser(
+        "nnssl_classify", f"nnssl_classify -d 600 -m {EXAMPLE_RUN}", EPILOG,
+        "A head on frozen features takes seconds; --finetune trains the whole encoder.",
+        {EXIT_INTERRUPTED: f"{EXITS[EXIT_INTERRUPTED]}, with --c for a fine-tuning"})
     add(p, "-d", dest="dataset")
     add_shared(p, "-m")
-    add(p, "-target", help="column of labels.csv (default: the only one)")
+    add(p, "-o", help="folder to write to (default: one in nnUNet_results)")
+    add(p, "-target", metavar="COLUMN", help="column of labels.csv (default: the only one)")
     add(p, "-task", choices=("classification", "regression"),
         help="in place of what the values say: names are classes, numbers are a regression unless there are only two "
              "whole ones")
+    add(p, "-folds", type=int, default=5, metavar="N", help="folds to make where there is no splits_final.json")
+    add_shared(p, "-seed", "-device")
     add(p, "--finetune", action="store_true",
         help="train the whole encoder in every fold; a fifth of its training cases tells when to stop")
-    add(p, "-folds", type=int, default=5, metavar="N", help="folds to make where there is no splits_final.json")
-    add(p, "-o", metavar="OUT", dest="output", help="folder to write to (default: one in nnUNet_results)")
-    add(p, "-seed", type=int, default=0, metavar="N", help="of folds that are made, and of the fine-tuning")
-    add_shared(p, "-device")
-    add(p, "--overwrite", action="store_true", help="replace a fine-tuning; otherwise make the vectors again")
-    add_shared(p, "--allow_other_intensities")
+    add_shared(p, "--overwrite", "--allow_other_intensities")
     tuned = p.add_argument_group("with --finetune")
-    add(tuned, "-f", type=int, nargs="+", metavar="FOLD", help="folds to train, in this job (default: all)")
-    add(tuned, "--c", action="store_true", dest="continue_run",
-        help="continue an interrupted run; finished folds stay as they are")
-    add(tuned, "-set", nargs="+", default=[], metavar="KEY=VALUE", dest="options",
+    add(tuned, "-c", help="configuration of the plans, for -m random")
+    add(tuned, "-p", default=None, help="name of the plans, or a preset such as nnsslPlans_vox2vec, for -m random")
+    add(tuned, "-f", type=int, nargs="+", help="folds to train, in this job (default: all)")
+    add(tuned, "-set",
         help="options of the training, such as num_epochs=50 batch_size=4 patch_size=32,96,96 learning_rate=1e-4 "
              "class_weights=true flip_probability=0.5; an unknown key lists them all")
     add(tuned, "-memory", type=float, metavar="GIB",
-        help="that a step of whole volumes may take; beyond it, crops of the pretraining's patch size (default: 0.9 of "
-             "the card, or half of the machine's memory)")
-    add(tuned, "-p", default=None, help="plans, or a preset, for -m random")
-    add(tuned, "-c", help="configuration of these plans")
-    add_shared(tuned, "-np")
+        help="memory that a step of whole volumes may take; beyond it, crops of the pretraining's patch size (default: "
+             "0.9 of the card, or half of the machine's memory)")
+    add_shared(tuned, "-np", "--c")
     # fmt: on
     return p
 

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 
 EPILOG = """One line for each check: ok; warn, where work is possible but may surprise you; fail, where something
 will not work. Below a warn or a fail is the line to type.
-Exit code: 0 nothing failed, 1 something did.
 """
 
 
@@ -21,9 +20,11 @@ def parser() -> argparse.ArgumentParser:
     """The command's arguments: none."""
     return new_parser(
         "nnssl_doctor",
-        "Check versions, nnU-Net's folders, finished pretrainings, torch's device, whether nnU-Net finds our\n"
-        "trainers, and whether the other package named nnssl is in the way. Changes nothing.",
+        "nnssl_doctor",
         EPILOG,
+        "Also checks versions, torch's device, whether nnU-Net finds the trainers of this package, and whether the "
+        "other package named nnssl is in the way. Changes nothing, and says what to type.",
+        {0: "nothing failed", 1: "a check failed"},
     )
 
 

@@ -4,41 +4,35 @@ from __future__ import annotations
 
 import argparse
 
-from nnssl.cli.flags import IMAGES_LEFT_OUT, add, add_shared, new_parser
-from nnssl.cli.run import LEFT_OUT, entry
+from nnssl.cli.flags import EXAMPLE_RUN, IMAGES, IMAGES_LEFT_OUT, LEFT_OUT, add, add_shared, new_parser
+from nnssl.cli.run import entry
 
-EPILOG = f"""examples:
-  nnssl_embed -m RUN -i 17 -o OUT                                     one vector per case: OUT/vectors.npz
-  nnssl_embed -m RUN -i 17 -o OUT -format csv                         and OUT/vectors.csv
-  nnssl_embed -m RUN -i imagesTs -o OUT -what dense -level 1          maps of one level: OUT/<case>.b2nd
-  nnssl_embed -m RUN -i imagesTs/case_3 -o OUT -what dense -components 3 -format nifti      for a viewer
+EPILOG = """more examples:
+  nnssl_embed -m RUN -i 17 -o vectors -format csv                     and vectors/vectors.csv
+  nnssl_embed -m RUN -i imagesTs -o maps -what dense -level 1         maps of one level: maps/<case>.b2nd
+  nnssl_embed -m RUN -i imagesTs/case_3 -o maps -what dense -components 3 -format nifti      for a viewer
 
-RUN is a pretraining of any method. Images are preprocessed with its plans. Cases that OUT has already are kept: the
-same command goes on where it was stopped. {IMAGES_LEFT_OUT}
-Exit code 75: stopped by SIGTERM or SIGUSR1.
+RUN is a pretraining of any method. Images are preprocessed with its plans. Cases that the folder has already are
+kept: the same command goes on where it was stopped.
 """
 
 
 def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
     # fmt: off
-    p = new_parser("nnssl_embed",
-                   "Write the features of a pretrained backbone: one vector per case, or dense maps.", EPILOG)
+    p = new_parser("nnssl_embed", f"nnssl_embed -m {EXAMPLE_RUN} -i 17 -o vectors", EPILOG, exits=IMAGES_LEFT_OUT)
     add_shared(p, "-m")
-    add(p, "-i", metavar="IMAGES", dest="images",
-        help="dataset (number or name), folder of images named like case_0000.nii.gz, or one image")
-    add(p, "-o", required=True, metavar="OUT", dest="output", help="folder to write to")
+    add(p, "-i", dest="images", help=IMAGES)
+    add(p, "-o", required=True)
+    add_shared(p, "-level")
     add(p, "-what", default="case", choices=("case", "dense"),
         help="case: one vector per case, the mean over the body; dense: the features of every cell, one file per case")
     add(p, "-format", dest="file_format", choices=("npz", "csv", "blosc2", "nifti"),
         help="npz (default) or csv for vectors; blosc2 (default) or nifti for dense maps")
     add(p, "-components", type=int, metavar="K",
         help="reduce dense maps to K principal components, fitted on body voxels of all cases")
-    add_shared(p, "-level")
     add(p, "-pca", metavar="FILE", help="pca.npz of another call: use its components")
-    add_shared(p, "-device")
-    add(p, "--overwrite", action="store_true", help="make everything in OUT again")
-    add_shared(p, "--allow_other_intensities")
+    add_shared(p, "-device", "--overwrite", "--allow_other_intensities")
     # fmt: on
     return p
 

@@ -11,8 +11,7 @@ from nnssl.cli.run import entry
 if TYPE_CHECKING:
     from nnssl.benchmarking.evaluation_report import Evaluation
 
-EPILOG = """examples:
-  nnssl_evaluate labelsTs predictions
+EPILOG = """more examples:
   nnssl_evaluate labelsTs predictions -tolerance 2 liver=5 -np 8
   nnssl_evaluate labelsTs predictions -djfile dataset.json -pfile plans.json -o scores
 
@@ -25,17 +24,16 @@ not count for it, as in nnU-Net's summary. A structure that is in only one of th
 def parser() -> argparse.ArgumentParser:
     """The command's arguments; those of nnUNetv2_evaluate_folder are here too."""
     # fmt: off
-    p = new_parser("nnssl_evaluate",
-                   "Compute Dice and normalised surface Dice of predicted labels, per case and structure.", EPILOG)
+    p = new_parser("nnssl_evaluate", "nnssl_evaluate $nnUNet_raw/Dataset017_Organs/labelsTs predictions", EPILOG,
+                   "The scores are given for each case and structure; the surface Dice is normalised.")
     add(p, "references", metavar="GT_FOLDER", help="folder of the true labels")
     add(p, "predictions", metavar="PRED_FOLDER", help="folder of the predicted labels, under the same names")
+    add(p, "-o", help="folder to write to (default: PRED_FOLDER)")
     add(p, "-djfile", metavar="FILE", dest="dataset_json",
         help="dataset.json (default: that of PRED_FOLDER or of the model folder around it)")
     add(p, "-pfile", metavar="FILE", dest="plans",
         help="plans.json (default: that of PRED_FOLDER or of the model folder around it)")
-    add(p, "-o", metavar="FOLDER", dest="output", help="folder for the files (default: PRED_FOLDER)")
-    add_shared(p, "-tolerance", "-absent")
-    add(p, "-np", default=1, help="processes")
+    add_shared(p, "-tolerance", "-absent", "-np")
     add(p, "--chill", action="store_true", help="leave out references without a prediction")
     # fmt: on
     return p

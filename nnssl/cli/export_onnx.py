@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 
-from nnssl.cli.flags import ONNX_EXTRA, add, add_shared, new_parser
+from nnssl.cli.flags import EXAMPLE_MODEL, ONNX_EXTRA, add, add_shared, new_parser
 from nnssl.cli.run import entry
 
-EPILOG = f"""examples:
-  nnssl_export_onnx -m $nnUNet_results/Dataset017_Organs/nnUNetTrainer__nnUNetPlans__3d_fullres -f 0 -o student.onnx
-  nnssl_predict_onnx -i IMAGES -o LABELS -m student.onnx
+EPILOG = f"""more examples:
+  nnssl_export_onnx -m MODEL -f 1 -o fold_1.onnx
+  nnssl_predict_onnx -m model.onnx -i IMAGES -o predicted
 
 Takes any model folder that nnUNetv2_predict can use, 2D and cascades too. The file holds the network (opset 18, any
 batch size, the plans' patch) and, in its metadata, plans, dataset.json, configuration, fold, trainer and mirroring
@@ -22,13 +22,13 @@ nothing is written.
 def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
     # fmt: off
-    p = new_parser("nnssl_export_onnx",
-                   "Write the network of a trained model folder as an ONNX file, checked against PyTorch.", EPILOG)
-    add(p, "-m", metavar="FOLDER", dest="model_folder",
+    p = new_parser("nnssl_export_onnx", f"nnssl_export_onnx -m {EXAMPLE_MODEL} -o model.onnx", EPILOG,
+                   "The file is checked against PyTorch.")
+    add(p, "-m", metavar="MODEL", dest="model_folder",
         help="model folder of a training, named TRAINER__PLANS__CONFIGURATION")
+    add(p, "-o", required=True, metavar="FILE", dest="output_file", help="ONNX file to write")
     add(p, "-f", default="0", help="fold, a number or all; for an ensemble export each fold to a file of its own")
     add_shared(p, "-chk")
-    add(p, "-o", required=True, metavar="FILE", dest="output_file", help="file to write, such as student.onnx")
     # fmt: on
     return p
 

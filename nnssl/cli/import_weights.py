@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 
-from nnssl.cli.flags import add, new_parser
+from nnssl.cli.flags import add, add_shared, new_parser
 from nnssl.cli.run import entry
 
-EPILOG = """examples:
-  nnssl_import vox2vec.pt -o Dataset900_Vox2vec
+EPILOG = """more examples:
   nnssl_import MODEL_FOLDER -f 0 -o Dataset901_TotalSegmentator -license "Apache 2.0"
   nnssl_transfer -s 900 -t 17                then as after a pretraining
 
@@ -20,17 +19,15 @@ def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
     # fmt: off
     p = new_parser(
-        "nnssl_import",
-        "Read public weights by their content and write them as a finished pretraining, which nnssl_transfer, the\n"
-        "trainers, nnssl_embed, nnssl_visualize and nnssl_benchmark take.", EPILOG)
-    p.add_argument("source", metavar="FILE_OR_FOLDER",
-                   help="weights (PyTorch or safetensors), a folder with them, or a zip of a model folder")
+        "nnssl_import", "nnssl_import vox2vec.pt -o Dataset900_Vox2vec", EPILOG,
+        "The file is recognised by its content; nnssl_transfer, the trainers, nnssl_embed, nnssl_visualize and "
+        "nnssl_benchmark take the result.")
+    add(p, "source", metavar="FILE_OR_FOLDER",
+        help="weights (PyTorch or safetensors), a folder with them, or a zip of a model folder")
     add(p, "-o", required=True, metavar="DATASET", dest="dataset",
         help="name under which they are kept, such as Dataset900_OpenMind; the number must be free")
     add(p, "-f", help="fold of a model folder of nnU-Net that has several")
-    add(p, "-license", metavar="TEXT", dest="licence",
-        help="licence of the weights, where it is not known or another one was given to you")
-    add(p, "--overwrite", action="store_true", help="replace what an earlier import left there")
+    add_shared(p, "-license", "--overwrite")
     # fmt: on
     return p
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from nnssl.cli.flags import add, add_point, add_shared, new_parser
+from nnssl.cli.flags import EXAMPLE_RUN, add, add_point, add_shared, new_parser
 from nnssl.cli.run import entry
 
 if TYPE_CHECKING:
     from nnssl.analysis.match import Place
 
-EPILOG = """examples:
-  nnssl_match -m RUN -q imagesTr/case_1_0000.nii.gz -k imagesTr/case_2_0000.nii.gz -p 12.5 -30 104 -o match.png
-  nnssl_match -m RUN -q imagesTr/case_1 -k imagesTr/case_2 -p 120 88 40 --voxel
+EPILOG = """more examples:
+  nnssl_match -m RUN -i imagesTr/case_1_0000.nii.gz -k imagesTr/case_2_0000.nii.gz -point 12.5 -30 104
+  nnssl_match -m RUN -i imagesTr/case_1 -k imagesTr/case_2 -point 120 88 40 --voxel
 
 RUN is a pretraining with sam or lapn. An image is the file of its first channel, one file with all channels, or the
 case without _0000.nii.gz; it is preprocessed with the plans of RUN. Millimetres are LPS, as in SimpleITK and DICOM;
@@ -25,13 +25,17 @@ the query image: a short way for anatomy that both images show.
 def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
     # fmt: off
-    p = new_parser("nnssl_match",
-                   "Find a point of one image in another one, by the encodings of a pretraining.", EPILOG)
+    p = new_parser(
+        "nnssl_match",
+        f"nnssl_match -m {EXAMPLE_RUN.replace('vox2vec', 'sam')} \\\n"
+        "    -i $nnUNet_raw/Dataset017_Organs/imagesTr/case_1 -k $nnUNet_raw/Dataset017_Organs/imagesTr/case_2 \\\n"
+        "    -point 12.5 -30 104 -o match.png", EPILOG,
+        "It compares the encodings of a pretraining with sam or lapn.")
     add_shared(p, "-m")
-    add(p, "-q", required=True, metavar="IMAGE", dest="query", help="raw image with the point")
-    add(p, "-k", required=True, metavar="IMAGE", dest="key", help="raw image to search")
+    add(p, "-i", "-q", metavar="IMAGE", dest="query", help="raw image with the point")
+    add(p, "-k", required=True, dest="key")
     add_point(p, "the point in mm, or in voxels with --voxel", required=True)
-    add(p, "-o", metavar="PNG", dest="output", help="picture of the point, the match and the similarities")
+    add(p, "-o", metavar="FILE", help="picture of the point, the match and the similarities, as PNG")
     add_shared(p, "-device", "--allow_other_intensities")
     # fmt: on
     return p
@@ -50,7 +54,7 @@ def _command(arguments: argparse.Namespace) -> None:
         print(f"drawn  {arguments.output}")
     flags = [f"--{name}" for name in ("voxel", "ras", "allow_other_intensities") if getattr(arguments, name)]
     line = command("nnssl_visualize", "matches", "-m", arguments.model, "-i", arguments.query, "-k", arguments.key,
-                   "-p", *(f"{value:.10g}" for value in arguments.point), "-o", "matches.png", *flags,
+                   "-point", *(f"{value:.10g}" for value in arguments.point), "-o", "matches.png", *flags,
                    *device_flag(arguments.device, ours=True))  # fmt: skip
     print(rendered([Way((line,))]))
 

@@ -10,11 +10,11 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from nnssl.cli.flags import KEYBOARD
 from nnssl.core.errors import UserError
 from nnssl.core.signals import EXIT_INTERRUPTED, Interrupted, Stopped, listening
 from nnssl.core.system import is_first_started, why
 
-LEFT_OUT = 3  # exit code: done, but some volumes or images were left out
 AGAIN = "run the same line again"
 
 
@@ -49,9 +49,18 @@ def entry(
     """
 
     def main(argv: list[str] | None = None) -> None:
+        complete_if_asked(parser)
         run(lambda given: command(parser().parse_args(given)), argv, again)
 
     return main
+
+
+def complete_if_asked(parser: Callable[[], argparse.ArgumentParser]) -> None:
+    """Answer a shell that asks for completions, and end the process; else do nothing."""
+    if "_ARGCOMPLETE" in os.environ:
+        from nnssl.cli.completion import complete
+
+        complete(parser())
 
 
 def run(command: Callable[[list[str] | None], int | None], argv: list[str] | None, again: str = AGAIN) -> None:
@@ -84,7 +93,7 @@ def run(command: Callable[[list[str] | None], int | None], argv: list[str] | Non
         code = EXIT_INTERRUPTED
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        code = 130
+        code = KEYBOARD
     except Exception as error:
         sentence = str(error) if isinstance(error, UserError) else why(error, again)
         if isinstance(error, BrokenPipeError):  # whoever read our output wants no more

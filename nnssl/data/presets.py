@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from nnssl.core.errors import UserError
-from nnssl.data.raw import RawDataset
+
+if TYPE_CHECKING:  # tab completion only needs the names
+    from nnssl.data.raw import RawDataset
 
 _ROOM = Path(__file__).resolve().parent.parent
 # Inside the package in a wheel, beside it in the repository.
@@ -34,6 +34,8 @@ def plans_from_preset(name: str, dataset: RawDataset, planner: Any) -> dict[str,
     Raises:
         UserError: the preset is for one CT channel, and the dataset has others.
     """
+    import numpy as np
+
     plans = json.loads(presets()[name].read_text())
     _check_channels(name, plans, dataset)
     fingerprint = planner.dataset_fingerprint
@@ -53,6 +55,7 @@ def plans_from_preset(name: str, dataset: RawDataset, planner: Any) -> dict[str,
 
 
 def _fill_configuration(configuration: dict[str, Any], planner: Any, axes: list[int]) -> None:
+    import numpy as np
     from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
 
     fingerprint = planner.dataset_fingerprint

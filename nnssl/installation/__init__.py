@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from nnssl.installation.environment import (
     Check,
+    check_completion,
     check_device,
     check_folders,
     check_other_package,
@@ -27,7 +28,7 @@ def check_installation(report: Callable[[Check], None] | None = None) -> list[Ch
             about ten seconds.
     """
     looks = (check_python, check_packages, check_other_package, check_folders, check_stock_plans, check_pretrainings,
-             check_device, check_trainers)  # fmt: skip
+             check_completion, check_device, check_trainers)  # fmt: skip
     checks: list[Check] = []
     for look in looks:
         for check in look():

@@ -147,6 +147,13 @@ def check_packages() -> Iterator[Check]:
         yield Check(name, "fail", f"{found}; {minimum} or newer is needed", f'pip install "{name}>={minimum}"')
 
 
+def check_completion() -> Iterator[Check]:
+    """What to type for the tab key, which nobody must use."""
+    line = 'in the shell\'s start-up file: eval "$(nnssl -completion bash)"'
+    found = "" if _installed("argcomplete") else "pip install argcomplete; then "
+    yield Check("tab completion", "ok", f"{found}{line}")
+
+
 def check_other_package() -> Iterator[Check]:
     """Files of the other nnssl among ours, its installation in place of ours, or its commands on PATH."""
     folder = _own_folder()

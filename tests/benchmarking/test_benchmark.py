@@ -45,6 +45,7 @@ def _run(root: Path, **options: Any) -> Any:
         "cases": [2, 8],
         "seeds": 2,
         "device": "cpu",
+        "num_processes": 1,
     }
     return nnssl.benchmark(**{**defaults, **options})
 

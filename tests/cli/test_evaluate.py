@@ -16,7 +16,7 @@ def test_main__prints_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     for case in "ab":
         write_labels(tmp_path / "truth" / f"{case}.nii.gz", cube())
         write_labels(predicted / f"{case}.nii.gz", cube())
-    main([str(tmp_path / "truth"), str(predicted), "-tolerance", "1", "spleen=2.5"])
+    main([str(tmp_path / "truth"), str(predicted), "-tolerance", "1", "spleen=2.5", "-np", "1"])
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert lines[1] == ["liver", "1.000", "±", "0.000", "1.000", "±", "0.000", "1", "mm", "2"]
     assert lines[2][-3:] == ["2.5", "mm", "2"] and lines[3][0] == "mean"

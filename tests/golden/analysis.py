@@ -85,7 +85,9 @@ def evaluated(world: World) -> dict[str, Any]:
         sitk.WriteImage(moved, str(predicted / file.name))
     plans = world.preprocessed(TARGET) / f"{PRESET}.json"
     with world.environment("none"):
-        evaluation = nnssl.evaluate(truth, predicted, truth.parent / "dataset.json", plans, ["1.5", "spine=1"])
+        evaluation = nnssl.evaluate(
+            truth, predicted, truth.parent / "dataset.json", plans, ["1.5", "spine=1"], num_processes=1
+        )
     with (predicted / "nnssl_evaluation.csv").open(newline="") as opened:
         table = [[_number(cell) for cell in row] for row in csv.reader(opened)]
     content = json.loads((predicted / "nnssl_evaluation.json").read_text())

@@ -107,7 +107,7 @@ class _Called(BaseException):
 
 def commands() -> dict[str, Callable[[list[str]], Any]]:
     """Every command that pyproject.toml installs, as a function of its arguments."""
-    found = re.findall(r'^(nnssl_\w+) = "([\w.]+):(\w+)"$', _PYPROJECT.read_text(), re.MULTILINE)
+    found = re.findall(r'^(nnssl\w*) = "([\w.]+):(\w+)"$', _PYPROJECT.read_text(), re.MULTILINE)
     return {name: getattr(import_module(module), function) for name, module, function in found}
 
 
@@ -130,12 +130,13 @@ def help_text(line: str) -> list[str]:
 
 def normal_help(text: str) -> list[str]:
     """Lines of a help text without what Python's versions wrap and repeat differently."""
+    about, _, text = text.partition("usage: ")
     usage, blank, rest = text.partition("\n\n")
     rest = re.sub(r"(?m)^optional arguments:$", "options:", rest)
     # -a METAVAR, --all METAVAR until Python 3.12; -a, --all METAVAR after it
     rest = re.sub(r"(?m)^(  -\w+) ([A-Z][\w.]*)((?:, --?\w+ \2)+)", lambda m: m[1] + m[3], rest)
-    arguments = re.split(r" (?=\[?-)", " ".join(usage.split()))  # one a line
-    return [*arguments, *(line.rstrip() for line in (blank + rest).splitlines())]
+    arguments = re.split(r" (?=\[?-)", " ".join(f"usage: {usage}".split()))  # one a line
+    return [*about.splitlines(), *arguments, *(line.rstrip() for line in (blank + rest).splitlines())]
 
 
 def call(line: str) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from nnssl.installation.environment import (
     PYTHON,
     SHARED,
     Check,
+    check_completion,
     check_device,
     check_other_package,
     check_packages,
@@ -134,6 +135,17 @@ def test_check_other_package__pip_has_replaced_ours(package: Path, monkeypatch: 
 def test_check_other_package__both_have_one_command_in_common() -> None:
     ours = set(re.findall(r"^(nnssl_\w+) = ", (ROOT / "pyproject.toml").read_text(), re.MULTILINE))
     assert {OURS, SHARED} <= ours and not ours & set(OTHERS_COMMANDS)
+
+
+def test_check_completion__what_to_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    for version, first in ((lambda name: "3.7", "in the shell"), (_missing, "pip install argcomplete; then ")):
+        monkeypatch.setattr(metadata, "version", version)
+        (check,) = check_completion()
+        assert check.status == "ok" and check.message.startswith(first) and "nnssl -completion bash" in check.message
+
+
+def _missing(name: str) -> str:
+    raise metadata.PackageNotFoundError(name)
 
 
 def test_check_device__cpu(monkeypatch: pytest.MonkeyPatch) -> None:
