@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install test quick slow durations lint types format golden demo torture clean
+.PHONY: install test quick slow durations lint types format golden demo torture environments clean
 
 # The stamp says that the package is installed as these files describe it.
 $(VENV)/installed: pyproject.toml hatch_build.py nnssl_trainers.pth
@@ -54,5 +54,11 @@ demo: install
 torture: install
 	$(BIN)/python -m tests.torture -kills 50 -seed 0
 
+# Wheel and source archive, and the wheel in bare environments of Python 3.10 and 3.13 with the oldest and the newest dependencies:
+# about an hour, and up to 7 GB at a time. `uv` finds the interpreters, or gets them.
+environments: install
+	$(BIN)/python -m pip install --quiet uv twine
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.environments
+
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build dist
+	rm -rf $(VENV) environments .mypy_cache .pytest_cache .ruff_cache build dist

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from nnssl.checkpoints.nnunet_model import is_nnunet, nnunet_weights, origin_of_training
+from nnssl.interchange.facts import NNUNET
 from nnssl.interchange.family import Family, Imported
 from nnssl.interchange.opening import Opened
 
@@ -20,8 +21,7 @@ def _read(opened: Opened) -> Imported:
         weights,
         title=f"nnU-Net {weights.configuration} of {trained_on}, {weights.plans['plans_name']}, {trainer}",
         licence=origin.get("licence"),
-        citation="Isensee et al., nnU-Net: a self-configuring method for deep learning-based biomedical image "
-        "segmentation, Nature Methods 2021; and the work that trained this model",
+        citation=f"{NNUNET.removesuffix('.')}; and the work that trained this model",
         derived=bool(origin),
     )
 

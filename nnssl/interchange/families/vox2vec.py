@@ -14,6 +14,7 @@ from nnssl.interchange.family import (
 )
 from nnssl.interchange.opening import Opened
 from nnssl.interchange.transposing import transposed_kernels
+from nnssl.methods.registry import get_method
 
 _WRAPPERS = ("module.", "model.", "backbone.")
 _SIGNS = {"first_conv.weight", "left_blocks.0.layers.0.layers.2.weight", "bottom_block.layers.0.layers.2.weight",
@@ -36,8 +37,7 @@ def _read(opened: Opened) -> Imported:
         Weights(plans, CONFIGURATION, "decoder", state, dataset_json_of(*["CT"] * channels), made_by="vox2vec"),
         title=f"vox2vec, FPN3d({channels}, {base}, {scales})",
         licence="MIT",
-        citation="Goncharov et al., vox2vec: A Framework for Self-supervised Contrastive Learning of Voxel-Level "
-        "Representations in Medical Images, MICCAI 2023",
+        citation=get_method("vox2vec").paper,
         axes="xyz",
     )
 

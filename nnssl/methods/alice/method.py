@@ -91,8 +91,8 @@ class Alice(MaskedMethod):
     config_class = AliceConfig
     learns_from = "filling in the hidden blocks of crops of two volumes that show the same place"
     paper = (
-        "Jiang, Y., et al. (2023). Anatomical Invariance Modeling and Semantic Alignment for Self-supervised "
-        "Learning in 3D Medical Image Analysis. ICCV."
+        "Jiang, Y., Sun, M., Guo, H., Bai, X., Yan, K., Lu, L., & Xu, M. (2023). Anatomical Invariance Modeling and "
+        "Semantic Alignment for Self-supervised Learning in 3D Medical Image Segmentation. ICCV."
     )
     pairs_volumes = True
     crops_per_sample: ClassVar[int] = 2

@@ -59,7 +59,10 @@ class Lapn(PixelMethod):
 
     config_class = LapnConfig
     learns_from = "the same point in two crops, against points of earlier steps"
-    paper = "The authors of LAPN (2023). LAPN. MICCAI FLARE challenge."
+    paper = (
+        "Zhuang, M., & Wang, H. (2023). Unsupervised Representation Learning of Medical Images for Downstream "
+        "Segmentation. MICCAI FLARE challenge."
+    )
     collapse_cause = "few volumes a step (-o batch_size=...) or an unfit temperature (-o temperature=...)"
     of_the_run: ClassVar[tuple[str, ...]] = ("queue.",)  # it identifies volumes by their numbers in this run
     config: LapnConfig

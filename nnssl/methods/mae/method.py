@@ -18,10 +18,6 @@ class MaskedAutoencoder(MaskedMethod):
 
     config_class = MaskedConfig
     learns_from = "filling in the hidden blocks of a crop from the visible ones"
-    paper = (
-        "He, K., Chen, X., Xie, S., Li, Y., Dollár, P., & Girshick, R. (2022). Masked Autoencoders Are Scalable "
-        "Vision Learners. CVPR."
-    )
 
     @classmethod
     def sample(cls, volume: Volume, config: MaskedConfig, rng: np.random.Generator) -> Sample:

@@ -76,8 +76,8 @@ class Pimpic(Method):
     config_class = PimpicConfig
     learns_from = "how much the crops of one volume overlap, and which regions they share"
     paper = (
-        "Karimzadeh, R., et al. (2025). PiMPiC: A Self-supervised Learning Framework for 3D Patch-based Medical "
-        "Image Segmentation. MICCAI workshop on Data Engineering in Medical Imaging."
+        "Karimzadeh, R., et al. (2025). PiMPiC: An Overlap-Aware Contrastive Learning Framework for 3D Patch-Based "
+        "Medical Image Segmentation. MICCAI workshop on Data Engineering in Medical Imaging."
     )
     levels = "encoder"
     collapse_cause = "patches of one volume a step, which look alike (-o crops=... spread=...), or a high learning_rate"

@@ -109,8 +109,9 @@ class Sam(PixelMethod):
     config_class = SamConfig
     learns_from = "the same place in two crops, against the hardest other places"
     paper = (
-        "Yan, K., et al. (2022). SAM: Self-supervised Learning of Pixel-wise Anatomical Embeddings in Radiological "
-        "Images. IEEE Transactions on Medical Imaging."
+        "Yan, K., Cai, J., Jin, D., Miao, S., Guo, D., Harrison, A. P., Tang, Y., Xiao, J., Lu, J., & Lu, L. (2022). "
+        "SAM: Self-supervised Learning of Pixel-wise Anatomical Embeddings in Radiological Images. IEEE Transactions "
+        "on Medical Imaging, 41(10), 2658-2669."
     )
     collapse_cause = "few points a volume (-o points_per_pair=...) or a high learning_rate"
     host_keys = frozenset({"counts", "noise_seed", "draw_seed"})

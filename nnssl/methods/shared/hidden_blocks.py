@@ -102,6 +102,10 @@ class HiddenBlocks(Method):
     (K, 3).
     """
 
+    paper = (
+        "He, K., Chen, X., Xie, S., Li, Y., Dollár, P., & Girshick, R. (2022). Masked Autoencoders Are Scalable "
+        "Vision Learners. CVPR."
+    )
     host_keys = frozenset({"mask_seeds", "starts", "sizes"})
     crops_per_sample: ClassVar[int] = 1
     config: HiddenBlocksConfig

@@ -60,10 +60,6 @@ class UnetMae(HiddenBlocks):
 
     config_class = UnetMaeConfig
     learns_from = "filling in the hidden blocks of a crop with the whole network"
-    paper = (
-        "He, K., Chen, X., Xie, S., Li, Y., Dollár, P., & Girshick, R. (2022). Masked Autoencoders Are Scalable "
-        "Vision Learners. CVPR."
-    )
     levels = "decoder"
     host_keys = frozenset({*HiddenBlocks.host_keys, "spacing", *SPATIAL_KEYS})
     config: UnetMaeConfig

@@ -62,11 +62,6 @@ class VolumeFusion(Method):
     """
 
     config_class = VolumeFusionConfig
-    learns_from = "how much of another volume is mixed into each voxel"
-    paper = (
-        "Wang, G., Wu, J., Luo, X., Liu, X., Li, K. & Zhang, S. (2023). MIS-FM: 3D Medical Image Segmentation using "
-        "Foundation Models Pretrained on a Large-Scale Unannotated Dataset. arXiv:2306.16925."
-    )
     levels = "decoder"
     learns_from = "telling in which share another volume is mixed into each voxel"
     paper = (
