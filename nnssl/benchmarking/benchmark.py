@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -13,7 +14,7 @@ from nnssl.benchmarking.case_scores import Absent, load_monai, read_structures
 from nnssl.benchmarking.evaluation_report import Evaluation
 from nnssl.benchmarking.methods import Method, read_methods, resolve, stops_early
 from nnssl.benchmarking.plots import draw_labels, draw_parameters
-from nnssl.benchmarking.results import Results, differences
+from nnssl.benchmarking.results import FEWEST_CASES, FEWEST_SEEDS, Results, differences, too_few
 from nnssl.benchmarking.subsets import PAPER, amounts_of, extend_folds
 from nnssl.benchmarking.tables import write_tables
 from nnssl.benchmarking.trainings import Training, all_trainings, collect, missing_lines, score_training
@@ -107,6 +108,7 @@ def benchmark(
     if not collect_only:  # finished trainings no longer need their pretraining or variables
         methods = [resolve(m, workspace.plans[m.plans], configuration, os.environ, seeds) for m in methods]
         _warn_of_early_stopping(methods, workspace)
+        _warn_of_few(workspace, seeds)
     tasks = all_trainings(workspace, methods, amounts, seeds, device)
     mine, failed = tasks[part_id::num_parts], []
     if dry_run:
@@ -144,6 +146,18 @@ def _warn_of_early_stopping(methods: Sequence[Method], workspace: Workspace) -> 
         if not workspace.test.validation and stops_early(method, workspace.plans[method.plans]):
             log.warning(f"{method.name} stops early and takes its best weights by the loss on the test cases, so that "
                         f"its scores will be too good; -test {PAPER} has cases of its own for that")  # fmt: skip
+
+
+def _warn_of_few(workspace: Workspace, seeds: int) -> None:
+    """Say before the trainings that the tables will have no interval, and what gives them one."""
+    count, total = len(workspace.test.cases), len(workspace.test.cases) + len(workspace.test.training)
+    if not (reason := too_few(count, seeds)):
+        return
+    fixes = [f"-seeds {FEWEST_SEEDS}"] if seeds < FEWEST_SEEDS else []
+    if count < FEWEST_CASES:
+        percent = math.ceil(100 * FEWEST_CASES / total)
+        fixes += [f"-test {percent} in another folder (-o)" if percent <= 50 else "more labelled cases"]
+    log.warning(f"{reason.rstrip('.')}, so that a lead may be chance; with {' and '.join(fixes)} there is one")
 
 
 def _train(tasks: Sequence[Training], score: Callable[[Training], Evaluation]) -> list[str]:

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from nnssl.benchmarking.case_scores import Absent, Structure, read_structures, score_case
 from nnssl.benchmarking.evaluation_report import Evaluation, write_evaluation
+from nnssl.benchmarking.results import FEWEST_CASES
 from nnssl.core.errors import UserError
 from nnssl.core.files import read_json
 from nnssl.core.plans_schema import ReaderPlans
@@ -69,6 +70,9 @@ def evaluate(
     content, planned = _described(dataset_json, where, "dataset.json"), _described(plans, where, "plans.json")
     pairs = _pairs(Path(references), where, content["file_ending"], chill)
     check_output_folder(target)
+    if len(pairs) < FEWEST_CASES:
+        log.warning(f"{len(pairs)} of at least {FEWEST_CASES} cases: the difference of two models may be chance; "
+                    f"predict more cases")  # fmt: skip
     evaluation = evaluate_cases(pairs, content, planned, tolerance, absent, num_processes)
     target.mkdir(parents=True, exist_ok=True)
     _write_summary(Path(references), where, target / SUMMARY, content, planned, evaluation.structures, num_processes)

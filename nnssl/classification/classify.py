@@ -20,7 +20,15 @@ from nnssl.classification.labels import Task
 from nnssl.classification.model import MODEL, Way
 from nnssl.classification.plots import draw_results
 from nnssl.classification.question import Question, ask
-from nnssl.classification.results import CONSTANT, Predictions, Rated, rate, table_lines, write_results
+from nnssl.classification.results import (
+    CONSTANT,
+    Predictions,
+    Rated,
+    few_warning,
+    rate,
+    table_lines,
+    write_results,
+)
 from nnssl.classification.splits import Fold
 from nnssl.classification.volumes import Prepared, prepare_as, prepare_own
 from nnssl.core.distributed import resolve_device, started_by_torchrun
@@ -112,6 +120,8 @@ def classify(
     device = resolve_device(device)
     _check_request(str(model), finetune, plans, configuration, fold, options, memory, continue_run)
     question = ask(dataset, target, task, folds, seed)
+    if few := few_warning(question.target, question.folds):
+        log.warning(few)
     if finetune:
         job, about, chosen = _finetuning(question, str(model), fold, output, plans, configuration, options, memory,
                                          continue_run, overwrite, seed, device, num_processes,

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from nnssl.classification.labels import Target
+from nnssl.classification.labels import FILE, Target
 from nnssl.classification.scores import FEWEST, Floats, Score, confusion, reliability, score
 from nnssl.classification.splits import Fold
 from nnssl.core.files import replace_file, write_json
@@ -56,6 +56,17 @@ def rate(kind: str, predictions: Predictions, target: Target, folds: Sequence[Fo
     cases = tuple(case for fold in folds for case in fold.test)
     return Rated(kind, cases, target.of(cases), _stacked(predictions, target, cases),
                  _scores(predictions, target, cases), by_fold)  # fmt: skip
+
+
+def few_warning(target: Target, folds: Sequence[Fold]) -> str | None:
+    """A sentence where the folds test too few cases, or groups of cases, for intervals."""
+    tested = [case for fold in folds for case in fold.test]
+    groups = len(set(target.groups_of(tested)))
+    if groups >= FEWEST:
+        return None
+    kind = "cases" if groups == len(tested) else "groups of cases"
+    return (f"all folds together test {groups} of at least {FEWEST} {kind}: the scores get no interval, and a "
+            f"difference may be chance; add cases to {FILE}")  # fmt: skip
 
 
 def _stacked(predictions: Predictions, target: Target, cases: Sequence[str]) -> Floats:

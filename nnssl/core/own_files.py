@@ -124,6 +124,7 @@ class RunFile(BaseModel):
     plans: Text
     fold: Text
     options: Anything
+    warnings: list[StrictStr] = []
 
 
 class EmbeddingFile(BaseModel):

@@ -118,6 +118,7 @@ def prepare_datasets(
     num_processes: int | None,
     may_preprocess: bool,
     allow_other_intensities: bool = False,
+    purpose: str = "",
 ) -> PreparedDatasets:
     """Datasets with plans, volumes and body masks.
 
@@ -128,6 +129,7 @@ def prepare_datasets(
         num_processes: for preprocessing, None for the default.
         may_preprocess: False where several processes run at once; everything must be there then.
         allow_other_intensities: whether datasets may be of another modality than the first one.
+        purpose: of the others, for warnings, such as "the probe ".
 
     Raises:
         UserError: as `plan_and_preprocess`; or something is missing that must not be made here.
@@ -148,7 +150,7 @@ def prepare_datasets(
     own = [content for content in found if content is not None]
     fingerprint = preprocessed / names[0] / "dataset_fingerprint.json"
     first, *others = (majority_orientation(preprocessed / n, p) for n, p in zip(names, plans_names, strict=True))
-    oriented = {f"most volumes of {n}": letters for n, letters in zip(names[1:], others, strict=True)}
+    oriented = {f"most volumes of {purpose}{n}": letters for n, letters in zip(names[1:], others, strict=True)}
     warn_of_images(Images(names[0], orientation=first), Images("", orientations=oriented))
     return PreparedDatasets(
         [f for n, p in zip(names, own, strict=True) for f in volume_folders(preprocessed, n, p, configuration)],

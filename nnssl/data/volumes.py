@@ -116,6 +116,13 @@ class BloscVolume:
         """Voxels along (Z, Y, X)."""
         return np.asarray(self._image.shape[1:])
 
+    @property
+    def look(self) -> tuple[Any, ...]:
+        """What tells a volume from any other scan without reading voxels: its shape, values' range, and body slices."""
+        meta = self._body.schunk.vlmeta
+        ranges = tuple(map(tuple, meta["intensity_range"]))
+        return (*self._image.shape, ranges, tuple(np.asarray(meta["slice_counts"]).tolist()))
+
     @cached_property
     def is_ct(self) -> np.ndarray:
         """(C,) bool: which channels are in Hounsfield units."""

@@ -78,6 +78,27 @@ class StuckAlarm(nnUNetTrainer):
                                    f"layers then start from other random weights, or longer")  # fmt: skip
 
 
+# Steps times rate by head: Adam moves a weight by about as much. Below it a class may stay at .00, whatever the steps
+# and the rate (hippocampi, vox2vec and pimpic, 20 to 640 steps at 1e-4 to 1e-2; docs/tracking.md).
+LEAST_MOVE = {"linear": 0.3, "nonlinear": 0.045}
+_SHORT_RATE = 1e-2
+
+
+def head_warning(head: str, steps: int, rate: float) -> str | None:
+    """What to say of a fresh head that Adam, in some steps at a constant rate, cannot move far enough.
+
+    Returns:
+        A sentence with the fix; None where it can, or where nothing is known of the head.
+    """
+    move, least = steps * rate, LEAST_MOVE.get(head, 0.0)
+    if move >= least:
+        return None
+    fix = f"export nnssl_initial_lr={_SHORT_RATE:g}" if rate < _SHORT_RATE and steps * _SHORT_RATE >= least else (
+        f"train {math.ceil(least / move)} times as long (export nnssl_num_epochs)")  # fmt: skip
+    return (f"{steps:,} steps at a rate of {rate:g} move a weight of the {head} head by about {move:.2g}, and below "
+            f"{least:g} a class may stay at a Dice of .00; {fix}")  # fmt: skip
+
+
 def is_stuck(dice: Sequence[float]) -> bool:
     """Whether the mean pseudo Dice of the epochs so far was 0 in the second half of them, and in two at least.
 

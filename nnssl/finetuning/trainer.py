@@ -24,6 +24,7 @@ from nnssl.finetuning.base_trainer import RATE, RateByEpoch, UsableCases, truste
 from nnssl.finetuning.frozen_parts import DECODER, ENCODER, parameters_of
 from nnssl.finetuning.segmentation import build_segmentation, described_network
 from nnssl.finetuning.start import ENCODINGS, Head, Start, Wanted, find_start
+from nnssl.finetuning.stuck import head_warning
 
 RECORD = "nnssl_transfer.json"
 PAPER_EPOCHS = 150  # of 300 steps: 45,000 steps
@@ -118,8 +119,19 @@ class PretrainedTrainer(UsableCases):
             axes, self.inference_allowed_mirroring_axes = (), None
         return rotation, flat, size, axes
 
+    def on_train_start(self) -> None:
+        """As nnU-Net's; warn of a head that cannot learn in these steps."""
+        super().on_train_start()
+        if self.current_epoch == 0 and (warning := self._head_warning()):
+            self.print_to_log_file(f"WARNING: {warning}")
+
+    def _head_warning(self) -> str | None:
+        return head_warning(self.head, self.num_epochs * self.num_iterations_per_epoch, self.initial_lr)
+
     def stuck_advice(self) -> str:
-        """A higher rate; and random weights, to see whether the pretrained ones are at fault."""
+        """The steps and the rate where they cannot do; else a higher rate, and random weights to compare with."""
+        if too_little := self._head_warning():
+            return too_little
         advice = f"train again at a higher rate (export nnssl_{RATE}={3 * self.initial_lr:g})"
         random = self.from_scratch or self._block.get("checkpoint") == RANDOM
         return advice if random else f"{advice}, and from random weights to compare (export {VARIABLE}={RANDOM})"

@@ -220,6 +220,8 @@ class Method(nn.Module):
     pairs_volumes: ClassVar[bool] = False  # whether samples are two places that an aligner has matched
     collapses: ClassVar[bool] = True  # whether embeddings that all become alike are a fault
     collapse_cause: ClassVar[str | None] = None  # ends a warning: "likely SOMETHING"; None: nothing in particular
+    overlaps_key: ClassVar[str | None] = None  # entry (M, n) of a sample: overlaps of crops and bases; None: no bases
+    overlap_fix: ClassVar[str | None] = None  # what to do where crops overlap too much; None: take a smaller patch
     of_the_run: ClassVar[tuple[str, ...]] = ()  # prefixes of state that a run started from these weights does not take
 
     def __init__(self, backbone: FeaturePyramid, config: Any) -> None:
@@ -284,10 +286,7 @@ class Method(nn.Module):
         raise NotImplementedError
 
     def reconstruction(self, batch: Batch) -> list[list[Panel]]:
-        """Rows of pictures of the network's output for an augmented batch, for `reconstruction.png`; none by default.
-
-        Only one process calls it, in evaluation mode.
-        """
+        """Rows of pictures of the network's output for an augmented batch; one process calls it, in evaluation mode."""
         return []
 
     def forward(self, batch: Batch) -> StepOutput:

@@ -118,11 +118,12 @@ def _warn_of_sameness(aligner: EmbeddingAligner, volumes: Sequence[tuple[VolumeF
     if len(opened) < 2:
         return
     found = [sameness(aligner, volume, other, points) for (volume, points), (other, _) in pairwise(opened)]
-    share, similarity = np.mean(found, axis=0)
+    share, similarity = np.mean([part for part, _ in found]), np.median([best for _, best in found])
     if share > ANYWHERE:
         log.warning(f"pairs by {aligner.identity}: {share:.0%} of a volume is as similar to a point as the best match "
-                    f"there ({similarity:.2f} on average), so that pairs are nearly random; pretrain the encoder for "
-                    f"more steps, or add -alignment {POSITION}")  # fmt: skip
+                    f"there (median similarity {similarity:.2f}; limit {ANYWHERE:.0%}), so that pairs are nearly "
+                    f"random; pretrain the encoder for more steps, name another one with -alignment RUN, or add "
+                    f"-alignment {POSITION}")  # fmt: skip
 
 
 def _encode(volumes: Sequence[tuple[VolumeFolder, str]], aligner: EmbeddingAligner, encode: VolumeEncoder) -> list[int]:

@@ -1,9 +1,9 @@
-"""Where the crops of a run are in their volumes: how much they overlap, and a picture of it."""
+"""Where the crops of a run are in their volumes: how much they overlap or leave them, and a picture of it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -13,14 +13,14 @@ from nnssl.core.errors import UserError
 from nnssl.core.geometry import Box, Integers
 from nnssl.data.loader import reading
 from nnssl.data.volumes import BloscVolume
-from nnssl.methods.base import Batch, Method, MethodConfig
+from nnssl.methods.base import Batch, Match, Method, MethodConfig
 from nnssl.methods.panel import Panel
 from nnssl.methods.registry import get_method
-from nnssl.networks.pyramid import FeaturePyramid
 from nnssl.pretraining.setup import Setup
 
 MOST_OVERLAP = 0.7  # mean; beyond it both views show nearly the same, and agree without anything being learned
-_SAMPLES = 64  # the deviation of their mean is a few hundredths
+MOST_PADDING = 0.5  # mean; nnU-Net's own plans leave a third of a patch empty in small volumes
+_DRAWS = 48  # the deviation of their mean is a few hundredths
 _SHOWN = 4  # volumes of the overview
 _GREY = (1.0, 99.5)  # percentiles of a slice that are black and white
 
@@ -44,36 +44,57 @@ def shared_part(boxes: Floats, size: Integers) -> Floats:
     return np.asarray((common / whole[i] + common / whole[j]) / 2)
 
 
-def overlap_warning(setup: Setup) -> str | None:
-    """What to say of a run whose crops of one volume overlap too much.
+def outside_part(boxes: Floats, size: Integers) -> Floats:
+    """Part (K,) of crops (K, 2, 3), first voxels and ends, that is outside of a volume of (3,) voxels."""
+    inside = np.clip(boxes, 0, size)
+    return np.asarray(1 - (inside[:, 1] - inside[:, 0]).prod(-1) / (boxes[:, 1] - boxes[:, 0]).prod(-1))
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Means over crops that the run's own sampler has drawn.
+
+    Args:
+        size: (3,) median of the volumes' sizes in voxels.
+        overlap: part that two compared crops have in common; None where the method compares no crops of one volume.
+        padding: part of a crop outside of its volume; None where crops are no boxes of the volume.
+    """
+
+    size: tuple[int, ...]
+    overlap: float | None
+    padding: float | None
+
+
+def crop_warning(setup: Setup) -> str | None:
+    """What to say of a run whose crops overlap too much, or show too little of a volume; no voxel is read for it.
 
     Returns:
-        A sentence with the mean overlap and a smaller patch; None where crops differ enough, or where the method
-        compares no crops of one volume.
+        A sentence with the number, and an option that brings it down if there is one; None where all is well. A patch
+        that mends the overlap is one that fits the volumes, so that the sentence on padding is left out then.
     """
-    found = _mean_overlap(setup, setup.config)
-    if found is None or found[0] <= MOST_OVERLAP:
+    found = draw_crops(setup, setup.config)
+    if found is None:
         return None
-    mean, size = found
-    said = (f"two crops of {_times(setup.config.patch)} overlap by {mean:.2f} on average in volumes of {_times(size)}: "
-            f"the more both show the same, the less there is to learn")  # fmt: skip
-    with torch.device("meta"):
-        backbone = setup.build_method().backbone
-    smaller = _smaller(setup, backbone, size)
-    other = None if smaller is None else _mean_overlap(setup, smaller)
-    if smaller is None or other is None or other[0] > MOST_OVERLAP:
-        return f"{said}; take larger volumes, or a method that compares no crops of one volume (-m mae)"
-    return f"{said}; with -o patch_size={','.join(map(str, smaller.patch))} they overlap by {other[0]:.2f}"
+    patch = _times(setup.config.patch)
+    if found.overlap is not None and found.overlap > MOST_OVERLAP:
+        compared = "two crops" if get_method(setup.method).overlaps_key is None else "a crop and its nearest base"
+        said = (f"{compared} of {patch} overlap by {found.overlap:.2f} on average in volumes of {_times(found.size)} "
+                f"(limit {MOST_OVERLAP:g}): the more both show the same, the less there is to learn")  # fmt: skip
+        return f"{said}; {_mended(setup, found.size, 2, 'overlap')}"
+    if found.padding is not None and found.padding > MOST_PADDING:
+        said = (f"{found.padding:.2f} of a crop of {patch} is outside of its volume on average, in volumes of "
+                f"{_times(found.size)} (limit {MOST_PADDING:g}): the network sees more padding than "
+                f"anatomy")  # fmt: skip
+        return f"{said}; {_mended(setup, found.size, 1, 'padding')}"
+    return None
 
 
-def _mean_overlap(setup: Setup, config: MethodConfig) -> tuple[float, list[int]] | None:
-    """Mean overlap of the crops that the method draws of the run's volumes, and the median size of these."""
+def draw_crops(setup: Setup, config: MethodConfig) -> Draws | None:
+    """Draw crops of the run's volumes with its own sampler; None where no volume can be opened, or nothing is known."""
     method, cases = get_method(setup.method), setup.train
-    if method.pairs_volumes:
-        return None
-    parts, sizes = [], []
+    sizes, overlaps, paddings = [], [], []
     order = np.random.default_rng(config.seed).permutation(len(cases))
-    for number in range(_SAMPLES):
+    for number in range(_DRAWS):
         index = int(order[number % len(cases)])
         folder, case = cases.folders[cases.folder_of[index]], str(cases.names[index])
         try:
@@ -83,22 +104,30 @@ def _mean_overlap(setup: Setup, config: MethodConfig) -> tuple[float, list[int]]
         except UserError:  # the training stops at this volume and says why
             continue
         boxes = method.crop_boxes(method.collate([sample]), config)
-        if boxes is None or boxes.shape[1] < 2:
+        shared = None if method.overlaps_key is None else sample[method.overlaps_key].max(1)
+        if boxes is None and shared is None:
             return None
         sizes.append(volume.size)
-        parts.append(shared_part(boxes[0].numpy(), volume.size).mean())
-    return (float(np.mean(parts)), np.median(sizes, axis=0).astype(int).tolist()) if parts else None
+        if boxes is not None:
+            of_volume = boxes[0].numpy()
+            paddings.append(float(outside_part(of_volume, volume.size).mean()))
+            shared = shared_part(of_volume, volume.size) if len(of_volume) > 1 else None
+        if shared is not None:
+            overlaps.append(float(shared.mean()))
+    if not sizes:
+        return None
+    size = tuple(int(n) for n in np.median(sizes, axis=0))
+    return Draws(size, *(float(np.mean(found)) if found else None for found in (overlaps, paddings)))
 
 
 class _Outline:
-    """A volume whose voxels are not read: where crops are does not depend on them."""
+    """A volume without channels, so that crops of it take no memory: where they are does not depend on the voxels."""
 
     def __init__(self, volume: BloscVolume) -> None:
         self._volume = volume
         self.index, self.spacing, self.size = volume.index, volume.spacing, volume.size
         self.hu_affine, self.is_ct = volume.hu_affine, volume.is_ct
         self.random_body_voxel = volume.random_body_voxel
-        self.match, self.read_resized_body = volume.match, volume.read_resized_body
 
     @property
     def body_box(self) -> Box:
@@ -106,18 +135,45 @@ class _Outline:
         return self._volume.body_box
 
     def read(self, start: Integers, stop: Integers) -> NDArray[np.float32]:
-        """Zeros in place of values."""
-        return np.zeros((len(self.is_ct), *(stop - start)), dtype=np.float32)
+        """No values."""
+        return np.zeros((0, *(stop - start)), dtype=np.float32)
 
     def read_body(self, start: Integers, stop: Integers) -> NDArray[np.bool_]:
         """No body: no matched points are drawn."""
         return np.zeros(tuple(stop - start), dtype=bool)
 
+    def read_resized_body(self, largest: tuple[int, int, int]) -> NDArray[np.float16]:
+        """No values, of the body's size, which is at most `largest`."""
+        start, stop = self.body_box
+        return np.zeros((0, *np.minimum(stop - start, largest)), dtype=np.float16)
 
-def _smaller(setup: Setup, backbone: FeaturePyramid, size: Sequence[int]) -> MethodConfig | None:
-    """The options with a patch of at most half of a volume on each axis; None where the network does not take it."""
-    half = [max(n // 2 // d * d, d) for n, d in zip(size, backbone.divisor, strict=True)]
-    z, y, x = (min(p, h) for p, h in zip(setup.config.patch, half, strict=True))
+    def match(self, rng: np.random.Generator) -> Match:
+        """A point of the volume and itself."""
+        point = self.random_body_voxel(rng)
+        return Match(point, self, point)
+
+
+def _mended(setup: Setup, size: Sequence[int], parts: int, what: str) -> str:
+    """What to type to bring a mean of `Draws` below its limit, as the end of a sentence."""
+    compared, fix = what == "overlap", get_method(setup.method).overlap_fix
+    if compared and fix:
+        return fix
+    smaller = _smaller(setup, size, parts)
+    found = None if smaller is None else draw_crops(setup, smaller)
+    value = None if found is None else found.overlap if compared else found.padding
+    if smaller is None or value is None or value > (MOST_OVERLAP if compared else MOST_PADDING):
+        other = ", or a method that compares no crops of one volume (-m mae)" if compared else ", or a finer spacing"
+        return f"take larger volumes{other}"
+    of_patch = f"with -o patch_size={','.join(map(str, smaller.patch))}"
+    return f"{of_patch} they overlap by {value:.2f}" if compared else f"{of_patch} it is {value:.2f}"
+
+
+def _smaller(setup: Setup, size: Sequence[int], parts: int) -> MethodConfig | None:
+    """The options with a patch of at most a volume's part on each axis; None where the network does not take it."""
+    with torch.device("meta"):
+        backbone = setup.build_method().backbone
+    most = [max(n // parts // d * d, d) for n, d in zip(size, backbone.divisor, strict=True)]
+    z, y, x = (min(p, m) for p, m in zip(setup.config.patch, most, strict=True))
     smaller = replace(setup.config, patch_size=(z, y, x))
     try:
         get_method(setup.method).check(smaller, backbone)

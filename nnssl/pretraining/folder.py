@@ -19,6 +19,7 @@ from nnssl.core.own_files import RunFile
 from nnssl.core.system import is_first_started, unreadable
 
 CONFIG = "config.json"  # of a run, written before it begins
+WARNINGS = "warnings"  # its entry: sentences
 
 log = logging.getLogger("nnssl")
 
@@ -118,6 +119,14 @@ def open_folder(
     remove_leftovers(folder)
     for name, content in ((CONFIG, described), ("plans.json", plans), ("dataset.json", dataset_json)):
         write_json(folder / name, content)
+
+
+def earlier_warnings(folder: Path) -> list[str]:
+    """What a run was warned of before its first step; nothing where that is not known, which must not end a run."""
+    try:
+        return list(read_json(folder / CONFIG, RunFile).get(WARNINGS, []))
+    except UserError:
+        return []
 
 
 class Stored:

@@ -13,12 +13,12 @@ from nnssl.data.folders import explained_errors_of
 from nnssl.data.pool import default_processes
 from nnssl.data.prepare_resized import prepare_resized_bodies
 from nnssl.pretraining.alignment import prepare_embeddings
-from nnssl.pretraining.crops import overlap_warning
+from nnssl.pretraining.doubts import doubts
 from nnssl.pretraining.finished import FinishedRun, finished_run
-from nnssl.pretraining.folder import held, open_folder
+from nnssl.pretraining.folder import WARNINGS, earlier_warnings, held, open_folder
 from nnssl.pretraining.launch import joined, launch, said_by
 from nnssl.pretraining.request import Request
-from nnssl.pretraining.run_log import open_run_log, run_log
+from nnssl.pretraining.run_log import open_run_log, run_log, warnings_so_far
 from nnssl.pretraining.setup import Setup
 from nnssl.pretraining.weights import write_nnunet_weights
 
@@ -96,11 +96,12 @@ def _train(request: Request, setup: Setup) -> None:
     _prepare_bodies(setup, request)
     prepare_embeddings(setup, request.device, not started_by_torchrun(), request.allow_other_intensities)
     if is_first_started():
-        described = setup.described(request.device)
+        before = earlier_warnings(setup.folder) if setup.resume else []
+        for sentence in [] if setup.resume else doubts(setup):
+            log.warning(sentence)
+        described = {**setup.described(request.device), WARNINGS: list(dict.fromkeys([*before, *warnings_so_far()]))}
         open_folder(setup.folder, request.overwrite, described, setup.plans, setup.dataset_json)
         open_run_log(setup.folder)
-        if setup.resume is None and (warning := overlap_warning(setup)):
-            log.warning(warning)
     launch(setup, request.device, request.num_gpus)
     _for_stock_trainers(setup.folder)
     log.info(f"finished: {setup.folder / FINAL}")

@@ -34,6 +34,7 @@ from nnssl.pretraining.setup import Setup
 _RATE = 1e-2  # of Adam [D]; vox2vec has 3e-4 and 100,000 steps, here a short run gives the heads a hundred
 CROPS = 2  # of one forward pass: one crop alone takes a CPU as long as two
 _UPDATES = 4  # steps of the heads with the same crops, on voxels of their own
+_FEWEST_UPDATES = 30  # of the heads in a run: a weight must move by 0.3 (docs/tracking.md, measured)
 _STREAM = 18  # tells the random numbers of the voxels from those of the crops
 
 log = logging.getLogger("nnssl")
@@ -79,6 +80,7 @@ class OnlineProbe:
         """Train the heads where that is due after training step `step` (from 0)."""
         if self._cost is not None:
             self._units, self._cost = self._cost.units(), None
+            self._warn_of_few_updates()
         if step % training_interval(self._units):
             return
         with self._clock.running():
@@ -165,6 +167,15 @@ class OnlineProbe:
         if self.device.type == "cuda":  # from pinned memory the copy does not wait for what the card still computes
             return tensor.pin_memory().to(self.device, non_blocking=True)
         return tensor
+
+    def _warn_of_few_updates(self) -> None:
+        steps, interval = self.config.num_epochs * self.config.steps_per_epoch, training_interval(self._units)
+        updates = ceil(steps / interval) * _UPDATES
+        if updates < _FEWEST_UPDATES:
+            epochs = ceil(self.config.num_epochs * _FEWEST_UPDATES / updates)
+            log.warning(f"the heads of the probe take {updates} of at least {_FEWEST_UPDATES} steps in this run of "
+                        f"{steps:,}, so that their Dice tells of the heads, not of the features; with "
+                        f"-o num_epochs={epochs} they take enough")  # fmt: skip
 
     def _say(self, windows: int) -> None:
         """Say once what is measured, on which data, and at what cost."""

@@ -256,7 +256,7 @@ def prepare_probe(
     if folder is None:
         plans = prepared.plans["plans_name"]
         both = prepare_datasets([first, listed.name], plans, configuration, num_processes, may_preprocess,
-                                allow_other_intensities)  # fmt: skip
+                                allow_other_intensities, "the probe ")  # fmt: skip
         folder = next(f for f in both.folders if f.name == listed.name)
     train, held_out = _split(folder)
     data = ProbeData(folder, train, held_out, labels, ignore, every)

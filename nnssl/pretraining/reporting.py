@@ -6,7 +6,7 @@ import importlib.util
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any, Protocol
@@ -19,6 +19,7 @@ from nnssl.core.files import write_json
 from nnssl.core.signals import Interrupted
 from nnssl.core.system import dispensable, why
 from nnssl.methods.options import to_plain
+from nnssl.pretraining.folder import WARNINGS, earlier_warnings
 from nnssl.pretraining.health import collapse_warning, fall_warning
 from nnssl.pretraining.metrics import (
     Row,
@@ -73,17 +74,27 @@ class Reporter:
             log.warning(f"{line}  {fallen}")
         else:
             log.info(line)
-            if warning := collapse_warning(row, cause):
+            before = collapse_warning(rows[-2], cause) if len(rows) > 1 else None
+            if (warning := collapse_warning(row, cause)) and before is None:
                 log.warning(warning)
         self._tell_trackers(lambda tracker: tracker.log(row))
 
     def summary(self) -> None:
         """Write `summary.json` and its lines, after the last epoch."""
         if rows := read_rows(self.setup.folder / METRICS):
-            summary = {**summarise(rows, world_size()), "hardware": hardware(rows[-1]["device"])}
+            summary = {**summarise(rows, world_size()), "hardware": hardware(rows[-1]["device"]),
+                       WARNINGS: self._warnings(rows)}  # fmt: skip
             write_json(self.setup.folder / SUMMARY, summary)
             for line in summary_lines(summary):
                 log.info(line)
+
+    def _warnings(self, rows: Sequence[Row]) -> list[str]:
+        """Of before the first step, and the last one of each kind about the embeddings."""
+        method, found = self.setup.method_class, earlier_warnings(self.setup.folder)
+        for of_row in (collapse_warning, fall_warning) if method.collapses else ():
+            said = [f"epoch {row['epoch']}: {text}" for row in rows if (text := of_row(row, method.collapse_cause))]
+            found += said[-1:]
+        return found
 
     def __enter__(self) -> Reporter:
         """Open the trackers that are asked for; raises as `open_trackers` and `read_rows`."""

@@ -92,6 +92,13 @@ def open_run_log(folder: Path) -> None:
         handler.open(folder)
 
 
+def warnings_so_far() -> list[str]:
+    """Warnings of this command until `open_run_log`, each once."""
+    handler = _of_this_process()
+    records = [] if handler is None else handler.buffer
+    return list(dict.fromkeys(record.getMessage() for record in records if record.levelno == logging.WARNING))
+
+
 def _of_this_process() -> _RunLog | None:
     return next((handler for handler in log.handlers if isinstance(handler, _RunLog)), None)
 

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import pytest
 import nnssl
 import nnssl_trainers
 from nnssl.benchmarking import benchmark as module
+from nnssl.benchmarking.benchmark import _warn_of_few
 from nnssl.benchmarking.trainings import Training
 from nnssl.benchmarking.workflow import TaskFailed
 from nnssl.core.errors import UserError
@@ -121,6 +123,19 @@ def test_benchmark__leaves_what_another_job_trains(
     assert f"process {os.getpid()}" in caplog.text and "1 trainings are not finished" in caplog.text
     _run(tmp_path)
     assert ran[-1].key == "good_fold_1" and not list((tmp_path / "out" / "logs").glob("*.lock"))
+
+
+@pytest.mark.parametrize(("test", "training", "seeds", "words"), [
+    (5, 20, 1, ["5 of at least 8 test cases and 1 of at least 3 seeds", "-seeds 3 and -test 32 "]),
+    (3, 4, 3, ["3 of at least 8 test cases", "with more labelled cases"]),
+    (8, 8, 3, []),
+])  # fmt: skip
+def test_warn_of_few__before_the_trainings(
+    test: int, training: int, seeds: int, words: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    workspace: Any = SimpleNamespace(test=SimpleNamespace(cases=["t"] * test, training=["c"] * training))
+    _warn_of_few(workspace, seeds)
+    assert bool(caplog.text) is bool(words) and all(word in caplog.text for word in words)
 
 
 def test_benchmark__early_stopping_on_test_cases_is_a_warning(

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from nnssl.classification import splits as splits_module
-from nnssl.classification.splits import folds_of, split_off
+from nnssl.classification.labels import Target
+from nnssl.classification.results import few_warning
+from nnssl.classification.splits import Fold, folds_of, split_off
 from nnssl.core.errors import UserError
 from tests.classification.data import target_of
 
@@ -114,3 +116,12 @@ def test_folds_of__a_file_without_folds_or_with_another_number(
     caplog.set_level("INFO", "nnssl")
     folds_of(target, tmp_path, 2, seed=0)
     assert len(folds_of(target, tmp_path, 4, seed=0)[0]) == 2 and f"2 folds, as {file} has" in caplog.text
+
+
+@pytest.mark.parametrize(("cases", "groups", "said"), [(7, 7, "test 7 of at least 8 cases"), (8, 8, None),
+                                                       (12, 3, "test 3 of at least 8 groups of cases")])  # fmt: skip
+def test_few_warning__counts_groups(cases: int, groups: int, said: str | None) -> None:
+    names = tuple(f"c{i}" for i in range(cases))
+    target = Target("size", names, np.arange(float(cases)), (), tuple(f"g{i % groups}" for i in range(cases)))
+    found = few_warning(target, [Fold(0, (), names[:4]), Fold(1, (), names[4:])])
+    assert found is None if said is None else said in str(found)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nnssl.finetuning.stuck import is_stuck
+from nnssl.finetuning.stuck import head_warning, is_stuck
 from tests.finetuning.flare import log_of, make_trainer
 
 SAID = "mean pseudo Dice is still .00 after"
@@ -111,3 +111,28 @@ def test_stuck__a_finished_training_that_is_continued_ends_in_silence(made: Any)
 ])  # fmt: skip
 def test_is_stuck__asks_the_second_half_of_the_epochs(dice: list[float], expected: bool) -> None:
     assert is_stuck(dice) is expected
+
+
+@pytest.mark.parametrize(("head", "steps", "rate", "words"), [
+    ("linear", 320, 3e-4, "320 steps at a rate of 0.0003 move a weight of the linear head by about 0.096"),
+    ("linear", 320, 3e-4, "export nnssl_initial_lr=0.01"),
+    ("linear", 20, 1e-2, "train 2 times as long"),
+    ("nonlinear", 160, 1e-4, "about 0.016"),
+])  # fmt: skip
+def test_head_warning__of_steps_that_cannot_move_the_head(head: str, steps: int, rate: float, words: str) -> None:
+    assert words in str(head_warning(head, steps, rate))
+
+
+@pytest.mark.parametrize(("head", "steps", "rate"), [
+    ("linear", 45_000, 3e-4), ("nonlinear", 45_000, 3e-4), ("linear", 320, 1e-2), ("linear", 320, 1e-3),
+    ("nonlinear", 320, 3e-4), ("unet", 10, 1e-4),
+])  # fmt: skip
+def test_head_warning__none_where_it_learns(head: str, steps: int, rate: float) -> None:
+    assert head_warning(head, steps, rate) is None
+
+
+def test_stuck__names_steps_and_rate_where_they_are_the_cause(made: Any) -> None:
+    trainer = made("SSLLinearProbe")
+    trainer.num_iterations_per_epoch = 8
+    (line,) = _ran(trainer, [MISSED] * 4, end=False)
+    assert "320 steps at a rate of 0.0003 move a weight" in line and "export nnssl_initial_lr=0.01" in line

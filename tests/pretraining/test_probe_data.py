@@ -83,7 +83,10 @@ def test_prepare_probe__says_that_the_probe_is_oriented_differently(
 
     monkeypatch.setattr("nnssl.data.plan_and_preprocess.majority_orientation", oriented)
     _probe(prepared, 17)
-    assert "oriented differently than Dataset500_Phantom (LPS): most volumes of Dataset017_Organs (RAS)" in caplog.text
+    assert (
+        "oriented differently than Dataset500_Phantom (LPS): most volumes of the probe Dataset017_Organs (RAS)"
+        in caplog.text
+    )
 
 
 def test_prepare_probe__ignore_label_and_regions(root: Path, prepared: PreparedDatasets) -> None:

@@ -122,6 +122,8 @@ class VoCo(Method):
     collapse_cause = (
         "flips and turns of single crops (-o flip_probability=0 turn_probability=0) or a high learning_rate"
     )
+    overlaps_key = "labels"
+    overlap_fix = "tile two axes, as with -o grid=1,4,4"
     config: VoCoConfig
 
     def __init__(self, backbone: FeaturePyramid, config: VoCoConfig) -> None:
