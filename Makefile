@@ -46,9 +46,13 @@ format: install
 golden: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.golden.record
 
-# The whole job on drawn CTs, some ten minutes on two cores; the report is in demo/.
+# The whole job on drawn CTs, about eight minutes on two cores; the report is in demo/. For another method, and for
+# several seeds: `make demo METHOD=pimpic SEEDS=3`, which leaves demo_pimpic/.
+METHOD ?= vox2vec
+SEEDS ?= 1
+DEMO ?= demo$(patsubst %,_%,$(filter-out vox2vec,$(METHOD)))
 demo: install
-	$(BIN)/nnssl_demo -o demo
+	@$(BIN)/nnssl_demo -o $(DEMO) -m $(METHOD) -seeds $(SEEDS)
 
 # Real commands, killed at random moments and typed again, some twenty minutes on two cores; prints a table.
 torture: install

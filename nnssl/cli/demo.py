@@ -9,7 +9,8 @@ from nnssl.cli.run import entry, resumable
 from nnssl.methods.registry import method_names
 
 EPILOG = """more examples:
-  nnssl_demo -o demo3 -seeds 3  a pretraining and two probes for each of the seeds 0, 1 and 2: mean and deviation
+  nnssl_demo -o demo_pimpic -m pimpic  another method
+  nnssl_demo -o demo3 -seeds 3         the seeds 0, 1 and 2, each with a pretraining: mean and deviation
 
 The same command goes on with a demo that was interrupted. Output: report.md, dice.csv and comparison.png; everything
 else in the folder is what the commands made, in nnU-Net's three folders.
@@ -21,7 +22,7 @@ def parser() -> argparse.ArgumentParser:
     # fmt: off
     p = new_parser(
         "nnssl_demo", "nnssl_demo", EPILOG,
-        "Pretrains on scans without labels, trains a linear head on few labels with nnU-Net's own commands, and "
+        "Draws torso CTs, pretrains on scans without labels, trains on few labels with nnU-Net's own commands, and "
         "compares with random weights. Prints each command before it runs it.",
         EXITS_OF_SEVERAL)
     add(p, "-m", required=False, default="vox2vec", metavar="METHOD", dest="method",

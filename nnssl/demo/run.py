@@ -11,13 +11,15 @@ from pathlib import Path
 from nnssl.benchmarking.workflow import TaskFailed, duration, last_lines, run_task
 from nnssl.core.distributed import resolve_device
 from nnssl.core.errors import UserError
+from nnssl.demo.gain import Gain, case_dice
 from nnssl.demo.phantom import LABELLED, UNLABELLED, write_labelled, write_unlabelled
-from nnssl.demo.report import Score, read_scores, remove_report, write_report
+from nnssl.demo.recipes import head_of
+from nnssl.demo.report import Score, all_scores, remove_report, write_report
 from nnssl.demo.steps import RANDOM, Folders, Record, Step, demo_steps
 from nnssl.methods.registry import method_names
 
 _MOST_SEEDS = 100
-_SCANS, _TRAINING, _VALIDATION, _TEST = 24, 3, 1, 6
+_SCANS, _TRAINING, _VALIDATION, _TEST = 20, 3, 1, 6
 
 log = logging.getLogger("nnssl")
 
@@ -25,7 +27,7 @@ log = logging.getLogger("nnssl")
 def run_demo(
     folder: Path | str, method: str = "vox2vec", seeds: Sequence[int] = (0,), device: str | None = None
 ) -> list[Score]:
-    """Pretrain on drawn torso CTs, probe with a few labels, predict, evaluate, and compare with random weights.
+    """Pretrain on drawn torso CTs, train with a few labels, predict, evaluate, and compare with random weights.
 
     Every command is logged before it runs. Finished steps in the same folder are kept, so that an interrupted demo
     continues; `report.md`, `dice.csv` and `comparison.png` are written at the end.
@@ -33,36 +35,36 @@ def run_demo(
     Args:
         folder: made if it is missing; it contains all three nnU-Net folders.
         method: of the pretraining.
-        seeds: one pretraining and two probes for each; the data are the same.
+        seeds: one pretraining and two trainings for each; the data are the same.
         device: "cuda" or "cpu"; None: cuda where PyTorch sees a card. The sizes are for two CPU cores.
 
     Returns:
-        Dice of every organ and their mean, for each seed, with the pretrained and with the random frozen network.
+        Dice of every organ and their mean, for each seed, with pretrained and with random weights.
 
     Raises:
         UserError: the folder has other content, or a demo with other settings; or a command fails.
     """
     _check(method, seeds)
     device = resolve_device(device)
-    record = Record.open(Path(folder).absolute(), {"method": method, "device": device})
+    head, seeds = head_of(method), tuple(seeds)
+    settings = {"method": method, "device": device, "head": head.name}
+    record = Record.open(Path(folder).absolute(), settings)
     remove_report(record.home)  # an earlier report must not pass for this demo's
-    steps = demo_steps(record, method, tuple(seeds), device)
+    steps = demo_steps(record, method, seeds, device)
+    why = head.why.format(method=method)
+    log.info(f"{method}, with {head.name}: {why}.\n")
     _make_data(steps[0].folders, record)
     for number, step in enumerate(steps, 1):
         log.info(f"\n[{number}/{len(steps)}] {step.title}")
         _run(step)
-    scores = [
-        score
-        for seed in seeds
-        for backbone in (method, RANDOM)
-        for score in read_scores(Folders(record.home, seed).summary(backbone), seed, backbone)
-    ]
+    dice = ([case_dice(Folders(record.home, s).summary(backbone)) for s in seeds] for backbone in (method, RANDOM))
+    gain = Gain(method, _TRAINING, *dice)
+    scores = all_scores(gain, seeds)
     commands = [(step.line(), record.seconds[step.key]) for step in steps]
-    caption = (f"Dice on {_TEST} test scans: a linear head on the frozen network, trained with {_TRAINING} labelled "
-               f"scans")  # fmt: skip
-    report = write_report(steps[0].folders, scores, (method, RANDOM), caption, commands)
+    caption = f"{head.name.capitalize()}, trained with {_TRAINING} labelled scans, Dice on {_TEST} test scans"
+    report = write_report(steps[0].folders, gain, scores, caption, why, commands)
     total = record.seconds["data"] + sum(seconds for _, seconds in commands)
-    log.info(f"\n{report}\n\neverything together took {duration(total)}")
+    log.info(f"\neverything together took {duration(total)}\n\n{report}")
     return scores
 
 

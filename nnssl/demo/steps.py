@@ -15,34 +15,17 @@ from nnssl.core.files import read_json, write_json
 from nnssl.core.own_files import DemoFile
 from nnssl.data.folders import dataset_id
 from nnssl.demo.phantom import LABELLED, UNLABELLED
+from nnssl.demo.recipes import Head, head_of, pretraining_options
 
 RANDOM = "random"
 PRESET = "nnsslPlans_tiny"
 _SOURCE, _TARGET = str(dataset_id(UNLABELLED)), str(dataset_id(LABELLED))
-_TRAINER = "nnUNetTrainer_SSLLinearProbe"
 _CONFIGURATION = "3d_fullres"
-# A few minutes on two cores for every method. So short a training needs a higher rate than the papers' 100,000 steps.
-_PRETRAINING = ("num_epochs=20", "val_steps_per_epoch=2")
-_OF_METHOD = {
-    "voco": ("steps_per_epoch=12", "learning_rate=1e-3", "warmup_steps=20", "batch_size=4", "crops=4", "grid=1,3,3",
-             "patch_size=16,32,32", "projection_dim=128", "flip_probability=0", "turn_probability=0"),
-    "pimpic": ("steps_per_epoch=8", "learning_rate=1e-3", "crops=12", "batch_size=1"),
-    "lapn": ("steps_per_epoch=20", "learning_rate=2e-3", "key_momentum=0.99", "queue_size=8192"),
-    "sam": ("steps_per_epoch=20", "warmup_steps=20"),
-    "alice": ("steps_per_epoch=20", "learning_rate=1e-3", "warmup_steps=20"),
-    "mae": ("steps_per_epoch=20", "learning_rate=1e-3", "warmup_steps=20"),
-}  # fmt: skip
-_OF_OTHERS = ("steps_per_epoch=20", "learning_rate=1e-3")
 # Lines of nnU-Net's commands that the user sees.
 _OF_TRAINING = re.compile(r"Backbone from|trainable parameters|: Epoch \d+ *$|Pseudo dice|Mean Validation")
 _OF_PREDICTION = re.compile(r"^There are|^Predicting ")
 _NOTHING = re.compile(r"(?!)")
-_PROBE = {
-    "nnssl_num_epochs": "8",
-    "nnssl_num_iterations_per_epoch": "50",
-    "nnssl_num_val_iterations_per_epoch": "2",
-    "nnssl_initial_lr": "0.01",
-}
+_TILE_STEP = "0.75"  # of a patch: a third of the tiles of nnU-Net's 0.5
 
 
 @dataclass(frozen=True)
@@ -173,11 +156,11 @@ class Step(Task):
         return "begun" if self.continues is not None and self.continues.is_file() else "missing"
 
     def environment(self) -> dict[str, str]:
-        """The caller's variables without `nnssl_...`, the demo's folders, and no more workers than cores."""
+        """The caller's variables but `nnssl_...`, the demo's folders, at most a worker a core, and no busy waiting."""
         mine = {k: v for k, v in os.environ.items() if not k.startswith("nnssl_")}
         workers = str(min(4, os.cpu_count() or 1))
         return {**mine, "nnUNet_n_proc_DA": workers, "nnUNet_def_n_proc": workers, "nnUNet_compile": "f",
-                **self.folders.environment(), **self.variables}  # fmt: skip
+                "OMP_WAIT_POLICY": "PASSIVE", **self.folders.environment(), **self.variables}  # fmt: skip
 
     def note(self, seconds: float, code: int | None, anew: bool) -> float:
         """Keep it in the record."""
@@ -186,7 +169,7 @@ class Step(Task):
 
 
 def demo_steps(record: Record, method: str, seeds: tuple[int, ...], device: str) -> list[Step]:
-    """All commands in their order: one preprocessing, then for each seed a pretraining and two probes."""
+    """All commands in their order: one preprocessing, then for each seed a pretraining and two trainings."""
     title = "Plan and preprocess the unlabelled scans, with the preset for small machines"
     command = ("nnssl_plan_and_preprocess", "-d", _SOURCE, "-p", PRESET)
     steps = [Step(record.home, "plan", title, command, record=record, folders=Folders(record.home, seeds[0]))]
@@ -196,15 +179,15 @@ def demo_steps(record: Record, method: str, seeds: tuple[int, ...], device: str)
         if seed == seeds[0]:  # the plans serve all seeds: they name the checkpoint relative to nnUNet_results
             steps += [_transfer(step, backbone) for backbone in (method, RANDOM)]
         for backbone in (method, RANDOM):
-            steps += _probe(step, Folders(record.home, seed), backbone, device)
+            steps += _training(step, Folders(record.home, seed), backbone, head_of(method), device)
     return steps
 
 
 def _pretraining(step: Callable[..., Step], folders: Folders, method: str, device: str) -> Step:
     run = folders.results / UNLABELLED / f"nnssl_{method}__{PRESET}__{_CONFIGURATION}" / "fold_all"
     title = f"Pretrain with {method}: the network learns from scans alone"
-    options = (*_PRETRAINING, *_OF_METHOD.get(method, _OF_OTHERS), f"seed={folders.seed}")
-    command = ("nnssl_pretrain", "-d", _SOURCE, "-m", method, "-p", PRESET, "-device", device, "-o", *options)
+    options = pretraining_options(method, folders.seed)
+    command = ("nnssl_pretrain", "-d", _SOURCE, "-m", method, "-p", PRESET, "-device", device, *options)
     return step(f"pretrain_seed{folders.seed}", title, command, product=run, continues=run / "checkpoint_latest.pth")
 
 
@@ -215,20 +198,21 @@ def _transfer(step: Callable[..., Step], backbone: str) -> Step:
     return step(f"transfer_{backbone}", title, ("nnssl_transfer", "-s", _SOURCE, "-t", _TARGET, "-m", backbone))
 
 
-def _probe(step: Callable[..., Step], folders: Folders, backbone: str, device: str) -> list[Step]:
+def _training(step: Callable[..., Step], folders: Folders, backbone: str, head: Head, device: str) -> list[Step]:
     name, out = f"{backbone}_seed{folders.seed}", folders.predictions(backbone)
     plans = f"{PRESET}From{_SOURCE}_{backbone}"
     weights = "random" if backbone == RANDOM else "pretrained"
-    which = ("-tr", _TRAINER, "-p", plans, "-device", device)
+    which = ("-tr", head.trainer, "-p", plans, "-device", device)
     train = ("nnUNetv2_train", _TARGET, _CONFIGURATION, "0", *which)
-    title = f"nnU-Net's own training of a linear head on the frozen {weights} network, with few labels"
-    product = folders.results / LABELLED / f"{_TRAINER}__{plans}__{_CONFIGURATION}"
+    product = folders.results / LABELLED / f"{head.trainer}__{plans}__{_CONFIGURATION}"
+    # 0 processes: nnU-Net's own ones would import everything again
     predict = ("nnUNetv2_predict", "-d", _TARGET, "-i", str(folders.images), "-o", str(out), "-c", _CONFIGURATION,
-               "-f", "0", *which, "-npp", "1", "-nps", "1")  # fmt: skip
+               "-f", "0", *which, "-step_size", _TILE_STEP, "-npp", "0", "-nps", "0")  # fmt: skip
     evaluate = ("nnUNetv2_evaluate_folder", str(folders.truth), str(out), "-djfile", str(out / "dataset.json"),
                 "-pfile", str(out / "plans.json"), "-np", "1")  # fmt: skip
     return [
-        step(f"train_{name}", title, train, _PROBE, product=product, shown=_OF_TRAINING),
+        step(f"train_{name}", head.title.format(weights=weights), train, dict(head.variables), product=product,
+             shown=_OF_TRAINING),
         step(f"predict_{name}", f"nnU-Net's own prediction of the test scans ({weights})", predict, product=out,
              shown=_OF_PREDICTION),
         step(f"evaluate_{name}", f"nnU-Net's own evaluation ({weights})", evaluate, shown=_NOTHING),

@@ -1,48 +1,33 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from nnssl.core.errors import UserError
 from nnssl.demo.anatomy import LABELS
-from nnssl.demo.report import Score, case_dice, markdown, read_scores, remove_report, table, write_report
+from nnssl.demo.gain import CaseDice, Gain
+from nnssl.demo.report import Score, all_scores, markdown, remove_report, scores_of, table, write_report
 from nnssl.demo.steps import Folders
 
 METHOD = "vox2vec"
 
 
-def _summary(file: Path, dice: dict[str, float]) -> None:
-    """As nnU-Net's evaluation writes it; every organ of a case has the case's Dice."""
-    cases = [
-        {"prediction_file": f"/p/{case}.nii.gz", "metrics": {str(n): {"Dice": value} for n in LABELS.values()}}
-        for case, value in dice.items()
-    ]
-    mean = float(np.mean(list(dice.values())))
-    content = {"metric_per_case": cases, "mean": {str(n): {"Dice": mean + n / 100} for n in LABELS.values()}}
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(content))
+def _dice(**scans: float) -> CaseDice:
+    """Test scans whose organs have one Dice, but for the aorta."""
+    return {scan: {organ: value + 0.06 * (organ == "aorta") for organ in LABELS} for scan, value in scans.items()}
 
 
 def _scores(value: float, seed: int, backbone: str) -> list[Score]:
     return [Score(seed, backbone, organ, value) for organ in (*LABELS, "mean")]
 
 
-def test_read_scores__organs_and_their_mean(tmp_path: Path) -> None:
-    _summary(tmp_path / "summary.json", {"a": 0.2, "b": 0.4})
-    scores = {score.organ: score.dice for score in read_scores(tmp_path / "summary.json", 0, METHOD)}
+def test_scores_of__organs_and_their_mean() -> None:
+    scores = {score.organ: score.dice for score in scores_of(_dice(a=0.2, b=0.4), 0, METHOD)}
     assert list(scores) == [*LABELS, "mean"]
-    assert scores["liver"] == pytest.approx(0.31) and scores["aorta"] == pytest.approx(0.36)
+    assert scores["liver"] == pytest.approx(0.3) and scores["aorta"] == pytest.approx(0.36)
     assert scores["mean"] == pytest.approx(np.mean([scores[organ] for organ in LABELS]))
-    assert case_dice(tmp_path / "summary.json") == pytest.approx({"a": 0.2, "b": 0.4})
-
-
-def test_read_scores__missing(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"summary\.json is missing"):
-        read_scores(tmp_path / "summary.json", 0, METHOD)
 
 
 def test_table__one_seed() -> None:
@@ -87,8 +72,6 @@ def folders(tmp_path: Path) -> Folders:
         _write(folders.truth / f"{case}.nii.gz", labels)
         _write(folders.predictions(METHOD) / f"{case}.nii.gz", labels)
         _write(folders.predictions("random") / f"{case}.nii.gz", 0 * labels)
-    _summary(folders.summary(METHOD), {"a": 0.9, "b": 0.5, "c": 0.1})
-    _summary(folders.summary("random"), {"a": 0.0, "b": 0.25, "c": 0.0})
     return folders
 
 
@@ -99,19 +82,20 @@ def _write(file: Path, array: np.ndarray) -> None:
     sitk.WriteImage(image, str(file))
 
 
-def test_write_report__table_csv_and_picture(folders: Folders) -> None:
+def test_write_report__table_csv_picture_and_sentence(folders: Folders) -> None:
     from matplotlib.image import imread
 
-    scores = [s for b in (METHOD, "random") for s in read_scores(folders.summary(b), 0, b)]
-    text = write_report(folders, scores, (METHOD, "random"), "Dice", [("nnssl_pretrain -d 500", 12.3)])
+    gain = Gain(METHOD, 3, [_dice(a=0.9, b=0.5, c=0.1)], [_dice(a=0.0, b=0.25, c=0.0)])
+    text = write_report(folders, gain, all_scores(gain, [0]), "Dice", "It fits", [("nnssl_pretrain -d 500", 12.3)])
     report = (folders.home / "report.md").read_text()
     assert "| spleen" in text and "| spleen" in report and "12.3 s  nnssl_pretrain -d 500" in report
-    assert "comparison.png" in report
+    assert "comparison.png" in report and "It fits." in report and gain.sentence in report
+    assert text.splitlines()[-2:] == [f"picture: {folders.home / 'comparison.png'}", gain.sentence]
     lines = (folders.home / "dice.csv").read_text().splitlines()
     assert lines[0] == "seed,backbone,organ,dice" and len(lines) == 1 + 2 * 7
-    assert lines[1] == "0,vox2vec,liver,0.5100"
+    assert lines[1] == "0,vox2vec,liver,0.5000"
     picture = imread(folders.home / "comparison.png")
-    assert picture.shape[1] > 1000 and picture[..., :3].std() > 0.1
+    assert picture.shape[1] == 900 and picture[..., :3].std() > 0.1
     # Okabe and Ito's blue, of the liver, on the picture
     assert (np.abs(picture[..., :3] - np.array([0, 0x72, 0xB2]) / 255).max(-1) < 0.02).sum() > 50
     remove_report(folders.home)

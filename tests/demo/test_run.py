@@ -55,6 +55,7 @@ def test_run_demo__data_commands_and_report(tmp_path: Path) -> None:
     assert (folders.home / "comparison.png").stat().st_size > 10_000
     report = (folders.home / "report.md").read_text()
     assert "+0.500 ± 0.000" in report and "seeds 0, 1" in report and "nnUNetv2_predict" in report
+    assert "+.50 ± .00 on 1 test scans in 2 seeds, ahead on 2 of 2." in report
 
 
 @pytest.mark.usefixtures("_no_long_runs")

@@ -7,6 +7,7 @@ import pytest
 
 from nnssl.cli import plan_and_preprocess, pretrain, transfer
 from nnssl.core.errors import UserError
+from nnssl.demo.recipes import head_of
 from nnssl.demo.steps import Folders, Record, Step, demo_steps
 from nnssl.methods.options import override
 from nnssl.methods.registry import get_method, method_names
@@ -46,6 +47,16 @@ def test_demo_steps__our_commands_understand_their_arguments(tmp_path: Path, met
             if step.command[0] == "nnssl_pretrain":
                 config = override(get_method(method).config_class(), arguments.options)
                 assert config.warmup_steps < config.num_epochs * config.steps_per_epoch // 4
+                assert arguments.alignment == ("position" if method == "alice" else None)  # no run of lapn or sam
+
+
+@pytest.mark.parametrize("method", method_names())
+def test_demo_steps__the_head_suits_the_method_and_both_weights_train_alike(tmp_path: Path, method: str) -> None:
+    pretrained, random = (s for s in _steps(tmp_path, method) if s.command[0] == "nnUNetv2_train")
+    head = head_of(method)
+    assert head.trainer in pretrained.command and "{weights}" in head.title
+    assert random.command == tuple(word.replace(f"_{method}", "_random") for word in pretrained.command)
+    assert pretrained.variables == random.variables == head.variables
 
 
 def test_demo_steps__a_seed_has_results_of_its_own_and_shares_the_data(tmp_path: Path) -> None:
