@@ -6,6 +6,8 @@ import errno
 import io
 import os
 import shutil
+import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -191,11 +193,14 @@ def _save_nifti(values: NDArray[Any], affine: Floats, file: Path, header: Any = 
 
 
 def read_vectors(file: Path) -> CaseVectors:
-    """CaseVectors by case; nothing where there is no file."""
+    """CaseVectors by case; nothing where there is no file. Raises UserError where it is damaged."""
     if not file.is_file():
         return {}
-    with np.load(file) as content:
-        return dict(zip(map(str, content["cases"]), content["vectors"], strict=True))
+    try:
+        with np.load(file) as content:
+            return dict(zip(map(str, content["cases"]), content["vectors"], strict=True))
+    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError) as error:
+        raise UserError(f"{file} is damaged; remove it, and its vectors are made anew") from error
 
 
 def write_vectors(folder: Path, vectors: CaseVectors, boundaries: list[int], as_csv: bool, finest: int = 0) -> None:

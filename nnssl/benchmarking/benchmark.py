@@ -5,20 +5,19 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from nnssl.benchmarking.case_scores import Absent, load_monai, read_structures
-from nnssl.benchmarking.evaluation_report import Evaluation
 from nnssl.benchmarking.methods import Method, read_methods, resolve, stops_early
 from nnssl.benchmarking.plots import draw_labels, draw_parameters
 from nnssl.benchmarking.results import FEWEST_CASES, FEWEST_SEEDS, Results, differences, too_few
 from nnssl.benchmarking.subsets import PAPER, amounts_of, extend_folds
 from nnssl.benchmarking.tables import write_tables
 from nnssl.benchmarking.trainings import Training, all_trainings, collect, missing_lines, score_training
-from nnssl.benchmarking.workflow import TaskFailed, run_task
+from nnssl.benchmarking.workflow import SOME_FAILED, run_tasks, say_commands
 from nnssl.benchmarking.workspace import Workspace, open_workspace, read_plans, write_workspace
 from nnssl.core.distributed import check_device, resolve_device, usual_device
 from nnssl.core.errors import UserError
@@ -112,16 +111,15 @@ def benchmark(
     tasks = all_trainings(workspace, methods, amounts, seeds, device)
     mine, failed = tasks[part_id::num_parts], []
     if dry_run:
-        _say_commands(mine)
+        say_commands(mine)
         return None
     if not collect_only:
         write_workspace(workspace, methods)
-        failed = _train(mine, score)
+        failed = run_tasks(mine, lambda task: task.method.name, score)
     results, missing = collect(tasks, amounts, seeds, score)
     _report(results, missing, baseline or methods[0].name, home / "results", workspace.source.name)
     if failed:
-        raise UserError("some trainings failed; fix the cause and run the same command again to continue:\n"
-                        + "\n".join(failed))  # fmt: skip
+        raise UserError(SOME_FAILED + "\n".join(failed))
     return results
 
 
@@ -158,38 +156,6 @@ def _warn_of_few(workspace: Workspace, seeds: int) -> None:
         percent = math.ceil(100 * FEWEST_CASES / total)
         fixes += [f"-test {percent} in another folder (-o)" if percent <= 50 else "more labelled cases"]
     log.warning(f"{reason.rstrip('.')}, so that a lead may be chance; with {' and '.join(fixes)} there is one")
-
-
-def _train(tasks: Sequence[Training], score: Callable[[Training], Evaluation]) -> list[str]:
-    """Run and score the trainings that no other job has; after a failure, skip that method. Returns failures."""
-    failed: dict[str, str] = {}
-    for number, task in enumerate(tasks, start=1):
-        if task.method.name in failed:
-            continue
-        head = f"[{number} of {len(tasks)}] {task.title}"
-        with task.alone() as holder:
-            if holder is not None:
-                log.info(f"{head}: {holder} trains it now, left to that job")
-                continue
-            if task.state() == "finished":
-                log.info(f"{head}: finished before")
-            else:
-                log.info(head)
-                try:
-                    run_task(task)
-                except TaskFailed as error:
-                    failed[task.method.name] = str(error)
-                    log.warning(f"{error}\nskipping the other trainings of {task.method.name}")
-                    continue
-            score(task)
-    return list(failed.values())
-
-
-def _say_commands(tasks: Sequence[Training]) -> None:
-    left = [task for task in tasks if task.state() != "finished"]
-    for task in left:
-        log.info(f"# {task.title}\n{task.line()}")
-    log.info(f"# {len(left)} of {len(tasks)} trainings are left; run without --dry_run to make the folders and train")
 
 
 def _report(results: Results, missing: Sequence[Training], baseline: str, folder: Path, title: str) -> None:

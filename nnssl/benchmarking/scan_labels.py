@@ -1,11 +1,12 @@
-"""`nnssl_benchmark -target`: how well frozen features tell a label of scans, from few and from many labelled cases."""
+"""`nnssl_benchmark -target`: how well a label of scans is told from few and from many labelled cases."""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -13,12 +14,22 @@ from typing import Any
 import numpy as np
 
 from nnssl.benchmarking.benchmark import FRACTIONS
+from nnssl.benchmarking.scan_trainings import (
+    Orders,
+    check_record,
+    scan_trainings,
+    subsets_of,
+    write_subsets,
+)
 from nnssl.benchmarking.subsets import Amount, amounts_of
-from nnssl.checkpoints.runs import open_run
+from nnssl.benchmarking.workflow import SOME_FAILED, run_tasks, say_commands
+from nnssl.checkpoints.runs import Run, open_run
+from nnssl.classification.classify import FINETUNED
 from nnssl.classification.frozen import start_of, vectors_of
 from nnssl.classification.heads import Examples, fit_linear
 from nnssl.classification.labels import Target
-from nnssl.classification.question import ask
+from nnssl.classification.method import ClassificationConfig
+from nnssl.classification.question import Question, ask
 from nnssl.classification.results import NAMES, Predictions, rate
 from nnssl.classification.splits import Fold
 from nnssl.core.distributed import resolve_device
@@ -27,10 +38,13 @@ from nnssl.core.figures import COLOURS, new_figure, save_figure
 from nnssl.core.files import replace_file, write_json
 from nnssl.core.names import csv_table, markdown, picture
 from nnssl.data.folders import check_output_folder
+from nnssl.methods.options import override
 
 _MOST = 1000  # seeds
 _SHOWN = {"classification": "auroc", "regression": "r2"}
 _LINES, _MARKERS = ("-", "--", "-.", ":"), "osD^vP"
+
+Scores = dict[tuple[str, int, int], dict[str, float]]
 
 log = logging.getLogger("nnssl")
 
@@ -45,7 +59,7 @@ class ScanLabels:
         target: that was predicted.
     """
 
-    scores: dict[tuple[str, int, int], dict[str, float]]
+    scores: Scores
     amounts: list[Amount]
     target: Target
 
@@ -63,64 +77,116 @@ def benchmark_scan_labels(
     fractions: Sequence[float] | None = None,
     seeds: int = 3,
     device: str | None = None,
-) -> ScanLabels:
-    """Fit a linear head to the frozen features of growing parts of the training cases, and score all test cases.
+    finetune: bool = False,
+    options: Sequence[str] = (),
+    num_parts: int = 1,
+    part_id: int = 0,
+    dry_run: bool = False,
+    collect_only: bool = False,
+) -> ScanLabels | None:
+    """Learn from growing parts of the training cases, and score all test cases: by a linear head on frozen features.
 
-    The folds are those of `nnssl_classify`. Subsets are nested, and have the shares of the classes that the training
-    cases have, but at least one case of each.
+    With `finetune` the networks are fine-tuned on the same parts too, each by `nnssl_classify` in a process of its
+    own; the same call goes on where it was interrupted. The folds are those of `nnssl_classify`. Subsets are nested,
+    and have the shares of the classes that the training cases have, but at least one case of each; two if networks
+    are fine-tuned, since one of them is held out to tell when to stop.
 
     Args:
         dataset: with `labels.csv`, number or name.
         models: RUN or `random:RUN`, or NAME=RUN.
-        output: folder for `labels.csv`, `labels.md`, `labels.json` and `labels.png`.
+        output: folder for `labels.csv`, `labels.md`, `labels.json` and `labels.png`, and for the fine-tunings.
         target: column of `labels.csv`.
         fractions: percentages of the training cases of a fold; None for 5, 10, 20, 50 and 100.
         seeds: number of orders of the training cases.
         device: `cuda` or `cpu`; None: cuda where PyTorch sees a card.
+        finetune: fine-tune too.
+        options: `key=value` of the fine-tuning.
+        num_parts: number of jobs that share the fine-tunings; the first one makes the tables.
+        part_id: number of this job, from 0.
+        dry_run: log the commands of the fine-tunings that are left, make nothing, and return None.
+        collect_only: fine-tune nothing, make the tables of what is finished.
+
+    Returns:
+        Scores; None where this job makes no tables.
 
     Raises:
-        UserError: as `nnssl.classify`; or an argument is out of range.
+        UserError: as `nnssl.classify`; an argument is out of range; or fine-tunings failed, after all others are done.
     """
     if not 1 <= seeds <= _MOST:
         raise UserError(f"-seeds takes a number from 1 to {_MOST}, not {seeds}")
-    device, folder = resolve_device(device), Path(output)
-    check_output_folder(folder)
+    if not 0 <= part_id < num_parts:
+        raise UserError(f"-part_id counts from 0 to {num_parts - 1} (-num_parts - 1), not {part_id}")
+    device, folder = resolve_device(device), Path(output).resolve()
+    override(ClassificationConfig(), options, "-set")
+    if not dry_run:
+        check_output_folder(folder)
     question = ask(dataset, target, None, 5, 0)
-    labels = question.target
-    amounts = _enough(amounts_of(min(len(fold.train) for fold in question.folds), fractions or FRACTIONS), labels)
-    scores: dict[tuple[str, int, int], dict[str, float]] = {}
-    for name, run in _runs(models).items():
+    labels, least = question.target, 2 if finetune else 1
+    amounts = amounts_of(min(len(fold.train) for fold in question.folds), fractions or FRACTIONS)
+    amounts = _enough(amounts, labels, least)
+    orders = {seed: {fold.number: ordered(labels, fold.train, seed, least) for fold in question.folds}
+              for seed in range(seeds)}  # fmt: skip
+    named = _named(models)
+    runs = {name: open_run(path) for name, path in named.items()}
+    tasks, failed = [], list[str]()
+    if finetune:
+        asked, subsets = check_record(folder, question, options), subsets_of(question, orders, amounts)
+        tasks = scan_trainings(folder, question, named, subsets, options, device)
+        if dry_run:
+            say_commands(tasks[part_id::num_parts])
+            return None
+        if not collect_only:
+            write_subsets(folder, asked, subsets)
+    scores = _frozen(runs, question, orders, amounts, device) if part_id == 0 or collect_only else {}
+    if not collect_only:
+        failed = run_tasks(tasks[part_id::num_parts], lambda task: task.name, lambda task: None)
+    if scores:
+        finished = [task for task in tasks if task.state() == "finished"]
+        scores |= {(f"{task.name}, {FINETUNED}", task.cases, task.seed): task.scores() for task in finished}
+        _write(ScanLabels(scores, amounts, labels), folder, f"{question.dataset}: {labels.name}")
+        if len(finished) < len(tasks):
+            log.warning(f"{len(tasks) - len(finished)} of {len(tasks)} fine-tunings are not finished and not in the "
+                        f"tables")  # fmt: skip
+    else:
+        log.info("tables: the same command with --collect")
+    if failed:
+        raise UserError(SOME_FAILED + "\n".join(failed))
+    return ScanLabels(scores, amounts, labels) if scores else None
+
+
+def _frozen(
+    runs: Mapping[str, Run], question: Question, orders: Orders, amounts: Sequence[Amount], device: str
+) -> Scores:
+    """Scores of linear heads."""
+    labels, scores = question.target, Scores()
+    for name, run in runs.items():
         vectors = vectors_of(run, question.images, labels, question.results, device).of_case
         log.info(f"{name}: {len(vectors)} cases")
-        for seed in range(seeds):
-            orders = {fold.number: ordered(labels, fold.train, seed) for fold in question.folds}
-            for amount in amounts:
-                found: Predictions = {}
-                for fold in question.folds:
-                    found |= _predicted(vectors, labels, orders[fold.number][: amount.cases], fold, seed)
-                pooled = rate(name, found, labels, question.folds).pooled
-                scores[name, amount.cases, seed] = {key: one.value for key, one in pooled.items()}
-    results = ScanLabels(scores, amounts, labels)
-    _write(results, folder, f"{question.dataset}: {labels.name}")
-    return results
+        for (seed, order), amount in product(orders.items(), amounts):
+            found: Predictions = {}
+            for fold in question.folds:
+                found |= _predicted(vectors, labels, order[fold.number][: amount.cases], fold, seed)
+            pooled = rate(name, found, labels, question.folds).pooled
+            scores[name, amount.cases, seed] = {key: one.value for key, one in pooled.items()}
+    return scores
 
 
-def _runs(models: Sequence[str]) -> dict[str, Any]:
-    """Opened runs by the names that tables show."""
-    runs: dict[str, Any] = {}
+def _named(models: Sequence[str]) -> dict[str, str]:
+    """RUN or `random:RUN` by the names that tables show."""
+    named: dict[str, str] = {}
     for text in models:
-        named, sign, path = text.partition("=")
-        run = open_run(path if sign else text)
-        name = named if sign else start_of(run)
-        if name in runs:
+        given, sign, path = text.partition("=")
+        path = path if sign else text
+        name = given if sign else start_of(open_run(path))
+        if name in named:
             raise UserError(f"two models are called {name}; give names, as in first=RUN second=RUN")
-        runs[name] = run
-    return runs
+        named[name] = path
+    return named
 
 
-def _enough(amounts: Sequence[Amount], target: Target) -> list[Amount]:
-    """Amounts of at least one case of each class, or of two cases; smaller ones become these, once."""
-    fewest = max(2, len(target.classes))
+def _enough(amounts: Sequence[Amount], target: Target, least: int = 1) -> list[Amount]:
+    """Amounts of at least `least` cases of each class, or of two cases; smaller ones become these, once."""
+    fewest = max(2, least * len(target.classes))
     found = {max(amount.cases, fewest): amount.percent for amount in amounts}
     if raised := [amount for amount in amounts if amount.cases < fewest]:
         log.warning(f"{raised[0].percent:g} % of the training cases are {raised[0].cases}, fewer than can be learned "
@@ -128,15 +194,23 @@ def _enough(amounts: Sequence[Amount], target: Target) -> list[Amount]:
     return [Amount(cases, percent) for cases, percent in found.items()]
 
 
-def ordered(target: Target, cases: Sequence[str], seed: int) -> list[str]:
-    """Cases in a random order whose beginnings have one case of each class first, then the shares of the classes."""
+def ordered(target: Target, cases: Sequence[str], seed: int, least: int = 1) -> list[str]:
+    """Cases in a random order whose beginnings have some of each class first, then the shares of the classes.
+
+    Args:
+        target: with the cases.
+        cases: to order.
+        seed: of the order.
+        least: number of cases of each class at the beginning; of different groups, where there are enough.
+    """
     rng = np.random.default_rng(seed)
-    values = target.of(cases) if target.classes else np.zeros(len(cases))
+    values, groups = target.of(cases) if target.classes else np.zeros(len(cases)), target.groups_of(cases)
     places = np.empty(len(cases))
     for value in np.unique(values):
         members = rng.permutation(np.flatnonzero(values == value))
         places[members] = (np.arange(len(members)) + rng.random()) / len(members)
-        places[members[0]] = -1
+        first = {groups[place]: place for place in members[::-1]}  # of each group, the earliest member
+        places[sorted(first.values(), key=lambda place: places[place])[:least]] = -1
     return [cases[i] for i in np.argsort(places, kind="stable")]
 
 
@@ -169,6 +243,8 @@ def _write(results: ScanLabels, folder: Path, title: str) -> None:
 
 
 def _cell(values: Sequence[float]) -> str:
+    if not values:
+        return ""
     return f"{mean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")
 
 
@@ -179,8 +255,9 @@ def _draw(results: ScanLabels, names: Sequence[str], shown: str, file: Path, tit
     for place, name in enumerate(names):
         values = [results.values(name, amount, shown) for amount in results.amounts]
         bars = [stdev(seeds) if len(seeds) > 1 else 0.0 for seeds in values]
+        means = [mean(seeds) if seeds else math.nan for seeds in values]
         beside = [count * 1.02 ** (place - (len(names) - 1) / 2) for count in counts]
-        axis.errorbar(beside, [mean(seeds) for seeds in values], bars, color=COLOURS[place % (len(COLOURS) - 1)],
+        axis.errorbar(beside, means, bars, color=COLOURS[place % (len(COLOURS) - 1)],
                       linestyle=_LINES[place % 4], marker=_MARKERS[place % 6], capsize=3,
                       label=picture(name))  # fmt: skip
     axis.axhline(0.5 if shown == "auroc" else 0.0, color="0.6", linewidth=0.8, linestyle=":", label="chance")
@@ -191,5 +268,5 @@ def _draw(results: ScanLabels, names: Sequence[str], shown: str, file: Path, tit
     axis.set_ylabel(NAMES[shown])
     axis.grid(alpha=0.3)
     axis.legend(frameon=False)
-    axis.set_title(picture(f"{title}, frozen features (bars: SD over seeds)"), fontsize=11)
+    axis.set_title(picture(f"{title} (bars: SD over seeds)"), fontsize=11)
     save_figure(figure, file)

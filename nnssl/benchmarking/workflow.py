@@ -17,10 +17,10 @@ import subprocess
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from nnssl.core.errors import UserError
 from nnssl.core.lock import Holder, Lock
@@ -105,6 +105,10 @@ class Task(ABC):
         return seconds
 
 
+AnyTask = TypeVar("AnyTask", bound=Task)
+SOME_FAILED = "some trainings failed; fix the cause and run the same command again to continue:\n"
+
+
 class TaskFailed(Exception):
     """A command failed or did not finish; the message has the last lines of its log."""
 
@@ -133,6 +137,50 @@ def run_task(task: Task) -> None:
     if code or task.state() != "finished":
         raise TaskFailed(task, code)
     log.info(f"  took {duration(seconds)}")
+
+
+def run_tasks(
+    tasks: Sequence[AnyTask], group: Callable[[AnyTask], str], done: Callable[[AnyTask], object]
+) -> list[str]:
+    """Run the tasks that are left and that no other job has; after a failure, skip the rest of its group.
+
+    Args:
+        tasks: in their order.
+        group: name of what a task belongs to.
+        done: called with every finished task, those of earlier calls too.
+
+    Returns:
+        What failed.
+    """
+    failed: dict[str, str] = {}
+    for number, task in enumerate(tasks, start=1):
+        if group(task) in failed:
+            continue
+        head = f"[{number} of {len(tasks)}] {task.title}"
+        with task.alone() as holder:
+            if holder is not None:
+                log.info(f"{head}: {holder} trains it now, left to that job")
+                continue
+            if task.state() == "finished":
+                log.info(f"{head}: finished before")
+            else:
+                log.info(head)
+                try:
+                    run_task(task)
+                except TaskFailed as error:
+                    failed[group(task)] = str(error)
+                    log.warning(f"{error}\nskipping the other trainings of {group(task)}")
+                    continue
+            done(task)
+    return list(failed.values())
+
+
+def say_commands(tasks: Sequence[Task]) -> None:
+    """Log the commands that are left."""
+    left = [task for task in tasks if task.state() != "finished"]
+    for task in left:
+        log.info(f"# {task.title}\n{task.line()}")
+    log.info(f"# {len(left)} of {len(tasks)} trainings are left; run without --dry_run to make the folders and train")
 
 
 def run_command(

@@ -85,6 +85,7 @@ def classify(
     device: str | None = None,
     num_processes: int | None = None,
     allow_other_intensities: bool = False,
+    splits: str | Path | None = None,
 ) -> Classified:
     """Predict a label of each scan from the weights of a pretraining, and say how well that works.
 
@@ -111,6 +112,7 @@ def classify(
         device: `cuda` or `cpu`; None: cuda where PyTorch sees a card.
         num_processes: for preprocessing; None: nnU-Net's default.
         allow_other_intensities: take images of another modality than the pretraining's (`nnssl.data.guard`).
+        splits: file with folds, like `splits_final.json`, in place of the dataset's.
 
     Raises:
         UserError: any mistake in the request, the labels or the images, in a sentence that says how to mend it.
@@ -118,8 +120,8 @@ def classify(
     """
     started = time.perf_counter()
     device = resolve_device(device)
-    _check_request(str(model), finetune, plans, configuration, fold, options, memory, continue_run)
-    question = ask(dataset, target, task, folds, seed)
+    _check_request(str(model), finetune, plans, configuration, fold, options, memory, continue_run, num_processes)
+    question = ask(dataset, target, task, folds, seed, splits)
     if few := few_warning(question.target, question.folds):
         log.warning(few)
     if finetune:
@@ -159,13 +161,14 @@ def classify(
 
 def _check_request(
     model: str, finetune: bool, plans: str | None, configuration: str, fold: Sequence[int] | None,
-    options: Sequence[str], memory: float | None, continue_run: bool,
+    options: Sequence[str], memory: float | None, continue_run: bool, num_processes: int | None,
 ) -> None:  # fmt: skip
     """Refuse flags that do not go together."""
     if started_by_torchrun():
         raise UserError("nnssl_classify runs in one process; start it without torchrun, and share out the folds of a "
                         "fine-tuning with -f")  # fmt: skip
-    for flag, given in (("-f", fold), ("-set", options), ("-memory", memory), ("--c", continue_run), ("-p", plans)):
+    for flag, given in (("-f", fold), ("-set", options), ("-memory", memory), ("--c", continue_run), ("-p", plans),
+                        ("-np", num_processes)):  # fmt: skip
         if given and not finetune:
             raise UserError(f"{flag} is for fine-tuning; add --finetune, or leave it out")
     if model == RANDOM and plans is None:

@@ -64,6 +64,8 @@ def vectors_of(
     """
     model = model_of(run).to(device)
     name = f"{RANDOM}:{run.checkpoint}" if run.is_random else run.checkpoint
+    if run.is_random and not overwrite and (known := _made_before(home, _fingerprint(run, model), target)) is not None:
+        return Vectors(run, model, known)
     made = embed(name, images, home / f"vectors_{start_of(run)}_{_fingerprint(run, model)}", device=device,
                  overwrite=overwrite, allow_other_intensities=allow, only=set(target.cases))  # fmt: skip
     vectors = read_vectors(made.folder / "vectors.npz")
@@ -74,9 +76,23 @@ def vectors_of(
 
 
 def _fingerprint(run: Run, model: PretrainedModel) -> str:
-    """Of the weights and of the plans: random weights of one network are the same with all plans."""
-    known = json.dumps([run.content["plans"], run.content["configuration"], model.fingerprint], sort_keys=True)
-    return hashlib.blake2b(known.encode(), digest_size=8).hexdigest()
+    """Of the weights and of the plans: random weights of one network are the same with all plans.
+
+    Those of other methods are the same too, where they use the same levels and patches.
+    """
+    known = [run.content["plans"], run.content["configuration"], model.fingerprint]
+    if run.is_random:
+        known += [model.levels, model.strides, model.patch_size]
+    return hashlib.blake2b(json.dumps(known, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+def _made_before(home: Path, fingerprint: str, target: Target) -> CaseVectors | None:
+    """Vectors by the same random weights, made for any method, if all cases have one."""
+    for folder in sorted(home.glob(f"vectors_{RANDOM}_*_{fingerprint}")):
+        found = read_vectors(folder / "vectors.npz")
+        if all(case in found for case in target.cases):
+            return found
+    return None
 
 
 def constant(target: Target, folds: Sequence[Fold]) -> Predictions:

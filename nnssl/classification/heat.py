@@ -80,7 +80,8 @@ def draw_heat(
     write_on_image(shown[None], stride, image, folder / f"{image.name}.nii.gz")
     said = f"{one.classes[number]}, {predicted[number]:.0%}" if one.classes else f"{predicted[0]:.3g}"
     with dispensable(f"{image.name}.png"):
-        _draw(image, shown, stride, inside, f"{one.target} of {image.name}: {said}", folder / f"{image.name}.png")
+        _draw(image, shown, stride, inside, f"{one.target} of {image.name}: {said}", folder / f"{image.name}.png",
+              "speaks for it, blue against it" if one.classes else "raises it, blue lowers it")  # fmt: skip
 
 
 def _baseline(classifiers: Sequence[Classifier], cells: NDArray[np.float32], inside: NDArray[np.bool_]) -> float:
@@ -91,13 +92,14 @@ def _baseline(classifiers: Sequence[Classifier], cells: NDArray[np.float32], ins
 
 
 def _draw(
-    image: PreparedImage, cells: NDArray[np.float32], stride: Stride, inside: NDArray[np.bool_], title: str, file: Path
-) -> None:
+    image: PreparedImage, cells: NDArray[np.float32], stride: Stride, inside: NDArray[np.bool_], title: str, file: Path,
+    meaning: str,
+) -> None:  # fmt: skip
     widest = float(np.percentile(np.abs(cells[inside]), _WIDEST)) if inside.any() else 1.0
     strongest = np.unravel_index(np.where(inside, np.abs(cells), -1).argmax(), cells.shape)
     middle = (np.asarray(strongest, dtype=np.float64) + 0.5) * stride - 0.5
     at: Floats = np.round(np.minimum(middle, np.subtract(image.values.shape[1:], 1))).astype(np.float64)
     overlay = Overlay(cells, stride, (-max(widest, 1e-12), max(widest, 1e-12)), inside, _COLOURS, 0.55)
-    row = Row(image, at, "Red speaks for it, blue against it; the planes cross the strongest cell", overlay,
+    row = Row(image, at, f"Red {meaning}; the planes cross the strongest cell", overlay,
               mark=False, bar="part of the score")  # fmt: skip
     draw_rows(file, picture(title), [row])

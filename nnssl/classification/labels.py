@@ -8,6 +8,7 @@ import logging
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Literal
 
@@ -24,6 +25,7 @@ _SEPARATORS = ",;\t"
 _NAMED = 5  # cases that a sentence names
 _LONGEST = 100  # bytes of a target, whose folder has the name of the plans too
 _SHOWN = 20  # classes that the log counts
+_LARGEST = 1e100  # its square is a float too
 _NOTHING = ("nan", "na", "n/a", "#n/a", "<na>", "null")  # what other programs write into empty cells
 
 log = logging.getLogger("nnssl")
@@ -100,6 +102,7 @@ def read_target(file: Path, images: Collection[str], name: str | None = None, ta
     if chosen == "classification":
         texts = _spelled_alike(texts)
         classes = tuple(sorted(set(texts.values()), key=_order))
+        _check_capitals(classes, column, file)
         values = [float(classes.index(texts[case])) for case in cases]
         counts = [f"{shown(name)} {values.count(number)}" for number, name in enumerate(classes)]
         log.info(f"{column}, cases: {', '.join(counts[:_SHOWN])}{', ...' * (len(counts) > _SHOWN)}")
@@ -183,11 +186,11 @@ def _check_cases(rows: Sequence[tuple[int, dict[str, str]]], images: Collection[
 
 
 def _task_of(texts: Sequence[str]) -> Task:
-    numbers = [_number(text) for text in texts]
+    numbers = [_exact(text) for text in texts]
     if all(number is None for number in numbers):
         return "classification"
     known = {number for number in numbers if number is not None}
-    if None not in numbers and len(known) == 2 and all(number.is_integer() for number in known):
+    if None not in numbers and len(known) == 2 and all(number == number.to_integral_value() for number in known):
         return "classification"
     return "regression"
 
@@ -200,22 +203,39 @@ def _number(text: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
+def _exact(text: str) -> Decimal | None:
+    """A number with all its digits: long ones, such as identifiers, must not become the same float."""
+    return None if _number(text) is None else Decimal(text)
+
+
 def _number_in(text: str, where: str) -> float:
     value = _number(text)
     if value is None:
         raise UserError(f"{where} is {shown(text)}, among values that are numbers; write a number, leave the cell "
                         f"empty, or add -task classification if all are names")  # fmt: skip
+    if abs(value) > _LARGEST:
+        raise UserError(f"{where} is {shown(text)}, too large to compute with; write it in another unit")
     return value
 
 
 def _spelled_alike(texts: dict[str, str]) -> dict[str, str]:
     """The same class for texts that are the same number, such as 1 and 1.0: the shortest of them."""
-    spelled: dict[float | str, str] = {}
+    spelled: dict[Decimal | str, str] = {}
     for text in sorted(set(texts.values()), key=lambda text: (len(text), text)):
-        number = _number(text)
+        number = _exact(text)
         spelled.setdefault(text if number is None else number, text)
-    numbers = {case: _number(text) for case, text in texts.items()}
+    numbers = {case: _exact(text) for case, text in texts.items()}
     return {case: spelled[text if (number := numbers[case]) is None else number] for case, text in texts.items()}
+
+
+def _check_capitals(classes: Sequence[str], column: str, file: Path) -> None:
+    """Refuse TRUE and true as two classes."""
+    known: dict[str, str] = {}
+    for name in classes:
+        other = known.setdefault(name.casefold(), name)
+        if other != name:
+            raise UserError(f"{file}: {column} has the classes {shown(other)} and {shown(name)}, which differ in "
+                            f"capitals only; write them alike, or give one another name")  # fmt: skip
 
 
 def _order(text: str) -> tuple[float, str]:

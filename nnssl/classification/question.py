@@ -35,8 +35,14 @@ class Question:
     results: Path
 
 
-def ask(dataset: int | str, target: str | None, task: Task | None, folds: int, seed: int) -> Question:
-    """Read the target and its folds; raises UserError as `read_target` and `folds_of`."""
+def ask(
+    dataset: int | str, target: str | None, task: Task | None, folds: int, seed: int, splits: str | Path | None = None
+) -> Question:
+    """Read the target and its folds, of the file `splits` if one is given.
+
+    Raises:
+        UserError: as `read_target` and `folds_of`.
+    """
     raw, preprocessed, results = require_folders("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
     if folds < FEWEST_FOLDS:
         raise UserError(f"-folds {folds} leaves nothing to learn from or to test; give {FEWEST_FOLDS} or more")
@@ -47,5 +53,5 @@ def ask(dataset: int | str, target: str | None, task: Task | None, folds: int, s
                         f"put the images into {found.folder / LABELLED}")  # fmt: skip
     cases = found.cases | found.without_label
     wanted = read_target(found.folder / FILE, cases.keys(), target, task)
-    made, file = folds_of(wanted, preprocessed / name, folds, seed)
+    made, file = folds_of(wanted, preprocessed / name, folds, seed, None if splits is None else Path(splits))
     return Question(name, found.folder / LABELLED, wanted, made, file, results / name)

@@ -36,12 +36,36 @@ def score(predicted: Floats, truth: Floats, groups: Sequence[str], seed: int = 0
         groups: (N,) of the cases; those of a group are drawn together.
         seed: of the samples.
     """
+    return mean_score([predicted], truth, groups, seed=seed)
+
+
+def mean_score(
+    models: Sequence[Floats], truth: Floats, groups: Sequence[str], less: Sequence[Floats] = (), seed: int = 0
+) -> dict[str, Score]:
+    """Mean scores of several models of the same cases, with intervals as of `score`.
+
+    Args:
+        models: (N, K) or (N,) predictions of each, such as those of several seeds.
+        truth: as of `score`.
+        groups: as of `score`.
+        less: predictions of other models, whose mean scores are subtracted.
+        seed: of the samples.
+    """
     names, of_case = np.unique(np.asarray(groups), return_inverse=True)
-    of = _classes if predicted.ndim == 2 else _numbers
-    values = {name: float(found[0]) for name, found in of(predicted, truth, np.ones((1, len(truth)))).items()}
+
+    def of(weights: Floats) -> Scores:
+        found, others = (
+            [(_classes if rows.ndim == 2 else _numbers)(rows, truth, weights) for rows in part]
+            for part in (models, less)
+        )
+        means = {name: np.mean([one[name] for one in found], axis=0) for name in found[0]}
+        return {name: value - np.mean([one[name] for one in others], axis=0) if others else value
+                for name, value in means.items()}  # fmt: skip
+
+    values = {name: float(found[0]) for name, found in of(np.ones((1, len(truth)))).items()}
     if len(names) < FEWEST:
         return {name: Score(value) for name, value in values.items()}
-    drawn = _bootstrap(lambda weights: of(predicted, truth, weights), of_case, len(names), seed)
+    drawn = _bootstrap(of, of_case, len(names), seed)
     scores = {}
     for name, value in values.items():
         known = drawn[name][np.isfinite(drawn[name])]

@@ -53,6 +53,11 @@ class ClassificationSetup(Setup):
         patience: int | None = getattr(self.config, "patience", None)
         return patience
 
+    @property
+    def flag(self) -> str:
+        """That of `nnssl_classify`, whose `-o` is its folder."""
+        return "-set"
+
     def build_method(self) -> ScanClassification:
         """The network with the pretraining's weights, and a fresh head on features that are standardised at the start.
 

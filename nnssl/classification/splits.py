@@ -31,7 +31,7 @@ class Fold:
     test: tuple[str, ...]
 
 
-def folds_of(target: Target, home: Path, count: int, seed: int) -> tuple[list[Fold], Path]:
+def folds_of(target: Target, home: Path, count: int, seed: int, given: Path | None = None) -> tuple[list[Fold], Path]:
     """The folds of a target, and the file that they are in.
 
     `splits_final.json` is used where it exists, and never changed. Otherwise `splits_TARGET.json` is, which is made
@@ -42,6 +42,7 @@ def folds_of(target: Target, home: Path, count: int, seed: int) -> tuple[list[Fo
         home: folder of the dataset in nnUNet_preprocessed.
         count: number of folds to make.
         seed: of the shuffling.
+        given: file to take in place of both.
 
     Raises:
         UserError: a class has fewer cases, or groups, than folds; a fold has no case to learn from or to test; or a
@@ -51,7 +52,9 @@ def folds_of(target: Target, home: Path, count: int, seed: int) -> tuple[list[Fo
     if own.name.casefold() == STOCK:
         raise UserError(f"folds of a target called {target.name} would be kept in {STOCK}, which is nnU-Net's; give "
                         f"the column of {FILE} another name")  # fmt: skip
-    if stock.is_file():
+    if given is not None:
+        file, fix = given, "mend it, or leave out -splits"
+    elif stock.is_file():
         file, fix = stock, "mend it, or move it away: a split of the target's own is made then"
     else:
         file, fix = own, "delete it: it is made anew"
@@ -83,8 +86,8 @@ def split_off(target: Target, cases: Sequence[str], share: float, seed: int) -> 
             train, held_out = made[0]
             return tuple(part.cases[i] for i in train), tuple(part.cases[i] for i in held_out)
     raise UserError(f"a class of {target.name} has only one case, or group, among the {len(cases)} training cases of a "
-                    f"fold, and none can be held out to tell when to stop; add cases to {FILE}, or give fewer "
-                    f"-folds")  # fmt: skip
+                    f"fold, and none can be held out to tell when to stop; add cases to {FILE}, or leave out "
+                    f"--finetune")  # fmt: skip
 
 
 def strata(values: NDArray[np.float64], is_classes: bool) -> NDArray[np.int64]:
@@ -96,6 +99,10 @@ def strata(values: NDArray[np.float64], is_classes: bool) -> NDArray[np.int64]:
 
 
 def _make(target: Target, count: int, seed: int) -> list[dict[str, list[str]]]:
+    if len(target.classes) > max(2, len(target.cases) / 2):
+        raise UserError(f"{target.name} has {len(target.classes)} different names in {len(target.cases)} cases; join "
+                        f"them to fewer classes, or write numbers for a regression (a point before decimals; dates as "
+                        f"days or years)")  # fmt: skip
     for number, name in enumerate(target.classes):
         members = np.flatnonzero(target.values == number)
         groups = len({target.groups[i] for i in members})

@@ -14,6 +14,7 @@ EPILOG = f"""more examples:
   ... -num_parts 4 -part_id 0   a quarter of the trainings, for one of four jobs
   ... --collect                 tables and plots of what is finished so far
   nnssl_benchmark -d 600 -target covid -m vox2vec=RUN random=random:RUN -o bench      labels of scans, frozen features
+  ... --finetune                both on frozen features and fine-tuned
 
 An item of -tr is TRAINER, or NAME=TRAINER,PLANS,RUN (RUN: {RUN}, or
 `random`; empty for the default), and may end with settings of its own such as ,nnssl_initial_lr=1e-3. {{seed}} in RUN
@@ -40,6 +41,9 @@ def parser() -> argparse.ArgumentParser:
         help="column of labels.csv, see nnssl_classify: linear heads on the frozen features of -m instead of trainings")
     add(p, "-m", required=False, nargs="+", metavar="RUN", dest="models",
         help=f"with -target: pretrainings to compare, as RUN ({RUN}), random:RUN or NAME=RUN")
+    add(p, "--finetune", action="store_true", help="with -target: fine-tune the networks too, with nnssl_classify")
+    add(p, "-set", nargs="+", default=[], metavar="KEY=VALUE", dest="options",
+        help="with --finetune: options of the training, as of nnssl_classify, such as num_epochs=50")
     add(p, "-o", required=True)
     add_shared(p, "-c")
     add(p, "-p", help="plans of the items that name none")
@@ -61,27 +65,33 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
+_TYPED = {"target": "-target", "finetune": "--finetune", "options": "-set", "dry_run": "--dry_run",
+          "collect_only": "--collect"}  # fmt: skip
+
+
 def _command(arguments: argparse.Namespace) -> None:
+    from nnssl import benchmark, benchmark_scan_labels
     from nnssl.core.errors import UserError
 
     given = vars(arguments)
-    target, models = given.pop("target"), given.pop("models")
-    if (target is None) != (models is None):
+    scans = {name: given.pop(name) for name in ("target", "models", "finetune", "options")}
+    if (scans["target"] is None) != (scans["models"] is None):
         raise UserError("-target and -m belong together: the column of labels.csv, and the pretrainings to compare")
-    if target is not None:
-        flags = {"cases": "-cases", "test": "-test", "baseline": "-baseline", "dry_run": "--dry_run",
-                 "collect_only": "--collect"}  # fmt: skip
-        if others := [flag for name, flag in flags.items() if given[name]]:
-            raise UserError(f"{others[0]} is for trainings (-tr); leave it out with -target")
-        from nnssl import benchmark_scan_labels
-
-        benchmark_scan_labels(given["dataset"], models, given["output"], target, given["fractions"], given["seeds"],
-                              given["device"])  # fmt: skip
-        return
-    from nnssl import benchmark
-
+    for needed, flag in (("target", "finetune"), ("finetune", "options")):
+        if scans[flag] and not scans[needed]:
+            raise UserError(f"{_TYPED[flag]} belongs to {_TYPED[needed]}; add that, or leave it out")
     with resumable():
-        benchmark(**given)
+        if scans["target"] is None:
+            benchmark(**given)
+            return
+        shared = ("dataset", "output", "fractions", "seeds", "device", "num_parts", "part_id", "dry_run",
+                  "collect_only")  # fmt: skip
+        never = ["cases", "test", "baseline"]
+        tuned = ["dry_run", "collect_only", *["num_parts"] * (given["num_parts"] > 1)]
+        if others := [name for name in (*never, *tuned * (not scans["finetune"])) if given[name]]:
+            fix = "leave it out" if others[0] in never else "leave it out, or add --finetune"
+            raise UserError(f"{_TYPED.get(others[0], f'-{others[0]}')} is for trainings; with -target {fix}")
+        benchmark_scan_labels(**scans, **{name: given[name] for name in shared})
 
 
 main = entry(parser, _command)

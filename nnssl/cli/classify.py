@@ -40,6 +40,7 @@ def parser() -> argparse.ArgumentParser:
     add_shared(p, "-seed", "-device")
     add(p, "--finetune", action="store_true",
         help="train the whole encoder in every fold; a fifth of its training cases tells when to stop")
+    add(p, "-splits", metavar="FILE", help="folds of your own, as in splits_final.json, in place of these")
     add_shared(p, "--overwrite", "--allow_other_intensities")
     tuned = p.add_argument_group("with --finetune")
     add(tuned, "-c", help="configuration of the plans, for -m random")

@@ -61,8 +61,9 @@ def what_would_fit(setup: Setup) -> str:
     except Exception as error:  # as above
         log.debug("the memory of a step could not be estimated", exc_info=error)
     smaller = [f"{name}=..." for name in _SMALLER if getattr(setup.config, name, None) is not None]
-    return (f"the card's memory does not suffice for a step; continue with --c -o checkpoint_activations=true or "
-            f"accumulate=..., or start anew with --overwrite -o {' or '.join(smaller)}")  # fmt: skip
+    return (f"the card's memory does not suffice for a step; continue with --c {setup.flag} "
+            f"checkpoint_activations=true or accumulate=..., or start anew with --overwrite {setup.flag} "
+            f"{' or '.join(smaller)}")  # fmt: skip
 
 
 def _estimated(setup: Setup) -> str:
@@ -72,8 +73,8 @@ def _estimated(setup: Setup) -> str:
     kept = _first_of_each(setup, [{"checkpoint_activations": True}, *_parts(), *_both()], room)
     anew = [found for name in _SMALLER
             for found in _first_of_each(setup, _smaller(setup.config, name), room)[:1]]  # fmt: skip
-    fixes = [f"continue with --c -o {' or '.join(kept)}"] if kept else []
-    fixes += [f"start anew with --overwrite -o {' or '.join(anew)}"] if anew else []
+    fixes = [f"continue with --c {setup.flag} {' or '.join(kept)}"] if kept else []
+    fixes += [f"start anew with --overwrite {setup.flag} {' or '.join(anew)}"] if anew else []
     advice = ", or ".join(fixes) or "use a card with more memory, or a smaller network"
     return f"the card's {card:.1f} GiB do not suffice for a step, which needs about {needed:.1f}; {advice}"
 

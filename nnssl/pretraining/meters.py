@@ -28,7 +28,7 @@ class Meters:
 
     def __init__(self, setup: Setup, device: torch.device, probe: OnlineProbe | None) -> None:
         self.setup, self.device, self.probe = setup, device, probe
-        self.watch = Watch(setup.folder, device)
+        self.watch = Watch(setup.folder, device, setup.flag)
         self.health = Health(setup.config.steps_per_epoch, device)
         self.ranks = RankHistory()
         self.cost = EpochCost(EnergyMeter(device))

@@ -122,8 +122,8 @@ class Watch:
     A step is read when the next one is queued, so that the device never waits for the log.
     """
 
-    def __init__(self, folder: Path, device: torch.device) -> None:
-        self.folder, self.device = folder, device
+    def __init__(self, folder: Path, device: torch.device, flag: str = "-o") -> None:
+        self.folder, self.device, self.flag = folder, device, flag
         self.means: dict[Stream, RunningMeans] = {"train": RunningMeans(), "val": RunningMeans()}
         self.stop = False
         self._pending: deque[PendingStep] = deque()
@@ -163,7 +163,7 @@ class Watch:
         cases = sorted({case for share in gather_objects(pending.cases) for case in share})
         return UserError(f"the {name.replace('_', ' ')} is {value} at step {pending.step} ({pending.stream}), cases "
                          f"{', '.join(cases)}; last good checkpoint: {good}; look at those "
-                         f"volumes, or lower the rate with -o learning_rate=...")  # fmt: skip
+                         f"volumes, or lower the rate with {self.flag} learning_rate=...")  # fmt: skip
 
 
 _HEALTH = ("embedding_std", "effective_rank", "alignment", "uniformity")

@@ -73,6 +73,11 @@ class Setup:
         """Epochs without a lower loss of the held-out volumes after which the run ends; None for the last epoch."""
         return None
 
+    @property
+    def flag(self) -> str:
+        """Of the command that sets options, for advice."""
+        return "-o"
+
     def build_method(self) -> Method:
         """The method with a freshly initialised backbone."""
         method = self.method_class

@@ -13,7 +13,7 @@ import pytest
 
 import nnssl
 import nnssl_trainers
-from nnssl.benchmarking import benchmark as module
+from nnssl.benchmarking import workflow
 from nnssl.benchmarking.benchmark import _warn_of_few
 from nnssl.benchmarking.trainings import Training
 from nnssl.benchmarking.workflow import TaskFailed
@@ -35,7 +35,7 @@ def ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Training]:
         done.append(task)
         pretend(task)
 
-    monkeypatch.setattr(module, "run_task", run)
+    monkeypatch.setattr(workflow, "run_task", run)
     return done
 
 
@@ -193,7 +193,7 @@ def test_benchmark__a_failed_method_does_not_stop_the_others(
             raise TaskFailed(task, 1)
         pretend(task)
 
-    monkeypatch.setattr(module, "run_task", run)
+    monkeypatch.setattr(workflow, "run_task", run)
     with pytest.raises(UserError, match=r"base, 2 cases, seed 0 .* exit code 1(.|\n)*boom"):
         _run(tmp_path)
     assert "| good | " in (tmp_path / "out" / "results" / "results.md").read_text()
@@ -278,7 +278,7 @@ def test_benchmark__prediction_elsewhere_is_one_sentence(
         pretend(task)
         write_labels(task.predictions / f"{task.workspace.test.cases[0]}.nii.gz", cube()[1:])
 
-    monkeypatch.setattr(module, "run_task", run)
+    monkeypatch.setattr(workflow, "run_task", run)
     with pytest.raises(UserError, match="resample the prediction"):
         _run(tmp_path)
 

@@ -43,6 +43,7 @@ def test_benchmark_scan_labels__more_labels_tell_more(tmp_path: Path, monkeypatc
     monkeypatch.setattr(scan_labels, "open_run", lambda path: path)
     monkeypatch.setattr(scan_labels, "vectors_of", lambda run, *_: Found(good if run == "a.pth" else noise))
     made = benchmark_scan_labels(600, ["good=a.pth", "noise=b.pth"], tmp_path / "out", "grade", [5, 100], 1, "cpu")
+    assert made is not None
     few, all_ = ([np.mean(made.values(name, amount, "auroc")) for name in ("good", "noise")] for amount in made.amounts)
     assert all_[0] > 0.75 and all_[0] > few[0] and abs(all_[1] - 0.5) < 0.2
     assert {file.name for file in (tmp_path / "out").iterdir()} == {

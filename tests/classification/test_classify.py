@@ -133,6 +133,7 @@ def test_classify__one_process(run: Path, monkeypatch: pytest.MonkeyPatch) -> No
     ("flags", "said"),
     [
         (["-m", "RUN", "-set", "num_epochs=1"], "add --finetune"),
+        (["-m", "RUN", "-target", "look", "-np", "2"], "-np is for fine-tuning"),
         (["-m", "random", "--finetune"], "does not say which network"),
         (["-m", "RUN", "-p", "mine", "--finetune"], "names the plans of random weights"),
         (["-m", "RUN", "-c", "3d_lowres", "--finetune"], "is for -m random"),

@@ -19,7 +19,10 @@ from nnssl.classification.splits import Fold
 from nnssl.classification.volumes import prepare_as
 from nnssl.core.errors import UserError
 from nnssl.core.files import write_json
+from nnssl.pretraining import memory
+from nnssl.pretraining.launch import launch
 from nnssl.pretraining.loop import Pretraining
+from nnssl.pretraining.setup import Setup
 from tests.classification.data import target_of
 from tests.runs import same_content
 
@@ -36,6 +39,14 @@ def test_classify__finetuned_then_interrupted_continued_predicted_and_exported(
 ) -> None:
     caplog.set_level("INFO", "nnssl")
     monkeypatch.setattr(finetune, "peak_gib", lambda *_: 0.1)
+    monkeypatch.setattr(memory, "rehearse", None)
+    sentences: list[str] = []
+
+    def ask_and_launch(setup: Setup, *rest: Any) -> None:
+        sentences.append(memory.what_would_fit(setup))
+        launch(setup, *rest)
+
+    monkeypatch.setattr(finetune, "launch", ask_and_launch)
     whole = _train(run, world / "whole")
     assert {file.name for file in (whole / "fold_0").iterdir()} == {
         "checkpoint_final.pth", "config.json", "dataset.json", "metrics.jsonl", "model.pth", "plans.json",
@@ -47,6 +58,7 @@ def test_classify__finetuned_then_interrupted_continued_predicted_and_exported(
         "class shares",
     }
     log = (whole / "fold_0/pretraining_log.txt").read_text()
+    assert "--overwrite -set batch_size=" in sentences[0]
     assert "whole volumes of 16,24,24 voxels" in log and "loaded:" in log and "collapsing" not in log
     with pytest.raises(UserError, match="finished run"):
         _train(run, world / "whole")
@@ -74,9 +86,9 @@ def test_classify__finetuned_then_interrupted_continued_predicted_and_exported(
         tested = {row["case"]: float(row["fine-tuned: dark"]) for row in csv.DictReader(opened)}
     assert len(tested) == 5
     for case, probability in list(tested.items())[:1]:  # of a volume preprocessed before, and of its raw image
-        made = classify_predict(images / case, world / f"{case}.csv", whole, world / "maps", device="cpu")
+        made = classify_predict(images / case, world / f"{case}.csv", whole, world / "maps_tuned", device="cpu")
         assert made.values[case][1] == pytest.approx(probability, abs=1e-3)
-        assert (world / f"maps/{case}.png").is_file() and (world / f"maps/{case}.nii.gz").is_file()
+        assert (world / f"maps_tuned/{case}.png").is_file() and (world / f"maps_tuned/{case}.nii.gz").is_file()
 
     labels = world / "raw/Dataset600_Scans/labels.csv"
     text = labels.read_text()

@@ -37,6 +37,11 @@ def test_read_target__names_are_classes_and_empty_cells_are_left_out(
         ("0 1 1 0", "regression", ()),
         ("0 1.0 1 0.0", None, ("0", "1")),  # one class, written in two ways
         ("007 8 8.00 yes", "classification", ("007", "8", "yes")),
+        (
+            "99999999999999999998 99999999999999999999 99999999999999999999 99999999999999999998",
+            None,
+            ("99999999999999999998", "99999999999999999999"),
+        ),  # which are the same float
     ],
 )
 def test_read_target__numbers(tmp_path: Path, cells: str, task: str | None, classes: tuple[str, ...]) -> None:
@@ -63,6 +68,8 @@ def test_read_target__numbers(tmp_path: Path, cells: str, task: str | None, clas
         ("case,x\na,yes\nb,NA\nc,no\n", None, "line 3: x of b is 'NA'"),
         ('case,x\na,yes\nb,"no\nc,no\nd,yes\n', None, "is no CSV"),
         ("case,x\na,\nb,\n", None, "'x' is empty"),
+        ("case,x\na,TRUE\nb,true\nc,False\n", None, "'TRUE' and 'true', which differ in capitals only"),
+        ("case,x\na,1\nb,2\nc,3e200\n", None, "line 4: x of c is '3e200', too large"),
         ("case,x\na,1,2\n", None, "line 2 has 3 cells"),
         ("case,x\n,1\n", None, "line 2 names no case"),
         ("case,x\n", None, "no case below"),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn import metrics
 
-from nnssl.classification.scores import _classes, _numbers, confusion, reliability, roc_curve, score
+from nnssl.classification.scores import _classes, _numbers, confusion, mean_score, reliability, roc_curve, score
 
 
 def _example(classes: int, cases: int = 60) -> tuple[np.ndarray, np.ndarray]:
@@ -80,3 +80,17 @@ def test_numbers__far_from_zero_and_all_alike() -> None:
     found = _numbers(truth + np.array([0.5, -0.5, 0.5, -0.5]), truth, np.ones((1, 4)))
     assert found["r2"][0] == pytest.approx(1 - 1 / 5) and found["mae"][0] == pytest.approx(0.5)
     assert np.isnan(_numbers(truth, np.full(4, 0.1), np.ones((1, 4)))["r2"][0])
+
+
+def test_mean_score__of_seeds_and_of_their_differences() -> None:
+    predicted, truth = _example(2)
+    groups = [str(number) for number in range(len(truth))]
+    chance = np.full_like(predicted, 0.5)
+    each = [score(rows, truth, groups)["auroc"] for rows in (predicted, chance)]
+    found = mean_score([predicted, chance], truth, groups)["auroc"]
+    assert found.value == pytest.approx((each[0].value + 0.5) / 2)
+    assert found.low == pytest.approx((each[0].low + 0.5) / 2)  # type: ignore[operator]
+    less = mean_score([predicted], truth, groups, [predicted, chance])["auroc"]
+    assert less.value == pytest.approx((each[0].value - 0.5) / 2)
+    same = mean_score([predicted], truth, groups, [predicted])["auroc"]
+    assert (same.value, same.low, same.high) == (0, 0, 0)

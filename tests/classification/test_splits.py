@@ -38,6 +38,17 @@ def test_folds_of__stock_splits_are_used_and_not_changed(tmp_path: Path, caplog:
     assert "3 of 6 cases" in caplog.text
 
 
+def test_folds_of__a_given_file_in_place_of_the_datasets(tmp_path: Path) -> None:
+    target = target_of([0, 1] * 3, ["no", "yes"])
+    given = tmp_path / "mine.json"
+    given.write_text(json.dumps([{"train": ["c00", "c01"], "val": ["c02", "c03"]}]))
+    (tmp_path / "splits_final.json").write_text("[]")
+    folds, file = folds_of(target, tmp_path, 5, 0, given)
+    assert file == given and folds[0].test == ("c02", "c03")
+    with pytest.raises(UserError, match=r"missing.*leave out -splits"):
+        folds_of(target, tmp_path, 5, 0, tmp_path / "other.json")
+
+
 @pytest.mark.parametrize(
     ("parts", "said"),
     [
@@ -64,6 +75,8 @@ def test_folds_of__a_class_with_fewer_cases_or_groups_than_folds(tmp_path: Path)
         folds_of(target_of([0] * 8 + [1] * 2, ["no", "yes"]), tmp_path, 3, seed=0)
     with pytest.raises(UserError, match="has 1 group and"):
         folds_of(target_of([0, 0, 0, 1, 1], ["no", "yes"], ["a", "b", "c", "d", "d"]), tmp_path, 2, seed=0)
+    with pytest.raises(UserError, match=r"4 different names in 5 cases.*dates as days or years"):
+        folds_of(target_of([0, 1, 2, 3, 3], ["0,5", "0,7", "1,2", "2,0"]), tmp_path, 2, seed=0)
     with pytest.raises(UserError, match="3 cases or groups and there are 5 folds"):
         folds_of(target_of([0.1, 0.2, 0.5]), tmp_path, 5, seed=0)
     assert not list(tmp_path.iterdir())

@@ -68,12 +68,15 @@ LINES: dict[str, str] = {
     "nnssl_benchmark -d 17 -tr nnUNetTrainer -o out -cases 1 2": "benchmark",
     "nnssl_benchmark -d 600 -target covid -m a=run random:run -o out -fractions 5 50 -seeds 2 -device cpu":
         "benchmark_scan_labels",
+    "nnssl_benchmark -d 600 -target covid -m a=run -o out --finetune -set num_epochs=5 -num_parts 2 -part_id 1 "
+    "--dry_run --collect": "benchmark_scan_labels",
     "nnssl_match -m run -q a -k b -p 1 -2 3.5": "match",
     "nnssl_match -m run -q a -k b -p 1 -2 3.5 -o a.png --voxel --ras -device cuda --allow_other_intensities": "match",
     "nnssl_embed -m run -i 17 -o out": "embed",
     "nnssl_embed -m run -i 17 -o out -what dense -format nifti -components 3 -level 1 -pca pca.npz -device cpu "
     "--overwrite --allow_other_intensities": "embed",
     "nnssl_classify -d 600 -m run": "classify",
+    "nnssl_classify -d 600 -m run -splits folds.json": "classify",
     "nnssl_classify -d 600 -m random -p mine -c 3d_lowres -target covid -task regression --finetune -f 0 1 -folds 3 "
     "-o out -set num_epochs=5 -memory 2 --c --overwrite -seed 1 -device cpu -np 2 --allow_other_intensities":
         "classify",

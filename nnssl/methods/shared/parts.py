@@ -64,10 +64,10 @@ def check_parts(parts: int, crops: int, backbone: nn.Module) -> None:
         return
     if parts > crops:
         raise UserError(f"accumulate={parts} is more than the {crops} crops that a process passes through the network "
-                        f"at once; set -o accumulate={crops} or less")  # fmt: skip
+                        f"at once; set accumulate={crops} or less")  # fmt: skip
     if any(isinstance(layer, _BatchNorm) for layer in backbone.modules()):
         raise UserError(f"accumulate={parts} would change the gradients of {type(backbone).__name__}, which normalises "
-                        f"over all crops of a step; set -o checkpoint_activations=true instead, or choose plans whose "
+                        f"over all crops of a step; set checkpoint_activations=true instead, or choose plans whose "
                         f"network has instance norm with -p")  # fmt: skip
 
 
