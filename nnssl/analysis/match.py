@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from nnssl.analysis.planes import Overlay, Row, draw_rows, format_mm
-from nnssl.analysis.points import RAS, locate
+from nnssl.analysis.planes import Overlay, Row, draw_rows
+from nnssl.analysis.points import RAS, format_mm, format_voxel, locate
 from nnssl.core.figures import check_folder
 from nnssl.features.geometry import Floats
 from nnssl.features.images import PreparedImage
@@ -92,7 +92,7 @@ def match(
                     f"pretrain it for more steps, or take another one with -m")  # fmt: skip
     best, stride = found.points[0], other.strides["fine"]
     if output is not None:
-        draw_match(asked, searched, at, best, similarity, stride, Path(output))
+        draw_match(asked, searched, at, best, similarity, stride, Path(output), ras)
     return Match(
         _place(asked, at, ras),
         _place(searched, best, ras),
@@ -115,10 +115,11 @@ def draw_match(
     similarity: NDArray[np.float32],
     stride: Sequence[int],
     file: Path,
+    ras: bool = False,
 ) -> None:
     """Write a PNG: three planes of the query image through the point, and of the key image through the best one.
 
-    The key image comes twice: bare, and under the similarity. See `nnssl.analysis.planes.Row` for the planes.
+    The key image comes twice: clean, and marked under the similarity. See `nnssl.analysis.planes.Row` for the planes.
 
     Args:
         query: image with the point.
@@ -128,21 +129,18 @@ def draw_match(
         similarity: (Z, Y, X) of the cells of the key image.
         stride: voxels a cell.
         file: to write.
+        ras: millimetres are RAS instead of LPS.
     """
     ends = float(similarity.min()), float(similarity.max())
-    here, there = (format_mm(image.geometry.grid_to_world(at)) for image, at in ((query, point), (key, best)))
+    here, there = (
+        f"{image.name} at {format_mm(image, at, ras)}, voxel {format_voxel(image, at)}"
+        for image, at in ((query, point), (key, best))
+    )
     heat = Overlay(similarity, stride, ends, opacity=_OPACITY)
-    found = f"Best match in {key.name} at {there} mm (LPS), similarity {ends[1]:.3f}"
+    bar = f"mean cosine (no unit)\n{ends[0]:.2f} to {ends[1]:.2f}"
     rows = [
-        Row(query, point, f"Point in {query.name} at {here} mm (LPS)"),
-        Row(key, best, found),
-        Row(
-            key,
-            best,
-            f"Similarity of all places of {key.name}",
-            heat,
-            mark=False,
-            bar=f"mean cosine\n{ends[0]:.2f} to {ends[1]:.2f}",
-        ),
+        Row(query, point, f"Point in {here}", ras=ras),
+        Row(key, best, f"Best match in {there}", mark=False, ras=ras),
+        Row(key, best, f"Similarity of all places to the point, {ends[1]:.3f} at the best", heat, bar=bar, ras=ras),
     ]
     draw_rows(file, f"A point of {query.name}, found in {key.name}", rows)

@@ -1,17 +1,15 @@
-"""Landmarks of one image, found in others by their features: a column for each landmark, a row for each image."""
+"""Landmarks of one image, found in others by their features."""
 
 from __future__ import annotations
 
 import logging
-import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from nnssl.analysis.planes import Scale, page, save_page, show_grey, turn_axes
+from nnssl.analysis.matches_page import Found, draw_matches
 from nnssl.analysis.points import (
     Landmarks,
     body_voxels,
@@ -24,45 +22,15 @@ from nnssl.analysis.points import (
     read_labels,
 )
 from nnssl.core.errors import UserError
-from nnssl.core.figures import COLOURS, WIDTH, check_output, halo, save_numbers, write_inside
-from nnssl.core.names import picture
+from nnssl.core.figures import check_output, save_numbers
 from nnssl.features.geometry import Floats
-from nnssl.features.images import PreparedImage, grey_window
+from nnssl.features.images import PreparedImage
 from nnssl.features.match import comparable, distance_back, match_points
 from nnssl.features.model import FeatureSource, open_features
 from nnssl.features.tiles import EncodedImage
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
 log = logging.getLogger("nnssl")
 _VOXELS = 3_000  # of the body, for the mean feature to subtract
-_SHOWN = 5  # landmarks in a picture, at most: more columns hold no title
-_CHARACTERS = 12  # of a title to an inch
-_HIGHEST = 3.2  # inches of a slice
-_PALETTE = tuple(COLOURS[i] for i in (4, 5, 2, 3, 6, 1))  # those that stand out of grey
-
-
-@dataclass(frozen=True)
-class Found:
-    """Landmarks found in an image.
-
-    Args:
-        image: the searched one.
-        points: (N, 3) voxels of its grid.
-        truth: (N, 3) places by its labels; NaN where unknown.
-        errors: (N,) mm between both.
-        similarity: (N,) mean cosine of the features, -1 to 1.
-        back: (N,) mm between the landmark and where the match lands when searched in the first image.
-    """
-
-    image: PreparedImage
-    points: Floats
-    truth: Floats
-    errors: Floats
-    similarity: Floats
-    back: Floats
 
 
 def find_landmarks(
@@ -142,7 +110,7 @@ def visualize_matches(
         truth = _truth(source, searched, other, labels, landmarks)
         found.append(find_landmarks(encoded, key, asked, searched, landmarks.points, truth))
     save_numbers(_numbers(source, asked, landmarks, found), file)
-    draw_matches(asked, landmarks, found, source.title, file)
+    draw_matches(asked, landmarks, found, source.title, file, ras)
     return found
 
 
@@ -204,96 +172,3 @@ def _numbers(
             for match in found
         ],
     }
-
-
-def draw_matches(asked: PreparedImage, landmarks: Landmarks, found: Sequence[Found], features: str, file: Path) -> None:
-    """Write the PNG: axial slices through the first landmarks, and in each searched image through their matches.
-
-    A ring marks the landmark or its match, a cross the place by the labels, projected where it is in another slice.
-
-    Args:
-        asked: image with the landmarks.
-        landmarks: of it.
-        found: in the other images.
-        features: for the title.
-        file: to write.
-    """
-    images = [asked, *(match.image for match in found)]
-    columns, rows_of = min(_SHOWN, len(landmarks.names)), len(images)
-    tallest = max(_height_over_width(image) for image in images)
-    width = WIDTH / columns - 0.2
-    figure = page(
-        rows_of * (min(width * tallest, _HIGHEST) + 0.75) + 0.9,
-        f"Landmarks of {asked.name} found in other images ({features})\npositions: x y z in mm (LPS), axial slices",
-    )
-    axes = figure.subplots(rows_of, columns, squeeze=False)
-    for number, colour in zip(range(columns), _PALETTE, strict=False):
-        at = landmarks.points[number]
-        _slice(axes[0][number], asked, at, colour)
-        name = picture(fit_title(landmarks.names[number], width))
-        _title(axes[0][number], name, f"at {_position(asked, at)}")
-        for row, match in enumerate(found, start=1):
-            _draw_found(axes[row][number], match, number, colour)
-    for row, image in enumerate(images):
-        axes[row][0].set_ylabel(picture(image.name), fontsize=9)
-    _legend(figure, bool(np.isfinite([match.errors for match in found]).any()))
-    save_page(figure, file)
-
-
-def _title(axis: Axes, *lines: str) -> None:
-    axis.set_title("\n".join(lines), fontsize=8)
-
-
-def _position(image: PreparedImage, at: Floats) -> str:
-    return " ".join(f"{mm:.1f}" for mm in image.geometry.grid_to_world(at))
-
-
-def fit_title(name: str, width: float) -> str:
-    """The name of a landmark, in lines that fit a column `width` inches wide."""
-    return textwrap.fill(name.replace("_", " "), int(width * _CHARACTERS))
-
-
-def _height_over_width(image: PreparedImage) -> float:
-    size, spacing = image.values.shape[1:], image.geometry.spacing
-    plane = Scale.of(image, np.zeros(3)).planes(np.zeros(3), size)[0]
-    return float(size[plane.rows] * spacing[plane.rows] / (size[plane.columns] * spacing[plane.columns]))
-
-
-def _slice(axis: Axes, image: PreparedImage, at: Floats, colour: str) -> None:
-    """The axial slice through a point, with a ring around it."""
-    scale, grey = Scale.of(image, at), image.values[0]
-    plane = scale.planes(at, grey.shape)[0]
-    show_grey(axis, scale, plane, grey, grey_window(grey))
-    turn_axes(axis, scale, plane, grey.shape)
-    write_inside(axis, f"slice {plane.of_file}", 0.02, 0.98, 8.0)
-    _mark(axis, scale.place(plane, at), "o", 12, colour)
-
-
-def _mark(axis: Axes, place: tuple[float, float], marker: str, size: float, colour: str) -> None:
-    axis.plot(*place, marker, markersize=size, markerfacecolor="none", markeredgecolor=colour, markeredgewidth=1.6,
-              path_effects=halo(3.2))  # fmt: skip
-
-
-def _draw_found(axis: Axes, match: Found, number: int, colour: str) -> None:
-    at = match.points[number]
-    _slice(axis, match.image, at, colour)
-    if np.isfinite(match.truth[number]).all():
-        scale = Scale.of(match.image, at)
-        plane = scale.planes(at, match.image.values.shape[1:])[0]
-        _mark(axis, scale.place(plane, match.truth[number]), "x", 5.5, "white")
-        said = [f"error {match.errors[number]:.1f} mm", f"truth {_position(match.image, match.truth[number])}"]
-    else:
-        said = [f"similarity {match.similarity[number]:.2f}"]
-    _title(axis, said[0], f"found {_position(match.image, at)}", *said[1:])
-
-
-def _legend(figure: Figure, with_truth: bool) -> None:
-    from matplotlib.lines import Line2D
-
-    ring = Line2D([], [], linestyle="", marker="o", markersize=9, markerfacecolor="none", markeredgecolor="black")
-    cross = Line2D([], [], linestyle="", marker="x", markersize=8, markeredgecolor="black")
-    marks, texts = [ring], ["landmark (first row), and its match"]
-    if with_truth:
-        marks.append(cross)
-        texts.append("place by the labels (projected onto the slice)")
-    figure.legend(marks, texts, loc="outside lower center", ncols=2, fontsize=9, frameon=False)

@@ -156,12 +156,12 @@ def visualize_pca(
         "voxels": len(voxels),
     }
     save_numbers(numbers, file)
-    _draw(colours, prepared, body, at, source.title, file)
+    _draw(colours, prepared, body, at, source.title, file, ras)
     return colours
 
 
 def _draw(
-    colours: Colours, image: PreparedImage, body: NDArray[np.bool_], at: Floats, features: str, file: Path
+    colours: Colours, image: PreparedImage, body: NDArray[np.bool_], at: Floats, features: str, file: Path, ras: bool
 ) -> None:
     shown = cells_in(body, colours.stride, colours.cells.shape[1:])
     said = ", ".join(
@@ -172,7 +172,7 @@ def _draw(
     overlay = Overlay(colours.cells, colours.stride, shown=shown, opacity=_OPACITY)
     of_first = Overlay(first, colours.stride, (low, high), shown, _FIRST, _OPACITY)
     rows = [
-        Row(image, at, f"Components 1 to 3 as {said} of the variance", overlay, mark=False),
-        Row(image, at, "Component 1", of_first, mark=False, bar="component 1"),
+        Row(image, at, f"Components 1 to 3 as {said} of the variance", overlay, mark=False, ras=ras),
+        Row(image, at, "Component 1", of_first, mark=False, bar="component 1 (no unit)", ras=ras),
     ]
     draw_rows(file, f"Principal components of the features of {image.name} ({features})", rows)

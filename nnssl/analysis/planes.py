@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nnssl.core.figures import WIDTH, draw_scale_bar, halo, new_figure, save_figure, write_inside
+from nnssl.core.figures import WIDTH, draw_scale_bar, halo, new_figure, point_from_frame, save_figure, write_inside
 from nnssl.core.names import picture
 from nnssl.features.images import PreparedImage, grey_window
 
@@ -177,9 +177,10 @@ class Row:
         at: (3,) voxels (z, y, x) of its grid.
         title: of the row.
         overlay: colours over it.
-        mark: whether to mark the point.
+        mark: whether to mark the point; without, pointers at the frame show where it is.
         cell: (z, y, x) voxels of the cell to outline around the point; the title gives its size.
         bar: label of a colour bar beside the planes.
+        ras: whether millimetres are RAS instead of LPS.
     """
 
     image: PreparedImage
@@ -189,6 +190,7 @@ class Row:
     mark: bool = True
     cell: Sequence[int] | None = None
     bar: str = ""
+    ras: bool = False
 
     def draw(self, part: SubFigure, scale: Scale, planes: Sequence[Plane]) -> None:
         """Draw the row, all its planes to one scale."""
@@ -205,7 +207,9 @@ class Row:
                 drawn = self.overlay.draw(axis, scale, plane)
             if self.mark:
                 mark_point(axis, scale.place(plane, self.at))
-            turn_axes(axis, scale, plane, size)
+            turn_axes(axis, scale, plane, size, self.ras)
+            if not self.mark:
+                point_from_frame(axis, *scale.place(plane, self.at))
             if self.cell is not None:
                 outline_cell(axis, scale, plane, self.at, self.cell)
         if self.bar and drawn is not None:
@@ -274,8 +278,8 @@ def mark_point(axis: Axes, place: tuple[float, float], colour: str = "white") ->
     axis.plot(column, row, "+", markersize=5, markeredgecolor=colour, markeredgewidth=1.2, path_effects=halo(4))
 
 
-def turn_axes(axis: Axes, scale: Scale, plane: Plane, size: Sequence[int]) -> None:
-    """Turn a slice as radiologists see it, with the letters of its sides and a scale bar."""
+def turn_axes(axis: Axes, scale: Scale, plane: Plane, size: Sequence[int], ras: bool = False) -> None:
+    """Turn a slice as radiologists see it, with the letters of its sides and a scale bar; mm are LPS or RAS."""
     left, right, bottom, top = scale.extent(plane, size, (1, 1, 1))
     upwards = scale.of_axis[plane.rows] == 2  # z grows upwards on the picture, y downwards
     axis.set_xlim(min(left, right), max(left, right))
@@ -288,10 +292,6 @@ def turn_axes(axis: Axes, scale: Scale, plane: Plane, size: Sequence[int]) -> No
         write_inside(axis, text, column, row, 10.0)
     draw_scale_bar(axis, abs(right - left))
     across = scale.origin[plane.normal] + scale.step[plane.normal] * plane.number
-    place = f"{_NAMES[scale.of_axis[plane.normal]]} = {across:.1f} mm"
-    axis.set_title(f"{plane.title}, slice {plane.of_file}\n{place}", fontsize=9.5)
-
-
-def format_mm(world: NDArray[np.float64]) -> str:
-    """A point of the world as text."""
-    return "({})".format(", ".join(f"{v:.1f}" for v in world))
+    world = scale.of_axis[plane.normal]
+    turned = -across if ras and world < 2 else across
+    axis.set_title(f"{plane.title}, slice {plane.of_file}\n{_NAMES[world]} = {turned:.1f} mm", fontsize=9.5)

@@ -256,3 +256,15 @@ def places_of(labels: LabelVolume, sources: Sequence[tuple[int, str]]) -> Floats
     centres = {value: labels.centres(value) for value, _ in sources}
     places = [centres[value].get(side, np.full(3, np.nan)) for value, side in sources]
     return labels.geometry.world_to_grid(np.array(places).reshape(-1, 3))
+
+
+def format_mm(image: PreparedImage, at: Floats, ras: bool = False) -> str:
+    """A point of an image's grid in mm of the world, with the convention."""
+    world = image.geometry.grid_to_world(at) * (RAS if ras else 1)
+    return "({}) mm {}".format(", ".join(f"{v:.1f}" for v in world), "RAS" if ras else "LPS")
+
+
+def format_voxel(image: PreparedImage, at: Floats) -> str:
+    """The voxel (x, y, z) of the image's file that holds a point of its grid."""
+    voxel = np.floor(image.geometry.world_to_file(image.geometry.grid_to_world(at)) + 0.5)
+    return "({})".format(", ".join(f"{v:.0f}" for v in voxel))

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from nnssl.analysis.files import write_on_image
-from nnssl.analysis.planes import HEAT, Overlay, Row, cells_in, draw_rows, format_mm
-from nnssl.analysis.points import body_voxels, locate
+from nnssl.analysis.planes import HEAT, Overlay, Row, cells_in, draw_rows
+from nnssl.analysis.points import body_voxels, format_mm, locate
 from nnssl.core.figures import check_output, save_numbers
 from nnssl.features.components import balanced_components
 from nnssl.features.geometry import Floats, ImageGeometry
@@ -157,7 +157,7 @@ def visualize_similarity(
     write_on_image(np.where(shown, found.map, 0)[None], found.stride, searched, file.with_suffix(".nii.gz"))
     save_numbers(_numbers(found, source.title, asked, searched, shown), file)
     coarsest = np.max(list(encoded[0].strides.values()), axis=0)
-    draw_similarity(found, asked, searched, shown, coarsest, source.title, file)
+    draw_similarity(found, asked, searched, shown, coarsest, source.title, file, ras)
     return found
 
 
@@ -186,7 +186,7 @@ def _numbers(
 
 def draw_similarity(
     found: Similarity, query: PreparedImage, key: PreparedImage, shown: NDArray[np.bool_],
-    patch: Sequence[int], features: str, file: Path,
+    patch: Sequence[int], features: str, file: Path, ras: bool = False,
 ) -> None:  # fmt: skip
     """Write the PNG.
 
@@ -198,16 +198,17 @@ def draw_similarity(
         patch: (z, y, x) voxels of the coarsest cell, outlined around the reference.
         features: for the title.
         file: to write.
+        ras: millimetres are RAS instead of LPS.
     """
     same = found.best is found.reference
-    here = format_mm(query.geometry.grid_to_world(found.reference))
-    there = "" if same else f", largest at {format_mm(key.geometry.grid_to_world(found.best))} mm"
+    here = format_mm(query, found.reference, ras)
+    there = "" if same else f", largest at {format_mm(key, found.best, ras)}"
     inside = found.map[shown]
     heat = Overlay(found.map, found.stride, (float(np.percentile(inside, 0.5)), float(inside.max())), shown)
     bar = f"cosine similarity\n{inside.min():.2f} to {inside.max():.2f} in the body"
     rows = [
-        Row(query, found.reference, f"Reference in {query.name} at {here} mm (LPS)", cell=patch),
-        Row(key, found.best, f"Cosine similarity in {key.name}{there}", heat, bar=bar),
+        Row(query, found.reference, f"Reference in {query.name} at {here}", cell=patch, ras=ras),
+        Row(key, found.best, f"Cosine similarity in {key.name}{there}", heat, bar=bar, ras=ras),
     ]
 
     def plots(part: SubFigure) -> None:
@@ -244,4 +245,4 @@ def _draw_profile(axis: Axes, found: Similarity, label: str) -> None:
     axis.set_ylabel("cosine similarity")
     axis.set_title("Similarity against distance", fontsize=10.5)
     axis.grid(alpha=0.3)
-    axis.legend(loc="best", fontsize=9)
+    axis.legend(loc="best", fontsize=9, markerscale=2)

@@ -288,11 +288,11 @@ def _draw(scatter: Scatter, heading: str, file: Path) -> None:
 def draw_scatter(
     axis: Axes, places: Floats, labels: NDArray[np.int64], names: Mapping[int, str], shares: Mapping[int, float]
 ) -> None:
-    """Draw points (N, 2) by label; colours repeat after eight labels, with another marker."""
+    """Draw points (N, 2) by label, each with a colour and a marker of its own."""
     for number, (value, name) in enumerate(sorted(names.items())):
         of_label = labels == value
-        colour, turn = _PALETTE[number % len(_PALETTE)], number // len(_PALETTE)
+        colour, turn = _PALETTE[number % len(_PALETTE)], number + number // len(_PALETTE)
         x, y = places[of_label].T
         said = picture(name).replace("_", " ") + (f" ({shares[value]:.0%})" if value in shares else "")
-        axis.scatter(x, y, s=24 if turn else 14, color=colour, marker=_MARKERS[turn % len(_MARKERS)],
-                     alpha=0.8, linewidths=0, label=said)  # fmt: skip
+        axis.scatter(x, y, s=16, color=colour, marker=_MARKERS[turn % len(_MARKERS)],
+                     alpha=0.8, linewidths=0.3, edgecolors="0.3", label=said)  # fmt: skip

@@ -27,8 +27,8 @@ from nnssl.methods.options import from_plain
 from nnssl.methods.panel import Panel
 from nnssl.methods.registry import IMPORTED, get_method, method_names
 from nnssl.networks.build import resolve_configuration
-from nnssl.pretraining.crops import overviews
-from nnssl.pretraining.pictures import draw_panels
+from nnssl.pretraining.overviews import Overview, overviews
+from nnssl.pretraining.pictures import draw_panels, name_cases
 from nnssl.pretraining.setup import Setup
 from nnssl.pretraining.weights import check_state
 
@@ -77,7 +77,7 @@ def visualize_views(
     setup, method, batch, names = _prepare(run, cases, step, device, allow_other_intensities)
     on_cpu = {key: value.cpu() for key, value in batch.items()}
     panels = type(method).panels(on_cpu, method.config)
-    where = overviews(setup, type(method), on_cpu, names)
+    where = overviews(setup, type(method), on_cpu, names, panels)
     return _draw(Drawn(names, panels, {}), f"{run.title}: views of step {step}", run.title, file, where)
 
 
@@ -117,9 +117,8 @@ def visualize_reconstruction(
     return _draw(Drawn(names, panels, numbers), heading, run.title, file)
 
 
-def _draw(drawn: Drawn, heading: str, method: str, file: Path, where: Sequence[Panel] = ()) -> Drawn:
-    named = ", ".join(dict.fromkeys(drawn.cases[: len(drawn.panels)]))
-    draw_panels(drawn.panels, file, f"{heading}\n{named}", where)
+def _draw(drawn: Drawn, heading: str, method: str, file: Path, where: Sequence[Overview] = ()) -> Drawn:
+    draw_panels(drawn.panels, file, f"{heading}\n{name_cases(drawn.cases, len(drawn.panels))}", where)
     pictures = [
         [{"title": p.title, "points": list(p.points), "boxes": list(p.boxes), "shape": p.image.shape} for p in row]
         for row in drawn.panels

@@ -34,7 +34,7 @@ from nnssl.classification.results import NAMES, Predictions, rate
 from nnssl.classification.splits import Fold
 from nnssl.core.distributed import resolve_device
 from nnssl.core.errors import UserError
-from nnssl.core.figures import COLOURS, new_figure, save_figure
+from nnssl.core.figures import COLOURS, WIDTH, new_figure, save_figure
 from nnssl.core.files import replace_file, write_json
 from nnssl.core.names import csv_table, markdown, picture
 from nnssl.data.folders import check_output_folder
@@ -249,7 +249,7 @@ def _cell(values: Sequence[float]) -> str:
 
 
 def _draw(results: ScanLabels, names: Sequence[str], shown: str, file: Path, title: str) -> None:
-    figure = new_figure(8.0, 4.6)
+    figure = new_figure(WIDTH, 4.6)
     axis = figure.subplots()
     counts = [amount.cases for amount in results.amounts]
     for place, name in enumerate(names):
@@ -260,13 +260,14 @@ def _draw(results: ScanLabels, names: Sequence[str], shown: str, file: Path, tit
         axis.errorbar(beside, means, bars, color=COLOURS[place % (len(COLOURS) - 1)],
                       linestyle=_LINES[place % 4], marker=_MARKERS[place % 6], capsize=3,
                       label=picture(name))  # fmt: skip
-    axis.axhline(0.5 if shown == "auroc" else 0.0, color="0.6", linewidth=0.8, linestyle=":", label="chance")
+    chance = (0.5, "chance") if shown == "auroc" else (0.0, "the mean of all cases")
+    axis.axhline(chance[0], color="0.4", linewidth=1.2, linestyle=":", label=chance[1])
     axis.set_xscale("log", base=2)
     axis.set_xticks(counts, [f"{a.cases}\n{a.percent:.3g} %" for a in results.amounts])
     axis.minorticks_off()
     axis.set_xlabel("labelled cases of a fold, and their share of its training cases")
-    axis.set_ylabel(NAMES[shown])
+    axis.set_ylabel(f"{NAMES[shown]} ({'0 to 1' if shown == 'auroc' else 'at most 1'})")
     axis.grid(alpha=0.3)
-    axis.legend(frameon=False)
+    figure.legend(loc="outside right upper", fontsize=10, frameon=False, handlelength=2.6)
     axis.set_title(picture(f"{title} (bars: SD over seeds)"), fontsize=11)
     save_figure(figure, file)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's colours: told apart with every kind of colour vision
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#FFFFFF")
+BRIGHT = tuple(COLOURS[i] for i in (4, 5, 2, 3, 6, 1))  # those that stand out of grey anatomy
 WIDTH = 9.0  # inches of a page: 900 pixels, which a README shows as they are
 _BAR = 0.25  # of the width of an image, at most: its scale bar
 
@@ -54,6 +55,13 @@ def write_inside(axis: Axes, text: str, column: float, row: float, size: float =
     along = "bottom" if row < 0.5 else "top" if row > 0.5 else "center"
     axis.text(column, row, text, transform=axis.transAxes, color=colour, fontsize=size, ha=across, va=along,
               path_effects=halo())  # fmt: skip
+
+
+def point_from_frame(axis: Axes, column: float, row: float) -> None:
+    """Point to a place of an image, in data coordinates, by short lines outside of its frame, which hide nothing."""
+    axis.set_xticks([column], [""])
+    axis.set_yticks([row], [""])
+    axis.tick_params(length=6, width=2, color=COLOURS[1], bottom=True, left=True, right=True)
 
 
 def round_length(most: float) -> float:

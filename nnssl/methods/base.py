@@ -15,7 +15,7 @@ from nnssl.core.batch_memory import stacked
 from nnssl.core.distributed import world_size
 from nnssl.core.errors import UserError
 from nnssl.core.geometry import Box
-from nnssl.methods.panel import Panel
+from nnssl.methods.panel import Panel, Whereabouts
 from nnssl.methods.shared.parts import check_parts
 from nnssl.networks.pyramid import FeaturePyramid
 
@@ -274,10 +274,8 @@ class Method(nn.Module):
 
     @classmethod
     def crop_boxes(cls, batch: Batch, config: Any) -> Tensor | None:
-        """First voxel and end (B, K, 2, 3) of crops of each sample's volume, also outside of it where it is padded.
-
-        None where the crops are not boxes of the volume's voxels, or none that the method compares.
-        """
+        """First voxel and end (B, K, 2, 3) of crops of each sample's volume, also in its padding; None without any that
+        are compared and boxes of its voxels."""
         return None
 
     @classmethod
@@ -285,8 +283,13 @@ class Method(nn.Module):
         """Rows of pictures with the views of an augmented batch on the CPU."""
         raise NotImplementedError
 
+    @classmethod
+    def whereabouts(cls, batch: Batch, config: Any) -> list[Whereabouts]:
+        """Where the crops of an augmented batch on the CPU are, volume by volume; by default the `crop_boxes`."""
+        return Whereabouts.of_boxes(cls.crop_boxes(batch, config))
+
     def reconstruction(self, batch: Batch) -> list[list[Panel]]:
-        """Rows of pictures of the network's output for an augmented batch; one process calls it, in evaluation mode."""
+        """Rows of pictures of the network's output for `reconstruction.png`, in one process and evaluation mode."""
         return []
 
     def forward(self, batch: Batch) -> StepOutput:

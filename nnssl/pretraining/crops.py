@@ -1,4 +1,4 @@
-"""Where the crops of a run are in their volumes: how much they overlap or leave them, and a picture of it."""
+"""How much the crops of a run overlap, and how much of them is outside of their volumes."""
 
 from __future__ import annotations
 
@@ -13,16 +13,13 @@ from nnssl.core.errors import UserError
 from nnssl.core.geometry import Box, Integers
 from nnssl.data.loader import reading
 from nnssl.data.volumes import BloscVolume
-from nnssl.methods.base import Batch, Match, Method, MethodConfig
-from nnssl.methods.panel import Panel
+from nnssl.methods.base import Match, MethodConfig
 from nnssl.methods.registry import get_method
 from nnssl.pretraining.setup import Setup
 
 MOST_OVERLAP = 0.7  # mean; beyond it both views show nearly the same, and agree without anything being learned
 MOST_PADDING = 0.5  # mean; nnU-Net's own plans leave a third of a patch empty in small volumes
 _DRAWS = 48  # the deviation of their mean is a few hundredths
-_SHOWN = 4  # volumes of the overview
-_GREY = (1.0, 99.5)  # percentiles of a slice that are black and white
 
 Floats = NDArray[np.float64]
 
@@ -184,60 +181,3 @@ def _smaller(setup: Setup, size: Sequence[int], parts: int) -> MethodConfig | No
 
 def _times(size: Sequence[int]) -> str:
     return "x".join(map(str, size))
-
-
-def overviews(setup: Setup, method: type[Method], batch: Batch, cases: Sequence[str]) -> list[Panel]:
-    """Where the crops of a batch are in their volumes: a slice of each of the first volumes with its crops as boxes.
-
-    Args:
-        setup: of the run.
-        method: of the run.
-        batch: on the CPU, augmented or not.
-        cases: label of each sample's volume.
-    """
-    boxes = method.crop_boxes(batch, setup.config)
-    if boxes is None:
-        return []
-    folders, shown = (*setup.train.folders, *setup.val.folders), []
-    for case, own in list(zip(cases, boxes.numpy(), strict=False))[:_SHOWN]:
-        dataset, name = case.split("/", 1)
-        folder = next(f for f in folders if f.name == dataset and (f.images / f"{name}.b2nd").is_file())
-        axes = setup.plans.get("transpose_forward", [0, 1, 2])
-        letters = "" if setup.orientation is None else "".join(setup.orientation[2 - axis] for axis in axes)
-        with reading(folder, name):
-            shown.append(overview(own, folder.open(name), letters, name))
-    return shown
-
-
-def overview(boxes: Floats, volume: BloscVolume, letters: str, title: str) -> Panel:
-    """The coronal slice through the middle of the first crop, with all crops as boxes.
-
-    Args:
-        boxes: (K, 2, 3) first voxels and ends of the crops.
-        volume: that they are of.
-        letters: direction of its axes, such as SPL; none where unknown: the slice across the second axis then.
-        title: of the picture.
-    """
-    size = np.asarray(volume.size)
-    depth = next((axis for axis, letter in enumerate(letters) if letter in "AP"), 1)
-    rows, columns = sorted({0, 1, 2} - {depth}, key=lambda axis: (letters[axis : axis + 1] not in ("S", "I"), axis))
-    middle = int(np.clip(boxes[0, :, depth].mean(), 0, size[depth] - 1))
-    start, stop = np.zeros(3, dtype=np.int64), size.copy()
-    start[depth], stop[depth] = middle, middle + 1
-    image = volume.read(start, stop)[0].take(0, depth)
-    image = image if rows < columns else image.T
-    spans = boxes.copy()
-    for axis, turned in ((rows, "S"), (columns, "R")):  # the head is up, and the patient's left on the right
-        if letters[axis : axis + 1] == turned:
-            image = np.flip(image, 0 if axis == rows else 1)
-            spans[:, :, axis] = size[axis] - spans[:, ::-1, axis]
-    sides = spans[:, 1] - spans[:, 0]
-    framed = [
-        (float(first[rows]), float(first[columns]), float(side[rows]), float(side[columns]))
-        for first, side in zip(spans[:, 0], sides, strict=True)
-    ]
-    low, high = np.percentile(image, _GREY)
-    named = f"{title}, " + ("coronal slice" if letters else "slice across axis 2") + f" {middle}"
-    pair = len(framed) <= 2
-    return Panel(image, named, boxes=framed if pair else (), frames=() if pair else framed, values=(low, high),
-                 aspect=volume.spacing[rows] / volume.spacing[columns])  # fmt: skip

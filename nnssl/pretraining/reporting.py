@@ -30,7 +30,7 @@ from nnssl.pretraining.metrics import (
     totals,
     write_rows,
 )
-from nnssl.pretraining.pictures import draw_progress
+from nnssl.pretraining.progress import draw_progress
 from nnssl.pretraining.setup import Setup
 
 log = logging.getLogger("nnssl")

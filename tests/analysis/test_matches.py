@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from nnssl.analysis.matches import find_landmarks, fit_title
+from nnssl.analysis.matches import find_landmarks
 from nnssl.features.images import PreparedImage
 from nnssl.features.tiles import EncodedImage
 from tests.analysis.images import encoded, geometry
@@ -12,11 +12,6 @@ SIZE = (6, 8, 10)
 
 def _image(name: str) -> PreparedImage:
     return PreparedImage(name, np.zeros((1, *SIZE), np.float32), geometry(SIZE[::-1]))
-
-
-def test_fit_title__in_lines_as_wide_as_the_column() -> None:
-    assert fit_title("caudate_accumbens (left)", 1.75) == "caudate accumbens\n(left)"
-    assert fit_title("caudate_accumbens (left)", 3.5) == "caudate accumbens (left)"
 
 
 def test_find_landmarks__errors_are_in_mm_of_the_searched_image() -> None:

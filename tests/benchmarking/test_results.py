@@ -4,13 +4,12 @@ import csv
 import math
 import re
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from nnssl.benchmarking.plots import draw_labels, draw_parameters, spread
+from nnssl.benchmarking.plots import draw_labels, draw_parameters
 from nnssl.benchmarking.results import Results, bootstrap, cells, differences, seed_means, winners
 from nnssl.benchmarking.subsets import Amount
 from nnssl.benchmarking.tables import latex, markdown, write_tables
@@ -201,15 +200,6 @@ def test_write_tables__a_row_a_score(tmp_path: Path) -> None:
     row = next(r for r in rows if (r["method"], r["labelled_cases"], r["seed"], r["case"], r["structure"]) ==
                ("good", "10", "1", "case_3", "spleen"))  # fmt: skip
     assert float(row["nsd"]) == round(results.scores["good", 10, 1][1, 3, 1], 6) and row["percent"] == "100.0"
-
-
-def test_spread__apart_and_in_order() -> None:
-    assert spread([0.5, 0.1], 0.1) == [0.5, 0.1]
-    assert spread([0.50, 0.52, 0.9], 0.1) == pytest.approx([0.46, 0.56, 0.9])
-    placed = spread([0.3, 0.1, 0.11, 0.12, 0.2], 0.1)
-    ordered = [placed[i] for i in (1, 2, 3, 4, 0)]
-    assert all(b - a >= 0.1 - 1e-9 for a, b in pairwise(ordered))
-    assert spread([], 1.0) == []
 
 
 @pytest.mark.parametrize("draw", [draw_labels, draw_parameters])

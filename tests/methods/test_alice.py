@@ -409,18 +409,24 @@ def test_panels__show_both_crops_with_the_point_the_masks_and_the_targets(tmp_pa
     method = alice_method(config)
     batch = method.augment({**alice_batch(tmp_path, config), "similarity": torch.tensor([0.9, torch.nan])})
     rows = Alice.panels(batch, config)
-    assert len(rows) == 2 and all(len(row) == 6 for row in rows)
-    for i, row in enumerate(rows):
+    assert len(rows) == 4 and all(len(row) == 3 for row in rows)
+    for i in range(2):
         for k in range(2):
-            crop, seen, target = row[3 * k : 3 * k + 3]
+            crop, seen, target = rows[2 * i + k]
+            assert crop.crop is not None and crop.crop[:2] == (i, k)
             np.testing.assert_array_equal(crop.image, batch["crops"][i, k, 0, 8].numpy())
             assert list(crop.points) == [(1, 8, 12)] and not seen.points
             assert (seen.image == 0).mean() >= 0.5 and set(np.unique(seen.image)) <= {0, *np.unique(crop.image)}
             np.testing.assert_array_equal(target.image, batch["targets"][i, k, 0, 8].numpy())
-    assert "0.90" in rows[0][3].title and "similarity" not in rows[1][3].title
+    assert "0.90" in rows[1][0].title and "similarity" not in rows[3][0].title
+    where = Alice.whereabouts(batch, config)
+    assert [(w.sample, list(w.crops), w.volume is None) for w in where] == [
+        (i, [k], k == 0) for i in range(2) for k in range(2)
+    ]
+    assert where[1].boxes[0, 0].tolist() == batch["starts"][0, 1].tolist()
     draw_panels(rows, tmp_path / "views.png", "Alice")
     assert (tmp_path / "views.png").stat().st_size > 10_000
-    assert len(method.eval().reconstruction(batch)[0]) == 6
+    assert [len(row) for row in method.eval().reconstruction(batch)] == [3] * 4
 
 
 @pytest.mark.parametrize(

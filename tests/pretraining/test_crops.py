@@ -14,7 +14,7 @@ from nnssl.data.loader import Cases
 from nnssl.data.presets import presets
 from nnssl.methods.registry import get_method
 from nnssl.pretraining import crops
-from nnssl.pretraining.crops import crop_warning, outside_part, overview, shared_part
+from nnssl.pretraining.crops import crop_warning, outside_part, shared_part
 
 SIZE = np.array([35, 51, 36])
 
@@ -120,24 +120,6 @@ def test_crop_warning__none_for_presets_on_ct(preset: str, method: str, monkeypa
     plans = json.loads(presets()[preset].read_text())["configurations"]["3d_fullres"]
     size = np.array((250, 350, 350)) // np.array(plans["spacing"] or (2.5, 0.8, 0.8))
     assert crop_warning(_setup(method, tuple(plans["patch_size"]), size.astype(int))) is None
-
-
-@pytest.mark.parametrize(("letters", "axis", "head_up"), [("SPL", 1, True), ("IAL", 1, False), ("", 1, False)])
-def test_overview__boxes_are_on_the_voxels_that_they_hold(letters: str, axis: int, head_up: bool) -> None:
-    size = np.array([6, 5, 7])
-    values = np.random.default_rng(0).random(size).astype(np.float32)
-
-    def read(start: np.ndarray, stop: np.ndarray) -> np.ndarray:
-        return values[tuple(map(slice, start, stop))][None]
-
-    volume: Any = SimpleNamespace(size=size, read=read, spacing=(3.0, 1.0, 2.0))
-    boxes = np.array([[[1.0, 1, 2], [4, 4, 5]], [[0.0, 2, 3], [3, 5, 6]]])
-    panel = overview(boxes, volume, letters, "case")
-    assert panel.aspect == 1.5 and "slice" in panel.title
-    for (row, column, height, width), (first, stop) in zip(panel.boxes, boxes.astype(int), strict=True):
-        shown = panel.image[int(row) : int(row + height), int(column) : int(column + width)]
-        there = values[first[0] : stop[0], 2, first[2] : stop[2]]
-        np.testing.assert_array_equal(shown, np.flip(there, 0) if head_up else there)
 
 
 def test_crop_boxes__of_both_crops_also_when_scaled() -> None:

@@ -1,65 +1,71 @@
 from __future__ import annotations
 
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from matplotlib.text import Annotation
+from matplotlib.text import Text
 from PIL import Image
 
-from nnssl.core.figures import new_figure
 from nnssl.methods.panel import Panel
 from nnssl.pretraining import pictures
-from nnssl.pretraining.pictures import draw_panels, draw_progress
+from nnssl.pretraining.overviews import Outline, Overview
+from nnssl.pretraining.pictures import draw_panels, name_cases
 
 pytestmark = pytest.mark.rendered
 
 
-def _row(epoch: int, **more: Any) -> dict[str, Any]:
-    return {"epoch": epoch, "loss": 1.0 / epoch, "embedding_std": 0.1, "embedding_dim": 16, "learning_rate": 1e-3,
-            "samples_per_second": 2.0, "data_wait": 0.1, **more}  # fmt: skip
-
-
-def test_draw_progress__shows_what_the_rows_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first row is of an earlier version, the probe is due every other epoch, and there is no validation."""
+def test_draw_panels__everything_is_inside_and_readable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Points at all corners, texts, and overviews with boxes that go beyond the volume; one figure for all."""
     figures: list[Any] = []
     save = pictures.save_figure
 
-    def kept(figure: Any, file: Path, **_: Any) -> None:
+    def kept(figure: Any, file: Path, **options: Any) -> None:
         figures.append(figure)
-        save(figure, file)
+        save(figure, file, **options)
 
     monkeypatch.setattr(pictures, "save_figure", kept)
-    probed = {"probe_linear_dice": 0.5, "probe_nonlinear_dice": 0.25, "probe_linear_dice_left kidney/cyst": 0.5}
-    rows = [_row(1), _row(2, effective_rank=3.0, **probed), _row(3, effective_rank=4.0), _row(4, **probed)]
-    draw_progress(rows, tmp_path / "progress.png", "run")
+    corners = [(1, 0.0, 0.0), (2, 0.0, 19.0), (3, 19.0, 19.0), (4, 19.0, 0.0), (5, 10.0, 10.0), (6, 10.0, 11.0)]
+    panel = Panel(np.zeros((20, 20), np.float32), "pair 1, view 1, slice 9 of 16", corners, boxes=[(1, 1, 5, 5)],
+                  frames=[(0, 0, 3, 3)], texts=[("0.5", 4, 4)], crop=(0, 1, 0.5))  # fmt: skip
+    outlines = [Outline(0, (1, 1, 4, 3), True, [(3, 1, 3, 4)]), Outline(1, (4, -2, 7, 5), False, [(6, -2, 6, 3)])]
+    image, title = np.zeros((9, 7), np.float32), "a_case_with_a_long_name\ncoronal slice 3"
+    where = Overview(image, title, outlines, (0.0, 1.0), 2.0, "RLSI", 70.0)
+    draw_panels([[panel] * 3] * 2, tmp_path / "a.png", "vox2vec: views\ncase", [where, where])
+    assert Image.open(tmp_path / "a.png").size[0] == 900
     (figure,) = figures
-    drawn = {axis.get_ylabel(): [list(line.get_xdata()) for line in axis.lines] for axis in figure.axes}
-    assert drawn["loss"] == [[1, 2, 3, 4]] and drawn["effective rank"] == [[2, 3]]
-    assert drawn["probe Dice"] == [[2, 4], [2, 4]]
-    assert [f.name for f in tmp_path.iterdir()] == ["progress.png"]
-    draw_progress(rows[:1], tmp_path / "progress.png", "run")
-    assert "probe Dice" not in {axis.get_ylabel() for axis in figures[1].axes}
-    axis = figures[1].axes[0]
-    low, high = axis.get_xlim()
-    assert [tick for tick in axis.get_xticks() if low <= tick <= high] == [1]  # one epoch: one tick, and a marker on it
-    assert axis.lines[0].get_marker() == "o"
+    page = figure.bbox
+    above, *views = [axis for axis in _axes(figure) if axis.images]
+    assert len(views) == 1 + 6
+    for text in figure.findobj(Text):
+        if text.get_text() and text.get_visible():
+            box = text.get_window_extent()
+            assert page.x0 <= box.x0 and box.x1 <= page.x1 and page.y0 <= box.y0 and box.y1 <= page.y1, text
+    for axis in (above, *views):
+        boxes = [text.get_window_extent() for text in axis.texts]
+        assert not [(a, b) for a, b in combinations(range(len(boxes)), 2) if boxes[a].overlaps(boxes[b])]
+    assert {text.get_text() for text in above.texts} == {*"RLS", "1", "2", "20 mm"}
+    solid, dashed = (patch.get_linestyle() for patch in above.patches)
+    assert solid != dashed
+    titles = [axis.title.get_window_extent() for axis in views[1:4]]
+    assert not [(a, b) for a, b in combinations(range(3), 2) if titles[a].overlaps(titles[b])]
 
 
-def test_draw_panels__is_900_pixels_wide_and_numbers_stay_inside(tmp_path: Path) -> None:
-    corners = [(1, 0.0, 0.0), (2, 0.0, 19.0), (3, 19.0, 19.0), (4, 19.0, 0.0)]
-    panel = Panel(np.zeros((20, 20), np.float32), "crop", corners, boxes=[(1, 1, 5, 5)], texts=[("R", 2, 2)])
-    where = Panel(np.zeros((9, 7), np.float32), "case", frames=[(0, 0, 3, 3)], aspect=2.0)
-    for columns in (1, 2, 6):
-        draw_panels([[panel] * columns] * 2, tmp_path / "a.png", "title\ncase", [where])
-        assert Image.open(tmp_path / "a.png").size[0] == 900
+def _axes(figure: Any) -> list[Any]:
+    return [axis for part in figure.subfigs for axis in part.axes]
 
 
-@pytest.mark.parametrize(("place", "expected"), [((0.0, 19.0), (-1, -1)), ((19.0, 0.0), (1, 1))])
-def test_draw_point__number_is_towards_the_middle(place: tuple[float, float], expected: tuple[int, int]) -> None:
-    axis = new_figure(2, 2).subplots()
-    pictures._draw_point(axis, 1, *place, (20, 20))
-    (text,) = axis.texts
-    assert isinstance(text, Annotation)
-    assert tuple(np.sign(text.xyann)) == expected
+@pytest.mark.parametrize("columns", [1, 6])
+def test_draw_panels__is_900_pixels_wide(columns: int, tmp_path: Path) -> None:
+    panel = Panel(np.zeros((20, 20), np.float32), "crop")
+    draw_panels([[panel] * columns], tmp_path / "a.png", "title")
+    assert Image.open(tmp_path / "a.png").size[0] == 900
+
+
+def test_name_cases__with_the_dataset_once() -> None:
+    assert (
+        name_cases(["Dataset001_A/a", "Dataset001_A/b", "Dataset001_A/a", "Dataset001_A/c"], 3) == "Dataset001_A: a, b"
+    )
+    assert name_cases(["Dataset001_A/a", "Dataset002_B/b"], 2) == "Dataset001_A/a, Dataset002_B/b"

@@ -21,17 +21,15 @@ from nnssl.core.errors import UserError
 from nnssl.methods.alice.augment import TARGET_KEYS, TargetViewConfig, sample_target_views, target_views
 from nnssl.methods.alice.heads import AliceDinoHead, MocoHead
 from nnssl.methods.alice.loss import CentredCrossEntropy, CodeCasa, PaperCasa, cosine_distance, teacher_temperature
+from nnssl.methods.alice.panels import pair_panels, pair_whereabouts
 from nnssl.methods.base import Batch, Sample, StepOutput, Volume, at_least, below_one, formerly
-from nnssl.methods.panel import Panel
-from nnssl.methods.shared.hidden_blocks import slice_panel, value_range, visible_voxels
+from nnssl.methods.panel import Panel, Whereabouts
 from nnssl.methods.shared.masked_method import MaskedMethod
 from nnssl.methods.shared.parts import in_parts
 from nnssl.networks.contrastive import BatchNormHead, MomentumNetworks, begin_equal
 from nnssl.networks.pyramid import FeaturePyramid
 
-_SHOWN = 4  # pairs of `views.png`
 _CODE_RECONSTRUCTION = 5.0  # weight of the mean error of both crops in the authors' code
-_VIEWS = ("query", "key")
 _KINDS = ("across", "within")  # of agreement: of whole crops of two volumes, of the tokens of one crop
 
 
@@ -158,6 +156,7 @@ class Alice(MaskedMethod):
             spacing: (2, 3) mm.
             mask_seeds: (2,).
             similarity: () of the two places, NaN if unknown.
+            others: () number of the key's volume.
             and the parameters of the target views.
         """
         match = volume.match(rng)
@@ -171,6 +170,7 @@ class Alice(MaskedMethod):
             "spacing": np.array([v.spacing for v in volumes], dtype=np.float32),
             "mask_seeds": rng.integers(0, 2**63, 2, dtype=np.int64),
             "similarity": np.float32(match.similarity),
+            "others": np.int64(match.other.index),
             **sample_target_views(rng, affine, is_ct, config),
         }
 
@@ -275,24 +275,13 @@ class Alice(MaskedMethod):
 
     @classmethod
     def panels(cls, batch: Batch, config: Any) -> list[list[Panel]]:
-        """For up to four pairs of query and key: crop with the matched point, visible blocks, target view."""
-        rows = []
-        for i in range(min(_SHOWN, len(batch["crops"]))):
-            crops, targets = batch["crops"][i], batch["targets"][i, :, 0].numpy()
-            seen = visible_voxels(crops, batch["hidden"][i])[:, 0].numpy()
-            similarity = float(batch["similarity"][i])
-            known = "" if np.isnan(similarity) else f", similarity {similarity:.2f}"
-            point = ((1, crops.shape[-2] // 2, crops.shape[-1] // 2),)
-            row = []
-            for k, name in enumerate(_VIEWS):
-                title, shown = f"pair {i + 1}, {name}", value_range(crops[k, 0].numpy())
-                row += [
-                    slice_panel(crops[k, 0].numpy(), title + (known if k else ""), point, shown),
-                    slice_panel(seen[k], f"{title}: visible", values=shown),
-                    slice_panel(targets[k], f"{title}: target view", values=shown),
-                ]
-            rows.append(row)
-        return rows
+        """For up to two pairs, a row for the query and one for the key."""
+        return pair_panels(batch)
+
+    @classmethod
+    def whereabouts(cls, batch: Batch, config: Any) -> list[Whereabouts]:
+        """The query's crop in the sample's volume, and the key's in the other one."""
+        return pair_whereabouts(batch, config.patch)
 
 
 def momentum_at(step: int, steps: int, first: float) -> float:

@@ -167,7 +167,7 @@ def masked_crop_panels(crops: Tensor, hidden: Tensor) -> list[list[Panel]]:
     pairs = zip(crops.numpy(), visible_voxels(crops, hidden).numpy(), strict=True)
     return [
         [
-            slice_panel(image[0], f"volume {i + 1}: {name}", values=value_range(crop[0]))
+            slice_panel(image[0], f"volume {i + 1}: {name}", values=value_range(crop[0]), of=(i, 0))
             for image, name in ((crop, "crop"), (seen, "visible"))
         ]
         for i, (crop, seen) in enumerate(pairs)
@@ -181,10 +181,12 @@ def visible_voxels(crops: Tensor, hidden: Tensor) -> Tensor:
 
 def slice_panel(
     crop: np.ndarray, title: str, points: tuple[tuple[int, float, float], ...] = (),
-    values: tuple[float, float] | None = None,
+    values: tuple[float, float] | None = None, of: tuple[int, int] | None = None,
 ) -> Panel:  # fmt: skip
-    """The middle slice of a crop (Z, Y, X)."""
-    return Panel(crop[len(crop) // 2], title, points, values=values)
+    """The middle slice of a crop (Z, Y, X); `of` are the numbers of its sample and of the crop."""
+    middle = len(crop) // 2
+    return Panel(crop[middle], title, points, values=values,
+                 crop=None if of is None else (*of, (middle + 0.5) / len(crop)))  # fmt: skip
 
 
 def value_range(crop: np.ndarray) -> tuple[float, float]:

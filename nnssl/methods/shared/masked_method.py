@@ -175,7 +175,7 @@ class MaskedMethod(HiddenBlocks):
 
     @torch.no_grad()
     def reconstruction(self, batch: Batch) -> list[list[Panel]]:
-        """For up to four volumes: every crop, its visible blocks, and these with the network's output in the gaps.
+        """For up to four crops: the crop, its visible blocks, and these with the network's output in the gaps.
 
         Predicted blocks get the mean and deviation of the true ones, which the network does not predict.
         """
@@ -194,9 +194,15 @@ class MaskedMethod(HiddenBlocks):
         names = ("crop", "visible", "filled (true block means)" if self.normalises else "filled")
         return [
             [
-                slice_panel(image[i, k, 0], f"volume {i + 1}: {name}", values=value_range(images[0][i, k, 0]))
-                for k in range(shape[1])
+                slice_panel(image[i, k, 0], f"{_named(i, k, shape[1])}: {name}",
+                            values=value_range(images[0][i, k, 0]))
                 for image, name in zip(images, names, strict=True)
             ]
             for i in range(shape[0])
-        ]
+            for k in range(shape[1])
+        ][:_SHOWN]  # fmt: skip
+
+
+def _named(sample: int, crop: int, crops: int) -> str:
+    """How a title calls a crop."""
+    return f"volume {sample + 1}" + (f", crop {crop + 1}" if crops > 1 else "")

@@ -25,6 +25,7 @@ from nnssl.methods.base import Batch, Method, Sample, Volume
 from nnssl.methods.panel import Panel
 
 _PAIRS, _POINTS = 4, 8  # shown in `views.png`, at most
+_APART = 0.12  # of the crop, between two of the points
 
 
 def read_crops(volume: Volume, starts: Integers, patch: Sequence[int] | Integers) -> NDArray[np.float32]:
@@ -108,17 +109,32 @@ def matched_view_panels(crops: np.ndarray, points: np.ndarray) -> list[list[Pane
         shown = mine
         if len(mine):
             slices, counts = np.unique(mine[:, 0, 0], return_counts=True)
-            shown = mine[mine[:, 0, 0] == slices[counts.argmax()]]
-            shown = shown[np.linspace(0, len(shown) - 1, min(_POINTS, len(shown))).round().astype(int)]
-        rows.append([_view_panel(crops[i, k, 0], shown[:, k], f"pair {i + 1}, view {k + 1}") for k in range(2)])
+            shown = _apart(mine[mine[:, 0, 0] == slices[counts.argmax()]], np.asarray(crops.shape[-2:]))
+        rows.append([_view_panel(crops[i, k, 0], shown[:, k], i, k) for k in range(2)])
     return rows
 
 
-def _view_panel(crop: np.ndarray, points: np.ndarray, title: str) -> Panel:
-    """The slice of a crop (Z, Y, X) with the points (K, 3); the middle one if there are none."""
+def _apart(points: np.ndarray, size: Integers) -> np.ndarray:
+    """Up to eight points (K, 2, 3) far from each other, so that their numbers are readable.
+
+    The next one is always the farthest from those before.
+    """
+    places, chosen = points[:, 0, 1:], [0]
+    away = np.full(len(points), np.inf)
+    while len(chosen) < _POINTS:
+        away = np.minimum(away, np.linalg.norm((places - places[chosen[-1]]) / size, axis=1))
+        if away.max() < _APART:
+            break
+        chosen.append(int(away.argmax()))
+    return points[chosen]
+
+
+def _view_panel(crop: np.ndarray, points: np.ndarray, i: int, k: int) -> Panel:
+    """The slice of view k (Z, Y, X) of pair i with the points (K, 3); the middle one if there are none."""
     z = round(float(points[0, 0])) if len(points) else len(crop) // 2
     marks: Sequence[tuple[int, float, float]] = [(n + 1, float(y), float(x)) for n, (_, y, x) in enumerate(points)]
-    return Panel(crop[z], f"{title}, slice {z + 1} of {len(crop)}", marks)
+    title = f"pair {i + 1}, view {k + 1}, slice {z + 1} of {len(crop)}"
+    return Panel(crop[z], title, marks, crop=(i, k, (z + 0.5) / len(crop)))
 
 
 Floats = NDArray[np.float64]

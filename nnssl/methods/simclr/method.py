@@ -17,7 +17,7 @@ from torch import Tensor
 from nnssl.core.errors import UserError
 from nnssl.core.geometry import random_crop_start
 from nnssl.methods.base import Batch, Method, Sample, StepOutput, Volume, at_least, share
-from nnssl.methods.panel import Panel
+from nnssl.methods.panel import Panel, Whereabouts
 from nnssl.methods.shared.augment import (
     WINDOW_KEYS,
     WindowIntensityConfig,
@@ -159,6 +159,12 @@ class Simclr(Method):
     def crop_boxes(cls, batch: Batch, config: Any) -> Tensor | None:
         """Both crops of each volume; none where both views are of one crop."""
         return boxes_of_crops(batch["starts"][:, 0], config.patch) if config.variant == "overlap" else None
+
+    @classmethod
+    def whereabouts(cls, batch: Batch, config: Any) -> list[Whereabouts]:
+        """Both crops of each volume, or those that give two views each."""
+        boxes = boxes_of_crops(batch["starts"], config.patch).flatten(1, 2).numpy()
+        return [Whereabouts(i, own, range(len(own))) for i, own in enumerate(boxes)]
 
     @classmethod
     def panels(cls, batch: Batch, config: Any) -> list[list[Panel]]:

@@ -135,7 +135,7 @@ class UnetMae(HiddenBlocks):
         rows = masked_crop_panels(crops, hidden)
         for number, (row, image) in enumerate(zip(rows, filled, strict=True)):
             shown = value_range(crops[number, 0].numpy())
-            row.append(slice_panel(image[0], f"volume {number + 1}: filled", values=shown))
+            row.append(slice_panel(image[0], f"volume {number + 1}: filled", values=shown, of=(number, 0)))
         return rows
 
 

@@ -31,7 +31,7 @@ from nnssl.methods.base import (
     formerly_fixed,
     positive,
 )
-from nnssl.methods.panel import Panel
+from nnssl.methods.panel import Panel, Whereabouts
 from nnssl.methods.shared.parts import in_parts
 from nnssl.methods.voco.augment import (
     base_starts,
@@ -242,9 +242,27 @@ class VoCo(Method):
             for k in range(min(_SHOWN // 2, config.crops)):
                 view = batch["views"][i, k, 0].numpy()
                 title = f"volume {i + 1}, crop {k + 1}"
-                row += [_slab_panel(batch, config, i, k, title), Panel(view[len(view) // 2], f"{title}: view")]
+                row += [
+                    _slab_panel(batch, config, i, k, title),
+                    Panel(view[len(view) // 2], f"{title}: view", colour=k),
+                ]
             rows.append(row)
         return rows
+
+    @classmethod
+    def whereabouts(cls, batch: Batch, config: Any) -> list[Whereabouts]:
+        """The crops that `panels` shows, in the slabs that the bases tile."""
+        shown = min(_SHOWN // 2, config.crops)
+        found = []
+        for i in range(min(_SHOWN, len(batch["slab"]))):
+            base = batch["base"][i].numpy()
+            first, (z, y, x) = batch["starts"][i, :shown].numpy(), base * config.grid
+            boxes = np.stack([first, first + base], axis=1).astype(np.float64)
+            image = batch["slab"][i, 0, :z, :y, :x].float().numpy()
+            found.append(
+                Whereabouts(i, boxes, range(shown), image=image, name="body" if config.slab_base() is None else "slab")
+            )
+        return found
 
 
 def _nearest_bases(crops: Tensor, bases: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -273,4 +291,5 @@ def _slab_panel(batch: Batch, config: VoCoConfig, i: int, k: int, title: str) ->
         boxes=[(float(crop[1]), float(crop[2]), float(height), float(width))],
         frames=[(float(bases[j][1]), float(bases[j][2]), float(height), float(width)) for j in layer],
         texts=texts,
+        crop=(i, k, (depth // 2 + 0.5) / depth),
     )

@@ -158,8 +158,10 @@ class VolumeFusion(Method):
         pairs = zip(batch["crops"][:_SHOWN, 0].numpy(), batch["classes"][:_SHOWN, 0].numpy(), strict=True)
         return [
             [
-                slice_panel(crop, f"volume {number}: fused", values=value_range(crop)),
-                slice_panel(classes, f"volume {number}: mixing weights", values=(0, config.classes - 1)),
+                slice_panel(crop, f"volume {number}: fused", values=value_range(crop), of=(number - 1, 0)),
+                slice_panel(
+                    classes, f"volume {number}: mixing weights", values=(0, config.classes - 1), of=(number - 1, 0)
+                ),
             ]
             for number, (crop, classes) in enumerate(pairs, start=1)
         ]
