@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install test quick slow durations lint types format golden demo torture environments clean
+.PHONY: install test quick slow durations lint types format docs golden demo torture environments clean
 
 # The stamp says that the package is installed as these files describe it.
 $(VENV)/installed: pyproject.toml hatch_build.py nnssl_trainers.pth
@@ -40,6 +40,10 @@ types: install
 format: install
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# The pages of docs/ as a site; a broken link is an error. Open build/site/index.html.
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # Renews the record of what the package does (tests/golden/recorded) and prints what moved. `make test` compares with it; a commit
 # that renews it says in its message which lines moved and why.

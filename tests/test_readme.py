@@ -1,4 +1,4 @@
-"""The README's commands, as they stand, in one shell; then what must hold of their output."""
+"""The README as it stands, then what docs/walk.md has beyond it, in one shell; then what must hold of the output."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.docs import pages
 from tests.phantoms import ct_volume, write_ct_dataset, write_volume
 from tests.shell import Walk, volume
 
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
+README, WALK = (ROOT / name for name in ("README.md", "docs/walk.md"))
 SOURCE, TARGET = "Dataset500_Thorax", "Dataset017_Organs"
 PLANS = "nnsslPlans_tinyFrom500_vox2vec"
 MODEL = f"nnUNetTrainer_Vox2vecProbe__{PLANS}__3d_fullres"
@@ -25,28 +27,36 @@ def model(walk: Walk) -> Path:
     return walk.folder / "nnUNet_results" / TARGET / MODEL
 
 
-def blocks(language: str) -> list[str]:
-    """The fenced blocks of the README in a language."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", README.read_text(), flags=re.MULTILINE | re.DOTALL)
+def blocks(page: Path, language: str) -> list[str]:
+    """The fenced blocks of a page in a language."""
+    return [block.text for block in pages.blocks(page.read_text(), language)]
+
+
+def script() -> str:
+    """The README's commands, then the lines of the whole walk that the README does not have."""
+    short = [line for block in blocks(README, "bash") if block != INSTALLATION for line in block.splitlines()]
+    whole = [line for block in blocks(WALK, "bash") for line in block.splitlines()]
+    assert set(short) <= set(whole), "the README shows lines of the walk"
+    return "\n".join([*short, *(line for line in whole if line not in short)])
 
 
 @pytest.fixture(scope="module")
 def walk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Walk]:
-    """The README's walk, done."""
+    """The walk, done."""
     walk = Walk(tmp_path_factory.mktemp("walk"))
     source = write_ct_dataset(walk.raw, 500, "Thorax", 3)
-    (source / "dataset.json").write_text(blocks("json")[0])
+    assert blocks(README, "json") == blocks(WALK, "json")
+    (source / "dataset.json").write_text(blocks(WALK, "json")[0])
     target = write_ct_dataset(walk.raw, 17, "Organs", 5, labelled=True)
     hu, _ = ct_volume((24, 40, 40), np.random.default_rng(7))
     write_volume(target / "imagesTs" / "case_000_0000.nii.gz", hu, (3.0, 1.5, 1.5))
-    commands = [block for block in blocks("bash") if block != INSTALLATION]
-    assert len(commands) == len(blocks("bash")) - 1
-    walk.run("".join(commands).replace("/data/", f"{walk.folder}/"))
+    assert INSTALLATION in blocks(README, "bash")
+    walk.run(script().replace("/data/", f"{walk.folder}/"))
     yield walk
     shutil.rmtree(walk.folder)
 
 
-def test_readme__the_training_log_holds_the_transfer_report(walk: Walk) -> None:
+def test_walk__the_training_log_holds_the_transfer_report(walk: Walk) -> None:
     log = next((model(walk) / "fold_0").glob("training_log_*.txt")).read_text()
     assert f"Backbone from {SOURCE}/nnssl_vox2vec__nnsslPlans_tiny__3d_fullres/fold_all/checkpoint_final.pth" in log
     assert re.search(r"loaded: +62 tensors, +351,152 values", log)
@@ -55,11 +65,12 @@ def test_readme__the_training_log_holds_the_transfer_report(walk: Walk) -> None:
     assert (record["warnings"], record["report"]["adapted"]) == ([], {})
 
 
-def test_readme__names_the_files_that_are_written(walk: Walk) -> None:
-    listing = README.read_text().split("## Where the outputs are")[1].split("Runs of `mae`")[0]
+def test_page__names_the_files_that_are_written(walk: Walk) -> None:
+    section = (ROOT / "docs" / "tracking.md").read_text().split("## Where the outputs are")[1].split("\n## ")[0]
     run = walk.folder / "nnUNet_results" / SOURCE / "nnssl_vox2vec__nnsslPlans_tiny__3d_fullres" / "fold_all"
-    named = set(re.findall(r"\b[\w]+\.(?:pth|json|jsonl|png|txt)\b", listing.split("nnUNet_results/")[1]))
-    assert named == {file.name for file in run.iterdir()}
+    assert f"{SOURCE}/{run.parent.name}/{run.name}" in section
+    first_cells = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
+    assert set(re.findall(r"`([\w.]+)`", " ".join(first_cells))) == {file.name for file in run.iterdir()}
 
 
 def test_predictions__do_not_need_the_pretraining(walk: Walk) -> None:
@@ -96,5 +107,5 @@ def test_zip__predicts_elsewhere(walk: Walk) -> None:
 
 
 def test_python__runs(walk: Walk) -> None:
-    (script,) = blocks("python")
-    walk.run(f"python -c '{script}'")
+    (example,) = blocks(WALK, "python")
+    walk.run(f"python -c '{example}'")
