@@ -91,7 +91,7 @@ class Job:
 
     def results(self, seed: int | str) -> Path:
         """nnUNet_results of a seed's pretrainings."""
-        return self.out / "pretrained" / f"seed_{seed}"
+        return self.out / f"pretrained{self.table.longer}" / f"seed_{seed}"
 
     def run(self, method: str, seed: int | str) -> Path:
         """Folder of a pretraining."""
@@ -134,11 +134,13 @@ class Job:
         """The run of a method and a seed."""
         t = self.table
         fold = () if t.fold == "all" else ("-f", t.fold)
+        options = dict(option.split("=", 1) for option in t.pretrainings[method].split())
+        options["num_epochs"] = str(int(options["num_epochs"]) * t.times_epochs)
         command = ("nnssl_pretrain", "-d", str(t.source), "-m", method, "-p", t.plans, *fold, "-device", self.device,
                    "-probe", str(t.target), "-probe_every", "1", *FLAGS.get(method, ()),
-                   "-o", *t.pretrainings[method].split(), f"seed={seed}")  # fmt: skip
-        return Pretraining(self.out, f"pretrain_{method}_{t.plans}_{seed}", f"pretraining with {method}, seed {seed}",
-                           command, {"nnUNet_results": str(self.results(seed))},
+                   "-o", *(f"{key}={value}" for key, value in options.items()), f"seed={seed}")  # fmt: skip
+        key, title = f"pretrain_{method}_{t.plans}{t.longer}_{seed}", f"pretraining with {method}, seed {seed}"
+        return Pretraining(self.out, key, title, command, {"nnUNet_results": str(self.results(seed))},
                            folder=self.run(method, seed))  # fmt: skip
 
     def transfers(self) -> list[Made]:

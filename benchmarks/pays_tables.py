@@ -55,6 +55,7 @@ class Table:
         cases: numbers of labelled cases.
         test: as of nnssl_benchmark.
         fold: of the pretraining.
+        times_epochs: how many times as long the pretrainings are; other than 1 in a folder of their own.
         seeds: pretrainings and trainings.
         floors: Dice by structure that needs no look at the image.
         floor: what gives those.
@@ -73,6 +74,7 @@ class Table:
     test: str
     patch: tuple[int, int, int] | None = None
     fold: Literal["all", "0"] = "all"
+    times_epochs: int = 1
     seeds: int = 3
     floors: Mapping[str, float] = field(default_factory=dict)
     floor: str = ""
@@ -83,15 +85,23 @@ class Table:
         """Name of the row that the others are compared with."""
         return self.rows[0].name
 
+    @property
+    def longer(self) -> str:
+        """Ending of the names of pretrainings that are longer than the other tables'."""
+        return "" if self.times_epochs == 1 else f"_{self.times_epochs}_times"
+
     def transferred(self, method: str, copy: str = "") -> str:
         """Name of the plans that a pretraining leaves for the target."""
         return f"{self.plans}From{self.source}_{method}{copy}"
 
 
+_ONE_RATE = {"nnssl_output_factor": "1"}  # as the tables were made, when that was the only one
+
+
 def of_length(epochs: int, rate: str | None = None) -> dict[str, str]:
     """Variables of a training of `epochs` of 40 steps, tested without mirroring; `rate` None for the trainer's."""
     length = {"num_epochs": epochs, "num_iterations_per_epoch": 40, "num_val_iterations_per_epoch": 2}
-    rates = {} if rate is None else {"nnssl_initial_lr": rate}
+    rates = {} if rate is None else {"nnssl_initial_lr": rate, **_ONE_RATE}
     return {f"nnssl_{key}": str(value) for key, value in length.items()} | rates | {"nnssl_test_mirroring": "0"}
 
 
@@ -116,6 +126,8 @@ def _with_crops(crops: str) -> dict[str, str]:
 
 
 PRETRAINED = ("vox2vec", "voco", "pimpic", "alice", "lapn", "mae", "unet_mae")
+_LEADERS = ("vox2vec", "voco", "pimpic")  # ahead of random weights after 320 steps, or with the best features
+_UNFINISHED = ("unet_mae", "mae", "lapn", "vox2vec")  # loss still falling at the end of the pretraining
 _FINETUNE = "nnUNetTrainer_SSLUNetFinetune"
 _SCRATCH = "nnUNetTrainer_SSLUNetScratch"
 _SHORT, _LONG = 8, 30  # epochs
@@ -130,6 +142,30 @@ def _finetuning() -> tuple[Row, ...]:
         *(Row(method, _FINETUNE, method, short) for method in PRETRAINED),
         Row("random_long", _FINETUNE, RANDOM, long),
         Row("scratch_long", _SCRATCH, None, of_length(_LONG)),
+        *(Row(f"{method}_long", _FINETUNE, method, long) for method in _LEADERS),
+    )
+
+
+def _changed() -> tuple[Row, ...]:
+    """One thing of the fine-tuning changed: its rate, that of the output layers, or what is frozen for a quarter."""
+    rows = [Row(RANDOM, _FINETUNE, RANDOM, of_length(_SHORT, "1e-3"))]
+    for name, rate in (("slow", "3e-4"), ("fast", "3e-3")):
+        rows += [Row(f"{start}_{name}", _FINETUNE, start, of_length(_SHORT, rate)) for start in (RANDOM, *_LEADERS)]
+    for start, part in zip(_LEADERS, ("body", "encoder", "encoder"), strict=True):
+        frozen = {"nnssl_freeze": part, "nnssl_freeze_steps": "80"}
+        rows.append(Row(f"{start}_frozen_first", _FINETUNE, start, of_length(_SHORT, "1e-3") | frozen))
+    ten = of_length(_SHORT, "1e-3") | {"nnssl_output_factor": "10"}
+    rows += [Row(f"{start}_output", _FINETUNE, start, ten) for start in (RANDOM, *PRETRAINED)]
+    return tuple(rows)
+
+
+def _more() -> tuple[Row, ...]:
+    """Fine-tuning and linear probes of pretrainings that were stopped while their losses still fell."""
+    short, probe = of_length(_SHORT, "1e-3"), of_length(_SHORT, "1e-2")
+    return (
+        Row(RANDOM, _FINETUNE, RANDOM, short),
+        *(Row(method, _FINETUNE, method, short) for method in _UNFINISHED),
+        *(Row(f"{method}_linear", "nnUNetTrainer_SSLLinearProbe", method, probe) for method in _UNFINISHED),
     )
 
 
@@ -216,6 +252,8 @@ _ALL = (
     _HIPPOCAMPUS,
     _like(_HIPPOCAMPUS, "linear", _LINEAR, _probes("Linear")),
     _like(_HIPPOCAMPUS, "nonlinear", _NONLINEAR, _probes("")),
+    replace(_like(_HIPPOCAMPUS, "changed", "other rates, and frozen first", _changed()), cases=(4, 30)),
+    replace(_like(_HIPPOCAMPUS, "more", "four times the pretraining", _more()), cases=(4,), times_epochs=4),
     _like(_HIPPOCAMPUS, "lapn", "encodings, teacher and students of LAPN", _lapn("017_lapn")),
     _HEADS,
     _like(_HEADS, "linear", _LINEAR, _probes("Linear")),

@@ -35,7 +35,8 @@ def blocks(language: str) -> list[str]:
 def test_page__the_example_is_a_method(
     folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, line = blocks("python")
+    (code,) = blocks("python")
+    (line,) = (block for block in blocks("text") if "method:" in block)
     (entry,) = ast.literal_eval(f"{{{line}}}").items()
     folder = tmp_path / "methods" / entry[0]
     folder.mkdir(parents=True)

@@ -142,7 +142,8 @@ def test_ready__rows_whose_pretrainings_are_finished(job: Any) -> None:
         for seed in seeds:
             job.run(method, seed).mkdir(parents=True)
             (job.run(method, seed) / "checkpoint_final.pth").touch()
-    assert [row.name for row in job.ready()] == ["random", "scratch", "voco", "random_long", "scratch_long"]
+    assert [row.name for row in job.ready()] == [
+        "random", "scratch", "voco", "random_long", "scratch_long", "voco_long"]  # fmt: skip
     one = replace(job, table=replace(job.table, seeds=1))
     assert "vox2vec" in [row.name for row in one.ready()]
 

@@ -42,8 +42,6 @@ def parser() -> argparse.ArgumentParser:
     add(p, "-m", required=False, nargs="+", metavar="RUN", dest="models",
         help=f"with -target: pretrainings to compare, as RUN ({RUN}), random:RUN or NAME=RUN")
     add(p, "--finetune", action="store_true", help="with -target: fine-tune the networks too, with nnssl_classify")
-    add(p, "-set", nargs="+", default=[], metavar="KEY=VALUE", dest="options",
-        help="with --finetune: options of the training, as of nnssl_classify, such as num_epochs=50")
     add(p, "-o", required=True)
     add_shared(p, "-c")
     add(p, "-p", help="plans of the items that name none")
@@ -51,6 +49,7 @@ def parser() -> argparse.ArgumentParser:
     add(amount, "-fractions", nargs="+", type=float, metavar="PERCENT",
         help="percentages of the training cases (default: 5 10 20 50 100)")
     add(amount, "-cases", nargs="+", type=int, metavar="N", help="numbers of training cases instead")
+    add(p, "-set", help="with --finetune: options of the training, as of nnssl_classify, such as num_epochs=50")
     add(p, "-seeds", default=3)
     add(p, "-test", metavar="WHICH",
         help="labelsTs, fold_0, a percentage of the labelled cases, or 70/10/20 for PiMPiC's split (default: labelsTs "

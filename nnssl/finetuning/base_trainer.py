@@ -213,6 +213,8 @@ class UsableCases(CheckedTrainer):
 class RateByEpoch:
     """A scheduler as nnU-Net's trainers use one: every epoch sets the rate of all parameter groups.
 
+    A group with a `rate_factor` has that times the rate.
+
     Args:
         optimiser: Whose rate is set.
         rate: Of an epoch, counted from 0.
@@ -224,17 +226,19 @@ class RateByEpoch:
     def step(self, epoch: int) -> None:
         """Set the rate of an epoch."""
         for group in self.optimiser.param_groups:
-            group["lr"] = self.rate(epoch)
+            group["lr"] = self.rate(epoch) * group.get("rate_factor", 1.0)
 
 
 LENGTHS = ("num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch", "patience")
 RATE = "initial_lr"
 MIRRORING = "test_mirroring"
+OUTPUT_FACTOR = "output_factor"
 _VARIABLES = (
     *LENGTHS,
     RATE,
     MIRRORING,
     "recipe",
+    OUTPUT_FACTOR,
     "freeze",
     "freeze_steps",
     "checkpoint",
@@ -262,7 +266,7 @@ def apply_settings(trainer: Any, block: Mapping[str, Any]) -> None:
                             f"nnssl_{name}=10")  # fmt: skip
         setattr(trainer, name, int(value))
     if (value := given(RATE, block)) is not None:
-        setattr(trainer, RATE, _rate(value))
+        setattr(trainer, RATE, above_zero(RATE, value))
     if (value := given(MIRRORING, block)) is not None:
         if value not in ("0", "1"):
             raise UserError(f"nnssl_{MIRRORING} takes 0 or 1, not {shown(value)}; type: export nnssl_{MIRRORING}=0")
@@ -278,11 +282,17 @@ def _refuse_misspelt() -> None:
                             f"nnssl_{meant[0]}=VALUE")  # fmt: skip
 
 
-def _rate(value: str) -> float:
+def above_zero(name: str, value: str) -> float:
+    """The number of a setting.
+
+    Raises:
+        UserError: it is none above 0.
+    """
     try:
-        rate = float(value)
+        number = float(value)
     except ValueError:
-        rate = math.nan
-    if not 0 < rate < math.inf:
-        raise UserError(f"nnssl_{RATE} takes a number above 0, not {shown(value)}; type: export nnssl_{RATE}=0.001")
-    return rate
+        number = math.nan
+    if not 0 < number < math.inf:
+        example = 0.001 if name == RATE else 10
+        raise UserError(f"nnssl_{name} takes a number above 0, not {shown(value)}; type: export nnssl_{name}={example}")
+    return number

@@ -10,7 +10,7 @@ from torch import nn
 
 from nnssl.core.errors import UserError
 from nnssl.core.names import shown
-from nnssl.finetuning.base_trainer import RATE, RateByEpoch, apply_settings
+from nnssl.finetuning.base_trainer import OUTPUT_FACTOR, RATE, RateByEpoch, above_zero, apply_settings
 from nnssl.finetuning.freezing import FrozenParts
 from nnssl.finetuning.output_bias import RAREST, class_frequencies, start_at_frequencies
 from nnssl.finetuning.recipes import warmup_cosine_rate, warmup_poly_rate
@@ -47,11 +47,15 @@ class WarmupCosineTrainer(UNetTrainer):
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
         """AdamW over everything."""
-        optimiser = torch.optim.AdamW(self.trained_parameters(), self.initial_lr, weight_decay=self.weight_decay)
+        optimiser = torch.optim.AdamW(self.parameter_groups(), self.initial_lr, weight_decay=self.weight_decay)
         warmup = self.num_epochs // self.warmup
         return optimiser, RateByEpoch(
             optimiser, lambda epoch: warmup_cosine_rate(epoch, self.num_epochs, self.initial_lr, warmup)
         )
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """All parameters, at one rate."""
+        return [{"params": self.trained_parameters()}]
 
 
 class VoCoTrainer(WarmupCosineTrainer):
@@ -66,9 +70,13 @@ Recipe = Literal["adamw", "sgd"]
 class UNetFinetuneTrainer(VoCoTrainer):
     """The plans' whole network from a pretraining of any method, by one of two recipes.
 
-    `adamw` is `VoCoTrainer`, but a training of fewer than 1,000 steps has a rate of 1e-3. `sgd` is nnU-Net's optimiser
-    (momentum 0.99, Nesterov, decay 3e-5) at a rate of 1e-3: of the 1,000 epochs the first 50 are linear warm-up, then
-    the rate falls to 0 as nnU-Net's. A training of another length warms up for a twentieth of its epochs, rounded down.
+    `adamw` is `VoCoTrainer`, but a training of fewer than 1,000 steps has a rate of 1e-3, and 10 times that in the
+    output layers: AdamW moves a weight by no more than the rate in a step, and a class whose first weights are negative
+    would stay lost, as the features are mostly positive. `nnssl_output_factor` sets another factor.
+
+    `sgd` is nnU-Net's optimiser (momentum 0.99, Nesterov, decay 3e-5) at a rate of 1e-3: of the 1,000 epochs the first
+    50 are linear warm-up, then the rate falls to 0 as nnU-Net's. A training of another length warms up for a twentieth
+    of its epochs, rounded down.
 
     The variable `nnssl_recipe` chooses, else `plans["nnssl"]["recipe"]`. A continued training keeps its recipe. The
     outputs start at the classes' frequencies in the training cases (`nnssl.finetuning.output_bias`).
@@ -77,10 +85,12 @@ class UNetFinetuneTrainer(VoCoTrainer):
     default_recipe: ClassVar[Recipe] = "adamw"
     short_rate: ClassVar[float] = 1e-3  # of adamw
     short_steps: ClassVar[int] = 1000
+    short_factor: ClassVar[float] = 10.0  # of the output layers' rate
     sgd_rate: ClassVar[float] = 1e-3
     sgd_decay: ClassVar[float] = 3e-5
     sgd_warmup: ClassVar[int] = 20  # epochs for one of warm-up
     recipe: Recipe
+    output_factor: float = 1.0
 
     def set_up(self) -> None:
         """Set the rate and the decay of the recipe as well.
@@ -95,7 +105,8 @@ class UNetFinetuneTrainer(VoCoTrainer):
     def initialize(self) -> None:
         """Also keep the recipe and its rate in the plans, and so in every checkpoint."""
         self._block.update(recipe=self.recipe, initial_lr=self.initial_lr)
-        self.print_to_log_file(f"Recipe: {self.recipe}, at a rate of {self.initial_lr:g}")
+        outputs = f", {self.output_factor:g} times that in the output layers" if self.output_factor != 1 else ""
+        self.print_to_log_file(f"Recipe: {self.recipe}, at a rate of {self.initial_lr:g}{outputs}")
         super().initialize()
 
     def _fill(self, start: Start) -> None:
@@ -128,8 +139,30 @@ class UNetFinetuneTrainer(VoCoTrainer):
         self.weight_decay = self.sgd_decay if sgd else self.decay
         apply_settings(self, self._planned)
         steps = self.num_epochs * self.num_iterations_per_epoch
-        if not sgd and steps < self.short_steps and given(RATE, self._planned) is None:
+        short = not sgd and steps < self.short_steps
+        if short and given(RATE, self._planned) is None:
             self.initial_lr = self.short_rate
+        factor = given(OUTPUT_FACTOR, self._planned)
+        self.output_factor = (
+            (self.short_factor if short else 1.0) if factor is None else above_zero(OUTPUT_FACTOR, factor)
+        )
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The output layers apart where they have another rate."""
+        trained = self.trained_parameters()
+        if self.output_factor == 1:
+            return [{"params": trained}]
+        output = {id(p) for p in self.plain_network.decoder.seg_layers.parameters()}
+        return [
+            {"params": [p for p in trained if id(p) not in output]},
+            {"params": [p for p in trained if id(p) in output], "rate_factor": self.output_factor},
+        ]
+
+    def prepare_optimiser(self, groups: int) -> None:
+        """As many groups as the checkpoint's, whose factor is restored; trainings of earlier versions have one."""
+        if groups != len(self.optimizer.param_groups):
+            self.output_factor = self.short_factor if groups > 1 else 1.0
+            self.optimizer, self.lr_scheduler = self.configure_optimizers()
 
     def stuck_advice(self) -> str:
         """Also name the recipe that leaves the background sooner."""
@@ -141,7 +174,7 @@ class UNetFinetuneTrainer(VoCoTrainer):
         if self.recipe == "adamw":
             return super().configure_optimizers()
         optimiser = torch.optim.SGD(
-            self.trained_parameters(), self.initial_lr, momentum=0.99, nesterov=True, weight_decay=self.weight_decay
+            self.parameter_groups(), self.initial_lr, momentum=0.99, nesterov=True, weight_decay=self.weight_decay
         )
         warmup = self.num_epochs // self.sgd_warmup
         return optimiser, RateByEpoch(

@@ -274,8 +274,7 @@ class Method(nn.Module):
 
     @classmethod
     def crop_boxes(cls, batch: Batch, config: Any) -> Tensor | None:
-        """First voxel and end (B, K, 2, 3) of crops of each sample's volume, also in its padding; None without any that
-        are compared and boxes of its voxels."""
+        """First voxels and ends (B, K, 2, 3) of crops that are compared, also in the padding; None without boxes."""
         return None
 
     @classmethod

