@@ -74,7 +74,7 @@ def test_benchmark__folds_are_nested_subsets_with_one_test_set(tmp_path: Path, r
     ("options", "words"),
     [
         ({"tolerance": ["brain=3"]}, "-tolerance names brain, which is no structure"),
-        ({"num_processes": 0}, "-np takes a number from 1"),
+        ({"num_processes": 0}, "-np 0 leaves nobody to work"),
         ({"output": __file__}, "is a file; -o takes a folder"),
     ],
 )
