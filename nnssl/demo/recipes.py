@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 # A few minutes on two cores for every method. So short a training needs a higher rate than the papers' 100,000 steps.
-# Crops of 16x32x32 voxels are faster, but left a linear head on vox2vec at a Dice of .15.
 _PRETRAINING = ("num_epochs=7", "val_steps_per_epoch=2")
 _OF_METHOD = {
     "voco": ("steps_per_epoch=30", "learning_rate=1e-3", "warmup_steps=20", "batch_size=4", "crops=4", "grid=1,3,3",
