@@ -171,7 +171,7 @@ def measure(
     Raises:
         torch.cuda.OutOfMemoryError: the batch does not fit.
     """
-    batch, sampling = _sampled(setup, device)
+    batch, sampling = sampled(setup, device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     stepper = Stepper(setup, device, variant)
@@ -220,7 +220,7 @@ def release(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats(device)
 
 
-def _sampled(setup: BenchmarkSetup, device: torch.device) -> tuple[Batch, float]:
+def sampled(setup: BenchmarkSetup, device: torch.device) -> tuple[Batch, float]:
     """The first batch of a run, in pinned memory for a card, and the seconds that one volume took."""
     method = get_method(setup.method)
     dataset = SampleDataset(method, setup.config, setup.train, setup.val, RelativePosition())

@@ -12,15 +12,14 @@ from torch import Tensor, optim
 
 from nnssl.methods.base import Method
 from nnssl.networks import fpn_unet as fpn
+from nnssl.networks import layout
 from nnssl.networks import pimpic_unet as pimpic_encoder
-from nnssl.networks import unet
-from nnssl.networks.pyramid import to_channels_last
 from nnssl.pretraining.optimisation import compile_backbones
 
 PACKAGE = "package"  # as a run has it
 LAYOUTS = {  # where the package chooses a layout, or where choosing one may be worth it (lapn)
     "vox2vec": ("contiguous", "channels_last"),
-    "sam": ("contiguous",),
+    "sam": ("channels_last",),
     "pimpic": ("channels_last",),
     "lapn": ("channels_last",),
 }
@@ -38,11 +37,11 @@ def forced_layout(variant: str) -> Iterator[None]:
     if variant not in ("contiguous", "channels_last"):
         yield
         return
-    convert: Callable[[Tensor], Tensor] = to_channels_last if variant == "channels_last" else Tensor.contiguous
+    convert: Callable[[Tensor], Tensor] = layout.to_channels_last if variant == "channels_last" else Tensor.contiguous
     with (
         patch.object(fpn, "_layout", lambda channels: _format(variant)),
         patch.object(fpn, "to_channels_last", convert),
-        patch.object(unet, "to_channels_last", convert),
+        patch.object(layout, "_fast", lambda device: _format(variant)),
         patch.object(pimpic_encoder, "_in_fast_layout", lambda x, channels: convert(x)),
     ):
         yield

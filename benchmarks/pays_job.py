@@ -118,7 +118,7 @@ class Job:
         needed |= {(row.planned, 0) for row in self.table.rows}
         runs = [self.pretraining(method, seed) for seed in range(self.table.seeds) for method in self.table.pretrainings
                 if (method, seed) in needed]  # fmt: skip
-        if any(row.start == RANDOM for row in self.table.rows):
+        if self.table.probed and any(row.start == RANDOM for row in self.table.rows):
             runs += [self.untrained(name, seed) for seed in range(self.table.seeds) for name in UNTRAINED]
         return runs
 
@@ -136,8 +136,9 @@ class Job:
         fold = () if t.fold == "all" else ("-f", t.fold)
         options = dict(option.split("=", 1) for option in t.pretrainings[method].split())
         options["num_epochs"] = str(int(options["num_epochs"]) * t.times_epochs)
+        probe = ("-probe", str(t.target), "-probe_every", "1") if t.probed else ()
         command = ("nnssl_pretrain", "-d", str(t.source), "-m", method, "-p", t.plans, *fold, "-device", self.device,
-                   "-probe", str(t.target), "-probe_every", "1", *FLAGS.get(method, ()),
+                   *probe, *FLAGS.get(method, ()),
                    "-o", *(f"{key}={value}" for key, value in options.items()), f"seed={seed}")  # fmt: skip
         key, title = f"pretrain_{method}_{t.plans}{t.longer}_{seed}", f"pretraining with {method}, seed {seed}"
         return Pretraining(self.out, key, title, command, {"nnUNet_results": str(self.results(seed))},

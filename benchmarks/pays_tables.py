@@ -55,6 +55,7 @@ class Table:
         cases: numbers of labelled cases.
         test: as of nnssl_benchmark.
         fold: of the pretraining.
+        probed: whether a probe on the labelled dataset follows the pretrainings.
         times_epochs: how many times as long the pretrainings are; other than 1 in a folder of their own.
         seeds: pretrainings and trainings.
         floors: Dice by structure that needs no look at the image.
@@ -74,6 +75,7 @@ class Table:
     test: str
     patch: tuple[int, int, int] | None = None
     fold: Literal["all", "0"] = "all"
+    probed: bool = True
     times_epochs: int = 1
     seeds: int = 3
     floors: Mapping[str, float] = field(default_factory=dict)
@@ -211,6 +213,26 @@ _HIPPOCAMPUS = Table(
     floor="mean shape",
     note="100 other volumes of the same kind (MR, about 35 x 51 x 36 voxels of 1 mm) are pretrained on.",
 )
+_OF_CARD = "patch_size=16,32,32 steps_per_epoch=60 val_steps_per_epoch=2 num_epochs=10 learning_rate=1e-3"
+_HIPPOCAMPUS_ON_A_CARD = replace(
+    _HIPPOCAMPUS,
+    name="017_nnunet",
+    title="Hippocampus: nnU-Net's own plans, on a card",
+    preset="nnUNetPlans",
+    plans="nnUNetPlans",
+    note=f"{_HIPPOCAMPUS.note} Network, patch and batch are nnU-Net's own: add `-device cuda`.",
+    patch=None,
+    probed=False,
+    pretrainings={
+        "vox2vec": f"{_OF_CARD} batch_size=8",
+        "pimpic": f"{_OF_CARD} crops=24",
+        "unet_mae": f"{_OF_CARD} batch_size=8 mask_block=8,8,8 warmup_steps=20 optimiser=adamw",
+    },
+    rows=tuple(
+        Row(start, _FINETUNE, start, {k: v for k, v in of_length(_SHORT).items() if "mirroring" not in k})
+        for start in (RANDOM, "vox2vec", "pimpic", "unet_mae")
+    ),
+)
 _HEADS = Table(
     name="018",
     title="Heads: the whole network is fine-tuned",
@@ -255,6 +277,7 @@ _ALL = (
     replace(_like(_HIPPOCAMPUS, "changed", "other rates, and frozen first", _changed()), cases=(4, 30)),
     replace(_like(_HIPPOCAMPUS, "more", "four times the pretraining", _more()), cases=(4,), times_epochs=4),
     _like(_HIPPOCAMPUS, "lapn", "encodings, teacher and students of LAPN", _lapn("017_lapn")),
+    _HIPPOCAMPUS_ON_A_CARD,
     _HEADS,
     _like(_HEADS, "linear", _LINEAR, _probes("Linear")),
     _SARCOMA,

@@ -3,7 +3,8 @@
     python benchmarks/presets.py                    (writes docs/presets.md; no card is needed)
     python benchmarks/presets.py -only sam vox2vec (prints the lines of these presets)
 
-The steps are rehearsed (`nnssl.pretraining.rehearsal`): nothing is timed.
+The steps are rehearsed (`nnssl.pretraining.rehearsal`): nothing is timed. What
+`benchmarks/gpu.py` measured on the card CARD is beside it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from gpu_setups import PRESETS
+from gpu_variants import PACKAGE
 
 from nnssl.data.loader import Cases
 from nnssl.data.presets import presets
@@ -39,8 +42,9 @@ METHODS = {
 # seconds of one core for a volume of 512x512x300 (benchmarks/results/loader_1_cpu_core.txt)
 SECONDS_A_VOLUME = {"vox2vec": 0.0075, "pimpic": 0.0163, "voco": 0.0614, "lapn": 0.137, "sam": 0.0079, "mae": 0.0091,
                     "alice": 0.0219}  # fmt: skip
-PEAK_TFLOPS, UTILISATION = 989.0, 0.35  # of an H100 SXM in bf16 without sparsity (data sheet)
-HEAD = ("preset", "method", "volumes a step", "GiB", "GiB recomputed", "TFLOP a step", "steps", "hours", "loader cores")
+CARD = Path(__file__).parent / "results" / "gpu_NVIDIA_H100_80GB_HBM3.json"
+HEAD = ("preset", "method", "volumes a step", "GiB", "GiB recomputed", "TFLOP a step", "steps", "GiB measured",
+        "ms a step", "hours", "loader cores")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,7 @@ class Line:
         gib, recomputed_gib: peak memory of a step as it is, and with checkpoint_activations=true.
         tflop: operations of a step.
         steps: of the whole schedule.
+        measured: seconds and peak memory (GiB) of a step on the card; None: not measured.
     """
 
     preset: str
@@ -63,19 +68,26 @@ class Line:
     recomputed_gib: float
     tflop: float
     steps: int
-
-    @property
-    def seconds(self) -> float:
-        """Of a step at the assumed utilisation."""
-        return self.tflop / (PEAK_TFLOPS * UTILISATION)
+    measured: tuple[float, float] | None = None
 
     @property
     def cells(self) -> tuple[str, ...]:
         """Of the table."""
-        cores = max(1, round(self.volumes / self.seconds * SECONDS_A_VOLUME[self.method]))
-        return (f"`nnsslPlans_{self.preset}`", self.method, str(self.volumes), f"{self.gib:.1f}",
-                f"{self.recomputed_gib:.1f}", f"{self.tflop:.2f}", f"{self.steps:,}",
-                f"{self.steps * self.seconds / 3600:.2f}", f"{cores}")  # fmt: skip
+        rehearsed = (f"`nnsslPlans_{self.preset}`", self.method, str(self.volumes), f"{self.gib:.1f}",
+                     f"{self.recomputed_gib:.1f}", f"{self.tflop:.2f}", f"{self.steps:,}")  # fmt: skip
+        if self.measured is None:
+            return (*rehearsed, "-", "-", "-", "-")
+        seconds, gib = self.measured
+        cores = max(1, round(self.volumes / seconds * SECONDS_A_VOLUME[self.method]))
+        return (*rehearsed, f"{gib:.1f}", f"{seconds * 1000:.0f}", f"{self.steps * seconds / 3600:.1f}", f"{cores}")
+
+
+def measured(preset: str, method: str, volumes: int) -> tuple[float, float] | None:
+    """Seconds and peak memory (GiB) of a step of the preset on the card, with this number of volumes."""
+    for step in json.loads(CARD.read_text())["steps"]:
+        if (step["method"], step["variant"], step["batch"]) == (method, PACKAGE, volumes):
+            return (step["step"], step["memory"]) if PRESETS[method] == f"nnsslPlans_{preset}" else None
+    return None
 
 
 def line_of(preset: str, method: str) -> Line:
@@ -88,7 +100,7 @@ def line_of(preset: str, method: str) -> Line:
     setup = Setup(method, config, plans, {}, {}, "3d_fullres", "all", nobody, nobody, Path(), resolved=resolved)
     found = [rehearse(replace(setup, config=replace(config, checkpoint_activations=on))) for on in (None, True)]
     return Line(preset, method, config.volumes, found[0].peak_gib, found[1].peak_gib, found[0].flop / 1e12,
-                config.num_epochs * config.steps_per_epoch)  # fmt: skip
+                config.num_epochs * config.steps_per_epoch, measured(preset, method, config.volumes))  # fmt: skip
 
 
 def table(lines: list[Line]) -> str:

@@ -17,6 +17,7 @@ from nnssl.checkpoints.pretrained import RANDOM, VARIABLE
 from nnssl.checkpoints.runs import checkpoint_of
 from nnssl.core.errors import UserError
 from nnssl.core.names import check_name, shown
+from nnssl.core.trainer_search import find_trainer
 from nnssl.data.pool import quietly
 from nnssl.data.trusted import read_nnunet_checkpoint
 from nnssl.finetuning.start import find_checkpoint
@@ -179,11 +180,9 @@ def _starts_from_pretraining(trainer: str) -> bool:
 
 @cache
 def _find_trainer(name: str) -> Any:
-    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
-
     try:
         with quietly():
-            return recursive_find_trainer_class_by_name(name)
+            return find_trainer(name)
     except RuntimeError as error:
         raise UserError(f"nnU-Net finds no trainer {name}; mend the name, or see what nnssl_doctor says") from error
 

@@ -6,6 +6,7 @@ import heapq
 import itertools
 from collections import Counter
 from collections.abc import Iterable
+from functools import cache
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ def backward(tensors: Tensor, gradient: Tensor | None = None, *args: Any, **kwar
     assert root is not None
     with torch.no_grad():
         first = torch.ones_like(tensors) if gradient is None else gradient
-        if not tensors._is_view():
+        if not (tensors._is_view() or _needs_holder(root)):
             tensors.detach_()  # lets go of the graph
         walk = _Walk(root)
         walk.give(root, 0, first)
@@ -36,59 +37,93 @@ class _Walk:
     """Nodes whose gradients are complete, latest first, and those that wait for more."""
 
     def __init__(self, root: Any) -> None:
-        self.missing = _dependencies(root)
+        self.missing, self.order = _dependencies(root)
         self.ready: list[tuple[int, int, Any]] = []
-        self.waiting: dict[int, tuple[Any, dict[int, Tensor]]] = {}
+        self.waiting: dict[int, tuple[Any, dict[int, Tensor], Any]] = {}
         self.missing[_key(root)] = 1
 
-    def give(self, node: Any, number: int, gradient: Tensor | None) -> None:
-        """One of the node's inputs, possibly None."""
+    def give(self, node: Any, number: int, gradient: Tensor | None, giver: Any = None) -> None:
+        """One of the node's inputs, possibly None, from a node that holds it."""
         key = _key(node)
-        _, gradients = self.waiting.setdefault(key, (node, {}))
+        _, gradients, _ = self.waiting.setdefault(key, (node, {}, giver if _needs_holder(node) else None))
         if gradient is not None:
             gradient = _fitting(gradient, node, number)
             gradients[number] = gradients[number] + gradient if number in gradients else gradient
         self.missing[key] -= 1
         if not self.missing[key]:
-            heapq.heappush(self.ready, (-_order(node), next(_NAMES), node))
+            heapq.heappush(self.ready, (-self.order[key], next(_NAMES), node))
 
     def run(self) -> None:
         """Call the nodes until none is ready."""
         while self.ready:
             _, _, node = heapq.heappop(self.ready)
-            _, gradients = self.waiting.pop(_key(node))
+            _, gradients, holder = self.waiting.pop(_key(node))
             if hasattr(node, "variable"):
                 _accumulate(node.variable, gradients.get(0))
                 continue
             edges, results = node.next_functions, _called(node, gradients)
-            del node, gradients
+            giver = (node, holder)
+            del node, gradients, holder
             for i, (following, number) in enumerate(edges):
                 if following is not None:
-                    self.give(following, number, results[i])
-            del edges, results
+                    self.give(following, number, results[i], giver)
+            del edges, results, giver
             following = None
 
 
-def _dependencies(root: Any) -> Counter[int]:
-    counts, seen, stack = Counter[int](), {_key(root)}, [root]
+def _dependencies(root: Any) -> tuple[Counter[int], dict[int, int]]:
+    """How many nodes each node waits for, and its place in the engine's order, both by `_key`."""
+    counts, order, stack = Counter[int](), {_key(root): _place(root)}, [root]
     while stack:
         for following, _ in stack.pop().next_functions:
             if following is None:
                 continue
-            counts[_key(following)] += 1
-            if _key(following) not in seen:
-                seen.add(_key(following))
+            key = _key(following)
+            counts[key] += 1
+            if key not in order:
+                order[key] = _place(following)
                 stack.append(following)
-    return counts
+    return counts, order
 
 
 def _key(node: Any) -> int:
     """A number that a node keeps, while its Python object comes and goes."""
-    return -id(node.variable) if hasattr(node, "variable") else int(node._sequence_nr())
+    if hasattr(node, "variable"):
+        return -id(node.variable)
+    return -id(node) if _is_own(node) else int(node._sequence_nr())
 
 
-def _order(node: Any) -> int:
+def _place(node: Any) -> int:
     return _LEAF if hasattr(node, "variable") else int(node._sequence_nr())
+
+
+def _is_own(node: Any) -> bool:
+    return isinstance(node, torch.autograd.function.BackwardCFunction)
+
+
+def _needs_holder(node: Any) -> bool:
+    return _is_own(node) and not _objects_keep_nodes()
+
+
+@cache
+def _objects_keep_nodes() -> bool:
+    """Whether the object of an autograd.Function is of use without the graph; up to PyTorch 2.11 it is not."""
+    with torch.enable_grad():
+        node = _Same.apply(torch.ones((), requires_grad=True)).grad_fn
+    try:
+        return bool(node.next_functions)
+    except RuntimeError:
+        return False
+
+
+class _Same(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        return gradient
 
 
 def _fitting(gradient: Tensor, node: Any, number: int) -> Tensor:
@@ -104,8 +139,7 @@ def _fitting(gradient: Tensor, node: Any, number: int) -> Tensor:
 
 def _called(node: Any, gradients: dict[int, Tensor]) -> list[Tensor | None]:
     given: Iterable[Tensor | None] = [gradients.get(i) for i in range(len(node._input_metadata))]
-    own = isinstance(node, torch.autograd.function.BackwardCFunction)
-    results = node.apply(*given) if own else node(*given)
+    results = node.apply(*given) if _is_own(node) else node(*given)
     return list(results) if isinstance(results, tuple) else [results]
 
 

@@ -14,6 +14,7 @@ from nnssl.core.files import read_json
 from nnssl.core.names import check_name
 from nnssl.core.plans_schema import PlansFile
 from nnssl.core.schemas import DatasetFile
+from nnssl.core.trainer_search import find_trainer
 from nnssl.data.pool import quietly
 from nnssl.data.trusted import read_nnunet_checkpoint, refuse_untrusted_names
 from nnssl.deployment.session import Description
@@ -146,10 +147,8 @@ def _read_folds(files: Sequence[Path]) -> tuple[dict[str, Any], list[Any]]:
 
 def _trainer(name: str) -> Any:
     """The trainer that a checkpoint names, as nnU-Net finds it."""
-    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
-
     try:
-        return recursive_find_trainer_class_by_name(name)
+        return find_trainer(name)
     except (AssertionError, TypeError) as error:  # a class of that name that is no trainer
         raise RuntimeError(f"{name!r} is no trainer") from error
 

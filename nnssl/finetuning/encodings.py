@@ -21,12 +21,12 @@ from nnssl.finetuning.trainer import PretrainedTrainer
 from nnssl.networks.build import segmentation_of
 from nnssl.networks.encodings import PixelEncoder
 from nnssl.networks.heads import upsampled_to
+from nnssl.networks.layout import InFastLayout, in_fast_layout
 from nnssl.networks.monai_unet import has_deep_supervision
-from nnssl.networks.pyramid import to_channels_last
 from nnssl.networks.two_stems import with_two_stems
 
 
-class EncodedSegmentation(nn.Module):
+class EncodedSegmentation(InFastLayout):
     """Image and encodings enter the plans' U-Net through two stems; the encoder never changes (methods.md 5.5).
 
     Args:
@@ -41,8 +41,13 @@ class EncodedSegmentation(nn.Module):
     def __init__(self, pixels: PixelEncoder, network: nn.Module, bridge: IntensityBridge | None) -> None:
         super().__init__()
         self.bridge, self.pixels, self.input_channels = bridge, pixels.freeze(), pixels.input_channels
-        # The encodings come in this layout from the encoder.
-        self.network = with_two_stems(network, sum(pixels.dims.values())).to(memory_format=torch.channels_last_3d)
+        self.network = with_two_stems(network, sum(pixels.dims.values()))
+        self.lay_out()
+
+    @property
+    def laid_out(self) -> nn.Module:
+        """The plans' network; the encoder has a layout of its own."""
+        return self.network
 
     def forward(self, x: Tensor) -> Any:
         """Map an image (B, C, Z, Y, X) in the plans' normalised values to what the plans' network gives.
@@ -50,7 +55,7 @@ class EncodedSegmentation(nn.Module):
         That is logits (B, num_classes, Z, Y, X), or a list of them, finest first, with deep supervision. The sides
         must be divisible by the total stride of that network; for the encoder they are padded.
         """
-        return self.network((to_channels_last(x), self.encodings(x)))
+        return self.network((in_fast_layout(x), in_fast_layout(self.encodings(x))))
 
     def encodings(self, x: Tensor) -> Tensor:
         """Map an image (B, C, Z, Y, X) to its encodings (B, d, Z, Y, X), without gradient; cells are repeated."""

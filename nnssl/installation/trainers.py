@@ -14,6 +14,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 import nnssl
+from nnssl.core.trainer_search import find_trainer
 from nnssl.installation.environment import INSTALL, Check, in_a_line
 
 VARIABLE = "nnUNet_extTrainer"
@@ -85,7 +86,7 @@ def _same(entry: str, folder: Path) -> bool:
 
 def _check_search(ours: Path, names: list[str]) -> Check:
     try:
-        from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+        import nnunetv2.utilities.find_objects  # noqa: F401
     except Exception as error:  # of any kind, as for torch
         return Check("trainers", "fail", f"nnU-Net's search cannot be imported: {in_a_line(error)}",
                      'pip install "nnunetv2>=2.8"')  # fmt: skip
@@ -95,7 +96,7 @@ def _check_search(ours: Path, names: list[str]) -> Check:
             # nnU-Net prints each module that it inspects, and their warnings are not about the installation
             with redirect_stdout(io.StringIO()), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                recursive_find_trainer_class_by_name(name)
+                find_trainer(name)
         except (Exception, SystemExit) as error:  # the search runs every module of every folder: any error is possible
             culprit = _culprit(error)
             if culprit is None and isinstance(error, RuntimeError):  # nnU-Net's error for a name that it does not find

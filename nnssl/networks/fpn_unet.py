@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnssl.core.errors import UserError
-from nnssl.networks.pyramid import FeaturePyramid, Levels, Stride, check_three_axes, format_size, to_channels_last
+from nnssl.networks.layout import to_channels_last
+from nnssl.networks.pyramid import FeaturePyramid, Levels, Stride, check_three_axes, format_size
 
 # From this number on the weights of a convolution outweigh its map, and the default layout is faster than channels-last
 # (forward and backward pass of a 3x3x3 convolution on a CPU).

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnssl.networks.fpn_unet import SegmentationNetwork, check_strides, pyramid_channels
-from nnssl.networks.pyramid import FeaturePyramid, Levels, Stride, to_channels_last
+from nnssl.networks.layout import to_channels_last
+from nnssl.networks.pyramid import FeaturePyramid, Levels, Stride
 
 _EPS = 1e-5  # as in nn.InstanceNorm3d
 

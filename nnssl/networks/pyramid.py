@@ -175,18 +175,6 @@ def format_size(size: Sequence[int]) -> str:
     return ",".join(str(int(n)) for n in size)
 
 
-def to_channels_last(x: Tensor) -> Tensor:
-    """Return the volume (B, C, Z, Y, X) in `torch.channels_last_3d`, also when C is 1.
-
-    With one channel both layouts have the same bytes in the same order and torch keeps the strides of the default one.
-    The first convolution would then write the default layout, and every later layer would follow it.
-    """
-    if x.shape[1] != 1:
-        return x.contiguous(memory_format=torch.channels_last_3d)
-    batch, _, *size = x.shape
-    return x.reshape(batch, *size, 1).permute(0, 4, 1, 2, 3)
-
-
 def padded_to_multiple(x: Tensor, divisor: Stride) -> Tensor:
     """Pad an image (B, C, Z, Y, X) with zeros at the end of every axis to a multiple of `divisor`, as nnU-Net pads."""
     z, y, x_ = (-size % d for size, d in zip(x.shape[2:], divisor, strict=True))

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from nnssl.core.errors import UserError
 from nnssl.networks.fpn_unet import SegmentationNetwork
-from nnssl.networks.pyramid import FeaturePyramid, Levels, Stride, cumulative_strides, to_channels_last
+from nnssl.networks.layout import InFastLayout, in_fast_layout
+from nnssl.networks.pyramid import FeaturePyramid, Levels, Stride, cumulative_strides
 
 DIMS, DEPTHS = (32, 64, 128, 256, 512, 512), (1, 1, 1, 1, 1, 1)  # of STU-Net-B
 
 
-class STUNetPyramid(FeaturePyramid):
+class STUNetPyramid(InFastLayout, FeaturePyramid):
     """The maps of an STU-Net, under the names of the authors' state dict.
 
     A U-Net of residual blocks with 3x3x3 kernels: the first block of a stage changes the resolution. The decoder
@@ -58,7 +59,7 @@ class STUNetPyramid(FeaturePyramid):
         self.conv_blocks_localization = nn.ModuleList(
             _stage(2 * fine, fine, blocks, (1, 1, 1)) for (fine, _), blocks in steps
         )
-        self.to(memory_format=torch.channels_last_3d)
+        self.lay_out()
         if levels == "decoder":
             self.decoding = ("upsample_layers", "conv_blocks_localization")
         else:
@@ -68,7 +69,7 @@ class STUNetPyramid(FeaturePyramid):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Map a volume (B, C, Z, Y, X), sides divisible by `divisor`, to its levels, finest first."""
-        x = to_channels_last(x)
+        x = in_fast_layout(x)
         maps = []
         for stage in self.conv_blocks_context:
             x = stage(x)

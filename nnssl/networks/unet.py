@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from nnssl.core.errors import UserError
-from nnssl.networks.pyramid import FeaturePyramid, cumulative_strides, to_channels_last
+from nnssl.networks.layout import InFastLayout, in_fast_layout
+from nnssl.networks.pyramid import FeaturePyramid, cumulative_strides
 
 
-class UNetPyramid(FeaturePyramid):
+class UNetPyramid(InFastLayout, FeaturePyramid):
     """The feature maps of a U-Net of the plans.
 
     The attribute `network` is that U-Net, complete and unchanged, so that its state dict is the one nnU-Net expects.
@@ -40,8 +41,8 @@ class UNetPyramid(FeaturePyramid):
         self.divisor = self.strides[-1]
         self.convolutional = True
         self.unused = ("network.decoder.",) if levels == "encoder" else ("network.decoder.seg_layers.",)
-        # The faster layout for convolutions on a CPU; the maps take it from the weights.
-        self.network: Any = network.to(memory_format=torch.channels_last_3d)
+        self.network: Any = network
+        self.lay_out()
         decoder.seg_layers.requires_grad_(False)
         if levels == "decoder":
             self.decoding = ("network.decoder.transpconvs", "network.decoder.stages")
@@ -59,7 +60,7 @@ class UNetPyramid(FeaturePyramid):
 
     def encode(self, x: Tensor) -> list[Tensor]:
         """The maps of the encoder's stages, finest first."""
-        skips: list[Tensor] = self.network.encoder(to_channels_last(x))
+        skips: list[Tensor] = self.network.encoder(in_fast_layout(x))
         return skips
 
     def decode(self, skips: list[Tensor]) -> list[Tensor]:

@@ -9,13 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnssl.networks.fpn_unet import SegmentationNetwork, check_strides
-from nnssl.networks.pyramid import FeaturePyramid, Levels, to_channels_last
+from nnssl.networks.layout import InFastLayout, in_fast_layout
+from nnssl.networks.pyramid import FeaturePyramid, Levels
 
 BASE = 32  # channels of the first convolution
 _LEVELS = (64, 128, 256, 512)  # in the authors' names of the stages
 
 
-class UNet3DPyramid(FeaturePyramid):
+class UNet3DPyramid(InFastLayout, FeaturePyramid):
     """The maps of the U-Net of Models Genesis (Zhou et al. 2019), under the names of SuPreM's state dict.
 
     Stages of two 3x3x3 convolutions, each with a norm and ReLU; pooling of 2 between them, transposed convolutions in
@@ -39,7 +40,7 @@ class UNet3DPyramid(FeaturePyramid):
             setattr(self, f"down_tr{name}", Stage((below, width // 2, width)))
         for name, width in list(zip(_LEVELS, widths, strict=True))[-2::-1]:
             setattr(self, f"up_tr{name}", Stage((3 * width, width, width), raised=2 * width))
-        self.to(memory_format=torch.channels_last_3d)
+        self.lay_out()
         if levels == "encoder":
             self.unused = tuple(f"up_tr{name}." for name in _LEVELS[:-1])
             for stage in self._stages("up", _LEVELS[:-1]):
@@ -47,7 +48,7 @@ class UNet3DPyramid(FeaturePyramid):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Map a volume (B, C, Z, Y, X), sides divisible by 8, to its levels, finest first."""
-        x = to_channels_last(x)
+        x = in_fast_layout(x)
         maps: list[Tensor] = []
         for stage in self._stages("down", _LEVELS):
             maps.append(stage.ops(F.max_pool3d(maps[-1], 2) if maps else x))

@@ -160,6 +160,7 @@ def biased_attention(
     windows, heads = query.shape[1:3]
     first, parts = (0, (-1, windows)) if len(added) == 1 else (1, (windows, heads))  # windows are volumes, or heads
     query, key, value = (x.flatten(first, first + 1) for x in (query, key, value))
-    added = added.flatten(0, 1)[None].to(query.dtype)
+    # With another stride than 1 of the last axis, which the bias has, a card would make the whole matrix, in float32.
+    added = added.flatten(0, 1)[None].to(query.dtype).contiguous()
     read = F.scaled_dot_product_attention(query, key, value, added, dropped, scale=scale)
     return read.unflatten(first, parts)

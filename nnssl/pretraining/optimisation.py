@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import nn, optim
+from torch import Tensor, nn, optim
 
 from nnssl.methods.base import MethodConfig
 from nnssl.networks.pyramid import FeaturePyramid
@@ -34,9 +34,13 @@ def build_optimiser(config: MethodConfig, parameters: Iterable[nn.Parameter]) ->
 
 
 def load_optimiser(optimiser: optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load the state of an optimiser of `build_optimiser` on any device; whether to fuse is this device's matter."""
+    """Load the state of an optimiser of `build_optimiser` on any device, whose matters fusing and layout are."""
     groups = [{**group, "fused": optimiser.defaults["fused"]} for group in state["param_groups"]]
     optimiser.load_state_dict({**state, "param_groups": groups})
+    for parameter, values in optimiser.state.items():  # a fused kernel asks for equal strides
+        for name, value in values.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                values[name] = torch.empty_like(parameter).copy_(value)
 
 
 def compile_backbones(method: nn.Module) -> None:

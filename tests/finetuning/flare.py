@@ -72,12 +72,12 @@ def make_trainer(
     root: Path, name: str, continued: bool = False, plans: dict[str, Any] | None = None, fold: int = 0, **more: Any
 ) -> Any:
     """A trainer as `nnUNetv2_train` makes it; keywords replace entries of dataset.json."""
-    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+    from nnssl.core.trainer_search import find_trainer
 
     content = json.loads((root / "preprocessed" / NAME / "dataset.json").read_text()) | more
     torch.manual_seed(0)
     np.random.seed(0)
-    return recursive_find_trainer_class_by_name(f"nnUNetTrainer_{name}")(
+    return find_trainer(f"nnUNetTrainer_{name}")(
         plans=(plans or read_plans(root)) | {"continue_training": continued}, configuration="3d_fullres", fold=fold,
         dataset_json=content, device=CPU,
     )  # fmt: skip

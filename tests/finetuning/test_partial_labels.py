@@ -88,9 +88,9 @@ def _batch(trainer: Any, cases: list[str]) -> dict[str, Any]:
 
 
 def test_annotated__rows_of_the_batch(folders: Path) -> None:
-    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+    from nnssl.core.trainer_search import find_trainer
 
-    trainer = _make(folders, recursive_find_trainer_class_by_name("nnUNetTrainer_PartialLabels"))
+    trainer = _make(folders, find_trainer("nnUNetTrainer_PartialLabels"))
     trainer.on_train_start()
     rows = {COMPLETE: [True, True, True], PARTIAL: [True, True, False]}
     assert trainer.annotated([PARTIAL, COMPLETE, "any other"]).tolist() == [rows[PARTIAL], *[rows[COMPLETE]] * 2]

@@ -59,12 +59,12 @@ def _make(
     **dataset_json: Any,
 ) -> Any:
     """A trainer as `nnUNetv2_train` makes it."""
-    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+    from nnssl.core.trainer_search import find_trainer
 
     home = folders / "preprocessed" / dataset
     plans = json.loads((home / "nnsslPlans_tiny.json").read_text())
     content = json.loads((home / "dataset.json").read_text()) | dataset_json
-    trainer_class = recursive_find_trainer_class_by_name(f"nnUNetTrainer_{name}")
+    trainer_class = find_trainer(f"nnUNetTrainer_{name}")
     return trainer_class(
         plans=plans | {"continue_training": continued}, configuration="3d_fullres", fold=fold, dataset_json=content,
         device=CPU,

@@ -186,11 +186,11 @@ def _make(
     results: str = "trainers",
 ) -> Any:  # fmt: skip
     """A trainer as `nnUNetv2_train` makes it; `more` is for dataset.json, `variables` for the environment."""
-    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+    from nnssl.core.trainer_search import find_trainer
 
     content = _read(world.root / "preprocessed" / TARGET / "dataset.json") | dict(more)
     with world.environment(results, **variables):
-        return recursive_find_trainer_class_by_name(name)(
+        return find_trainer(name)(
             plans=plans | {"continue_training": False}, configuration=CONFIGURATION, fold="all", dataset_json=content,
             device=CPU,
         )  # fmt: skip

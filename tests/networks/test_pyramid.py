@@ -7,13 +7,13 @@ from torch import Tensor
 from nnssl.core.errors import UserError
 from nnssl.networks.build import backbone_of
 from nnssl.networks.fpn_unet import FPN3d
+from nnssl.networks.layout import to_channels_last
 from nnssl.networks.pimpic_unet import Pimpic3d
 from nnssl.networks.pyramid import (
     check_three_axes,
     gather_voxels,
     interpolate_cells,
     padded_to_multiple,
-    to_channels_last,
 )
 from tests.networks.helpers import load_reference, unet_configuration
 
