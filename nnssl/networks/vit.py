@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnssl.core.errors import UserError
 from nnssl.networks.fpn_unet import SegmentationNetwork, check_strides
 from nnssl.networks.monai_parts import import_monai
-from nnssl.networks.pyramid import BlockMask, FeaturePyramid, Levels, Stride, check_three_axes, format_size
+from nnssl.networks.pyramid import (
+    BlockMask,
+    FeaturePyramid,
+    Levels,
+    Stride,
+    block_view,
+    check_three_axes,
+    format_size,
+)
 
 POSITIONS = "vit.patch_embedding.position_embeddings"
 _PATCH = 16  # voxels per token along each axis
@@ -108,20 +116,26 @@ class ViTPyramid(FeaturePyramid):
         if self.levels != "encoder":
             return super().masked_levels(x, mask)
         grid = [size // _PATCH for size in x.shape[2:]]
-        embedded = self._embed(x)
-        places = mask.visible[..., None].expand(-1, -1, embedded.shape[-1])
-        tokens, _ = self._run_blocks(embedded.gather(1, places))
-        return [as_map(torch.zeros_like(embedded, dtype=tokens.dtype).scatter(1, places, tokens), grid)]
+        tokens, _ = self._run_blocks(self._embed(x, mask.visible))
+        everywhere = tokens.new_zeros(len(x), prod(grid), tokens.shape[-1])
+        return [as_map(everywhere.scatter(1, _rows(mask.visible, tokens.shape[-1]), tokens), grid)]
 
-    def _embed(self, x: Tensor) -> Tensor:
-        """Tokens (B, N, d) of the patches, with their positions."""
+    def _embed(self, x: Tensor, visible: Tensor | None = None) -> Tensor:
+        """Tokens (B, N, d) of the patches, or of the n visible ones (B, n, d), with their positions."""
         embedding: Any = self.vit.patch_embedding
-        tokens = embedding.patch_embeddings(x)
-        grid = tuple(tokens.shape[2:])
+        convolution: Any = embedding.patch_embeddings
+        patches = block_view(x, (_PATCH,) * 3)
+        grid = tuple(patches.shape[1:4])
         positions = embedding.position_embeddings
         if grid != self.grid:
             positions = resized_positions(positions, self.grid, grid)
-        return tokens.flatten(2).mT + positions
+        patches = patches.flatten(4).flatten(1, 3)
+        if visible is not None:
+            patches = patches.gather(1, _rows(visible, patches.shape[-1]))
+            positions = positions.expand(len(x), -1, -1).gather(1, _rows(visible, positions.shape[-1]))
+        # a matrix product, as kernel and stride are one: cuDNN has no fast kernel for such a convolution
+        tokens: Tensor = F.linear(patches, convolution.weight.flatten(1), convolution.bias)
+        return tokens + positions
 
     def _run_blocks(self, tokens: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The transformer's output, and the outputs of the inner blocks that the decoder reads."""
@@ -180,6 +194,11 @@ def _cross_attention(transformer: nn.Module) -> list[str]:
     """Prefixes of the parameters that MONAI's blocks have for a second input and never use here."""
     kinds = ("cross_attn", "norm_cross_attn")
     return [f"vit.{name}." for name, _ in transformer.named_modules() if name.rsplit(".", 1)[-1] in kinds]
+
+
+def _rows(numbers: Tensor, width: int) -> Tensor:
+    """Index (B, n, width) of the rows (B, n) for `gather` and `scatter`."""
+    return numbers[..., None].expand(-1, -1, width)
 
 
 def as_map(tokens: Tensor, grid: Sequence[int]) -> Tensor:
