@@ -158,8 +158,8 @@ def _measure(
 ) -> CaseCost:
     """The cost of a `predict_case` with the arguments `job`, which writes to the folder."""
     process = multiprocessing.get_context("spawn").Process(target=predict_case, args=job)
-    begin = time.time()
     process.start()
+    begin = time.time()
     number = process.pid
     assert number is not None  # it has been started
     try:
