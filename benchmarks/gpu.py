@@ -183,11 +183,14 @@ class Benchmark:
 
 
 def measure_all(
-    benchmark: Benchmark, methods: Sequence[str], pretrained: str | None, run_seconds: float, variants: Sequence[str]
-) -> None:
-    """All parts that the report lacks, the most telling ones first."""
+    benchmark: Benchmark, methods: Sequence[str], pretrained: str | None, run_seconds: float, variants: Sequence[str],
+    again: Sequence[str] = (),
+) -> None:  # fmt: skip
+    """All parts that the report lacks, the most telling ones first, and all of the methods `again`."""
     report = benchmark.report
     for method in dict.fromkeys([*([pretrained] if pretrained else []), *methods]):
+        if method in again and benchmark.left > 0:  # what cannot be measured again is kept
+            report.forget(method)
         benchmark.part(f"step of {method}", partial(benchmark.step, method), report.step(method) is not None)
     if pretrained:
         done = "untrained" in report.runs.get(pretrained, {})
@@ -237,9 +240,8 @@ def main() -> int:
         except UserError as error:
             log.error(f"error: {error}")
             return 1
-        for method in given.again:
-            benchmark.report.forget(method)
-        measure_all(benchmark, given.only, None if given.m == "none" else given.m, given.run_seconds, given.variants)
+        measure_all(benchmark, given.only, None if given.m == "none" else given.m, given.run_seconds, given.variants,
+                    given.again)  # fmt: skip
     print(benchmark.report.text(), end="")
     return int(benchmark.failed)
 

@@ -10,6 +10,7 @@ import warnings
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -78,15 +79,16 @@ def test_gpu__measures_what_is_installed_and_names_what_is_not(tmp_path: Path) -
     environment["PYTHONPATH"] = str(BENCHMARKS.parent)
     every = f"-device cpu -small -o {tmp_path}"
     calls = (f"{every} -only vox2vec -m none -variants|"
-             f"{every} -only vox2vec sam lapn -variants contiguous fused")  # fmt: skip
+             f"{every} -only vox2vec sam lapn -variants contiguous channels_last fused")  # fmt: skip
     done = subprocess.run([sys.executable, "-c", WITHOUT, calls], cwd=tmp_path, env=environment, text=True,
                           capture_output=True)  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stderr.count("step of vox2vec (") == 1, "the second call goes on"
     found = json.loads((tmp_path / "gpu_cpu_small.json").read_text())
     assert [(s["method"], s["variant"]) for s in found["steps"]] == [
-        ("vox2vec", "package"), ("sam", "package"), ("vox2vec", "contiguous"), ("vox2vec", "fused"),
-        ("sam", "contiguous"), ("sam", "fused"),
+        ("vox2vec", "package"), ("sam", "package"), ("vox2vec", "contiguous"), ("vox2vec", "channels_last"),
+        ("vox2vec", "fused"),
+        ("sam", "channels_last"), ("sam", "fused"),
     ]  # fmt: skip
     for measured in found["steps"]:
         assert set(measured["parts"]) == {"augmentation", "forward", "backward", "optimiser"}
@@ -119,6 +121,16 @@ def test_report__figures_of_another_version_are_not_mixed(monkeypatch: pytest.Mo
     assert later.runs == {"sam": {}}
     with pytest.raises(UserError, match=r"gpu_A_card\.json .* another torch \(2\.8, now 2\.9\)"):
         report({**machine, "torch": "2.9"}, 1e12, tmp_path, False).resume()
+
+
+def test_measure_all__keeps_what_there_is_no_time_to_measure_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    forgotten: list[str] = []
+    report = SimpleNamespace(step=lambda method: None, forget=forgotten.append, runs={}, formulas={})
+    for left in (0.0, 1.0):
+        benchmark = SimpleNamespace(report=report, left=left, part=lambda *arguments: None, step=str, formula=str)
+        import_module("gpu").measure_all(benchmark, ["mae", "sam"], None, 1.0, [], ["mae"])
+        assert forgotten == ["mae"] * int(left)
 
 
 @pytest.mark.parametrize("method", method_names())
