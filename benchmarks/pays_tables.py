@@ -191,6 +191,7 @@ def _lapn(target: str) -> tuple[Row, ...]:
     taught, student = {**length, "nnssl_teacher": teacher}, "nnUNetTrainer_Distill"
     return (
         Row("student_scratch", "nnUNetTrainer_PartialLabels", None, of_length(_SHORT), "lapn"),
+        Row("student_alone", "nnUNetTrainer_LAPNScratch", None, length, "lapn"),
         Row("lapn_teacher", "nnUNetTrainer_LAPN", "lapn", length),
         Row("student_distilled", student, None, taught, "lapn"),
         Row("student_distilled_unlabelled", student, None, {**taught, "nnUNet_raw": "{out}/raw"}, "lapn", "Unlabelled"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nnssl.finetuning.distillation import DistillTrainer
+from nnssl.finetuning.distillation import DistillTrainer, StudentTrainer
 
 
 class nnUNetTrainer_Distill(DistillTrainer):
@@ -13,3 +13,7 @@ class nnUNetTrainer_LAPNDistill(DistillTrainer):
     """The teacher is the `nnUNetTrainer_LAPN` of the dataset, configuration and fold, unless another is named."""
 
     teacher_trainer = "nnUNetTrainer_LAPN"
+
+
+class nnUNetTrainer_LAPNScratch(StudentTrainer):
+    """Network, recipe and augmentation of a student without a teacher, for comparison."""

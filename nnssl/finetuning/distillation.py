@@ -59,7 +59,24 @@ class DistilledLoss(AnnotatedLoss):
         return self.weight * taught + (1 - self.weight) * super().forward(output, target)
 
 
-class DistillTrainer(FlareRecipe, PartialLabels):
+class StudentTrainer(FlareRecipe, PartialLabels):
+    """The plans' network learns by the recipe of a student, from what is annotated alone."""
+
+    def set_up(self) -> None:
+        """Set the recipe of the class, then what the other bases set.
+
+        Raises:
+            UserError: a 2D configuration, or the second stage of a cascade.
+        """
+        resolved = resolve_configuration(self.plans_manager.plans, self.configuration_name)
+        refuse_second_stage(resolved, self.configuration_name, type(self).__name__)
+        self.enable_deep_supervision = has_deep_supervision(resolved)
+        self.initial_lr, self.weight_decay = self.rate, self.decay
+        self.num_epochs, self.num_iterations_per_epoch = self.epochs, self.steps
+        super().set_up()
+
+
+class DistillTrainer(StudentTrainer):
     """The plans' network learns from the image alone: what is annotated, and what a teacher says of the same patch.
 
     The teacher is read when training starts, never saved with the student, and not needed for validation or
@@ -80,16 +97,7 @@ class DistillTrainer(FlareRecipe, PartialLabels):
     inference_allowed_mirroring_axes: Any
 
     def set_up(self) -> None:
-        """Set the recipe of the class, then what the other bases set.
-
-        Raises:
-            UserError: a 2D configuration, or the second stage of a cascade.
-        """
-        resolved = resolve_configuration(self.plans_manager.plans, self.configuration_name)
-        refuse_second_stage(resolved, self.configuration_name, type(self).__name__)
-        self.enable_deep_supervision = has_deep_supervision(resolved)
-        self.initial_lr, self.weight_decay = self.rate, self.decay
-        self.num_epochs, self.num_iterations_per_epoch = self.epochs, self.steps
+        """As every student, with a place for the teacher in the plans."""
         self.plans_manager.plans.setdefault("nnssl", {})  # names the teacher from the start of the training on
         super().set_up()
 

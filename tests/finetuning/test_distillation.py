@@ -221,3 +221,13 @@ def test_distill__refuses_2d_and_cascades(flare: Path) -> None:
     flat["configurations"]["3d_fullres"]["spacing"] = [1.5, 1.5]
     with pytest.raises(UserError, match="not three-dimensional"):
         make_trainer(flare, "Distill", plans=flat)
+
+
+def test_lapn_scratch__the_students_recipe_and_no_teacher(flare: Path) -> None:
+    alone, student = (make_trainer(flare, name, plans=_student_plans(flare)) for name in ("LAPNScratch", "LAPNDistill"))
+    recipe = ("initial_lr", "weight_decay", "num_epochs", "num_iterations_per_epoch", "enable_deep_supervision")
+    assert [getattr(alone, name) for name in recipe] == [getattr(student, name) for name in recipe]
+    alone.on_train_start()
+    before = state_of(alone.network)
+    assert math.isfinite(alone.train_step(batch_of(alone, ["case_000", "case_001"]))["loss"])
+    assert not same(state_of(alone.network), before) and "eacher" not in log_of(alone)
