@@ -182,18 +182,29 @@ def _probes(head: str) -> tuple[Row, ...]:
 
 
 def _lapn(target: str) -> tuple[Row, ...]:
-    """LAPN's workflow: encodings, the teacher that has them, its students, and the student's network by itself.
+    """LAPN's workflow: encodings, the teacher that has them, its students, and the student's network without a teacher.
+
+    `student_alone` has the students' recipe, `student_scratch` nnU-Net's. `random_teacher` has the encodings of random
+    weights, and the teacher of `student_of_student` is `student_alone`.
 
     Where several jobs share the table, a student may come before its teacher, and fails until that is trained.
     """
-    length, plans = of_length(_SHORT, "1e-3"), "{plans}From{source}_lapn"
-    teacher = f"{{out}}/{target}/nnUNet_results/lapn_teacher/{{dataset}}/nnUNetTrainer_LAPN__{plans}__3d_fullres"
-    taught, student = {**length, "nnssl_teacher": teacher}, "nnUNetTrainer_Distill"
+    length, scratch = of_length(_SHORT, "1e-3"), "nnUNetTrainer_LAPNScratch"
+
+    def taught_by(row: str, trainer: str) -> Settings:
+        folder = (
+            f"{{out}}/{target}/nnUNet_results/{row}/{{dataset}}/{trainer}__{{plans}}From{{source}}_lapn__3d_fullres"
+        )
+        return {**length, "nnssl_teacher": folder}
+
+    taught, student = taught_by("lapn_teacher", "nnUNetTrainer_LAPN"), "nnUNetTrainer_Distill"
     return (
+        Row("student_alone", scratch, None, length, "lapn"),
         Row("student_scratch", "nnUNetTrainer_PartialLabels", None, of_length(_SHORT), "lapn"),
-        Row("student_alone", "nnUNetTrainer_LAPNScratch", None, length, "lapn"),
+        Row("random_teacher", "nnUNetTrainer_LAPN", RANDOM, length, "lapn"),
         Row("lapn_teacher", "nnUNetTrainer_LAPN", "lapn", length),
         Row("student_distilled", student, None, taught, "lapn"),
+        Row("student_of_student", student, None, taught_by("student_alone", scratch), "lapn"),
         Row("student_distilled_unlabelled", student, None, {**taught, "nnUNet_raw": "{out}/raw"}, "lapn", "Unlabelled"),
     )
 
