@@ -184,8 +184,8 @@ def _probes(head: str) -> tuple[Row, ...]:
 def _lapn(target: str) -> tuple[Row, ...]:
     """LAPN's workflow: encodings, the teacher that has them, its students, and the student's network without a teacher.
 
-    `student_alone` has the students' recipe, `student_scratch` nnU-Net's. `random_teacher` has the encodings of random
-    weights, and the teacher of `student_of_student` is `student_alone`.
+    `student_alone` has the students' recipe, `student_scratch` nnU-Net's. The teacher of `student_of_student` is
+    `student_alone`, which has no encodings.
 
     Where several jobs share the table, a student may come before its teacher, and fails until that is trained.
     """
@@ -201,7 +201,6 @@ def _lapn(target: str) -> tuple[Row, ...]:
     return (
         Row("student_alone", scratch, None, length, "lapn"),
         Row("student_scratch", "nnUNetTrainer_PartialLabels", None, of_length(_SHORT), "lapn"),
-        Row("random_teacher", "nnUNetTrainer_LAPN", RANDOM, length, "lapn"),
         Row("lapn_teacher", "nnUNetTrainer_LAPN", "lapn", length),
         Row("student_distilled", student, None, taught, "lapn"),
         Row("student_of_student", student, None, taught_by("student_alone", scratch), "lapn"),

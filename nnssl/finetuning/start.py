@@ -157,7 +157,7 @@ def find_start(wanted: Wanted, from_scratch: bool, results: Path) -> Start:
 def _random_start(wanted: Wanted, results: Path) -> Start:
     if wanted.head == ENCODINGS:
         raise UserError(f"{wanted.trainer} needs the encodings of a pretraining, and random weights are asked for; "
-                        f"train nnUNetTrainer_PartialLabels to see what the encodings bring")  # fmt: skip
+                        f"train nnUNetTrainer_LAPNScratch to see what the encodings bring")  # fmt: skip
     method = wanted.block.get("method") or wanted.method
     levels = wanted.block.get("levels") or (get_method(method).levels if method else "decoder")
     network = {"levels": levels, "head": wanted.head, "intensity": None}

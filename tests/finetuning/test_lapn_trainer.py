@@ -154,7 +154,7 @@ def test_lapn__refuses_other_pretrainings(flare: Path, monkeypatch: pytest.Monke
     with pytest.raises(UserError, match="encodes no single pixels"):
         make_trainer(flare, "SSLEncodings").initialize()
     monkeypatch.setenv("nnssl_checkpoint", "random")
-    with pytest.raises(UserError, match=r"random weights are asked for; train nnUNetTrainer_PartialLabels"):
+    with pytest.raises(UserError, match=r"random weights are asked for; train nnUNetTrainer_LAPNScratch"):
         make_trainer(flare, "LAPN").initialize()
 
 
