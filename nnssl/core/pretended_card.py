@@ -265,23 +265,12 @@ class _Event:
         return True
 
 
-def can_pretend() -> bool:
-    """Whether PyTorch tells what a backward pass needs to know of its nodes; 2.4 does not, 2.11 does."""
-    with torch.enable_grad():
-        return hasattr(torch.ones((), requires_grad=True).exp().grad_fn, "_input_metadata")
-
-
 @contextlib.contextmanager
 def pretended_card() -> Iterator[PretendedCard]:
     """The device "cuda" is pretended inside, whether the machine has one or not.
 
     This process is alone there: other processes do not know of it, and would wait for it or hand it their numbers.
-
-    Raises:
-        RuntimeError: PyTorch is too old, see `can_pretend`.
     """
-    if not can_pretend():
-        raise RuntimeError(f"PyTorch {torch.__version__} is too old for a rehearsal")
     card = PretendedCard()
 
     def pin(tensor: Tensor, device: Any = None) -> Tensor:

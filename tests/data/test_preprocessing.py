@@ -117,7 +117,7 @@ def test_prepare_case__adds_the_mask_to_a_preprocessed_case(folders: Folders) ->
     added = prepare_case("case_000", job)
     assert (added.reason, added.orientation) == (None, "LPS")
     _, _, from_image = _load(job.folder, "case_000")
-    assert (from_image != from_raw).mean() < 0.012  # the threshold falls before or after the resampling
+    assert (from_image != from_raw).mean() < 0.01  # the threshold falls before or after the resampling
     assert {file.name: file.read_bytes() for file in job.folder.iterdir()} == before
 
 

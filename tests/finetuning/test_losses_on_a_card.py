@@ -8,13 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from nnssl.core.pretended_card import CARD, can_pretend, pretended_card
+from nnssl.core.pretended_card import CARD, pretended_card
 from nnssl.finetuning.distillation_loss import teaching_loss
 from nnssl.finetuning.partial_label_loss import PartialLabelLoss, PartialRegionLoss
 from nnssl.methods.pimpic.loss import softmax_dice_loss
 from nnssl.methods.vox2vec.method import vox2vec_segmentation_loss
-
-pytestmark = pytest.mark.skipif(not can_pretend(), reason="PyTorch is too old for a rehearsal")
 
 _PARTLY = torch.tensor([[True, True, False], [True, False, True]])
 

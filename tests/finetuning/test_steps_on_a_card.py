@@ -11,12 +11,10 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor
 
-from nnssl.core.pretended_card import CARD, PretendedCard, can_pretend, pretended_card
+from nnssl.core.pretended_card import CARD, PretendedCard, pretended_card
 from tests.finetuning.flare import CPU, copy_folders, finish, make_trainer, read_plans
 from tests.finetuning.half_annotated import NAME
 from tests.golden.surface import trainers
-
-pytestmark = pytest.mark.skipif(not can_pretend(), reason="PyTorch is too old for a rehearsal")
 
 _QUICK = ("Vox2vecFinetune", "LAPN", "LAPNDistill", "PartialLabels", "SSLUNetFinetune")
 _NAMES = [name.removeprefix("nnUNetTrainer_") for name in trainers()]

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import inspect
 import subprocess
 import sys
 from typing import Any
@@ -75,10 +74,9 @@ def test_swin_unetr__is_monais_and_takes_145_of_167_entries_from_the_student() -
             return func(*args, **{**(kwargs or {}), **({"device": "cpu"} if func is torch.linspace else {})})
 
     expected = REFERENCE["param_counts"]["downstream"]
-    size = {"img_size": 64} if "img_size" in inspect.signature(MonaiSwinUNETR).parameters else {}  # MONAI 1.4
     network = _meta(SwinUNETR, 1, 14, strides=STRIDES)
     with torch.device("meta"), LinspaceOnCpu():
-        official = MonaiSwinUNETR(in_channels=1, out_channels=14, feature_size=48, use_v2=True, **size)
+        official = MonaiSwinUNETR(in_channels=1, out_channels=14, feature_size=48, use_v2=True)
     state = network.state_dict()
     assert {monai_name(k): list(v.shape) for k, v in state.items()} == state_dict_shapes(official)
     assert count_parameters(network) == expected["params"] == 72_762_656 and len(state) == expected["keys"] == 167
@@ -94,8 +92,7 @@ def test_swin_unetr__computes_what_monais_computes() -> None:
 
     torch.manual_seed(0)
     mine = SwinUNETR(1, 3, strides=STRIDES, **TINY).eval()
-    size = {"img_size": 64} if "img_size" in inspect.signature(MonaiSwinUNETR).parameters else {}  # MONAI 1.4
-    official = MonaiSwinUNETR(in_channels=1, out_channels=3, use_v2=True, **size, **TINY).eval()
+    official = MonaiSwinUNETR(in_channels=1, out_channels=3, use_v2=True, **TINY).eval()
     official.load_state_dict({monai_name(name): tensor for name, tensor in mine.state_dict().items()})
     x = torch.randn(1, 1, 32, 32, 64)
     with torch.no_grad():

@@ -11,7 +11,6 @@ import torch
 
 from nnssl.checkpoints.files import FINAL, LATEST, load_checkpoint
 from nnssl.core.errors import UserError
-from nnssl.core.pretended_card import can_pretend
 from nnssl.methods.base import Batch, Method, StepOutput
 from nnssl.methods.registry import get_method
 from nnssl.pretraining import memory
@@ -20,8 +19,6 @@ from nnssl.pretraining.launch import in_sentences
 from nnssl.pretraining.loop import Pretraining
 from nnssl.pretraining.setup import Setup
 from tests.runs import CPU, make_setup, same_content
-
-pytestmark = pytest.mark.skipif(not can_pretend(), reason="PyTorch is too old for a rehearsal")
 
 
 @pytest.fixture(autouse=True)

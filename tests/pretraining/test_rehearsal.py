@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from nnssl.core.pretended_card import CARD, can_pretend, pretended_card
+from nnssl.core.pretended_card import CARD, pretended_card
 from nnssl.data.loader import Cases
 from nnssl.data.presets import presets
 from nnssl.features.model import load_pretrained
@@ -23,8 +23,6 @@ from nnssl.pretraining.setup import Setup, resolve_sizes
 from tests.pretraining.labelled import probed_setup
 from tests.pretrainings import tiny_plans, write_pretraining
 from tests.runs import CPU
-
-pytestmark = pytest.mark.skipif(not can_pretend(), reason="PyTorch is too old for a rehearsal")
 
 # TFLOP a step and GiB at most, by method and preset
 _PEAKS: dict[str, tuple[float, float]] = json.loads((Path(__file__).parent / "peaks.json").read_text())
