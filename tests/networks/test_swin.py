@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 import subprocess
 import sys
 from typing import Any
@@ -27,6 +28,13 @@ TINY: dict[str, Any] = {"feature_size": 12, "depths": (1, 1, 1, 1), "window_size
 def _meta(kind: Any, *arguments: Any, **options: Any) -> Any:
     with torch.device("meta"):
         return kind(*arguments, **options)
+
+
+def _of_monai(kind: Any, **options: Any) -> Any:
+    """MONAI's network, whose release 1.4 asks for an image size, which it only checks, and knows windows of 7 alone."""
+    known = inspect.signature(kind).parameters
+    old = {"img_size": (32, 32, 64)} if "img_size" in known else {}
+    return kind(**{name: value for name, value in options.items() if name in known}, **old, use_v2=True)
 
 
 def _configuration(**arguments: Any) -> dict[str, Any]:
@@ -76,7 +84,7 @@ def test_swin_unetr__is_monais_and_takes_145_of_167_entries_from_the_student() -
     expected = REFERENCE["param_counts"]["downstream"]
     network = _meta(SwinUNETR, 1, 14, strides=STRIDES)
     with torch.device("meta"), LinspaceOnCpu():
-        official = MonaiSwinUNETR(in_channels=1, out_channels=14, feature_size=48, use_v2=True)
+        official = _of_monai(MonaiSwinUNETR, in_channels=1, out_channels=14, feature_size=48)
     state = network.state_dict()
     assert {monai_name(k): list(v.shape) for k, v in state.items()} == state_dict_shapes(official)
     assert count_parameters(network) == expected["params"] == 72_762_656 and len(state) == expected["keys"] == 167
@@ -91,8 +99,9 @@ def test_swin_unetr__computes_what_monais_computes() -> None:
     from monai.networks.nets.swin_unetr import SwinUNETR as MonaiSwinUNETR
 
     torch.manual_seed(0)
-    mine = SwinUNETR(1, 3, strides=STRIDES, **TINY).eval()
-    official = MonaiSwinUNETR(in_channels=1, out_channels=3, use_v2=True, **TINY).eval()
+    options = TINY if "window_size" in inspect.signature(MonaiSwinUNETR).parameters else {**TINY, "window_size": 7}
+    mine = SwinUNETR(1, 3, strides=STRIDES, **options).eval()
+    official = _of_monai(MonaiSwinUNETR, in_channels=1, out_channels=3, **options).eval()
     official.load_state_dict({monai_name(name): tensor for name, tensor in mine.state_dict().items()})
     x = torch.randn(1, 1, 32, 32, 64)
     with torch.no_grad():

@@ -13,20 +13,14 @@ from nnssl.methods.panel import Panel
 from nnssl.pretraining import pictures
 from nnssl.pretraining.overviews import Outline, Overview
 from nnssl.pretraining.pictures import draw_panels, name_cases
+from tests.pretraining.figures import kept_figures
 
 pytestmark = pytest.mark.rendered
 
 
 def test_draw_panels__everything_is_inside_and_readable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Points at all corners, texts, and overviews with boxes that go beyond the volume; one figure for all."""
-    figures: list[Any] = []
-    save = pictures.save_figure
-
-    def kept(figure: Any, file: Path, **options: Any) -> None:
-        figures.append(figure)
-        save(figure, file, **options)
-
-    monkeypatch.setattr(pictures, "save_figure", kept)
+    figures = kept_figures(monkeypatch, pictures)
     corners = [(1, 0.0, 0.0), (2, 0.0, 19.0), (3, 19.0, 19.0), (4, 19.0, 0.0), (5, 10.0, 10.0), (6, 10.0, 11.0)]
     panel = Panel(np.zeros((20, 20), np.float32), "pair 1, view 1, slice 9 of 16", corners, boxes=[(1, 1, 5, 5)],
                   frames=[(0, 0, 3, 3)], texts=[("0.5", 4, 4)], crop=(0, 1, 0.5))  # fmt: skip

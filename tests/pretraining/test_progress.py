@@ -7,6 +7,7 @@ import pytest
 
 from nnssl.pretraining import progress
 from nnssl.pretraining.progress import draw_progress
+from tests.pretraining.figures import kept_figures
 
 
 def _row(epoch: int, **more: Any) -> dict[str, Any]:
@@ -17,15 +18,7 @@ def _row(epoch: int, **more: Any) -> dict[str, Any]:
 @pytest.fixture
 def figures(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The figures that are saved."""
-    kept: list[Any] = []
-    save = progress.save_figure
-
-    def keep(figure: Any, file: Path, **options: Any) -> None:
-        kept.append(figure)
-        save(figure, file, **options)
-
-    monkeypatch.setattr(progress, "save_figure", keep)
-    return kept
+    return kept_figures(monkeypatch, progress)
 
 
 def _ticks(axis: Any) -> list[str]:
