@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from nnssl.data.presets import presets
+from tests.cards import pretends_a_card
 
 ROOT = Path(__file__).parent.parent
 
@@ -38,6 +39,7 @@ def test_page__is_what_was_rehearsed_and_measured(script: Any) -> None:
     assert sum(row[7] != "-" for row in rows) >= 7
 
 
+@pretends_a_card
 @pytest.mark.slow
 def test_page__a_line_is_that_of_a_rehearsal(script: Any) -> None:
     row = next(row for row in stored() if row[1] == "sam")

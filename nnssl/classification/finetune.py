@@ -24,6 +24,7 @@ from nnssl.classification.volumes import Prepared
 from nnssl.core.errors import UserError
 from nnssl.core.files import read_json
 from nnssl.core.own_files import RunFile
+from nnssl.core.pretended_backward import TorchTooOld
 from nnssl.core.system import memory_limit
 from nnssl.methods.options import MEMORY_OPTIONS, from_plain, override, to_plain
 from nnssl.networks.build import backbone_of, build_backbone, resolve_configuration
@@ -186,7 +187,11 @@ class Job:
         if whole is None:
             return crops
         wide = replace(setup, config=replace(setup.config, patch_size=whole))
-        bound, needed = self._bound(), self._needed(wide)
+        try:
+            bound, needed = self._bound(), self._needed(wide)
+        except TorchTooOld as reason:
+            log.info(f"crops of {format_size(patch)} voxels, since {reason}")
+            return crops
         chosen = wide if needed <= bound else crops
         log.info(f"whole volumes of {format_size(whole)} voxels need about {needed:.1f} GiB a step, {bound:.1f} are "
                  f"allowed: {'whole volumes' if chosen is wide else f'crops of {format_size(patch)}'}")  # fmt: skip

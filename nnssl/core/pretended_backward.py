@@ -11,9 +11,33 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.torch_version import TorchVersion
+
+from nnssl.core.errors import UserError
 
 _LEAF = 2**63  # sequence numbers of leaves, which come first, as in the engine
 _NAMES = itertools.count(1)
+_OLDEST_TORCH = "2.11"  # in 2.4 nodes do not know the shapes of their inputs; 2.6 asks for a driver
+
+
+class TorchTooOld(UserError):
+    """A step cannot be rehearsed with this release of torch."""
+
+
+def check_torch() -> None:
+    """Refuse a release of torch with which a step cannot be rehearsed.
+
+    Raises:
+        TorchTooOld: the release that is needed.
+    """
+    if not supports_rehearsal():
+        raise TorchTooOld(f"the memory of a step is estimated with torch {_OLDEST_TORCH} or newer, and this is "
+                          f"{torch.__version__}; pip install 'torch>={_OLDEST_TORCH}'")  # fmt: skip
+
+
+def supports_rehearsal() -> bool:
+    """Whether this release of torch can rehearse a step."""
+    return TorchVersion(torch.__version__) >= _OLDEST_TORCH
 
 
 def backward(tensors: Tensor, gradient: Tensor | None = None, *args: Any, **kwargs: Any) -> None:

@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from nnssl.core.pretended_backward import backward
+from nnssl.core.pretended_backward import backward, check_torch
 
 CARD = torch.device("cuda", 0)
 _PACKAGES = ("nnssl", "nnunetv2", "nnssl_trainers")  # whose lines are named
@@ -270,7 +270,11 @@ def pretended_card() -> Iterator[PretendedCard]:
     """The device "cuda" is pretended inside, whether the machine has one or not.
 
     This process is alone there: other processes do not know of it, and would wait for it or hand it their numbers.
+
+    Raises:
+        TorchTooOld: this release of torch cannot pretend one.
     """
+    check_torch()
     card = PretendedCard()
 
     def pin(tensor: Tensor, device: Any = None) -> Tensor:
@@ -288,7 +292,7 @@ def pretended_card() -> Iterator[PretendedCard]:
         patch("torch.nn.functional.scaled_dot_product_attention", _attention),
         patch("torch._C._current_graph_task_id", lambda: 0),  # checkpoints compute again once a pass
         patch.object(torch.Tensor, "pin_memory", pin),
-        patch("torch.optim.optimizer._foreach_supported_types", kinds),
+        patch.object(sys.modules["torch.optim.optimizer"], "_foreach_supported_types", kinds),  # not in torch.optim
         patch("torch.utils._foreach_utils._foreach_supported_types", kinds),
         card.fake,
         card,

@@ -11,6 +11,7 @@ import torch
 
 from nnssl.core.distributed import world_size
 from nnssl.core.errors import UserError
+from nnssl.core.pretended_backward import TorchTooOld
 from nnssl.methods.base import Method, MethodConfig
 from nnssl.pretraining.rehearsal import rehearse
 from nnssl.pretraining.setup import Setup
@@ -32,6 +33,7 @@ def peak_gib(setup: Setup, method: Method | None = None) -> float:
 
     Raises:
         UserError: the options and the network do not fit together.
+        TorchTooOld: this release of torch cannot rehearse a step.
     """
     method = method or setup.build_method()  # which checks the whole step; what follows is one process' share of it
     share = replace(setup.config, batch_size=setup.config.volumes // world_size())
@@ -42,6 +44,9 @@ def announce_memory(setup: Setup, method: Method) -> None:
     """Print what a step will need of the card that this process uses, and what is free on it."""
     try:
         needed = peak_gib(setup, method)
+    except TorchTooOld as reason:
+        log.info(str(reason))
+        return
     except Exception as error:  # an operation that the rehearsal does not know must not stop a run
         log.warning(f"the memory of a step could not be estimated ({type(error).__name__}: {error})")
         return

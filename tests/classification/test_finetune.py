@@ -23,6 +23,7 @@ from nnssl.pretraining import memory
 from nnssl.pretraining.launch import launch
 from nnssl.pretraining.loop import Pretraining
 from nnssl.pretraining.setup import Setup
+from tests.cards import pretends_a_card
 from tests.classification.data import target_of
 from tests.runs import same_content
 
@@ -106,6 +107,7 @@ def test_classify__finetuned_then_interrupted_continued_predicted_and_exported(
 
 
 @pytest.mark.slow
+@pretends_a_card
 def test_train__memory_decides_between_whole_volumes_and_crops(
     world: Path, run: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

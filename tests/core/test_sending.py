@@ -2,6 +2,7 @@ import torch
 
 from nnssl.core.pretended_card import CARD, pretended_card
 from nnssl.core.sending import Arrival, pack, send, unpack
+from tests.cards import pretends_a_card
 
 _TENSORS = [
     torch.arange(5),
@@ -18,6 +19,7 @@ def test_unpack__gives_back_what_was_packed() -> None:
         assert back.dtype == given.dtype and torch.equal(back, given)
 
 
+@pretends_a_card
 def test_send__to_a_card_is_one_transfer_that_nobody_waits_for() -> None:
     copies = []
     with pretended_card() as card:
@@ -34,6 +36,10 @@ def test_send__on_a_cpu_copies_nothing() -> None:
 
 def test_arrival__reads_the_values() -> None:
     assert Arrival(torch.tensor([1.0, 2.0])).read().tolist() == [1.0, 2.0]
+
+
+@pretends_a_card
+def test_arrival__of_a_card_is_not_waited_for() -> None:
     with pretended_card() as card:
         assert Arrival(torch.zeros(3, device=CARD)).read().shape == (3,)
     assert not card.waits

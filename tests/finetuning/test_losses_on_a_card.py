@@ -13,6 +13,9 @@ from nnssl.finetuning.distillation_loss import teaching_loss
 from nnssl.finetuning.partial_label_loss import PartialLabelLoss, PartialRegionLoss
 from nnssl.methods.pimpic.loss import softmax_dice_loss
 from nnssl.methods.vox2vec.method import vox2vec_segmentation_loss
+from tests.cards import pretends_a_card
+
+pytestmark = pretends_a_card
 
 _PARTLY = torch.tensor([[True, True, False], [True, False, True]])
 

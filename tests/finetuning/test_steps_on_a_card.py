@@ -12,9 +12,12 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor
 
 from nnssl.core.pretended_card import CARD, PretendedCard, pretended_card
+from tests.cards import pretends_a_card
 from tests.finetuning.flare import CPU, copy_folders, finish, make_trainer, read_plans
 from tests.finetuning.half_annotated import NAME
 from tests.golden.surface import trainers
+
+pytestmark = pretends_a_card
 
 _QUICK = ("Vox2vecFinetune", "LAPN", "LAPNDistill", "PartialLabels", "SSLUNetFinetune")
 _NAMES = [name.removeprefix("nnUNetTrainer_") for name in trainers()]

@@ -10,6 +10,7 @@ from nnssl.core.pretended_card import CARD, pretended_card
 from nnssl.networks.pyramid import BlockMask, spread
 from nnssl.networks.swin import SwinPyramid
 from nnssl.networks.swin_visible import cut_blocks, paste_blocks, run_layer, visible_stages, visible_windows
+from tests.cards import pretends_a_card
 
 Place = tuple[int, ...]
 
@@ -131,6 +132,7 @@ def test_visible_windows__a_quarter_of_the_tokens_costs_far_less_than_all() -> N
     assert pairs(18) < 0.2 * pairs(72), "pairs of tokens that attend to each other, those filled up among them"
 
 
+@pretends_a_card
 def test_visible_windows__on_a_card_the_host_waits_for_nothing() -> None:
     made = _mask((2, 3, 3), 5)
     with pretended_card() as card:

@@ -18,6 +18,7 @@ from nnssl.pretraining.folder import Stored
 from nnssl.pretraining.launch import in_sentences
 from nnssl.pretraining.loop import Pretraining
 from nnssl.pretraining.setup import Setup
+from tests.cards import pretends_a_card
 from tests.runs import CPU, make_setup, same_content
 
 
@@ -110,6 +111,7 @@ def test_what_would_fit__of_a_step_that_cannot_be_rehearsed(tmp_path: Path, monk
     assert "does not suffice" in said and "--c -o checkpoint_activations=true" in said and "crops=..." in said
 
 
+@pretends_a_card
 def test_peak_gib__is_of_one_process_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The others do not rehearse, and would wait for ever; one pair a process suffices to Alice."""
     whole = make_setup(tmp_path / "whole", "alice", batch_size=4)
@@ -122,6 +124,7 @@ def test_peak_gib__is_of_one_process_alone(tmp_path: Path, monkeypatch: pytest.M
     assert memory.peak_gib(replace(whole, config=share.config)) > 0
 
 
+@pretends_a_card
 def test_announce_memory__of_a_rehearsed_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -134,3 +137,15 @@ def test_announce_memory__of_a_rehearsed_step(
     with caplog.at_level(logging.INFO, logger="nnssl"):
         memory.announce_memory(setup, setup.build_method())
     assert caplog.messages == ["A step needs about 9.6 GiB on the card, 24.0 are free"]
+
+
+def test_announce_memory__an_old_torch_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    setup = make_setup(tmp_path, "pimpic", batch_size=1, crops=8)
+    monkeypatch.setattr(torch, "__version__", "2.10.1+cu128")
+    with caplog.at_level(logging.INFO, logger="nnssl"):
+        memory.announce_memory(setup, setup.build_method())
+    (said,) = caplog.messages
+    assert "torch 2.11" in said and "2.10.1" in said
+    assert "crops=..." in memory.what_would_fit(setup)

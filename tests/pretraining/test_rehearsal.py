@@ -20,9 +20,12 @@ from nnssl.networks.build import resolve_configuration
 from nnssl.pretraining.probe import CROPS, OnlineProbe
 from nnssl.pretraining.rehearsal import rehearse
 from nnssl.pretraining.setup import Setup, resolve_sizes
+from tests.cards import pretends_a_card
 from tests.pretraining.labelled import probed_setup
 from tests.pretrainings import tiny_plans, write_pretraining
 from tests.runs import CPU
+
+pytestmark = pretends_a_card
 
 # TFLOP a step and GiB at most, by method and preset
 _PEAKS: dict[str, tuple[float, float]] = json.loads((Path(__file__).parent / "peaks.json").read_text())
