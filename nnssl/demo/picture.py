@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 Volume = NDArray[Any]
 ALL = "mean"
 _WINDOW_HU = (-160, 240)  # the usual one for the abdomen
-_VIEWS = ("axial", "coronal")
+_VIEWS = {"axial": "RLAP", "coronal": "RLSI"}  # sides: left, right, upper, lower
+_AT = ((0.02, 0.5), (0.98, 0.5), (0.5, 0.98), (0.5, 0.02))  # where these are written, in shares of the frame
 _CHART = 2.6  # inches of the chart's height
 _MARKS = {"pretrained": ("o", "black", "black", -0.17), "random weights": ("^", "white", "#666666", 0.17)}
 
@@ -83,8 +84,16 @@ def _draw_slices(
                 panel.set_title(name, fontsize=11)
             else:
                 panel.invert_yaxis()  # the head is up
-        write_inside(row[0], _VIEWS[axis], 0.03, 0.03, 10)
+        _write_sides(row[0], axis, index)
         draw_scale_bar(row[0], width, 9)
+
+
+def _write_sides(panel: Axes, axis: int, index: int) -> None:
+    """Write the letters of a slice's sides, as in `nnssl.analysis.planes`, its view and its number, from 0."""
+    view, sides = list(_VIEWS.items())[axis]
+    for side, (column, row) in zip(sides, _AT, strict=True):
+        write_inside(panel, side, column, row, 9)
+    write_inside(panel, f"{view} {index}", 0.02, 0.98, 9)
 
 
 def _fullest(labels: Volume, axis: int) -> int:
