@@ -54,6 +54,8 @@ class EnergyMeter:
 
 
 def _pynvml() -> Any:
+    if not torch.cuda.is_available():  # a pretended card has no counter, and no driver to ask
+        return None
     try:
         import pynvml
     except ImportError:
