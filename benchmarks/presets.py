@@ -43,8 +43,7 @@ METHODS = {
 SECONDS_A_VOLUME = {"vox2vec": 0.0075, "pimpic": 0.0163, "voco": 0.0614, "lapn": 0.137, "sam": 0.0079, "mae": 0.0091,
                     "alice": 0.0219}  # fmt: skip
 CARD = Path(__file__).parent / "results" / "gpu_NVIDIA_H100_80GB_HBM3.json"
-HEAD = ("preset", "method", "volumes a step", "GiB", "GiB recomputed", "TFLOP a step", "steps", "GiB measured",
-        "ms a step", "hours", "loader cores")  # fmt: skip
+HEAD = ("preset", "method", "volumes", "GiB", "recomputed", "TFLOP", "steps", "measured", "ms", "hours", "cores")
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ class Line:
     @property
     def cells(self) -> tuple[str, ...]:
         """Of the table."""
-        rehearsed = (f"`nnsslPlans_{self.preset}`", self.method, str(self.volumes), f"{self.gib:.1f}",
+        rehearsed = (f"`{self.preset}`", self.method, str(self.volumes), f"{self.gib:.1f}",
                      f"{self.recomputed_gib:.1f}", f"{self.tflop:.2f}", f"{self.steps:,}")  # fmt: skip
         if self.measured is None:
             return (*rehearsed, "-", "-", "-", "-")

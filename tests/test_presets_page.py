@@ -31,8 +31,8 @@ def test_page__is_what_was_rehearsed_and_measured(script: Any) -> None:
     assert rows
     for row in rows:
         preset, method, volumes, gib, recomputed, tflop, steps = row[:7]
-        name = preset.strip("`").removeprefix("nnsslPlans_")
-        assert preset.strip("`") in presets() and method in script.METHODS[name]
+        name = preset.strip("`")
+        assert f"nnsslPlans_{name}" in presets() and method in script.METHODS[name]
         line = script.Line(name, method, int(volumes), float(gib), float(recomputed), float(tflop),
                            int(steps.replace(",", "")), script.measured(name, method, int(volumes)))  # fmt: skip
         assert line.cells == row and line.recomputed_gib <= line.gib
