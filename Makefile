@@ -18,7 +18,7 @@ install: $(VENV)/installed
 test: install lint types
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-# While you work: the cheapest tests of every file, about two minutes.
+# While you work: the cheapest tests of every file.
 quick: install
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q -n 2 --dist loadfile --quick
 
