@@ -162,7 +162,11 @@ def _in_pool(
                 hand_out(1)
                 yield result
     finally:
+        processes = list((pool._processes or {}).values())
         pool.shutdown(wait=False, cancel_futures=True)
+        # a killed one may have held the lock of the queue, for which the others, which ignore SIGTERM, would wait
+        for process in processes if any(process.exitcode for process in processes) else ():
+            process.kill()
 
 
 def _named(items: Sequence[Any]) -> str:
