@@ -24,11 +24,6 @@ class _Lazy(ModuleType):
         raise AttributeError(attribute)
 
 
-class _Broken(ModuleType):
-    def __getattr__(self, attribute: str) -> object:
-        raise AttributeError(attribute) if attribute == "__path__" else ImportError(attribute)
-
-
 @pytest.fixture(autouse=True)
 def _our_trainers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("nnUNet_extTrainer", str(Path(nnssl_trainers.__file__).parent))
