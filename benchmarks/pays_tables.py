@@ -97,6 +97,12 @@ class Table:
         return f"{self.plans}From{self.source}_{method}{copy}"
 
 
+# Of tables whose trainings all began with the same state of the generators.
+_SAME_NUMBERS = (
+    "Pretrained and trained on one card (bf16). All trainings drew fresh weights and batches from the same random "
+    "numbers: rows are compared on the same draws, and the spread over seeds is that of the labelled cases and of the "
+    "pretrainings."
+)
 _ONE_RATE = {"nnssl_output_factor": "1"}  # as the tables were made, when that was the only one
 
 
@@ -231,7 +237,7 @@ _HIPPOCAMPUS_ON_A_CARD = replace(
     title="Hippocampus: nnU-Net's own plans, on a card",
     preset="nnUNetPlans",
     plans="nnUNetPlans",
-    note=f"{_HIPPOCAMPUS.note} Network, patch and batch are nnU-Net's own: add `-device cuda`.",
+    note=f"{_HIPPOCAMPUS.note} Network, patch and batch are nnU-Net's own: add `-device cuda`. {_SAME_NUMBERS}",
     patch=None,
     probed=False,
     pretrainings={
@@ -256,7 +262,7 @@ _HEADS = Table(
     cases=(2, 12),
     test="fold_0",
     fold="0",
-    note="The 12 training heads are pretrained on without labels, the 4 test heads by nobody.",
+    note=f"The 12 training heads are pretrained on without labels, the 4 test heads by nobody. {_SAME_NUMBERS}",
 )
 _SARCOMA = Table(
     name="501",
@@ -284,7 +290,7 @@ _LINEAR, _NONLINEAR = "a linear head on the frozen network", "a non-linear head 
 _ALL = (
     _HIPPOCAMPUS,
     _like(_HIPPOCAMPUS, "linear", _LINEAR, _probes("Linear")),
-    _like(_HIPPOCAMPUS, "nonlinear", _NONLINEAR, _probes("")),
+    replace(_like(_HIPPOCAMPUS, "nonlinear", _NONLINEAR, _probes("")), note=f"{_HIPPOCAMPUS.note} {_SAME_NUMBERS}"),
     replace(_like(_HIPPOCAMPUS, "changed", "other rates, and frozen first", _changed()), cases=(4, 30)),
     replace(_like(_HIPPOCAMPUS, "more", "four times the pretraining", _more()), cases=(4,), times_epochs=4),
     _like(_HIPPOCAMPUS, "lapn", "encodings, teacher and students of LAPN", _lapn("017_lapn")),
