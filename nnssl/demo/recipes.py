@@ -55,15 +55,19 @@ LINEAR = Head(
     "nnU-Net's own training of a linear head on the frozen {weights} network, with few labels",
     "so few steps show what the maps of {method} hold already; fine-tuning the whole network needs many more",
 )
+NONLINEAR = Head(
+    "a non-linear head on the frozen network",
+    "nnUNetTrainer_SSLProbe",
+    _length(8, 50, "0.01"),
+    "nnU-Net's own training of a non-linear head on the frozen {weights} network, with few labels",
+    "so few steps show what the maps of {method} hold already, and after so short a pretraining a linear head reads "
+    "little of them; fine-tuning the whole network needs many more",
+)
 
 
 def head_of(method: str) -> Head:
-    """The head that suits the maps of a method.
-
-    Linear for all: from `pimpic`, fine-tuning of the whole network for 160 steps at 1e-3 found the liver alone, as a
-    linear head did after as many steps, for four times its time.
-    """
-    return LINEAR
+    """The head that suits the maps of a method: linear for those of voxels, as in vox2vec's paper."""
+    return LINEAR if method == "vox2vec" else NONLINEAR
 
 
 def pretraining_options(method: str, seed: int) -> tuple[str, ...]:

@@ -29,8 +29,8 @@ from nnssl.pretraining.loop import Pretraining
 from nnssl.pretraining.metrics import read_rows
 from tests.runs import CPU, make_setup, resumed
 
-WITHOUT_CAUSE = {"mae", "unet_mae"}
-WITHOUT_PAIRS = WITHOUT_CAUSE | {"volumefusion"}
+OF_MAPS = {"unet_mae", "volumefusion"}  # whose embeddings are means of whole maps
+WITHOUT_CAUSE = WITHOUT_PAIRS = {"mae", *OF_MAPS}
 
 
 def _rows(*shape: int, seed: int = 0) -> Tensor:
@@ -180,6 +180,10 @@ def test_collapse_cause__names_options_that_the_method_has(method: str) -> None:
     assert (cause is None) == (method in WITHOUT_CAUSE)
     named = re.findall(r"(\w+)=", cause or "")
     assert all(hasattr(config, name) for name in named)
+
+
+def test_collapse__is_no_fault_of_means_of_maps() -> None:
+    assert {name for name in method_names() if not get_method(name).collapses} == OF_MAPS
 
 
 @pytest.mark.parametrize("method", method_names())

@@ -59,6 +59,7 @@ class UnetMae(HiddenBlocks):
     """One crop of a volume, and the mean squared error of its hidden voxels."""
 
     config_class = UnetMaeConfig
+    collapses = False  # the embeddings are means of maps, which are alike in a network that fills blocks well too
     learns_from = "filling in the hidden blocks of a crop with the whole network"
     levels = "decoder"
     host_keys = frozenset({*HiddenBlocks.host_keys, "spacing", *SPATIAL_KEYS})

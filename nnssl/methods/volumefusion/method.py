@@ -71,10 +71,7 @@ class VolumeFusion(Method):
     host_keys = frozenset({
         "starts", "sizes", "spacing", "hu_affine", "is_ct", "boxes", "box_classes", *SPATIAL_KEYS, *WINDOW_KEYS
     })  # fmt: skip
-    collapse_cause = (
-        "a rate at which the mixing weights are not told apart: `accuracy` is then near chance, one over the number of "
-        "classes (-o learning_rate=...)"
-    )
+    collapses = False  # means of maps, which are alike in a network that segments too; `accuracy` tells of a fault
     config: VolumeFusionConfig
 
     def __init__(self, backbone: FeaturePyramid, config: VolumeFusionConfig) -> None:
