@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import types
 import typing
 from collections.abc import Container, Iterable
@@ -14,6 +15,7 @@ from nnssl.methods.base import FORMERLY_FIXED, MethodConfig
 
 MEMORY_OPTIONS = ("checkpoint_activations", "accumulate")  # change gradients by rounding only: --c may change them
 _LARGEST = 2.0**63
+_ALIKE = 0.75  # ratio of difflib from which an option is suggested
 
 Config = TypeVar("Config", bound=MethodConfig)
 
@@ -25,7 +27,7 @@ def override(config: Config, options: Iterable[str], flag: str = "-o") -> Config
     numbers for tuples. Messages name the `flag`.
 
     Raises:
-        UserError: for an unknown key (the valid ones are listed), a value of another type, or a missing `=`.
+        UserError: for an unknown key (one that is alike is named, else all), a value of another type, or a missing `=`.
     """
     hints = typing.get_type_hints(type(config))
     values: dict[str, Any] = {}
@@ -34,6 +36,8 @@ def override(config: Config, options: Iterable[str], flag: str = "-o") -> Config
         if not equals:
             raise UserError(f"{flag} takes key=value, not {shown(option)}")
         if key not in hints:
+            if close := difflib.get_close_matches(key, hints, 1, _ALIKE):
+                raise UserError(f"there is no option {shown(key)}; did you mean {close[0]}?")
             shared, own = _listed(config)
             raise UserError(f"there is no option {shown(key)}; every method has {shared}, and this one also {own}")
         if key in values:

@@ -26,7 +26,9 @@ def test_override__values_are_read_as_their_type() -> None:
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("epochs=3", "there is no option 'epochs'.*num_epochs=1000.*temperature=0.1"),
+        ("colour=3", "there is no option 'colour'; every method has .*num_epochs=1000.*temperature=0.1"),
+        ("epochs=3", r"there is no option 'epochs'; did you mean num_epochs\?$"),
+        ("temperatur=0.1", r"did you mean temperature\?$"),
         ("num_epochs", "key=value"),
         ("num_epochs=many", "num_epochs takes integer, not 'many'"),
         ("num_epochs=1.5", "num_epochs takes integer"),
