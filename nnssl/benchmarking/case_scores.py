@@ -155,7 +155,7 @@ def load_monai() -> Any:
     try:
         from monai.metrics import compute_surface_dice
     except ImportError as error:
-        raise UserError("surface Dice is computed by MONAI, which is not installed; type: pip install nnssl[evaluate]"
+        raise UserError("surface Dice is computed by MONAI, which is not installed; type: pip install 'nnssl[evaluate]'"
                         ) from error  # fmt: skip
     return compute_surface_dice
 

@@ -134,6 +134,9 @@ def _described(given: str | Path | None, predictions: Path, name: str) -> dict[s
     beside = [folder / name for folder in (predictions, *predictions.resolve().parents[:2])]
     file = next((f for f in ([Path(given)] if given is not None else beside) if f.is_file()), None)
     if file is None:
+        if given is None and not predictions.is_dir():
+            raise UserError(f"there is no folder {predictions}; name the folder of the true labels, then the folder of "
+                            f"the predicted ones")  # fmt: skip
         missing = f"there is no {name} beside the predictions in {predictions}" if given is None \
             else f"{given} does not exist"  # fmt: skip
         raise UserError(f"{missing}; name nnU-Net's {name} with {flag}")

@@ -203,6 +203,9 @@ def choose_pretraining(results: Path, dataset: str, target: int | str, wanted: R
     command = f"nnssl_transfer -s {dataset_argument(dataset)} -t {target}"
     if not chosen and not runs:
         method = wanted.of_method or "|".join(method_names())
+        if any(is_dataset(file.parts[-4], target) for file in finished_pretrainings(results)):
+            raise UserError(f"there is no finished pretraining of {dataset}, but one of {target}; did you mean "
+                            f"nnssl_transfer -s {target} -t {dataset_argument(dataset)}?")  # fmt: skip
         raise UserError(f"there is no finished pretraining of {dataset} in {results}; run "
                         f"nnssl_pretrain -d {dataset_argument(dataset)} -m {method} first")  # fmt: skip
     if not chosen:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import inspect
 import json
 import logging
@@ -24,6 +25,7 @@ from nnssl.data.raw import RawDataset
 
 DEFAULT_PLANNER = "ExperimentPlanner"
 _LARGEST_MM, _LARGEST_GB = 1000.0, 10_000.0
+_ALIKE = 0.9  # ratio of difflib from which plans are suggested: names of presets share their beginning
 BLOCK = "nnssl"  # entry of plans: which pretraining a network starts from, see `nnssl.finetuning`
 
 Plans = dict[str, Any]
@@ -225,8 +227,11 @@ def _planner_of_plans(request: PlanRequest, preprocessed: Path) -> Any:
         return planner_class(request.planner or DEFAULT_PLANNER)
     planners = _planners_by_plans()
     if request.preset not in planners:
+        existing = existing_plans(preprocessed)
+        if close := difflib.get_close_matches(request.preset, [*existing, *presets(), *planners], 1, _ALIKE):
+            raise UserError(f"there are no plans {request.preset} of {preprocessed.name}; did you mean {close[0]}?")
         raise UserError(f"there are no plans {request.preset} of {preprocessed.name}; it has "
-                        f"{', '.join(existing_plans(preprocessed)) or 'none yet'}; presets: {', '.join(presets())}; "
+                        f"{', '.join(existing) or 'none yet'}; presets: {', '.join(presets())}; "
                         f"plans of nnU-Net's planners: {', '.join(sorted(planners))}")  # fmt: skip
     return planners[request.preset]
 

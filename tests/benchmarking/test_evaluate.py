@@ -144,6 +144,11 @@ def test_evaluate__mistakes(folders: tuple[Path, Path], how: str, words: str) ->
     assert not (folders[1] / "nnssl_evaluation.json").exists()
 
 
+def test_evaluate__no_folder_of_predictions(folders: tuple[Path, Path]) -> None:
+    with pytest.raises(UserError, match=r"there is no folder .*predictet; name the folder of the true labels"):
+        nnssl.evaluate(folders[0], folders[1].with_name("predictet"), num_processes=1)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

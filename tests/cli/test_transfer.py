@@ -39,3 +39,11 @@ def test_main__a_mistake_is_a_sentence(folders: Folders, capsys: pytest.CaptureF
     assert exit_.value.code == 1
     error = capsys.readouterr().err
     assert error.startswith("error: there is no finished pretraining of Dataset500_Source") and error.count("\n") == 1
+
+
+def test_main__source_and_target_the_wrong_way_round(folders: Folders, capsys: pytest.CaptureFixture[str]) -> None:
+    finish_pretraining(folders.results, "Dataset500_Source", tiny_plans(), CT_JSON)
+    (folders.raw / "Dataset017_Target").mkdir()
+    with pytest.raises(SystemExit):
+        main(["-s", "17", "-t", "500", "-m", "vox2vec"])
+    assert "did you mean nnssl_transfer -s 500 -t 17?" in capsys.readouterr().err

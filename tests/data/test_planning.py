@@ -90,6 +90,8 @@ def test_make_plans__by_the_name_of_a_planners_plans(folders: Folders) -> None:
     write_json(home / "myPlans.json", plans)
     with pytest.raises(UserError, match=r"no plans nonsense.*myPlans.*nnsslPlans_tiny.*nnUNetResEncUNetXLPlans"):
         make_plans(PlanRequest(preset="nonsense"), dataset, reader, home)
+    with pytest.raises(UserError, match=r"no plans nnsslPlans_tinny of .*; did you mean nnsslPlans_tiny\?"):
+        make_plans(PlanRequest(preset="nnsslPlans_tinny"), dataset, reader, home)
     assert existing_plans(home) == ["myPlans"]
 
 
