@@ -280,7 +280,7 @@ def test_main__mistakes_are_one_sentence_and_leave_nothing(
     run = ["-d", "500", "-m", "vox2vec"]
     tiny = [*run, "-p", "nnsslPlans_tiny", "-device", "cpu"]
     assert "choose one of: vox2vec" in _fails(capsys, "-d", "500", "-m", "simsiam", *QUICK)
-    assert "'epochs'; every method has" in _fails(capsys, *tiny, "-o", "epochs=3")
+    assert "'epochs'; did you mean num_epochs?" in _fails(capsys, *tiny, "-o", "epochs=3")
     assert "Dataset500_Phantom" in _fails(capsys, "-d", "77", "-m", "vox2vec", *QUICK)
     assert "3d_fullres" in _fails(capsys, *tiny, "-c", "3d_lowres")
     assert "3d_fullres" in _fails(capsys, *tiny, "-c", "2d")
