@@ -15,7 +15,7 @@ from pays_curves import collect_probes, curves_table, draw_curves, read_curves
 from pays_tables import PRETRAINED, TABLES, UNTRAINED, Table
 
 from nnssl.benchmarking.evaluation_report import MEAN
-from nnssl.benchmarking.plots import draw_labels
+from nnssl.benchmarking.plots import draw_labels, draw_parameters
 from nnssl.benchmarking.results import Results, differences
 from nnssl.benchmarking.subsets import Amount
 from nnssl.benchmarking.tables import COLUMNS, METRICS, caption, table_rows
@@ -25,6 +25,8 @@ from nnssl.core.files import replace_file
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE, FIGURES, SCORES = ROOT / "docs" / "results.md", ROOT / "docs" / "figures", ROOT / "benchmarks" / "results"
+# Tables of the same dataset, and the trainable values of their rows, as nnssl_benchmark counts them.
+_TRAINABLE = {"018_linear": 1_331, "018": 351_801}
 _BLOCK = re.compile(r"(<!-- (?P<kind>table|probe) (?P<name>\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 log = logging.getLogger("nnssl")
 
@@ -45,12 +47,29 @@ def write_docs(out: Path | None) -> None:
             title = f"{table.title} (bars: SD over seeds)"
             shown = replace(results, methods=_run(results))
             draw_labels(shown, _baseline(table, results), figure_of(table.name), title)
+    draw_linear_and_whole(FIGURES / "parameters.png")
     for source in {table.source for table in TABLES.values()}:
         if curves := read_curves(SCORES, source):
             title = f"Dataset {source}: frozen features against steps (bands: SD over seeds)"
             draw_curves(curves, FIGURES / f"results_probe_{source}.png", title)
     replace_file(PAGE, page(PAGE.read_text()).encode())
     log.info(f"written: {PAGE}")
+
+
+def draw_linear_and_whole(file: Path) -> None:
+    """Dice against trainable values: linear heads, and the long fine-tunings of the networks that have both, if run."""
+    linear, whole = (read_scores(scores_file(name), TABLES[name]) for name in _TRAINABLE)
+    if linear is None or whole is None:
+        return
+    heads = [name for name in _run(linear) if name.startswith("random") or f"{name}_long" in _run(whole)]
+    networks = [name for name in _run(whole) if name.endswith("_long") and name != "scratch_long"]
+    scores = {key: score for key, score in linear.scores.items() if key[0] in heads}
+    scores |= {key: score for key, score in whole.scores.items() if key[0] in networks}
+    few, many = _TRAINABLE.values()
+    parameters = dict.fromkeys(heads, few) | dict.fromkeys(networks, many)
+    shown = replace(linear, methods=[*heads, *networks], scores=scores, parameters=parameters)
+    most = f"filled: {linear.amounts[-1].cases} labelled cases; bars: SD over seeds"
+    draw_parameters(shown, heads[0], file, f"Heads: Dice and trainable parameters\n({most})")
 
 
 def page(text: str) -> str:

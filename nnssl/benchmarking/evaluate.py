@@ -67,6 +67,10 @@ def evaluate(
     where = Path(predictions)
     target = where if output is None else Path(output)
     num_processes = default_processes(num_processes)
+    for folder in (Path(references), where):
+        if not folder.is_dir():
+            raise UserError(f"there is no folder {folder}; name the folder of the true labels, then the folder of the "
+                            f"predicted ones")  # fmt: skip
     content, planned = _described(dataset_json, where, "dataset.json"), _described(plans, where, "plans.json")
     pairs = _pairs(Path(references), where, content["file_ending"], chill)
     check_output_folder(target)
@@ -134,9 +138,6 @@ def _described(given: str | Path | None, predictions: Path, name: str) -> dict[s
     beside = [folder / name for folder in (predictions, *predictions.resolve().parents[:2])]
     file = next((f for f in ([Path(given)] if given is not None else beside) if f.is_file()), None)
     if file is None:
-        if given is None and not predictions.is_dir():
-            raise UserError(f"there is no folder {predictions}; name the folder of the true labels, then the folder of "
-                            f"the predicted ones")  # fmt: skip
         missing = f"there is no {name} beside the predictions in {predictions}" if given is None \
             else f"{given} does not exist"  # fmt: skip
         raise UserError(f"{missing}; name nnU-Net's {name} with {flag}")
@@ -147,10 +148,6 @@ def _described(given: str | Path | None, predictions: Path, name: str) -> dict[s
 
 
 def _pairs(references: Path, predictions: Path, ending: str, chill: bool) -> dict[str, tuple[Path, Path]]:
-    for folder in (references, predictions):
-        if not folder.is_dir():
-            raise UserError(f"{folder} is no folder; name the folder of the true labels, then the folder of the "
-                            f"predicted ones")  # fmt: skip
     true, predicted = ({f.name[: -len(ending)]: f for f in d.iterdir() if f.name.endswith(ending)}
                        for d in (references, predictions))  # fmt: skip
     for file in (*true.values(), *predicted.values()):  # nnU-Net's summary skips them silently

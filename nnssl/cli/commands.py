@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -13,6 +12,7 @@ from nnssl.cli.parser import Parser
 from nnssl.cli.run import complete_if_asked, run
 from nnssl.cli.table import COMMANDS, OURS, STAGES
 from nnssl.core.errors import UserError
+from nnssl.core.names import nearest
 
 _DOCS = Path(nnssl.__file__).resolve().parent.parent / "docs"  # in the repository only
 _SHORTEST = """The shortest way, with scans in Dataset500 and labelled ones in Dataset017 of nnUNet_raw:
@@ -63,8 +63,8 @@ def _command(argv: list[str] | None) -> None:
 def _not_a_word(p: Parser, words: list[str]) -> NoReturn:
     """Ours are commands of their own: say which was meant."""
     named = {name.removeprefix("nnssl_"): name for name in OURS}
-    close = difflib.get_close_matches(words[0].removeprefix("nnssl_"), named, 1)
-    p.error(f"nnssl only lists the commands; type {' '.join([named[close[0]], *words[1:]])}" if close
+    meant = nearest(words[0].removeprefix("nnssl_"), named, 0.6)
+    p.error(f"nnssl only lists the commands; type {' '.join([named[meant], *words[1:]])}" if meant is not None
             else f"there is no command {words[0]}; nnssl without arguments lists all")  # fmt: skip
 
 

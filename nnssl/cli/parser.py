@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import sys
 import textwrap
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from nnssl.core.names import nearest
+
 WRONG_LINE = 2  # exit code of a line that cannot be read, as usual with argparse
 _WIDTH = 100  # of what is wrapped here
-_ALIKE = 0.75  # ratio of difflib from which a flag is suggested
 _MISSING = "the following arguments are required: "
 
 
@@ -60,11 +60,11 @@ class Parser(argparse.ArgumentParser):
         if name[:2] in flags and not name[2:3].isalpha() and flags[name[:2]].nargs != 0:
             return  # -d500
         others = {flag: flag for flag in flags} | {f"-{a.dest}": a.option_strings[0] for a in flags.values()}
-        close = difflib.get_close_matches(name, others, 1, _ALIKE)
+        meant = nearest(name, others)
         keyed = next((flag for flag, action in flags.items() if action.metavar == "KEY=VALUE"), None)
         hint = f"; those of the training are given as {keyed} KEY=VALUE" if keyed else ""
-        if close:
-            hint = f"; did you mean {self._with_metavar(others[close[0]])}?"
+        if meant is not None:
+            hint = f"; did you mean {self._with_metavar(others[meant])}?"
         self.error(f"there is no option {name}{hint}")
 
     def _with_metavar(self, name: str) -> str:

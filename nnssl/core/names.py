@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import difflib
 import io
 import re
 from collections.abc import Iterable, Sequence
@@ -76,6 +77,12 @@ def shown(name: Any) -> str:
     """A name on one line of printable text, whatever it holds; at most 80 characters."""
     text = ascii(name) if not isinstance(name, str) or not name.isprintable() or not name else repr(name)
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def nearest(name: str, known: Iterable[str], alike: float = 0.75) -> str | None:
+    """The known name that a misspelt one was meant to be; None where none is at least so much `alike`, in [0, 1]."""
+    close = difflib.get_close_matches(name, known, 1, alike)
+    return close[0] if close else None
 
 
 def _why_no_component(name: Any) -> str | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import inspect
 import json
 import logging
@@ -16,7 +15,7 @@ from typing import Any
 
 from nnssl.core.errors import UserError
 from nnssl.core.files import read_json
-from nnssl.core.names import check_name
+from nnssl.core.names import check_name, nearest
 from nnssl.core.plans_schema import PlansFile
 from nnssl.data.guard import ALLOWED
 from nnssl.data.pool import quietly
@@ -25,7 +24,7 @@ from nnssl.data.raw import RawDataset
 
 DEFAULT_PLANNER = "ExperimentPlanner"
 _LARGEST_MM, _LARGEST_GB = 1000.0, 10_000.0
-_ALIKE = 0.9  # ratio of difflib from which plans are suggested: names of presets share their beginning
+_ALIKE = 0.9  # from which plans are suggested: names of presets share their beginning
 BLOCK = "nnssl"  # entry of plans: which pretraining a network starts from, see `nnssl.finetuning`
 
 Plans = dict[str, Any]
@@ -228,8 +227,8 @@ def _planner_of_plans(request: PlanRequest, preprocessed: Path) -> Any:
     planners = _planners_by_plans()
     if request.preset not in planners:
         existing = existing_plans(preprocessed)
-        if close := difflib.get_close_matches(request.preset, [*existing, *presets(), *planners], 1, _ALIKE):
-            raise UserError(f"there are no plans {request.preset} of {preprocessed.name}; did you mean {close[0]}?")
+        if (meant := nearest(request.preset, [*existing, *presets(), *planners], _ALIKE)) is not None:
+            raise UserError(f"there are no plans {request.preset} of {preprocessed.name}; did you mean {meant}?")
         raise UserError(f"there are no plans {request.preset} of {preprocessed.name}; it has "
                         f"{', '.join(existing) or 'none yet'}; presets: {', '.join(presets())}; "
                         f"plans of nnU-Net's planners: {', '.join(sorted(planners))}")  # fmt: skip

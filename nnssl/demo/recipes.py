@@ -13,8 +13,12 @@ _OF_METHOD = {
     "pimpic": ("steps_per_epoch=20", "learning_rate=1e-3", "crops=12", "batch_size=1"),
     "lapn": ("steps_per_epoch=50", "learning_rate=2e-3", "key_momentum=0.99", "queue_size=8192"),
     "sam": ("steps_per_epoch=50", "warmup_steps=20"),
-    "alice": ("steps_per_epoch=50", "learning_rate=1e-3", "warmup_steps=20"),
+    "alice": ("steps_per_epoch=40", "learning_rate=1e-3", "warmup_steps=20", "mask_block=8,8,8",
+              "target_momentum=0.98"),
     "mae": ("steps_per_epoch=50", "learning_rate=1e-3", "warmup_steps=20"),
+    # SGD at the papers' rates gets nowhere in so few steps
+    "unet_mae": ("steps_per_epoch=50", "optimiser=adamw", "learning_rate=1e-3", "warmup_steps=20"),
+    "volumefusion": ("steps_per_epoch=50", "optimiser=adamw", "learning_rate=1e-3", "warmup_steps=20"),
 }  # fmt: skip
 _OF_OTHERS = ("steps_per_epoch=50", "learning_rate=1e-3")
 _FLAGS = {"alice": ("-alignment", "position")}  # else it needs a pretraining with lapn or sam first
@@ -45,6 +49,7 @@ def _length(epochs: int, steps: int, rate: str) -> dict[str, str]:
         "nnssl_num_iterations_per_epoch": str(steps),
         "nnssl_num_val_iterations_per_epoch": "2",
         "nnssl_initial_lr": rate,
+        "nnssl_test_mirroring": "0",  # an eighth of the predictions
     }
 
 
@@ -66,7 +71,7 @@ NONLINEAR = Head(
 
 
 def head_of(method: str) -> Head:
-    """The head that suits the maps of a method: linear for those of voxels, as in vox2vec's paper."""
+    """The head that suits the maps of a method: linear for vox2vec, as in its paper, whose every level it reads."""
     return LINEAR if method == "vox2vec" else NONLINEAR
 
 

@@ -6,7 +6,6 @@ import math
 import os
 import re
 from collections.abc import Callable, Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from torch.optim import Optimizer
 from nnssl.checkpoints.files import FINAL
 from nnssl.core.errors import UserError
 from nnssl.core.files import checked, read_json
-from nnssl.core.names import shown
+from nnssl.core.names import nearest, shown
 from nnssl.core.plans_schema import PlansFile
 from nnssl.core.schemas import ONLINE, DatasetFile, SplitsFile
 from nnssl.data.inventory import named
@@ -76,6 +75,7 @@ class CheckedTrainer(FrozenParts, StuckAlarm, EarlyStopping):
 
     @inference_allowed_mirroring_axes.setter
     def inference_allowed_mirroring_axes(self, axes: Any) -> None:
+        """Keep them, for the case that the tests are mirrored."""
         self._axes = axes
 
     @staticmethod
@@ -277,9 +277,9 @@ def _refuse_misspelt() -> None:
     """Nothing would read it, and hours would pass with another recipe; names unlike ours may be another package's."""
     for name in os.environ:
         word = name.removeprefix("nnssl_")
-        if word != name and word not in _VARIABLES and (meant := get_close_matches(word, _VARIABLES, 1, 0.75)):
+        if word != name and word not in _VARIABLES and (meant := nearest(word, _VARIABLES)):
             raise UserError(f"nothing reads the variable {shown(name)}; unset it and, if you meant it, type: export "
-                            f"nnssl_{meant[0]}=VALUE")  # fmt: skip
+                            f"nnssl_{meant}=VALUE")  # fmt: skip
 
 
 def above_zero(name: str, value: str) -> float:

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import types
 import typing
 from collections.abc import Container, Iterable
 from typing import Any, TypeVar
 
 from nnssl.core.errors import UserError
-from nnssl.core.names import shown
+from nnssl.core.names import nearest, shown
 from nnssl.methods.base import FORMERLY_FIXED, MethodConfig
 
 MEMORY_OPTIONS = ("checkpoint_activations", "accumulate")  # change gradients by rounding only: --c may change them
 _LARGEST = 2.0**63
-_ALIKE = 0.75  # ratio of difflib from which an option is suggested
 
 Config = TypeVar("Config", bound=MethodConfig)
 
@@ -36,8 +34,8 @@ def override(config: Config, options: Iterable[str], flag: str = "-o") -> Config
         if not equals:
             raise UserError(f"{flag} takes key=value, not {shown(option)}")
         if key not in hints:
-            if close := difflib.get_close_matches(key, hints, 1, _ALIKE):
-                raise UserError(f"there is no option {shown(key)}; did you mean {close[0]}?")
+            if (meant := nearest(key, hints)) is not None:
+                raise UserError(f"there is no option {shown(key)}; did you mean {meant}?")
             shared, own = _listed(config)
             raise UserError(f"there is no option {shown(key)}; every method has {shared}, and this one also {own}")
         if key in values:
