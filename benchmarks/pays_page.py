@@ -66,7 +66,7 @@ def draw_linear_and_whole(file: Path) -> None:
     scores = {key: score for key, score in linear.scores.items() if key[0] in heads}
     scores |= {key: score for key, score in whole.scores.items() if key[0] in networks}
     few, many = _TRAINABLE.values()
-    parameters = dict.fromkeys(heads, few) | dict.fromkeys(networks, many)
+    parameters: dict[str, int | None] = {**dict.fromkeys(heads, few), **dict.fromkeys(networks, many)}
     shown = replace(linear, methods=[*heads, *networks], scores=scores, parameters=parameters)
     most = f"filled: {linear.amounts[-1].cases} labelled cases; bars: SD over seeds"
     draw_parameters(shown, heads[0], file, f"Heads: Dice and trainable parameters\n({most})")
