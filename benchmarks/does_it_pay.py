@@ -29,7 +29,8 @@ from pathlib import Path
 
 from pays_job import CONFIGURATION, Job, Pretraining
 from pays_page import write_docs
-from pays_tables import TABLES, Table
+from pays_table import Table
+from pays_tables import TABLES
 
 from nnssl import benchmark
 from nnssl.benchmarking.workflow import Task, TaskFailed, run_task
@@ -105,7 +106,7 @@ def make(job: Job) -> None:
     if job.part_id and "missing" in (plan.state(), preprocess.state()):
         raise UserError(f"plans and volumes of {job.source} are made by part 0; start part {job.part_id} when that one "
                         f"pretrains")  # fmt: skip
-    failed = run_all([plan])
+    failed = run_all([*job.crops(), plan])
     if t.patch is not None and not failed:
         set_patch(plan.files[0], t.patch)
     failed += run_all([preprocess])
@@ -140,7 +141,7 @@ def train(job: Job, collect_only: bool = False) -> None:
 
 def commands(job: Job) -> Iterator[str]:
     """The commands that are left, to paste into a shell."""
-    for task in (*job.planning(), *job.pretrainings()[job.part_id :: job.num_parts], *job.transfers()):
+    for task in (*job.crops(), *job.planning(), *job.pretrainings()[job.part_id :: job.num_parts], *job.transfers()):
         if task.state() != "finished":
             yield task.line()
     t = job.table

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pays_tables import FLAGS, RANDOM, UNTRAINED, Row, Table
+from pays_crops import copy_name
+from pays_table import RANDOM, Row, Table
+from pays_tables import FLAGS, UNTRAINED
 
 from nnssl.benchmarking.workflow import State, Task
 from nnssl.core.lock import Holder
@@ -87,7 +90,27 @@ class Job:
     @property
     def target(self) -> str:
         """Full name of the labelled dataset."""
-        return dataset_name(self.table.target)
+        original = self.table.cut_from
+        return (
+            dataset_name(self.table.target)
+            if original is None
+            else copy_name(dataset_name(original), self.table.target)
+        )
+
+    def crops(self) -> list[Made]:
+        """The copy of the labelled dataset, where the table has one."""
+        original = self.table.cut_from
+        if original is None:
+            return []
+        (raw,) = require_folders("nnUNet_raw")
+        command = (
+            sys.executable,
+            str(Path(__file__).with_name("pays_crops.py")),
+            str(original),
+            str(self.table.target),
+        )
+        return [Made(self.out, f"crop_{original}", f"volumes of {self.target}", command,
+                     files=(raw / self.target / "dataset.json",))]  # fmt: skip
 
     def results(self, seed: int | str) -> Path:
         """nnUNet_results of a seed's pretrainings."""

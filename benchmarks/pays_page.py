@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 from pays_curves import collect_probes, curves_table, draw_curves, read_curves
-from pays_tables import PRETRAINED, TABLES, UNTRAINED, Table
+from pays_table import Table
+from pays_tables import PRETRAINED, TABLES, UNTRAINED
 
 from nnssl.benchmarking.evaluation_report import MEAN
 from nnssl.benchmarking.plots import draw_labels, draw_parameters
