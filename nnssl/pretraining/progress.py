@@ -33,7 +33,7 @@ _SHOWN: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
     ("waiting for data (% of time)", (("data_wait", ""),)),
 )
 _LOGARITHMIC = ("loss", "effective rank (dimensions)")
-_FROM_ZERO = ("learning rate", "speed (samples/s)", "waiting for data (% of time)")
+_FROM_ZERO = ("effective rank (dimensions)", "learning rate", "speed (samples/s)", "waiting for data (% of time)")
 
 
 def draw_progress(rows: list[Row], file: Path, title: str) -> None:
