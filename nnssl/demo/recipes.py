@@ -13,12 +13,11 @@ _OF_METHOD = {
     "pimpic": ("steps_per_epoch=20", "learning_rate=1e-3", "crops=12", "batch_size=1"),
     "lapn": ("steps_per_epoch=50", "learning_rate=2e-3", "key_momentum=0.99", "queue_size=8192"),
     "sam": ("steps_per_epoch=50", "warmup_steps=20"),
-    "alice": ("steps_per_epoch=40", "learning_rate=1e-3", "warmup_steps=20", "mask_block=8,8,8",
-              "target_momentum=0.98"),
+    # at the papers' weights so few steps only make the tokens of a crop alike
+    "alice": ("steps_per_epoch=30", "learning_rate=1e-3", "warmup_steps=20", "across_weight=0.1", "within_weight=0.1"),
     "mae": ("steps_per_epoch=50", "learning_rate=1e-3", "warmup_steps=20"),
-    # SGD at the papers' rates gets nowhere in so few steps
     "unet_mae": ("steps_per_epoch=50", "optimiser=adamw", "learning_rate=1e-3", "warmup_steps=20"),
-    "volumefusion": ("steps_per_epoch=50", "optimiser=adamw", "learning_rate=1e-3", "warmup_steps=20"),
+    "volumefusion": ("steps_per_epoch=50",),
 }  # fmt: skip
 _OF_OTHERS = ("steps_per_epoch=50", "learning_rate=1e-3")
 _FLAGS = {"alice": ("-alignment", "position")}  # else it needs a pretraining with lapn or sam first
