@@ -8,6 +8,7 @@ from dataclasses import dataclass
 # A few minutes on two cores for every method. So short a training needs a higher rate than the papers' 100,000 steps.
 _PRETRAINING = ("num_epochs=7", "val_steps_per_epoch=2")
 _OF_METHOD = {
+    "vox2vec": ("steps_per_epoch=40", "learning_rate=1e-3"),
     "voco": ("steps_per_epoch=30", "learning_rate=1e-3", "warmup_steps=20", "batch_size=4", "crops=4", "grid=1,3,3",
              "patch_size=16,32,32", "projection_dim=128", "flip_probability=0", "turn_probability=0"),
     "pimpic": ("steps_per_epoch=20", "learning_rate=1e-3", "crops=12", "batch_size=1"),
@@ -16,7 +17,7 @@ _OF_METHOD = {
     # at the papers' weights so few steps only make the tokens of a crop alike
     "alice": ("steps_per_epoch=30", "learning_rate=1e-3", "warmup_steps=20", "across_weight=0.1", "within_weight=0.1"),
     "mae": ("steps_per_epoch=50", "learning_rate=1e-3", "warmup_steps=20"),
-    "unet_mae": ("steps_per_epoch=50", "optimiser=adamw", "learning_rate=1e-3", "warmup_steps=20"),
+    "unet_mae": ("steps_per_epoch=70", "optimiser=adamw", "learning_rate=3e-3", "warmup_steps=20", "mask_block=8,8,8"),
     "volumefusion": ("steps_per_epoch=50",),
 }  # fmt: skip
 _OF_OTHERS = ("steps_per_epoch=50", "learning_rate=1e-3")

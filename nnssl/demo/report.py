@@ -101,7 +101,7 @@ def write_report(
     draw_comparison(folders, gain, setting, home / _PICTURE)
     rows = markdown(table(scores, (gain.method, RANDOM)))
     ran = "\n".join(f"    {seconds:6.1f} s  {line}" for line, seconds in commands)
-    (home / _REPORT).write_text(f"# nnssl demo: {gain.method}\n\n**{gain.sentence}**\n\n{why}.\n\n"
+    (home / _REPORT).write_text(f"# nnssl demo: {gain.method}\n\n**{gain.sentence}**\n\n{why[0].upper()}{why[1:]}.\n\n"
                                 f"![Slices of a test scan, and the Dice of all test scans]({_PICTURE})\n\n"
                                 f"{caption}:\n\n{rows}\n\n## What ran\n\n{ran}\n")  # fmt: skip
     return f"{caption}:\n\n{rows}\n\nreport: {home / _REPORT}\npicture: {home / _PICTURE}\n{gain.sentence}"
