@@ -50,7 +50,7 @@ docs: install
 golden: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.golden.record
 
-# The whole job on drawn CTs, seven to eight minutes on two cores; the report is in demo/. For another method, and for
+# The whole job on drawn CTs, seven to nine minutes on two cores; the report is in demo/. For another method, and for
 # several seeds: `make demo METHOD=pimpic SEEDS=3`, which leaves demo_pimpic/.
 METHOD ?= vox2vec
 SEEDS ?= 1
