@@ -13,7 +13,7 @@ was interrupted; finished pretrainings and trainings are kept, also those that w
 that --dry_run prints, and a pretraining that is running is left alone. Rows whose pretrainings are not finished are
 left out, with a line that names them; several parts train once there are no such rows. On two cores:
 
-    export nnUNet_n_proc_DA=0 nnUNet_def_n_proc=1 nnUNet_compile=f OMP_NUM_THREADS=1
+    export nnUNet_n_proc_DA=0 nnUNet_def_n_proc=1 nnUNet_compile=f OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 """
 
 from __future__ import annotations

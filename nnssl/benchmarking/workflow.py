@@ -91,8 +91,12 @@ class Task(ABC):
         return " ".join([*settings, shlex.join(self.left())])
 
     def environment(self) -> dict[str, str]:
-        """All variables of the process."""
-        return {**os.environ, **self.variables}
+        """All variables of the process; no busy waiting, unless the caller wants it.
+
+        nnUNetv2_train on a CPU takes a thread a core, whatever OMP_NUM_THREADS says: the threads of two such trainings
+        wait busily for each other, and both take several times as long.
+        """
+        return {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, **self.variables}
 
     def note(self, seconds: float, code: int | None, anew: bool) -> float:
         """Note an attempt, and return the seconds of all attempts that count.

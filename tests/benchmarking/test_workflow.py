@@ -57,6 +57,17 @@ def test_run_task__environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert (tmp_path / "logs" / "key.log").read_text() == "2 3\n"
 
 
+@pytest.mark.parametrize("given", [None, "ACTIVE"])
+def test_run_task__does_not_wait_busily_unless_asked_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str | None
+) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if given is not None:
+        monkeypatch.setenv("OMP_WAIT_POLICY", given)
+    run_task(_task(tmp_path, "import os; print(os.environ['OMP_WAIT_POLICY'])"))
+    assert (tmp_path / "logs" / "key.log").read_text() == f"{given or 'PASSIVE'}\n"
+
+
 def test_run_task__lines_of_nnunet_are_made_readable(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     line = "2026-01-31 04:43:48.368424: Pseudo dice [np.float32(0.7641), np.float32(0.0)] "
     run_task(_task(tmp_path, f"print({line!r})", shown=re.compile("Pseudo")))
