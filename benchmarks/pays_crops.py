@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
+from nnssl.benchmarking.case_scores import dice
 from nnssl.cli.run import entry
 from nnssl.core.files import read_json, write_json
+from nnssl.core.geometry import bounding_box
 from nnssl.core.schemas import DatasetFile
 from nnssl.data.folders import dataset_name, require_folders
-
-ENDING = ".nii.gz"
 
 
 def copy_name(original: str, number: int) -> str:
@@ -31,13 +31,10 @@ def copy_name(original: str, number: int) -> str:
 def box_of(labels: np.ndarray, rng: np.random.Generator) -> tuple[slice, ...]:
     """What is kept of a label map (z, y, x) with at least one foreground voxel."""
     kept = []
-    for axis, size in enumerate(labels.shape):
-        inside = np.flatnonzero(labels.any(tuple(i for i in range(labels.ndim) if i != axis)))
+    for size, start, stop in zip(labels.shape, *bounding_box(labels != 0), strict=True):
         lost = 1 - 0.5 * rng.random()
-        low, high = int(inside[0]), int(inside[-1]) + 1
-        kept.append(
-            slice(round(low * lost), size) if rng.random() < 0.5 else slice(0, size - round((size - high) * lost))
-        )
+        at_end, at_start = slice(round(start * lost), size), slice(0, size - round((size - stop) * lost))
+        kept.append(at_end if rng.random() < 0.5 else at_start)
     return tuple(kept)
 
 
@@ -46,11 +43,11 @@ def crop_aside(source: Path, target: Path) -> list[np.ndarray]:
     content = read_json(source / "dataset.json", DatasetFile, "the raw dataset needs one")
     for name in ("imagesTr", "labelsTr"):
         (target / name).mkdir(parents=True, exist_ok=True)
-    rng, maps = np.random.default_rng(0), []
-    for file in sorted((source / "labelsTr").glob(f"*{ENDING}")):
+    rng, maps, ending = np.random.default_rng(0), [], content["file_ending"]
+    for file in sorted((source / "labelsTr").glob(f"*{ending}")):
         labels = sitk.ReadImage(str(file))
         box = box_of(sitk.GetArrayFromImage(labels), rng)[::-1]  # (x, y, z), as SimpleITK counts
-        image = f"{file.name.removesuffix(ENDING)}_0000{ENDING}"
+        image = f"{file.name.removesuffix(ending)}_0000{ending}"
         sitk.WriteImage(labels[box], str(target / "labelsTr" / file.name))
         sitk.WriteImage(sitk.ReadImage(str(source / "imagesTr" / image))[box], str(target / "imagesTr" / image))
         maps.append(sitk.GetArrayFromImage(labels[box]))
@@ -60,17 +57,15 @@ def crop_aside(source: Path, target: Path) -> list[np.ndarray]:
 
 def ellipsoid_dice(maps: list[np.ndarray]) -> float:
     """Mean Dice of the best ellipsoid in the middle of the volumes, its axes a share of the volume's."""
+    return max(
+        float(np.mean([dice(labels > 0, _ellipsoid(labels.shape, share)) for labels in maps]))
+        for share in np.arange(0.2, 1.2, 0.05)
+    )
 
-    def dice(share: float) -> float:
-        return float(np.mean([_dice(labels > 0, share) for labels in maps]))
 
-    return max(dice(share) for share in np.arange(0.2, 1.2, 0.05))
-
-
-def _dice(labels: np.ndarray, share: float) -> float:
-    axes = np.ogrid[tuple(slice(-1, 1, size * 1j) for size in labels.shape)]
-    inside: np.ndarray = np.asarray(sum(axis**2 for axis in axes) < share**2)
-    return float(2 * (inside & labels).sum() / (inside.sum() + labels.sum()))
+def _ellipsoid(shape: tuple[int, ...], share: float) -> np.ndarray:
+    axes = np.ogrid[tuple(slice(-1, 1, size * 1j) for size in shape)]
+    return np.asarray(sum(axis**2 for axis in axes) < share**2)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -90,25 +90,16 @@ class Job:
     @property
     def target(self) -> str:
         """Full name of the labelled dataset."""
-        original = self.table.cut_from
-        return (
-            dataset_name(self.table.target)
-            if original is None
-            else copy_name(dataset_name(original), self.table.target)
-        )
+        t = self.table
+        return dataset_name(t.target) if t.cut_from is None else copy_name(dataset_name(t.cut_from), t.target)
 
     def crops(self) -> list[Made]:
         """The copy of the labelled dataset, where the table has one."""
-        original = self.table.cut_from
+        original, script = self.table.cut_from, Path(__file__).with_name("pays_crops.py")
         if original is None:
             return []
         (raw,) = require_folders("nnUNet_raw")
-        command = (
-            sys.executable,
-            str(Path(__file__).with_name("pays_crops.py")),
-            str(original),
-            str(self.table.target),
-        )
+        command = (sys.executable, str(script), str(original), str(self.table.target))
         return [Made(self.out, f"crop_{original}", f"volumes of {self.target}", command,
                      files=(raw / self.target / "dataset.json",))]  # fmt: skip
 
