@@ -12,8 +12,8 @@ _OF_METHOD = {
     "voco": ("steps_per_epoch=30", "learning_rate=1e-3", "warmup_steps=20", "batch_size=4", "crops=4", "grid=1,3,3",
              "patch_size=16,32,32", "projection_dim=128", "flip_probability=0", "turn_probability=0"),
     "pimpic": ("steps_per_epoch=20", "learning_rate=1e-3", "crops=12", "batch_size=1"),
-    "lapn": ("steps_per_epoch=50", "learning_rate=2e-3", "key_momentum=0.99", "queue_size=8192"),
-    "sam": ("steps_per_epoch=50", "warmup_steps=20"),
+    "lapn": ("steps_per_epoch=28", "learning_rate=2e-3", "key_momentum=0.99", "queue_size=8192"),
+    "sam": ("steps_per_epoch=20", "warmup_steps=20"),
     # at the papers' weights so few steps only make the tokens of a crop alike
     "alice": ("steps_per_epoch=27", "learning_rate=1e-3", "warmup_steps=20", "across_weight=0.1", "within_weight=0.1"),
     "mae": ("steps_per_epoch=50", "learning_rate=1e-3", "warmup_steps=20"),
@@ -63,7 +63,7 @@ LINEAR = Head(
 NONLINEAR = Head(
     "a non-linear head on the frozen network",
     "nnUNetTrainer_SSLProbe",
-    _length(7, 50, "0.01"),
+    _length(6, 50, "0.01"),
     "nnU-Net's own training of a non-linear head on the frozen {weights} network, with few labels",
     "so few steps show what the maps of {method} hold already, and after so short a pretraining a linear head reads "
     "little of them; fine-tuning the whole network needs many more",
