@@ -17,7 +17,7 @@ _OF_METHOD = {
     # at the papers' weights so few steps only make the tokens of a crop alike
     "alice": ("steps_per_epoch=27", "learning_rate=1e-3", "warmup_steps=20", "across_weight=0.1", "within_weight=0.1"),
     "mae": ("steps_per_epoch=50", "learning_rate=1e-3", "warmup_steps=20"),
-    "unet_mae": ("steps_per_epoch=55", "optimiser=adamw", "learning_rate=3e-3", "warmup_steps=20", "mask_block=8,8,8"),
+    "unet_mae": ("steps_per_epoch=70", "optimiser=adamw", "learning_rate=3e-3", "warmup_steps=20", "mask_block=8,8,8"),
     "volumefusion": ("steps_per_epoch=50",),
 }  # fmt: skip
 _OF_OTHERS = ("steps_per_epoch=50", "learning_rate=1e-3")

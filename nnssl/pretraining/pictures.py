@@ -46,7 +46,7 @@ def draw_panels(rows: list[list[Panel]], file: Path, title: str, where: Sequence
         axes = parts[0].subplots(1, max(len(where), 2), squeeze=False)[0]
         labelled += [_draw_overview(axis, shown, WIDTH / len(axes)) for axis, shown in zip(axes, where, strict=False)]
         _hide(axes[len(where) :])
-        _explain(parts[0], where)
+        _explain(parts[0], where, points=any(panel.points for row in rows for panel in row))
     for line, row in zip(parts[-1].subplots(len(rows), max(columns, 2), squeeze=False), rows, strict=True):
         labelled += [_draw_panel(axis, panel, width, bool(where)) for axis, panel in zip(line, row, strict=False)]
         _hide(line[len(row) :])
@@ -124,8 +124,8 @@ def _draw_box(axis: Axes, box: Sequence[float], colour: str, line: float, style:
                              linestyle=style, path_effects=halo(line + 1.4)))  # fmt: skip
 
 
-def _explain(part: Any, where: Sequence[Overview]) -> None:
-    """A legend of the lines that the overviews have."""
+def _explain(part: Any, where: Sequence[Overview], points: bool) -> None:
+    """A legend of the lines that the overviews have, and of the rings that the pictures below have."""
     from matplotlib.lines import Line2D
 
     outlines = [outline for shown in where for outline in shown.outlines]
@@ -135,6 +135,9 @@ def _explain(part: Any, where: Sequence[Overview]) -> None:
         (":", "slice shown below", any(o.slices for o in outlines)),
     ]
     marks = [(Line2D([], [], color="black", linestyle=style), text) for style, text, there in kinds if there]
+    if points:
+        marks.append((Line2D([], [], color="black", linestyle="", marker="o", markerfacecolor="none"),
+                      "same number, same place"))  # fmt: skip
     part.legend(*zip(*marks, strict=True), loc="outside lower center", ncols=len(marks), fontsize=9, frameon=False)
 
 

@@ -41,6 +41,10 @@ def test_draw_panels__everything_is_inside_and_readable(tmp_path: Path, monkeypa
         boxes = [text.get_window_extent() for text in axis.texts]
         assert not [(a, b) for a, b in combinations(range(len(boxes)), 2) if boxes[a].overlaps(boxes[b])]
     assert {text.get_text() for text in above.texts} == {*"RLS", "1", "2", "20 mm"}
+    (legend,) = (legend for part in figure.subfigs for legend in part.legends)
+    assert [text.get_text() for text in legend.get_texts()] == [
+        "crop", "crop in front of this slice or behind it", "slice shown below", "same number, same place"
+    ]  # fmt: skip
     solid, dashed = (patch.get_linestyle() for patch in above.patches)
     assert solid != dashed
     titles = [axis.title.get_window_extent() for axis in views[1:4]]
