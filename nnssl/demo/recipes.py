@@ -11,7 +11,7 @@ _OF_METHOD = {
     "vox2vec": ("steps_per_epoch=40", "learning_rate=1e-3"),
     "voco": ("steps_per_epoch=30", "learning_rate=1e-3", "warmup_steps=20", "batch_size=4", "crops=4", "grid=1,3,3",
              "patch_size=16,32,32", "projection_dim=128", "flip_probability=0", "turn_probability=0"),
-    "pimpic": ("steps_per_epoch=30", "learning_rate=1e-3", "crops=12", "batch_size=1"),
+    "pimpic": ("steps_per_epoch=20", "learning_rate=1e-3", "crops=12", "batch_size=1"),
     "lapn": ("steps_per_epoch=28", "learning_rate=2e-3", "key_momentum=0.99", "queue_size=8192"),
     "sam": ("steps_per_epoch=20", "warmup_steps=20"),
     # at the papers' weights so few steps only make the tokens of a crop alike
@@ -64,20 +64,17 @@ LINEAR = Head(
 NONLINEAR = Head(
     "a non-linear head on the frozen network",
     "nnUNetTrainer_SSLProbe",
-    _length(10, 50, "0.01"),
+    _length(6, 50, "0.01"),
     "nnU-Net's own training of a non-linear head on the frozen {weights} network, with few labels",
     "so few steps show what the maps of {method} hold already, and after so short a pretraining a linear head reads "
     "little of them; fine-tuning the whole network needs many more",
 )
-_WHOLE_UNETS = ("lapn", "sam", "unet_mae", "volumefusion")  # a step through encoder and decoder takes twice as long
-_OF_WHOLE_UNETS = replace(NONLINEAR, variables=_length(6, 50, "0.01"))
+_LONGER = replace(NONLINEAR, variables=_length(10, 50, "0.01"))
 
 
 def head_of(method: str) -> Head:
     """The head that suits the maps of a method: linear for vox2vec, as in its paper, whose every level it reads."""
-    if method == "vox2vec":
-        return LINEAR
-    return _OF_WHOLE_UNETS if method in _WHOLE_UNETS else NONLINEAR
+    return {"vox2vec": LINEAR, "simclr": _LONGER}.get(method, NONLINEAR)  # no gain with simclr after 300 steps
 
 
 def pretraining_options(method: str, seed: int) -> tuple[str, ...]:
