@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 _PRETRAINING = ("num_epochs=7", "val_steps_per_epoch=2")
 _OF_METHOD = {
     "vox2vec": ("steps_per_epoch=40", "learning_rate=1e-3"),
-    "voco": ("steps_per_epoch=30", "learning_rate=1e-3", "warmup_steps=20", "batch_size=4", "crops=4", "grid=1,3,3",
+    "voco": ("steps_per_epoch=30", "learning_rate=3e-3", "warmup_steps=20", "batch_size=4", "crops=4", "grid=1,3,3",
              "patch_size=16,32,32", "projection_dim=128", "flip_probability=0", "turn_probability=0"),
     "pimpic": ("steps_per_epoch=20", "learning_rate=1e-3", "crops=12", "batch_size=1"),
     "lapn": ("steps_per_epoch=28", "learning_rate=2e-3", "key_momentum=0.99", "queue_size=8192"),
