@@ -73,8 +73,11 @@ _LONGER = replace(NONLINEAR, variables=_length(10, 50, "0.01"))
 
 
 def head_of(method: str) -> Head:
-    """The head that suits the maps of a method: linear for vox2vec, as in its paper, whose every level it reads."""
-    return {"vox2vec": LINEAR, "simclr": _LONGER}.get(method, NONLINEAR)  # no gain with simclr after 300 steps
+    """The head that suits the maps of a method: linear for vox2vec, as in its paper, whose every level it reads.
+
+    It learns longer with simclr, which showed no gain after 300 steps.
+    """
+    return {"vox2vec": LINEAR, "simclr": _LONGER}.get(method, NONLINEAR)
 
 
 def pretraining_options(method: str, seed: int) -> tuple[str, ...]:

@@ -129,15 +129,13 @@ def _explain(part: Any, where: Sequence[Overview], points: bool) -> None:
     from matplotlib.lines import Line2D
 
     outlines = [outline for shown in where for outline in shown.outlines]
-    kinds: list[tuple[Any, str, bool]] = [
-        ("-", "crop", True),
-        ((0, (4, 2)), "crop in front of this slice or behind it", not all(o.cut for o in outlines)),
-        (":", "slice shown below", any(o.slices for o in outlines)),
+    kinds: list[tuple[dict[str, Any], str, bool]] = [
+        ({"linestyle": "-"}, "crop", True),
+        ({"linestyle": (0, (4, 2))}, "crop in front of this slice or behind it", not all(o.cut for o in outlines)),
+        ({"linestyle": ":"}, "slice shown below", any(o.slices for o in outlines)),
+        ({"linestyle": "", "marker": "o", "markerfacecolor": "none"}, "same number, same place", points),
     ]
-    marks = [(Line2D([], [], color="black", linestyle=style), text) for style, text, there in kinds if there]
-    if points:
-        marks.append((Line2D([], [], color="black", linestyle="", marker="o", markerfacecolor="none"),
-                      "same number, same place"))  # fmt: skip
+    marks = [(Line2D([], [], color="black", **look), text) for look, text, there in kinds if there]
     part.legend(*zip(*marks, strict=True), loc="outside lower center", ncols=len(marks), fontsize=9, frameon=False)
 
 
