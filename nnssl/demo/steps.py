@@ -156,11 +156,11 @@ class Step(Task):
         return "begun" if self.continues is not None and self.continues.is_file() else "missing"
 
     def environment(self) -> dict[str, str]:
-        """The caller's variables but `nnssl_...`, the demo's folders, at most a worker a core, and no busy waiting."""
-        mine = {k: v for k, v in os.environ.items() if not k.startswith("nnssl_")}
+        """A task's variables without the caller's `nnssl_...`, with the demo's folders and at most a worker a core."""
+        given = {name: value for name, value in super().environment().items() if not name.startswith("nnssl_")}
         workers = str(min(4, os.cpu_count() or 1))
-        return {**mine, "nnUNet_n_proc_DA": workers, "nnUNet_def_n_proc": workers, "nnUNet_compile": "f",
-                "OMP_WAIT_POLICY": "PASSIVE", **self.folders.environment(), **self.variables}  # fmt: skip
+        return {**given, "nnUNet_n_proc_DA": workers, "nnUNet_def_n_proc": workers, "nnUNet_compile": "f",
+                **self.folders.environment(), **self.variables}  # fmt: skip
 
     def note(self, seconds: float, code: int | None, anew: bool) -> float:
         """Keep it in the record."""
