@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ def _killed(call: Callable[[], Any]) -> None:
         try:
             torch.set_num_threads(1)  # a forked process has no others
             call()
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(1)
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL

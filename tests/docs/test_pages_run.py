@@ -33,7 +33,8 @@ RUNS: dict[str, tuple[str, dict[str, str]]] = {
     "docs/probe.md": ("vox2vec", {"nnssl_pretrain -d 500 -m vox2vec -probe 17 --c": "goes on with the first run"}),
     "docs/classification.md": (
         "vox2vec",
-        {"nnssl_classify -d 600 -m RUN -target covid --finetune": LONG, "nnssl_classify -d 600 -m random -p": LONG},
+        {"nnssl_classify -d 600 -m RUN -target covid --finetune": LONG, "nnssl_classify -d 600 -m random -p": LONG,
+         "nnssl_benchmark -d 600 -target covid -m vox2vec=RUN random=random:RUN -o bench --finetune": LONG},
     ),
 }  # fmt: skip
 
