@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from nnssl.analysis import embed
 from nnssl.analysis.files import read_vectors
@@ -24,18 +23,12 @@ from tests.runs import same_content
 pytestmark = pytest.mark.slow
 
 
-def _killed(call: Callable[[], Any]) -> None:
-    """Run a call in a process of its own, which must be killed."""
-    child = os.fork()
-    if child == 0:
-        try:
-            torch.set_num_threads(1)  # a forked process has no others
-            call()
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(1)
-    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+def _killed(call: Callable[..., Any], *given: Any) -> None:
+    """Call it in a new process, which must be killed; a forked one has no autograd where this one has used threads."""
+    child = multiprocessing.get_context("spawn").Process(target=call, args=given)
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
 
 
 def _dying(function: Callable[..., Any], calls: int) -> Callable[..., Any]:
@@ -51,6 +44,32 @@ def _dying(function: Callable[..., Any], calls: int) -> Callable[..., Any]:
     return call
 
 
+def _frozen(run: Path) -> Path:
+    return classify(600, run, "look", folds=2, device="cpu").folder
+
+
+def _frozen_until(run: Path, calls: int) -> None:
+    embed._SAVE_EVERY = 2
+    embed.body_vector = _dying(embed.body_vector, calls)
+    _frozen(run)
+
+
+def _finetuned(run: Path, output: Path, **more: Any) -> Path:
+    options = ["num_epochs=2", "batch_size=2", "save_every_epochs=1", "patch_size=8,16,16"]
+    return classify(600, run, "look", finetune=True, folds=2, output=output, options=options, device="cpu",
+                    num_processes=1, **more).folder  # fmt: skip
+
+
+def _no_peak(setup: Any, method: Any = None) -> float:
+    return 0.1
+
+
+def _finetuned_until(run: Path, output: Path, steps: int) -> None:
+    finetune.peak_gib = _no_peak
+    Pretraining._train_step = _dying(Pretraining._train_step, steps)  # type: ignore[method-assign]
+    _finetuned(run, output)
+
+
 def test_classify__frozen_killed_between_cases(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
@@ -58,13 +77,10 @@ def test_classify__frozen_killed_between_cases(
     for name in ("whole", "killed"):
         monkeypatch.setenv("nnUNet_results", str(tmp_path / name))
         if name == "killed":
-            with monkeypatch.context() as patched:
-                patched.setattr(embed, "_SAVE_EVERY", 2)
-                patched.setattr(embed, "body_vector", _dying(embed.body_vector, 6))
-                _killed(lambda: classify(600, source, "look", folds=2, device="cpu"))
+            _killed(_frozen_until, source, 6)
             (vectors,) = (tmp_path / "killed/Dataset600_Scans").glob("vectors_*")
             assert len(read_vectors(vectors / "vectors.npz")) == 4
-        made.append(classify(600, source, "look", folds=2, device="cpu").folder)
+        made.append(_frozen(source))
     whole, killed = ((folder / "predictions.csv").read_text() for folder in made)
     assert whole == killed and len(whole.splitlines()) == 11
 
@@ -72,19 +88,12 @@ def test_classify__frozen_killed_between_cases(
 def test_classify__finetuning_killed_within_an_epoch_of_the_second_fold(
     world: Path, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def train(name: str, **more: Any) -> Path:
-        options = ["num_epochs=2", "batch_size=2", "save_every_epochs=1", "patch_size=8,16,16"]
-        return classify(600, run, "look", finetune=True, folds=2, output=world / name, options=options, device="cpu",
-                        num_processes=1, **more).folder  # fmt: skip
-
-    monkeypatch.setattr(finetune, "peak_gib", lambda *_: 0.1)
-    whole = train("whole_folds")
-    with monkeypatch.context() as patched:
-        steps = 2 * load_checkpoint(whole / "fold_0/checkpoint_final.pth")["config"]["steps_per_epoch"]
-        patched.setattr(Pretraining, "_train_step", _dying(Pretraining._train_step, steps + steps // 2 + 1))
-        _killed(lambda: train("killed_folds"))
+    monkeypatch.setattr(finetune, "peak_gib", _no_peak)
+    whole = _finetuned(run, world / "whole_folds")
+    steps = 2 * load_checkpoint(whole / "fold_0/checkpoint_final.pth")["config"]["steps_per_epoch"]
+    _killed(_finetuned_until, run, world / "killed_folds", steps + steps // 2 + 1)
     assert (world / "killed_folds/fold_1" / LATEST).is_file()
-    killed = train("killed_folds", continue_run=True)
+    killed = _finetuned(run, world / "killed_folds", continue_run=True)
     for fold in ("fold_0", "fold_1"):
         first, second = (load_checkpoint(folder / fold / "model.pth") for folder in (whole, killed))
         assert same_content(first["method_state"], second["method_state"])
