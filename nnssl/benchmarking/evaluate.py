@@ -75,8 +75,8 @@ def evaluate(
     pairs = _pairs(Path(references), where, content["file_ending"], chill)
     check_output_folder(target)
     if len(pairs) < FEWEST_CASES:
-        log.warning(f"{len(pairs)} of at least {FEWEST_CASES} cases: the difference of two models may be chance; "
-                    f"predict more cases")  # fmt: skip
+        log.warning(f"only {len(pairs)} cases: with fewer than {FEWEST_CASES} a difference between models may be "
+                    f"chance; predict more cases")  # fmt: skip
     evaluation = evaluate_cases(pairs, content, planned, tolerance, absent, num_processes)
     target.mkdir(parents=True, exist_ok=True)
     _write_summary(Path(references), where, target / SUMMARY, content, planned, evaluation.structures, num_processes)

@@ -48,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
     add(tuned, "-f", type=int, nargs="+", help="folds to train, in this job (default: all)")
     add(tuned, "-set",
         help="options of the training, such as num_epochs=50 batch_size=4 patch_size=32,96,96 learning_rate=1e-4 "
-             "class_weights=true flip_probability=0.5; an unknown key lists them all")
+             "class_weights=true flip_probability=0.5; help=1 lists them all")
     add(tuned, "-memory", type=float, metavar="GIB",
         help="memory that a step of whole volumes may take; beyond it, crops of the pretraining's patch size (default: "
              "0.9 of the card, or half of the machine's memory)")

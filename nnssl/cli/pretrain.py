@@ -42,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
              "that fold of splits_final.json")
     add(p, "-set", "-o",
         help="hyper-parameters of the method, such as num_epochs=100 steps_per_epoch=50 batch_size=4 "
-             "patch_size=32,96,96 learning_rate=1e-4 seed=1; an unknown key lists them all")
+             "patch_size=32,96,96 learning_rate=1e-4 seed=1; help=1 lists them all")
     add(p, "-pretrained", metavar="RUN", help=f"start from the weights of another pretraining: {RUN}, also of "
         "nnU-Net's own trainings")
     add(p, "-alignment", metavar="RUN",

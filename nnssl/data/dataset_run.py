@@ -23,6 +23,7 @@ from nnssl.data.planning import (
     load_plans,
     make_plans,
     merged,
+    planner_of,
     refuse_other_content,
     renamed,
     same_plans,
@@ -173,6 +174,7 @@ class DatasetRun:
             self._take(existing)
             return
         self._may_plan(request, existing)
+        planner_of(request, self.home)  # a mistyped name is refused before all volumes are read
         self._scan(if_outdated=existing is None or request.overwrite)
         self._accept(self._new_plans(request), existing, request)
 

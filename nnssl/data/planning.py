@@ -156,11 +156,10 @@ def make_plans(request: PlanRequest, dataset: RawDataset, reader: Any, preproces
     """
     name = request.name()
     with quietly(if_it_fails=logging.ERROR), _one_thread_at_least():
+        planner = _planner(planner_of(request, preprocessed), dataset, reader, request)
         if request.preset in presets():
-            planner = _planner(planner_class(DEFAULT_PLANNER), dataset, reader, request)
             plans = plans_from_preset(str(request.preset), dataset, planner)
         else:
-            planner = _planner(_planner_of_plans(request, preprocessed), dataset, reader, request)
             plans = planner.plan_experiment()
     plans = renamed(json.loads(json.dumps(plans)), name)
     if request.target_spacing is not None or request.reorient:
@@ -220,9 +219,13 @@ def _planners_by_plans() -> dict[str, Any]:
     return {_default_name(planner): planner for planner in reversed(planner_classes().values())}
 
 
-def _planner_of_plans(request: PlanRequest, preprocessed: Path) -> Any:
-    """The planner that is asked for by its name or that of its plans."""
-    if request.preset is None:
+def planner_of(request: PlanRequest, preprocessed: Path) -> Any:
+    """The planner that is asked for by its name or that of its plans; nnU-Net's default one fills in a preset.
+
+    Raises:
+        UserError: there is none; with the names that exist, also in the folder `preprocessed` of the dataset.
+    """
+    if request.preset is None or request.preset in presets():
         return planner_class(request.planner or DEFAULT_PLANNER)
     planners = _planners_by_plans()
     if request.preset not in planners:

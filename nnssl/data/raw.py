@@ -218,7 +218,9 @@ def _cases_of_folder(
             continue
         # One file may hold all channels as a fourth axis; whether it does is seen when it is opened.
         if name not in odd and set(images) not in ({0}, set(range(num_channels))):
-            odd[name] = f"wrong channels: has {_numbers(images)}, needs {_numbers(range(num_channels))}"
+            needs = range(num_channels)
+            odd[name] = (f"wrong channels: has {_numbers(images)}, needs {_numbers(needs)}; a file's name is that of "
+                         f"its case and {_numbers(needs[:1])} before {ending}")  # fmt: skip
         if name not in odd:
             label = str(folder / "labelsTr" / f"{name}{ending}") if f"{name}{ending}" in with_label else None
             cases[name] = RawCase(name, tuple(images[c] for c in sorted(images)), label)

@@ -21,7 +21,8 @@ RANDOM = "random"
 PRESET = "nnsslPlans_tiny"
 _SOURCE, _TARGET = str(dataset_id(UNLABELLED)), str(dataset_id(LABELLED))
 _CONFIGURATION = "3d_fullres"
-# Lines of nnU-Net's commands that the user sees.
+# Lines of the commands that the user sees: of ours all but those to type next, which the demo types itself.
+_OF_OURS = re.compile(r"^(?!next:|  )")
 _OF_TRAINING = re.compile(r"Backbone from|trainable parameters|: Epoch \d+ *$|Pseudo dice|Mean Validation")
 _OF_PREDICTION = re.compile(r"^There are|^Predicting ")
 _NOTHING = re.compile(r"(?!)")
@@ -172,7 +173,8 @@ def demo_steps(record: Record, method: str, seeds: tuple[int, ...], device: str)
     """All commands in their order: one preprocessing, then for each seed a pretraining and two trainings."""
     title = "Plan and preprocess the unlabelled scans, with the preset for small machines"
     command = ("nnssl_plan_and_preprocess", "-d", _SOURCE, "-p", PRESET)
-    steps = [Step(record.home, "plan", title, command, record=record, folders=Folders(record.home, seeds[0]))]
+    steps = [Step(record.home, "plan", title, command, shown=_OF_OURS, record=record,
+                  folders=Folders(record.home, seeds[0]))]  # fmt: skip
     for seed in seeds:
         step = partial(Step, record.home, record=record, folders=Folders(record.home, seed))
         steps.append(_pretraining(step, Folders(record.home, seed), method, device))
@@ -188,14 +190,16 @@ def _pretraining(step: Callable[..., Step], folders: Folders, method: str, devic
     title = f"Pretrain with {method}: the network learns from scans alone"
     options = pretraining_options(method, folders.seed)
     command = ("nnssl_pretrain", "-d", _SOURCE, "-m", method, "-p", PRESET, "-device", device, *options)
-    return step(f"pretrain_seed{folders.seed}", title, command, product=run, continues=run / "checkpoint_latest.pth")
+    return step(f"pretrain_seed{folders.seed}", title, command, product=run,
+                continues=run / "checkpoint_latest.pth", shown=_OF_OURS)  # fmt: skip
 
 
 def _transfer(step: Callable[..., Step], backbone: str) -> Step:
     title = "Bring the pretraining to the labelled dataset: plans that fit the network and name its weights"
     if backbone == RANDOM:
         title = "The baseline: plans for the same network with random weights"
-    return step(f"transfer_{backbone}", title, ("nnssl_transfer", "-s", _SOURCE, "-t", _TARGET, "-m", backbone))
+    command = ("nnssl_transfer", "-s", _SOURCE, "-t", _TARGET, "-m", backbone)
+    return step(f"transfer_{backbone}", title, command, shown=_OF_OURS)
 
 
 def _training(step: Callable[..., Step], folders: Folders, backbone: str, head: Head, device: str) -> list[Step]:

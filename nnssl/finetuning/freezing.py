@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nnssl.core.errors import UserError
 from nnssl.core.names import shown
-from nnssl.finetuning.frozen_parts import BODY, DECODER, ENCODER, parameters_of
+from nnssl.finetuning.frozen_parts import BODY, DECODER, ENCODER, parameters_of, part_in_words
 from nnssl.finetuning.segmentation import PyramidSegmentation
 from nnssl.finetuning.settings import by_plans, given, how_to_set
 
@@ -239,7 +239,7 @@ class FrozenParts(nnUNetTrainer):
     def _said(self, before: int, after: int) -> str:
         if self.freezing is None or not self._frozen:
             return f"{after:,} values train, {before:,} before"
-        parts, frozen = ", ".join(self.freezing.parts), before - after
+        parts, frozen = ", ".join(part_in_words(p, self.plain_network) for p in self.freezing.parts), before - after
         if self.freezing.steps == 0:
             return f"Frozen: {parts}, {frozen:,} values, for the whole training; {after:,} values train"
         total = self.num_epochs * self.num_iterations_per_epoch

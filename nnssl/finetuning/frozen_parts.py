@@ -43,6 +43,13 @@ def parameters_of(part: str, module: nn.Module, configuration: Mapping[str, Any]
     return [p for p in module.parameters() if id(p) not in known]
 
 
+def part_in_words(part: str, module: nn.Module) -> str:
+    """A part's name for the log: of a network with a head of this package, whose encoder is its whole backbone."""
+    if isinstance(module, PyramidSegmentation):
+        return {ENCODER: "backbone", BODY: "backbone", DECODER: "head"}.get(part, part)
+    return part
+
+
 def _body(module: nn.Module) -> list[nn.Parameter]:
     if isinstance(module, PyramidSegmentation):
         return list(module.backbone.parameters())

@@ -21,7 +21,7 @@ from nnssl.data.check_case import orientation
 from nnssl.data.guard import Images, names_of_channels
 from nnssl.data.trusted import read_nnunet_checkpoint
 from nnssl.finetuning.base_trainer import RATE, RateByEpoch, UsableCases, trusted_manager
-from nnssl.finetuning.frozen_parts import DECODER, ENCODER, parameters_of
+from nnssl.finetuning.frozen_parts import DECODER, ENCODER, parameters_of, part_in_words
 from nnssl.finetuning.segmentation import build_segmentation, described_network
 from nnssl.finetuning.start import ENCODINGS, Head, Start, Wanted, find_start
 from nnssl.finetuning.stuck import head_warning
@@ -222,11 +222,13 @@ def refuse_mixture(start: Start, model_folder: Path, fold_folder: Path) -> None:
 
 
 def loaded_parts(network: Any, report: TransferReport, configuration: dict[str, Any]) -> str:
-    """How much of the encoder and of the decoder took pretrained values, as a line of the log."""
+    """How much of encoder and decoder, or of backbone and head, took pretrained values, as a line of the log."""
     pretrained = network.pretrained_tensors()
     taken = {id(pretrained[name]) for name in (*report.loaded, *report.adapted)}
     parts = {part: {id(p) for p in parameters_of(part, network, configuration)} for part in (ENCODER, DECODER)}
-    counts = [f"{len(ids & taken)} of {len(ids)} tensors of the {part}" for part, ids in parts.items()]
+    counts = [
+        f"{len(ids & taken)} of {len(ids)} tensors of the {part_in_words(part, network)}" for part, ids in parts.items()
+    ]
     return f"Pretrained: {', '.join(counts)}"
 
 

@@ -35,7 +35,7 @@ def override(config: Config, options: Iterable[str], flag: str = "-o") -> Config
             raise UserError(f"{flag} takes key=value, not {shown(option)}")
         if key not in hints:
             if (meant := nearest(key, hints)) is not None:
-                raise UserError(f"there is no option {shown(key)}; did you mean {meant}?")
+                raise UserError(f"there is no option {shown(key)}; did you mean {meant}? ({flag} help=1 lists all)")
             shared, own = _listed(config)
             raise UserError(f"there is no option {shown(key)}; every method has {shared}, and this one also {own}")
         if key in values:

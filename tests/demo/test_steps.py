@@ -110,6 +110,19 @@ def test_step__environment_leads_no_command_elsewhere(tmp_path: Path, monkeypatc
     assert environment["nnssl_num_epochs"] == train.variables["nnssl_num_epochs"] and "PATH" in environment
 
 
+@pytest.mark.parametrize("name", ["plan", "pretrain", "transfer"])
+def test_step__lines_to_type_next_are_not_shown(tmp_path: Path, name: str) -> None:
+    step = next(step for step in _steps(tmp_path) if step.key.startswith(name))
+    lines = [
+        "epoch 1/7  loss 2.27",
+        "next:",
+        "  # recommended",
+        "  nnssl_transfer -s 500 -t 17 -m vox2vec",
+        "warning: two",
+    ]
+    assert [line for line in lines if step.shown.search(f"{line}\n")] == [lines[0], lines[-1]]
+
+
 SETTINGS = {"method": "vox2vec", "device": "cpu"}
 
 

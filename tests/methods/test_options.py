@@ -27,8 +27,8 @@ def test_override__values_are_read_as_their_type() -> None:
     ("option", "message"),
     [
         ("colour=3", "there is no option 'colour'; every method has .*num_epochs=1000.*temperature=0.1"),
-        ("epochs=3", r"there is no option 'epochs'; did you mean num_epochs\?$"),
-        ("temperatur=0.1", r"did you mean temperature\?$"),
+        ("epochs=3", r"there is no option 'epochs'; did you mean num_epochs\? \(-o help=1 lists all\)$"),
+        ("temperatur=0.1", r"did you mean temperature\? \(-o help=1 lists all\)$"),
         ("num_epochs", "key=value"),
         ("num_epochs=many", "num_epochs takes integer, not 'many'"),
         ("num_epochs=1.5", "num_epochs takes integer"),
