@@ -150,7 +150,9 @@ def _prepare(
     method.load_state_dict(content["method_state"])
     method.to(device).eval()
     dataset = SampleDataset(method_class, config, volumes, setup.val, setup.aligner)
+    asked = [volumes.label(i) for i in range(len(volumes))]
     items = [dataset["train", step, position] for position in range(len(volumes))]
+    items.sort(key=lambda item: asked.index(item[0]))
     samples = [_checked(sample) for _, sample in items]
     with torch.no_grad():
         batch = method.augment(to_device(method_class.collate(samples), torch.device(device), method.host_keys))
@@ -177,7 +179,9 @@ def _volumes(content: dict[str, Any], asked: Sequence[str], path: Path) -> Cases
     there = [{f"{folder.name}/{case}" for case in folder.cases()} for folder in folders]
     if missing := [label for label in labels if label not in set().union(*there)]:
         images = next(folder.images for folder in folders if folder.name == missing[0].split("/")[0])
-        raise UserError(f"{images} holds no preprocessed volume of {', '.join(missing)}; name others with -i, or run "
+        some = ", ".join(sorted(set().union(*there))[:_DEFAULT])
+        others = f"others with -i, such as {some}" if some else "others with -i"
+        raise UserError(f"{images} holds no preprocessed volume of {', '.join(missing)}; name {others}, or run "
                         f"nnssl_plan_and_preprocess for that dataset")  # fmt: skip
     return Cases.of(folders, [[label.split("/")[1] for label in labels if label in cases] for cases in there])
 

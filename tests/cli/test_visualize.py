@@ -94,6 +94,13 @@ def test_similarity__in_another_image_and_at_a_level_from_a_drawn_place(root: Pa
     assert numbers["reference"] == _draw(root, tmp_path, "similarity", *arguments)["reference"]
 
 
+@pytest.mark.parametrize("step", ["0", "1", "2"])
+def test_views__in_the_order_that_is_asked_for(root: Path, tmp_path: Path, step: str) -> None:
+    for asked in (["case_000", "case_001"], ["case_001", "case_000"]):
+        numbers = _draw(root, tmp_path, "views", "-i", *asked, "-step", step, wide=False)
+        assert [name.split("/")[1] for name in numbers["cases"]] == asked
+
+
 @pytest.mark.quick
 def test_pca__colours_the_body_in_the_file_of_the_image(root: Path, tmp_path: Path) -> None:
     numbers = _draw(root, tmp_path, "pca", "-i", *_images(root))
@@ -196,7 +203,7 @@ def test_main__mistakes_are_one_sentence(root: Path, tmp_path: Path, capsys: pyt
         ("-level 9 does not exist", ["pca", "-m", _run(root), "-i", image, "-o", picture, "-level", "9"]),
         ("there is no image", ["pca", "-m", _run(root), "-i", "nothing", "-o", picture]),
         ("the point 900 0 0 is not in", ["pca", "-m", _run(root), "-i", image, "-o", picture, "-p", "900", "0", "0"]),
-        ("holds no preprocessed volume of Dataset500_Phantom/x",
+        ("no preprocessed volume of Dataset500_Phantom/x; name others with -i, such as Dataset500_Phantom/case_000",
          ["views", "-m", _run(root), "-i", "x", "-o", picture]),
     ):  # fmt: skip
         assert expected in _fails(capsys, *arguments)

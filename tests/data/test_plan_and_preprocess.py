@@ -199,6 +199,16 @@ def test_plan_and_preprocess__mistakes(folders: Folders, options: dict[str, Any]
     assert left <= {"dataset_fingerprint.json", "dataset.json"}  # whole, and good for the next attempt
 
 
+@pytest.mark.parametrize("options", [{"planner": "Nonsense"}, {"preset": "Nonsense"}])
+def test_plan_and_preprocess__mistyped_plans_are_refused_before_volumes_are_read(
+    folders: Folders, options: dict[str, Any]
+) -> None:  # fmt: skip
+    write_ct_dataset(folders.raw, 1, "X", 2)
+    with pytest.raises(UserError, match="Nonsense"):
+        plan_and_preprocess([1], **options)
+    assert not list(folders.preprocessed.glob("*/dataset_fingerprint.json"))
+
+
 def test_plan_and_preprocess__full_disk(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
     import errno
 
