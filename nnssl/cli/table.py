@@ -21,7 +21,7 @@ class Command(NamedTuple):
     module: str = ""
 
 
-_RUN = "`nnUNet_results/DATASET/nnssl_METHOD__PLANS__CONFIGURATION/`"
+_RUN = "`nnssl_METHOD__PLANS__CONFIGURATION/` in `nnUNet_results`"
 _PREPARED = "plans and volumes in `nnUNet_preprocessed`"
 # fmt: off
 STAGES: dict[str, tuple[Command, ...]] = {
