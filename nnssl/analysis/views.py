@@ -139,7 +139,7 @@ def _prepare(
         raise UserError(f"{run.checkpoint} holds weights from elsewhere, and no method that makes views; draw its "
                         f"features with nnssl_visualize pca or similarity")  # fmt: skip
     method_class = get_method(content["method"])
-    volumes = _volumes(content, cases, run.checkpoint)
+    volumes, asked = _volumes(content, cases, run.checkpoint)
     _guard(content, volumes.folders, allow)
     config = replace(from_plain(method_class.config_class, content["config"]), batch_size=len(volumes))
     setup = Setup(content["method"], config, content["plans"], content["dataset_json"], {}, content["configuration"],
@@ -150,9 +150,8 @@ def _prepare(
     method.load_state_dict(content["method_state"])
     method.to(device).eval()
     dataset = SampleDataset(method_class, config, volumes, setup.val, setup.aligner)
-    asked = [volumes.label(i) for i in range(len(volumes))]
     items = [dataset["train", step, position] for position in range(len(volumes))]
-    items.sort(key=lambda item: asked.index(item[0]))
+    items.sort(key=lambda item: asked.index(item[0]))  # a step draws its cases in a random order
     samples = [_checked(sample) for _, sample in items]
     with torch.no_grad():
         batch = method.augment(to_device(method_class.collate(samples), torch.device(device), method.host_keys))
@@ -166,8 +165,8 @@ def _checked(sample: Sample | str) -> Sample:
     return sample
 
 
-def _volumes(content: dict[str, Any], asked: Sequence[str], path: Path) -> Cases:
-    """The chosen preprocessed volumes."""
+def _volumes(content: dict[str, Any], asked: Sequence[str], path: Path) -> tuple[Cases, list[str]]:
+    """The chosen preprocessed volumes, and their labels in the order of the choice."""
     known = [*content.get("val_cases", []), *content.get("train_cases", [])]  # Dataset/case
     dataset = content["plans"]["dataset_name"]
     labels = [case if "/" in case else _full_name(case, known, dataset) for case in asked] or known[:_DEFAULT]
@@ -177,13 +176,15 @@ def _volumes(content: dict[str, Any], asked: Sequence[str], path: Path) -> Cases
     names = list(dict.fromkeys(label.split("/")[0] for label in labels))
     folders = [folder for name in names for folder in _folders(preprocessed, name, content)]
     there = [{f"{folder.name}/{case}" for case in folder.cases()} for folder in folders]
-    if missing := [label for label in labels if label not in set().union(*there)]:
+    present = set().union(*there)
+    if missing := [label for label in labels if label not in present]:
         images = next(folder.images for folder in folders if folder.name == missing[0].split("/")[0])
-        some = ", ".join(sorted(set().union(*there))[:_DEFAULT])
+        some = ", ".join(sorted(present)[:_DEFAULT])
         others = f"others with -i, such as {some}" if some else "others with -i"
         raise UserError(f"{images} holds no preprocessed volume of {', '.join(missing)}; name {others}, or run "
                         f"nnssl_plan_and_preprocess for that dataset")  # fmt: skip
-    return Cases.of(folders, [[label.split("/")[1] for label in labels if label in cases] for cases in there])
+    volumes = Cases.of(folders, [[label.split("/")[1] for label in labels if label in cases] for cases in there])
+    return volumes, labels
 
 
 def _guard(content: dict[str, Any], folders: Sequence[VolumeFolder], allow: bool) -> None:

@@ -149,6 +149,7 @@ class Step(Task):
     record: Record
     folders: Folders
     continues: Path | None = None
+    shown: re.Pattern[str] = _OF_OURS
 
     def state(self) -> State:
         """Finished if the record says so; an interrupted step without a checkpoint starts again."""
@@ -173,8 +174,7 @@ def demo_steps(record: Record, method: str, seeds: tuple[int, ...], device: str)
     """All commands in their order: one preprocessing, then for each seed a pretraining and two trainings."""
     title = "Plan and preprocess the unlabelled scans, with the preset for small machines"
     command = ("nnssl_plan_and_preprocess", "-d", _SOURCE, "-p", PRESET)
-    steps = [Step(record.home, "plan", title, command, shown=_OF_OURS, record=record,
-                  folders=Folders(record.home, seeds[0]))]  # fmt: skip
+    steps = [Step(record.home, "plan", title, command, record=record, folders=Folders(record.home, seeds[0]))]
     for seed in seeds:
         step = partial(Step, record.home, record=record, folders=Folders(record.home, seed))
         steps.append(_pretraining(step, Folders(record.home, seed), method, device))
@@ -190,16 +190,14 @@ def _pretraining(step: Callable[..., Step], folders: Folders, method: str, devic
     title = f"Pretrain with {method}: the network learns from scans alone"
     options = pretraining_options(method, folders.seed)
     command = ("nnssl_pretrain", "-d", _SOURCE, "-m", method, "-p", PRESET, "-device", device, *options)
-    return step(f"pretrain_seed{folders.seed}", title, command, product=run,
-                continues=run / "checkpoint_latest.pth", shown=_OF_OURS)  # fmt: skip
+    return step(f"pretrain_seed{folders.seed}", title, command, product=run, continues=run / "checkpoint_latest.pth")
 
 
 def _transfer(step: Callable[..., Step], backbone: str) -> Step:
     title = "Bring the pretraining to the labelled dataset: plans that fit the network and name its weights"
     if backbone == RANDOM:
         title = "The baseline: plans for the same network with random weights"
-    command = ("nnssl_transfer", "-s", _SOURCE, "-t", _TARGET, "-m", backbone)
-    return step(f"transfer_{backbone}", title, command, shown=_OF_OURS)
+    return step(f"transfer_{backbone}", title, ("nnssl_transfer", "-s", _SOURCE, "-t", _TARGET, "-m", backbone))
 
 
 def _training(step: Callable[..., Step], folders: Folders, backbone: str, head: Head, device: str) -> list[Step]:

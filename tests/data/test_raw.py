@@ -59,8 +59,8 @@ def test_read_raw_dataset__missing_channel_is_left_out(tmp_path: Path) -> None:
     dataset = read_raw_dataset(tmp_path, "D")
     assert [len(case.images) for case in dataset.cases.values()] == [2, 1]  # c may be a 4-D file with both
     assert set(dataset.left_out) == {"b", "d"}
-    assert dataset.left_out["d"].startswith(
-        "wrong channels: has 0000 0002, needs 0000 0001; a file's name is that of its case and 0000 before ."
+    assert dataset.left_out["d"] == (
+        "wrong channels: has 0000 0002, needs 0000 0001; a file's name is that of its case and 0000 before .nii.gz"
     )
 
 
